@@ -1,0 +1,66 @@
+"""Frozen values that cross a stage or a process, and their Arrow and JSON forms."""
+
+from raysearch.records.assignment import BitAssignment
+from raysearch.records.budget import (
+    Budget,
+    check_achievable,
+    excesses,
+    is_feasible,
+    parse_budget,
+    parse_budgets,
+)
+from raysearch.records.costs import COST_KINDS, CostModel, packed_bytes
+from raysearch.records.ranges import QuantizerRange, RangeTable
+from raysearch.records.results import (
+    EpochMetrics,
+    ExportedFile,
+    ExportManifest,
+    FineTuneResult,
+    TargetCheck,
+)
+from raysearch.records.run import TERMINAL_STATES, RunResult, RunStatus
+from raysearch.records.search import SearchResult, SearchTrial, trials_from_table, trials_to_table
+from raysearch.records.sensitivity import Option, OptionEffect, SensitivityTable, Trace
+from raysearch.records.setup import (
+    FLOAT_BITS,
+    QuantizationPoint,
+    QuantizerGroup,
+    QuantizerSetup,
+    Site,
+)
+
+__all__ = [
+    "COST_KINDS",
+    "FLOAT_BITS",
+    "TERMINAL_STATES",
+    "BitAssignment",
+    "Budget",
+    "CostModel",
+    "EpochMetrics",
+    "ExportManifest",
+    "ExportedFile",
+    "FineTuneResult",
+    "Option",
+    "OptionEffect",
+    "QuantizationPoint",
+    "QuantizerGroup",
+    "QuantizerRange",
+    "QuantizerSetup",
+    "RangeTable",
+    "RunResult",
+    "RunStatus",
+    "SearchResult",
+    "SearchTrial",
+    "SensitivityTable",
+    "Site",
+    "TargetCheck",
+    "Trace",
+    "check_achievable",
+    "excesses",
+    "is_feasible",
+    "packed_bytes",
+    "parse_budget",
+    "parse_budgets",
+    "trials_from_table",
+    "trials_to_table",
+]

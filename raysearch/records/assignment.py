@@ -1,0 +1,70 @@
+"""A bit-width for every quantizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from raysearch.errors import PlacementError
+from raysearch.records.setup import QuantizerSetup
+
+
+@dataclass(frozen=True)
+class BitAssignment:
+    """One bit-width for each group of a setup.
+
+    Attributes:
+        bits: group id → bit-width, in group order.
+    """
+
+    bits: Mapping[str, int]
+
+    @classmethod
+    def uniform(cls, setup: QuantizerSetup, num_bits: int) -> BitAssignment:
+        """Every weight group at `num_bits` (or its nearest allowed width, the lower one on a tie), every
+        activation group at its widest.
+        """
+        bits: dict[str, int] = {}
+        for group in setup.groups.values():
+            if setup.group_kind(group.id) == "activation":
+                bits[group.id] = group.bit_widths[-1]
+            else:
+                bits[group.id] = min(group.bit_widths, key=lambda b: (abs(b - num_bits), b))
+        return cls(bits)
+
+    @classmethod
+    def extreme(cls, setup: QuantizerSetup, which: int) -> BitAssignment:
+        """Every group at its lowest (`which=0`) or highest (`which=-1`) width."""
+        return cls({group.id: group.bit_widths[which] for group in setup.groups.values()})
+
+    def check(self, setup: QuantizerSetup) -> None:
+        """Refuse an assignment that does not fit a setup.
+
+        Raises:
+            PlacementError: a group is missing or unknown, or a width is not one of the group's.
+        """
+        for name in self.bits:
+            if name not in setup.groups:
+                raise PlacementError(
+                    f"the assignment names '{name}', which is no group of this model. "
+                    f"`raysearch inspect` lists the groups; there are {len(setup.groups)}."
+                )
+        for group in setup.groups.values():
+            if group.id not in self.bits:
+                raise PlacementError(f"the assignment gives no bit-width for the group '{group.id}'.")
+            if self.bits[group.id] not in group.bit_widths:
+                raise PlacementError(
+                    f"the assignment gives '{group.id}' {self.bits[group.id]} bits; allowed: "
+                    f"{', '.join(map(str, group.bit_widths))}."
+                )
+
+    def per_point(self, setup: QuantizerSetup) -> dict[str, int]:
+        """Quantizer id → bit-width, in graph order; a group that is not named stays out (float)."""
+        width = {p: self.bits[g.id] for g in setup.groups.values() if g.id in self.bits for p in g.points}
+        return {name: width[name] for name in setup.points if name in width}
+
+    def digest(self) -> str:
+        """A short hash that does not depend on the order of the groups."""
+        return blake2b(json.dumps(sorted(self.bits.items())).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,129 @@
+"""What training and export leave behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from raysearch.errors import StorageError
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """Mean metrics of the quantized model after one epoch; epoch −1 is the state before training."""
+
+    epoch: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class FineTuneResult:
+    """Outcome of quantization-aware training.
+
+    Attributes:
+        checkpoint: name of the best state in the run's folder, a safetensors file.
+        best_epoch: the epoch it is from; −1 when no epoch improved on the calibrated model.
+        monitor: the metric that chose it (lower is better).
+        history: metrics per epoch.
+        skipped: why no training took place; "" when it did.
+    """
+
+    checkpoint: str
+    best_epoch: int
+    monitor: str
+    history: tuple[EpochMetrics, ...]
+    skipped: str = ""
+
+    def to_json(self) -> str:
+        """The result as JSON text."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> FineTuneResult:
+        """Read what `to_json` wrote.
+
+        Raises:
+            StorageError: the text is damaged.
+        """
+        try:
+            data = json.loads(text)
+            history = tuple(EpochMetrics(e["epoch"], e["metrics"]) for e in data["history"])
+            return cls(data["checkpoint"], data["best_epoch"], data["monitor"], history, data["skipped"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"finetune.json is damaged: {error!r}. Run with --resume.") from error
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file of an export: path below the model folder, SHA-256, size in bytes."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class TargetCheck:
+    """How one target's file, run in its own runtime, differs from the stripped module.
+
+    Attributes:
+        target: "packed" or "onnx".
+        runtime: name and version of what ran the file.
+        max_abs_difference: over all outputs of all verification batches.
+        mean_abs_difference: the mean over the same.
+        agreement: share of samples with the same argmax over the last dimension; 1.0 for single outputs.
+        num_samples: samples compared.
+    """
+
+    target: str
+    runtime: str
+    max_abs_difference: float
+    mean_abs_difference: float
+    agreement: float
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class ExportManifest:
+    """What was exported and how it was verified.
+
+    Attributes:
+        files: every file of the model folder but the manifest itself.
+        checks: one entry a target.
+        weights_bytes: bytes of codes and scales in the packed file; equals the cost model's `size`.
+        costs: the cost model's figures for the assignment.
+        notes: plain statements a user should know, such as a container wider than the codes.
+    """
+
+    files: tuple[ExportedFile, ...]
+    checks: tuple[TargetCheck, ...]
+    weights_bytes: int
+    costs: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """The manifest as JSON text."""
+        return json.dumps({"schema_version": 1, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> ExportManifest:
+        """Read what `to_json` wrote.
+
+        Raises:
+            StorageError: the text is damaged, or of a newer schema.
+        """
+        try:
+            data = json.loads(text)
+            version = data["schema_version"]
+            if version != 1:
+                raise StorageError(
+                    f"manifest.json has schema version {version}; this raysearch reads 1. Update it."
+                )
+            files = tuple(ExportedFile(**entry) for entry in data["files"])
+            checks = tuple(TargetCheck(**entry) for entry in data["checks"])
+            return cls(files, checks, data["weights_bytes"], data["costs"], tuple(data["notes"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"manifest.json is damaged: {error!r}. Retrieve or export the model again."
+            ) from error

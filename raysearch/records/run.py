@@ -1,0 +1,88 @@
+"""What a run says of itself: its status while it lives, and its result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from raysearch.errors import StorageError
+
+TERMINAL_STATES = ("done", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """`status.json`: always current, small, and written whole.
+
+    Attributes:
+        run_id: the run.
+        state: "running", "done", "failed" or "cancelled".
+        stage: the stage in progress, or the last one.
+        done: finished units of the stage.
+        total: all units of the stage; 0 while unknown.
+        seconds: stage → seconds spent.
+        updated: Unix time of this record.
+        message: the error of a failed run, or a remark.
+    """
+
+    run_id: str
+    state: str
+    stage: str = ""
+    done: int = 0
+    total: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    updated: float = 0.0
+    message: str = ""
+
+    def to_json(self) -> str:
+        """The status as JSON text."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> RunStatus:
+        """Read what `to_json` wrote.
+
+        Raises:
+            StorageError: the text is damaged.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise StorageError(f"status.json is damaged: {error!r}.") from error
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The end of the walk; every path is absolute or a URI.
+
+    Attributes:
+        run_id: the run.
+        storage: where its folder is.
+        budget: the expressions as given.
+        assignment: group id → bit-width.
+        costs: kind → cost of the assignment.
+        float_metrics: metric → value of the float model on the validation data.
+        quantized_metrics: the same for the stripped model.
+        model_dir: folder with the exported files.
+        report: path of the HTML report; "" when the `report` extra is not installed.
+        seconds: stage → seconds.
+        notes: plain statements about what was left out, such as QAT without training data.
+    """
+
+    run_id: str
+    storage: str
+    budget: tuple[str, ...]
+    assignment: Mapping[str, int]
+    costs: Mapping[str, float]
+    float_metrics: Mapping[str, float]
+    quantized_metrics: Mapping[str, float]
+    model_dir: str
+    report: str
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain values, ready for JSON."""
+        return asdict(self)

@@ -1,0 +1,129 @@
+"""What the sensitivity stage measured: traces with standard errors, and the response of every option."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raysearch.errors import StorageError
+
+Option = tuple[str, int]
+"""A group id and one of its bit-widths."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Average Hessian trace of one weight: Tr(H_ll)/n_l of the mean loss.
+
+    Attributes:
+        point: the weight's quantizer id.
+        value: the estimate; negative values are possible for losses with negative curvature.
+        stderr: standard error over data and probes together (what the estimate is off by).
+        probe_stderr: the part of it that more probes would remove.
+        num_probes: probes per shard.
+        num_samples: samples seen.
+    """
+
+    point: str
+    value: float
+    stderr: float
+    probe_stderr: float
+    num_probes: int
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class OptionEffect:
+    """What one option does alone.
+
+    Attributes:
+        group: the group's id.
+        num_bits: the bit-width.
+        kind: "weight" or "activation".
+        perturbation: ‖Q(W) − W‖² summed over the group's weights; 0 for activations.
+        omega: Σ trace·‖Q(W) − W‖² over the group's weights (HAWQ-V2); 0 for activations.
+        response: ½·K_qq, the second-order increase of the divergence from this option alone.
+        divergence: the measured divergence of this option alone, mean per sample.
+    """
+
+    group: str
+    num_bits: int
+    kind: str
+    perturbation: float
+    omega: float
+    response: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class SensitivityTable:
+    """All measurements of one float model, independent of any budget.
+
+    Attributes:
+        traces: quantizer id → trace, weights only.
+        effects: option → effect, in the order of the setup's options.
+        gram: K, shape [num_options, num_options], float64, symmetric and positive semi-definite;
+            K_qr = mean over samples of δ_qᵀ Λ δ_r, in the order of `effects`.
+        fingerprint: hash of the model, the data, the setup and the method.
+    """
+
+    traces: Mapping[str, Trace]
+    effects: Mapping[Option, OptionEffect]
+    gram: npt.NDArray[np.float64]
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if self.gram.shape != (len(self.effects), len(self.effects)):
+            raise ValueError(f"gram is {self.gram.shape}, but there are {len(self.effects)} options")
+
+    def traces_table(self) -> pa.Table:
+        """One row a weight."""
+        return _rows(Trace, self.traces.values(), self.fingerprint)
+
+    def effects_table(self) -> pa.Table:
+        """One row an option."""
+        return _rows(OptionEffect, self.effects.values(), self.fingerprint)
+
+    def gram_table(self) -> pa.Table:
+        """One row an option: its group, its width, and its row of K as a list."""
+        rows = pa.array(list(self.gram), type=pa.list_(pa.float64()))
+        names = [group for group, _ in self.effects]
+        widths = [bits for _, bits in self.effects]
+        return pa.table({"group": names, "num_bits": widths, "gram": rows})
+
+    @classmethod
+    def from_tables(cls, traces: pa.Table, effects: pa.Table, gram: pa.Table) -> SensitivityTable:
+        """Read what the three tables hold.
+
+        Raises:
+            StorageError: a table lacks a column, or the tables belong to different measurements.
+        """
+        try:
+            marks = {table.schema.metadata[b"fingerprint"].decode() for table in (traces, effects)}
+            found_traces = [Trace(**row) for row in traces.to_pylist()]
+            found_effects = [OptionEffect(**row) for row in effects.to_pylist()]
+            matrix = np.array(gram.column("gram").to_pylist(), dtype=np.float64)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StorageError(f"the sensitivity tables are damaged: {error}. Start the run anew.") from error
+        if len(marks) != 1:
+            raise StorageError(f"traces and sensitivity belong to different measurements: {sorted(marks)}.")
+        return cls(
+            {trace.point: trace for trace in found_traces},
+            {(effect.group, effect.num_bits): effect for effect in found_effects},
+            matrix.reshape(len(found_effects), len(found_effects)),
+            marks.pop(),
+        )
+
+
+def _rows(record: type, values: object, fingerprint: str) -> pa.Table:
+    entries = [asdict(value) for value in values]  # type: ignore[attr-defined]
+    types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+    schema = pa.schema(
+        [(field.name, types[str(field.type)]) for field in fields(record)],
+        metadata={"fingerprint": fingerprint},
+    )
+    return pa.Table.from_pylist(entries, schema=schema)

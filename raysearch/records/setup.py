@@ -1,0 +1,162 @@
+"""Where quantizers go: points, the places each one acts on, and the groups that share a bit-width."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import Any, Literal
+
+from raysearch.errors import StorageError
+
+FLOAT_BITS = 32
+"""The bit-width that stands for 'not quantized' in costs."""
+
+Role = Literal["parameter", "input", "add"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in the eager model where a quantizer acts.
+
+    Attributes:
+        module: dotted path of the module, "" for the root.
+        role: "parameter" (the quantizer is a parametrization of `name`), "input" (it acts on the
+            module's first argument) or "add" (it acts on one argument of the `occurrence`-th addition
+            that the module itself executes in one forward).
+        name: the parameter's name; "" for the other roles.
+        occurrence: index of the addition within the module's own forward.
+        argument: 0 or 1, the operand of the addition.
+    """
+
+    module: str
+    role: Role
+    name: str = ""
+    occurrence: int = 0
+    argument: int = 0
+
+
+@dataclass(frozen=True)
+class QuantizationPoint:
+    """One quantizer: a weight, or a tensor that quantizable operations read.
+
+    Attributes:
+        id: stable name, such as "conv1.weight", "conv1.input" or "block.add0.input1".
+        kind: "weight" or "activation".
+        sites: where it acts; several for tied weights, or for a tensor with several readers.
+        shape: of the weight, or of one sample of the activation (no batch dimension).
+        axis: channel axis of the scale; None means one scale per tensor.
+        macs: multiply-accumulates per sample of all the operations that use this weight; 0 for others.
+        input_point: id of the activation point that feeds the weight's operation; "" when it is float.
+    """
+
+    id: str
+    kind: Literal["weight", "activation"]
+    sites: tuple[Site, ...]
+    shape: tuple[int, ...]
+    axis: int | None = None
+    macs: int = 0
+    input_point: str = ""
+
+    @property
+    def num_elements(self) -> int:
+        """Number of weights, or of activation values per sample."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def num_scales(self) -> int:
+        """Number of scales the quantizer holds."""
+        return 1 if self.axis is None else self.shape[self.axis]
+
+    @property
+    def layer(self) -> str:
+        """The module of the first site."""
+        return self.sites[0].module
+
+
+@dataclass(frozen=True)
+class QuantizerGroup:
+    """Points that must share a bit-width, and the widths they may take (ascending)."""
+
+    id: str
+    points: tuple[str, ...]
+    bit_widths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class QuantizerSetup:
+    """The result of placement: every point and every group, keyed by id in graph order."""
+
+    points: Mapping[str, QuantizationPoint]
+    groups: Mapping[str, QuantizerGroup]
+
+    def __post_init__(self) -> None:
+        grouped = [p for group in self.groups.values() for p in group.points]
+        if sorted(grouped) != sorted(self.points):
+            raise ValueError("every quantization point must belong to exactly one group")
+
+    def of_kind(self, kind: Literal["weight", "activation"]) -> dict[str, QuantizationPoint]:
+        """The points of one kind, in graph order."""
+        return {name: point for name, point in self.points.items() if point.kind == kind}
+
+    def group_of(self, point_id: str) -> QuantizerGroup:
+        """The group that holds a point.
+
+        Raises:
+            KeyError: no group holds it.
+        """
+        for group in self.groups.values():
+            if point_id in group.points:
+                return group
+        raise KeyError(point_id)
+
+    def group_kind(self, group_id: str) -> Literal["weight", "activation"]:
+        """Whether a group holds weights or activations; a group never mixes them."""
+        return self.points[self.groups[group_id].points[0]].kind
+
+    def options(self) -> tuple[tuple[str, int], ...]:
+        """Every option (group id, bit-width) in group order, widths ascending."""
+        return tuple((g.id, bits) for g in self.groups.values() for bits in g.bit_widths)
+
+    def fingerprint(self) -> str:
+        """A short hash of the whole setup."""
+        return blake2b(self.to_json().encode(), digest_size=8).hexdigest()
+
+    def to_json(self) -> str:
+        """The setup as JSON text; `from_json` reads it back."""
+        return json.dumps(
+            {
+                "points": [asdict(point) for point in self.points.values()],
+                "groups": [asdict(group) for group in self.groups.values()],
+            },
+            indent=1,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> QuantizerSetup:
+        """Read what `to_json` wrote.
+
+        Raises:
+            StorageError: the text is no quantizer setup.
+        """
+        try:
+            data = json.loads(text)
+            points = [_point_from(entry) for entry in data["points"]]
+            groups = [
+                QuantizerGroup(entry["id"], tuple(entry["points"]), tuple(entry["bit_widths"]))
+                for entry in data["groups"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"setup.json is damaged: {error}. Start the run anew.") from error
+        return cls({point.id: point for point in points}, {group.id: group for group in groups})
+
+
+def _point_from(entry: dict[str, Any]) -> QuantizationPoint:
+    fields = dict(entry)
+    fields["sites"] = tuple(Site(**site) for site in entry["sites"])
+    fields["shape"] = tuple(entry["shape"])
+    return QuantizationPoint(**fields)
