@@ -1,0 +1,133 @@
+"""The QuantizationController: holds a model's quantizers, sets their widths, strips them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import nn
+
+from raysearch.controller.stripped import strip
+from raysearch.errors import PlacementError
+from raysearch.quantizer import Quantizer
+from raysearch.records import BitAssignment, CostModel, QuantizerSetup, RangeTable
+
+
+class QuantizationController:
+    """All quantizers of one model, keyed by quantizer id in graph order.
+
+    Made by `create_controller`. `all_quantizations`, the enable and disable methods, `statistics` and
+    `strip_model` mean what they meant in NNCF's controller of the same name.
+
+    Attributes:
+        model: the quantized model, modified in place.
+        setup: where the quantizers are.
+        all_quantizations: quantizer id → quantizer, weights first.
+        assignment: the bit assignment in force.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        setup: QuantizerSetup,
+        ranges: RangeTable,
+        quantizers: Mapping[str, Quantizer],
+    ) -> None:
+        self.model = model
+        self.setup = setup
+        self.all_quantizations = dict(quantizers)
+        self.assignment = BitAssignment({})
+        self._ranges = ranges
+
+    def apply(self, assignment: BitAssignment) -> None:
+        """Set every width and its calibrated range; groups that are not named are disabled.
+
+        Learned scales are overwritten by the calibrated ones.
+
+        Raises:
+            PlacementError: a group is unknown, or the width is not one of its own.
+        """
+        for group, bits in assignment.bits.items():
+            known = self.setup.groups.get(group)
+            if known is None or bits not in known.bit_widths:
+                allowed = "no such group" if known is None else f"allowed: {known.bit_widths}"
+                raise PlacementError(f"the assignment gives '{group}' {bits} bits; {allowed}.")
+        widths = assignment.per_point(self.setup)
+        for name, quantizer in self.all_quantizations.items():
+            quantizer.enabled = name in widths
+            if quantizer.enabled:
+                quantizer.set_range(widths[name], self._ranges[name, widths[name]])
+        self.assignment = assignment
+
+    def enable_weight_quantization(self) -> None:
+        """Let the weight quantizers of the assignment act."""
+        self._switch("weight", True)
+
+    def disable_weight_quantization(self) -> None:
+        """Pass weights through unquantized."""
+        self._switch("weight", False)
+
+    def enable_activation_quantization(self) -> None:
+        """Let the activation quantizers of the assignment act."""
+        self._switch("activation", True)
+
+    def disable_activation_quantization(self) -> None:
+        """Pass activations through unquantized."""
+        self._switch("activation", False)
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts, bit histograms and the costs of the assignment in force.
+
+        Returns:
+            `num_weight_quantizers`, `num_activation_quantizers`, `num_enabled`,
+            `weight_bit_widths` and `activation_bit_widths` (width → count of enabled quantizers), and
+            `costs` as `CostModel.costs` gives them.
+        """
+        histograms: dict[str, dict[int, int]] = {"weight": {}, "activation": {}}
+        for name, quantizer in self.all_quantizations.items():
+            if quantizer.enabled:
+                counts = histograms[self.setup.points[name].kind]
+                counts[quantizer.num_bits] = counts.get(quantizer.num_bits, 0) + 1
+        return {
+            "num_weight_quantizers": len(self.setup.of_kind("weight")),
+            "num_activation_quantizers": len(self.setup.of_kind("activation")),
+            "num_enabled": sum(q.enabled for q in self.all_quantizations.values()),
+            "weight_bit_widths": dict(sorted(histograms["weight"].items())),
+            "activation_bit_widths": dict(sorted(histograms["activation"].items())),
+            "costs": CostModel(self.setup).costs(self.assignment),
+        }
+
+    def strip_model(
+        self,
+        model: nn.Module | None = None,
+        do_copy: bool = False,
+        form: Literal["integer", "float"] = "integer",
+    ) -> nn.Module:
+        """Replace fake-quantizers by what they stand for; outputs in eval mode stay equal bit for bit.
+
+        Args:
+            model: the model to strip; default the controller's own. A `DistributedDataParallel` wrapper
+                is taken off.
+            do_copy: strip a copy and leave the model trainable.
+            form: "integer" keeps weights as int8 codes with float32 scales that are multiplied in the
+                forward, no float weight left; "float" gives plain parameters on their grid, which pickle.
+
+        Returns:
+            The stripped module, in eval mode; activation quantizers are fixed.
+
+        Raises:
+            PlacementError: the model is not the one this controller was created for.
+        """
+        target = self.model if model is None else getattr(model, "module", model)
+        if target is not self.model:
+            raise PlacementError(
+                f"strip_model was given a {type(target).__name__} that this controller was not created for; "
+                f"pass the model that create_controller changed, or none."
+            )
+        return strip(target, self.setup, do_copy=do_copy, form=form)
+
+    def _switch(self, kind: str, enabled: bool) -> None:
+        widths = self.assignment.per_point(self.setup)
+        for name in widths:
+            if self.setup.points[name].kind == kind:
+                self.all_quantizations[name].enabled = enabled

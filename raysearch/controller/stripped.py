@@ -1,0 +1,182 @@
+"""Strip: integer codes instead of float weights, fixed scales instead of learned ones."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from raysearch.controller.attach import submodule_name
+from raysearch.errors import PlacementError
+from raysearch.quantizer import AsymmetricQuantizer, SymmetricQuantizer, dequantize
+from raysearch.records import QuantizationPoint, QuantizerSetup, Site
+
+
+class Dequantize(nn.Module):
+    """Parametrization of a stripped weight: int8 codes → codes·scale, float32.
+
+    While exporting to ONNX it emits DequantizeLinear, so that the file holds the codes.
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor, num_bits: int, axis: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.num_bits = num_bits
+        self.axis = axis
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """The float32 weight."""
+        if torch.onnx.is_in_onnx_export():
+            scale = self.scale.reshape(-1)
+            zero = torch.zeros(scale.shape, dtype=torch.int8)
+            result: Tensor = torch.onnx.ops.symbolic(
+                "DequantizeLinear",
+                (codes, scale, zero),
+                {"axis": self.axis},
+                dtype=torch.float32,
+                shape=codes.shape,
+                version=21,
+            )
+            return result
+        return dequantize(codes, self.scale, 0)
+
+
+@dataclass(frozen=True)
+class StrippedWeight:
+    """One integer weight of a stripped module.
+
+    Attributes:
+        name: quantizer id, the parameter's former qualified name.
+        codes: int8, the weight's shape.
+        scale: float32, shape [1, …, C, …, 1].
+        num_bits: width of the codes.
+        axis: channel axis of the scale.
+        aliases: further qualified names that share it (tied weights).
+    """
+
+    name: str
+    codes: Tensor
+    scale: Tensor
+    num_bits: int
+    axis: int
+    aliases: tuple[str, ...]
+
+
+def strip(
+    model: nn.Module, setup: QuantizerSetup, *, do_copy: bool, form: Literal["integer", "float"]
+) -> nn.Module:
+    """See `QuantizationController.strip_model`."""
+    if do_copy:
+        model = copy.deepcopy(model)
+        _own_classes(model)
+    for point in setup.of_kind("weight").values():
+        _strip_weight(model, point, form)
+    for point in setup.of_kind("activation").values():
+        quantizer = activation_quantizer(model, point)
+        scale = quantizer.effective_scale().detach()
+        quantizer.scale = nn.Parameter(scale, requires_grad=False)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval()
+
+
+def activation_quantizer(model: nn.Module, point: QuantizationPoint) -> AsymmetricQuantizer:
+    """The quantizer of an activation point.
+
+    Raises:
+        PlacementError: the model has none there.
+    """
+    site = point.sites[0]
+    found = getattr(model.get_submodule(site.module), submodule_name(site), None)
+    if not isinstance(found, AsymmetricQuantizer):
+        raise PlacementError(
+            f"the model has no quantizer '{point.id}'; it was not made by create_controller."
+        )
+    return found
+
+
+def stripped_weights(model: nn.Module, setup: QuantizerSetup) -> dict[str, StrippedWeight]:
+    """The integer weights of a stripped module, keyed by quantizer id; float ones are left out."""
+    found: dict[str, StrippedWeight] = {}
+    for point in setup.of_kind("weight").values():
+        first, *others = point.sites
+        module = model.get_submodule(first.module)
+        if not parametrize.is_parametrized(module, first.name):
+            continue
+        entry = _parametrizations(model, first)
+        step = entry[0]
+        if isinstance(step, Dequantize):
+            found[point.id] = StrippedWeight(
+                point.id,
+                entry.original,
+                step.scale,
+                step.num_bits,
+                step.axis,
+                tuple(_name(site) for site in others),
+            )
+    return found
+
+
+def stripped_quantizers(model: nn.Module, setup: QuantizerSetup) -> dict[str, AsymmetricQuantizer]:
+    """The enabled activation quantizers of a model, keyed by quantizer id."""
+    every = {p.id: activation_quantizer(model, p) for p in setup.of_kind("activation").values()}
+    return {name: quantizer for name, quantizer in every.items() if quantizer.enabled}
+
+
+def _strip_weight(model: nn.Module, point: QuantizationPoint, form: str) -> None:
+    quantizer = _weight_quantizer(model, point.sites[0])
+    owner = model.get_submodule(point.sites[0].module)
+    original = owner.parametrizations[point.sites[0].name].original  # type: ignore[index,union-attr]
+    with torch.no_grad():
+        codes = quantizer.codes(original)
+        scale = quantizer.effective_scale().detach().clone()
+        values = dequantize(codes, scale, 0) if quantizer.enabled else original.detach().clone()
+    step = Dequantize(scale, quantizer.num_bits, quantizer.axis or 0)
+    shared = nn.Parameter(values, requires_grad=False)
+    for site in point.sites:
+        module = model.get_submodule(site.module)
+        parametrize.remove_parametrizations(module, site.name, leave_parametrized=False)
+        delattr(module, site.name)
+        if form == "integer" and quantizer.enabled:
+            module.register_buffer(site.name, codes)
+            parametrize.register_parametrization(module, site.name, step, unsafe=True)
+        else:
+            module.register_parameter(site.name, shared)
+
+
+def _weight_quantizer(model: nn.Module, site: Site) -> SymmetricQuantizer:
+    module = model.get_submodule(site.module)
+    if parametrize.is_parametrized(module, site.name):
+        found = _parametrizations(model, site)[0]
+        if isinstance(found, SymmetricQuantizer):
+            return found
+    raise PlacementError(
+        f"'{_name(site)}' has no weight quantizer: the model was stripped before, or was not made by "
+        f"create_controller."
+    )
+
+
+def _parametrizations(model: nn.Module, site: Site) -> Any:
+    # Typed loosely: torch declares a ParametrizationList's `original` only at run time.
+    steps: Any = model.get_submodule(site.module).parametrizations
+    return steps[site.name]
+
+
+def _name(site: Site) -> str:
+    return f"{site.module}.{site.name}" if site.module else site.name
+
+
+def _own_classes(model: nn.Module) -> None:
+    # deepcopy shares the class that parametrize injects; removing the parametrization from the copy would
+    # take the property off the original as well.
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            shared = type(module)
+            body = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+            module.__class__ = type(shared.__name__, shared.__bases__, body)
