@@ -23,8 +23,9 @@ class BitAssignment:
 
     @classmethod
     def uniform(cls, setup: QuantizerSetup, num_bits: int) -> BitAssignment:
-        """Every weight group at `num_bits` (or its nearest allowed width, the lower one on a tie), every
-        activation group at its widest.
+        """Every weight group at `num_bits`, every activation group at its widest.
+
+        A group that lacks `num_bits` takes its nearest allowed width, the lower one on a tie.
         """
         bits: dict[str, int] = {}
         for group in setup.groups.values():

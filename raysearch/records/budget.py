@@ -72,20 +72,24 @@ def parse_budget(text: str) -> Budget:
             f"the budget '{text}' is of the unknown kind '{kind}'; known: {', '.join(COST_KINDS)}."
         )
     value = float(number)
-    if value <= 0 or value == float("inf"):
-        raise BudgetError(f"the budget '{text}' has the limit {number}; a limit is a positive number.")
     if unit == "%":
         if kind not in _RELATIVE:
             raise BudgetError(
                 f"the budget '{text}' is in percent; only {' and '.join(_RELATIVE)} have a 100 %."
             )
-        return Budget(kind, value / 100, True, text)
+        return Budget(kind, _positive(value / 100, text), True, text)
     if unit not in _UNITS[kind]:
         allowed = ["%"] * (kind in _RELATIVE) + [repr(u) if u == "" else u for u in _UNITS[kind]]
         raise BudgetError(
             f"the budget '{text}' has the unit '{unit}'; allowed for {kind}: {', '.join(allowed)}."
         )
-    return Budget(kind, value * _UNITS[kind][unit], False, text)
+    return Budget(kind, _positive(value * _UNITS[kind][unit], text), False, text)
+
+
+def _positive(limit: float, text: str) -> float:
+    if not 0 < limit < float("inf"):
+        raise BudgetError(f"the budget '{text}' has the limit {limit}; a limit is a positive number.")
+    return limit
 
 
 def parse_budgets(texts: Iterable[str]) -> tuple[Budget, ...]:
@@ -123,13 +127,18 @@ def check_achievable(budgets: Iterable[Budget], model: CostModel) -> None:
     """
     for budget in budgets:
         limit, low, high = budget.absolute(model), model.lowest[budget.kind], model.highest[budget.kind]
+        if limit <= 0:
+            raise BudgetError(
+                f"the budget '{budget.text}' is a share of {budget.kind}, which is 0 for this model; give an "
+                "absolute limit or leave it out."
+            )
         if (low - limit) > TOLERANCE * limit:
             hint = ""
             if budget.relative:
                 base = model.reference[budget.kind]
                 hint = f" (that is {low / base:.2%} to {high / base:.2%})"
             raise BudgetError(
-                f"the budget '{budget.text}' cannot be met: it allows {limit:.6g}, and even with every group at "
-                f"its lowest width {budget.kind} is {low:.6g}. Achievable: {low:.6g} to {high:.6g}{hint}. Raise "
-                f"the limit, allow lower widths (placement.weight_bit_widths), or lift a pin."
+                f"the budget '{budget.text}' cannot be met: it allows {limit:.6g}, and even with every group "
+                f"at its lowest width {budget.kind} is {low:.6g}. Achievable: {low:.6g} to {high:.6g}{hint}. "
+                f"Raise the limit, allow lower widths (placement.weight_bit_widths), or lift a pin."
             )

@@ -50,8 +50,9 @@ class RangeTable:
         """The table in the safetensors format; `from_bytes` reads it back."""
         tensors: dict[str, np.ndarray] = {}
         for (point, bits), value in self.ranges.items():
-            tensors[f"{point}|{bits}|scale"] = value.scale
-            tensors[f"{point}|{bits}|zero_point"] = value.zero_point
+            # safetensors writes memory as it lies, so a strided array would come back scrambled.
+            tensors[f"{point}|{bits}|scale"] = np.asarray(value.scale, order="C")
+            tensors[f"{point}|{bits}|zero_point"] = np.asarray(value.zero_point, order="C")
             tensors[f"{point}|{bits}|signed"] = np.array([value.signed], dtype=np.uint8)
         return bytes(save(tensors))
 
@@ -73,6 +74,6 @@ class RangeTable:
                         tensors[f"{point}|{bits}|zero_point"],
                         bool(tensors[f"{point}|{bits}|signed"][0]),
                     )
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, ValueError, IndexError) as error:
             raise StorageError(f"ranges.safetensors is damaged: {error}. Start the run anew.") from error
         return cls(ranges)

@@ -100,7 +100,7 @@ class SearchResult:
             return cls(
                 winner, every, trials_from_table(front), data["lower_bound"], data["best_value_by_source"]
             )
-        except (ValueError, KeyError, StopIteration) as error:
+        except (ValueError, KeyError, TypeError, StopIteration) as error:
             raise StorageError(f"best.json is damaged: {error!r}. Run `raysearch run --resume`.") from error
 
 
@@ -142,5 +142,5 @@ def trials_from_table(table: pa.Table) -> tuple[SearchTrial, ...]:
             )
             for row in table.to_pylist()
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise StorageError(f"trials.parquet is damaged: {error!r}. Start the run anew.") from error

@@ -106,7 +106,8 @@ class SensitivityTable:
             marks = {table.schema.metadata[b"fingerprint"].decode() for table in (traces, effects)}
             found_traces = [Trace(**row) for row in traces.to_pylist()]
             found_effects = [OptionEffect(**row) for row in effects.to_pylist()]
-            matrix = np.array(gram.column("gram").to_pylist(), dtype=np.float64)
+            size = len(found_effects)
+            matrix = np.array(gram.column("gram").to_pylist(), dtype=np.float64).reshape(size, size)
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(f"the sensitivity tables are damaged: {error}. Start the run anew.") from error
         if len(marks) != 1:
@@ -114,7 +115,7 @@ class SensitivityTable:
         return cls(
             {trace.point: trace for trace in found_traces},
             {(effect.group, effect.num_bits): effect for effect in found_effects},
-            matrix.reshape(len(found_effects), len(found_effects)),
+            matrix,
             marks.pop(),
         )
 

@@ -150,9 +150,9 @@ class QuantizerSetup:
                 QuantizerGroup(entry["id"], tuple(entry["points"]), tuple(entry["bit_widths"]))
                 for entry in data["groups"]
             ]
+            return cls({point.id: point for point in points}, {group.id: group for group in groups})
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(f"setup.json is damaged: {error}. Start the run anew.") from error
-        return cls({point.id: point for point in points}, {group.id: group for group in groups})
 
 
 def _point_from(entry: dict[str, Any]) -> QuantizationPoint:

@@ -1,0 +1,113 @@
+"""Where a folder is: paths, URIs and the file systems behind them."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from typing import Any, cast
+from urllib.parse import unquote, urlsplit
+
+from pyarrow import ArrowException
+from pyarrow import fs as arrow_fs
+
+from raysearch.errors import StorageError
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+ARROW_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+"""Schemes that pyarrow opens itself; any other goes through fsspec."""
+
+
+def is_uri(text: str) -> bool:
+    """Whether a location starts with a scheme and `://`."""
+    return _SCHEME.match(text) is not None
+
+
+def check_name(name: str) -> str:
+    """Return a name below a folder unchanged, or refuse one that would lead out of it.
+
+    Raises:
+        StorageError: the name is empty, absolute, or has a part such as `..`.
+    """
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in name or ":" in parts[0] or "\0" in name:
+        raise StorageError(
+            f"'{name}' is no name of a file below a folder: it must be relative, with / between its parts "
+            "and none of them empty, . or .. . Whoever wrote it, do not use this folder."
+        )
+    return name
+
+
+def redact(uri: str) -> str:
+    """A URI without user, password and options: fit for messages, logs and records."""
+    match = _SCHEME.match(uri)
+    if match is None:
+        return uri
+    place = uri[match.end() :].split("?")[0].split("#")[0]
+    host, slash, path = place.partition("/")
+    return f"{match.group(0)}{host.rsplit('@', 1)[-1]}{slash}{path.rstrip('/')}"
+
+
+def read_location(location: str | os.PathLike[str]) -> tuple[str, str]:
+    """The scheme of a location, and its absolute path (local) or its URI as given (anything else).
+
+    Raises:
+        StorageError: the scheme is unknown, or a file:// URI names another machine.
+    """
+    text = os.fspath(location)
+    match = _SCHEME.match(text)
+    if match is None:
+        return "file", os.path.abspath(os.path.expanduser(text))
+    scheme = match.group(1).lower()
+    if scheme == "file":
+        return scheme, _file_path(text)
+    _check_scheme(scheme, text)
+    return scheme, text
+
+
+def open_filesystem(scheme: str, uri: str) -> tuple[Any, str]:
+    """The pyarrow file system of a location, and the path of its folder there.
+
+    Raises:
+        StorageError: the store cannot be reached, or the package it needs is not installed.
+    """
+    if scheme == "file":
+        return arrow_fs.LocalFileSystem(), uri
+    try:
+        if scheme in ARROW_SCHEMES:
+            return cast(tuple[Any, str], arrow_fs.FileSystem.from_uri(uri))
+        import fsspec  # type: ignore[import-untyped]
+
+        system, path = fsspec.core.url_to_fs(uri)
+        return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(system)), path
+    except (OSError, ValueError, ImportError, ArrowException) as error:
+        raise StorageError(
+            f"{redact(uri)} cannot be opened: {error}. Check the bucket's name, the network, the "
+            "credentials in this process's environment, and that the store's package is installed."
+        ) from error
+
+
+def _file_path(uri: str) -> str:
+    parts = urlsplit(uri)
+    if not parts.path.strip("/") and not parts.netloc:
+        raise StorageError(f"'{uri}' names no folder; write it as file:///data/runs.")
+    if parts.netloc not in ("", "localhost"):
+        raise StorageError(
+            f"'{uri}' names the machine '{parts.netloc}'; a file:// URI has three slashes, as in "
+            f"file:///{parts.netloc}{parts.path}."
+        )
+    return os.path.abspath(unquote(parts.path))
+
+
+def _check_scheme(scheme: str, uri: str) -> None:
+    known = set(ARROW_SCHEMES)
+    with suppress(ImportError):
+        import fsspec
+
+        known.update(fsspec.available_protocols())
+    if scheme not in known:
+        raise StorageError(
+            f"'{redact(uri)}' has the unknown scheme '{scheme}'; known: a local path, "
+            f"{', '.join(f'{s}://' for s in sorted(known))}. Other stores need an fsspec package that "
+            "registers their scheme."
+        )

@@ -1,0 +1,156 @@
+"""A finished run copied to this machine, every model file checked against its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+from raysearch.artifacts.location import check_name
+from raysearch.artifacts.run_store import RECORDS, RunStore, resolve_run
+from raysearch.errors import StorageError
+from raysearch.records import ExportedFile, RunStatus
+
+MANIFEST = "model/manifest.json"
+
+
+def retrieve(
+    run: str | os.PathLike[str], storage: str | os.PathLike[str] | None, to: str | os.PathLike[str]
+) -> Path:
+    """Copy a finished run's records and model to a local folder and verify them.
+
+    Each model file is checked while it is copied and appears only when its size and SHA-256 are those of
+    `model/manifest.json`. Files already there are checked too and not copied again, so an interrupted
+    retrieve is finished by the same call. Training checkpoints and units of work stay behind.
+
+    Args:
+        run: a run id, or the path or URI of a run's folder.
+        storage: where runs are; needed for a bare run id.
+        to: a folder that is empty, does not exist yet, or holds this same run.
+
+    Returns:
+        The absolute path of the folder.
+
+    Raises:
+        StorageError: there is no such run, it is not done, a file differs from the manifest, or the
+            target holds something else.
+    """
+    store = resolve_run(run, storage)
+    _check_done(store)
+    manifest = store.load_manifest()
+    for file in manifest.files:
+        _check_listed(file.path)
+    target = Path(to).expanduser().absolute()
+    _claim(target, store)
+    for file in manifest.files:
+        _fetch(store, target, file)
+    # result.json comes last, as in the run itself: where it is, everything else is.
+    for name in (name for names in RECORDS.values() for name in names):
+        if store.has(name):
+            _write(target, name, store.storage.read_bytes(name))
+    return target
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a local file, in hexadecimal digits."""
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _check_done(store: RunStore) -> None:
+    status = store.load_status() if store.has("status") else RunStatus(store.run_id, "unknown")
+    if status.state == "done" and store.has("result") and store.has("manifest"):
+        return
+    advice = {
+        "running": f"It is in the stage '{status.stage}'; `raysearch status {store.run_id}` tells how far.",
+        "failed": f"It failed in '{status.stage}': {status.message} Mend that and go on with --resume.",
+        "cancelled": "Go on with it with `raysearch run --resume`.",
+        "done": "Its result.json or model/manifest.json is missing: the copy is incomplete.",
+    }.get(status.state, "Its status.json is missing: start it again with --resume.")
+    raise StorageError(
+        f"the run '{store.run_id}' at {store.uri} is '{status.state}'; only a run that is 'done' with all "
+        f"its files can be retrieved. {advice}"
+    )
+
+
+def _check_listed(path: str) -> None:
+    try:
+        check_name(path)
+    except StorageError as error:
+        raise StorageError(
+            f"{MANIFEST} lists '{path}', which is no path below the model folder. The manifest was not "
+            "written by raysearch, or was changed: do not use this run."
+        ) from error
+
+
+def _claim(target: Path, store: RunStore) -> None:
+    """Make sure the target is this run's: empty, or begun by an earlier retrieve of it."""
+    record = store.storage.read_bytes("run.json")
+    if target.exists() and not target.is_dir():
+        raise StorageError(f"{target} is a file; give a folder that is empty or does not exist yet.")
+    if target.is_dir() and any(target.iterdir()):
+        mine = target / "run.json"
+        if not mine.is_file() or mine.read_bytes() != record:
+            raise StorageError(
+                f"{target} is not empty and does not hold the run '{store.run_id}'. Give another folder, or "
+                "empty this one."
+            )
+    else:
+        _write(target, "run.json", record)
+
+
+def _inside(target: Path, name: str) -> Path:
+    """The path of a file below the target, its parent made; links must not lead elsewhere."""
+    path = target / check_name(name)
+    if not path.parent.resolve().is_relative_to(target.resolve()):
+        raise StorageError(
+            f"{path.parent} leads out of {target}: a folder in it is a link. Remove the link, or give "
+            "another folder."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write(target: Path, name: str, data: bytes) -> None:
+    path = _inside(target, name)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fetch(store: RunStore, target: Path, file: ExportedFile) -> None:
+    name = f"model/{file.path}"
+    path = _inside(target, name)
+    if path.is_file() and path.stat().st_size == file.size_bytes and hash_file(path) == file.sha256:
+        return
+    if not store.has(name):
+        raise StorageError(
+            f"{store.storage.shown(name)} is listed in {MANIFEST} and missing. Export the model again with "
+            f"`raysearch export {store.run_id}`."
+        )
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    digest, size = hashlib.sha256(), 0
+    try:
+        with open(partial, "wb") as sink:
+            for chunk in store.storage.read_chunks(name):
+                digest.update(chunk)
+                size += sink.write(chunk)
+        if size != file.size_bytes:
+            raise _differs(store, name, "size", f"{size} bytes", f"{file.size_bytes} bytes")
+        if digest.hexdigest() != file.sha256:
+            raise _differs(store, name, "SHA-256", digest.hexdigest(), file.sha256)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _differs(store: RunStore, name: str, what: str, found: str, listed: str) -> StorageError:
+    return StorageError(
+        f"{store.storage.shown(name)} differs from {MANIFEST}: its {what} is {found}, the manifest says "
+        f"{listed}. The file was changed or cut off after the export; do not use it. Export again with "
+        f"`raysearch export {store.run_id}`."
+    )

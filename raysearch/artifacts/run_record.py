@@ -1,0 +1,89 @@
+"""`run.json`: what a run was started with, and the comparison with what it is resumed with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from raysearch.artifacts.tables import from_json
+from raysearch.errors import StorageError
+
+SCHEMA_VERSION = 1
+_UNSET = object()
+
+
+def run_record_bytes(
+    run_id: str, config: Mapping[str, Any], fingerprints: Mapping[str, Any], versions: Mapping[str, Any]
+) -> bytes:
+    """The content of `run.json`; its values must be plain (`model_dump(mode="json")`)."""
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run_id,
+        "config": dict(config),
+        "fingerprints": dict(fingerprints),
+        "versions": dict(versions),
+    }
+    return json.dumps(record, indent=1).encode()
+
+
+def read_run_record(data: bytes, shown: str) -> dict[str, Any]:
+    """Read `run.json`; `shown` names the file in messages.
+
+    Raises:
+        StorageError: it is damaged, is not raysearch's, or is of a newer schema.
+    """
+    record = from_json(data, shown)
+    version = record.get("schema_version")
+    if not isinstance(version, int) or not isinstance(record.get("config"), dict):
+        raise StorageError(
+            f"{shown} was not written by raysearch: it lacks a schema version or a config. "
+            "Check the storage and the run id."
+        )
+    if version > SCHEMA_VERSION:
+        raise StorageError(
+            f"{shown} has schema version {version}; this raysearch reads up to {SCHEMA_VERSION}. "
+            "Update raysearch: pip install -U raysearch."
+        )
+    return record
+
+
+def first_difference(
+    saved: Mapping[str, Any], new: Mapping[str, Any], ignore: Collection[str] = ()
+) -> str | None:
+    """The first field, in the new values' order, that differs: "search.seed is 0 in the run and 1 now".
+
+    Args:
+        saved: values of the run.
+        new: values of now.
+        ignore: dotted fields that may differ, each with everything below it.
+
+    Example:
+        >>> first_difference({"search": {"seed": 0}}, {"search": {"seed": 1}})
+        'search.seed is 0 in the run and 1 now'
+    """
+    ignored = tuple(ignore)
+    # Through JSON, because the saved values went through it: a tuple must equal its list.
+    for path, was, now in _differences(_plain(saved), _plain(new), ""):
+        if not any(path == name or path.startswith(f"{name}.") for name in ignored):
+            return f"{path} is {_text(was)} in the run and {_text(now)} now"
+    return None
+
+
+def _plain(values: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(dict(values)))
+
+
+def _differences(was: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        was, now = dict(enumerate(was)), dict(enumerate(now))
+    if isinstance(was, dict) and isinstance(now, dict):
+        for name in [*now, *(name for name in was if name not in now)]:
+            below = f"{path}.{name}" if path else str(name)
+            yield from _differences(was.get(name, _UNSET), now.get(name, _UNSET), below)
+    elif was is _UNSET or now is _UNSET or json.dumps(was, sort_keys=True) != json.dumps(now, sort_keys=True):
+        yield path, was, now
+
+
+def _text(value: Any) -> str:
+    return "not set" if value is _UNSET else json.dumps(value, ensure_ascii=False)

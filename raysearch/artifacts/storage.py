@@ -1,0 +1,206 @@
+"""Files in a folder that is local or in an object store, through one interface."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from pyarrow import ArrowException
+from pyarrow import fs as arrow_fs
+
+from raysearch.artifacts.location import check_name, open_filesystem, read_location, redact
+from raysearch.errors import StorageError
+
+CHUNK_BYTES = 8 << 20
+
+
+class Storage:
+    """A folder at a URI or a local path; names are relative to it, with `/` between their parts.
+
+    Nothing is contacted before the first access: pyarrow looks up an S3 bucket's region as soon as its
+    filesystem is made.
+
+    Attributes:
+        uri: the absolute local path, or the URI as given.
+        is_local: whether it is on this machine's file system.
+
+    Args:
+        location: `runs`, `/data/runs`, `file:///data/runs`, `s3://bucket/runs`, `gs://bucket/runs`, or a
+            URI that an installed fsspec knows.
+
+    Raises:
+        StorageError: the scheme is unknown, or a file:// URI names another machine.
+    """
+
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        self._scheme, self.uri = read_location(location)
+        self.is_local = self._scheme == "file"
+
+    def __repr__(self) -> str:
+        return f"Storage({self.shown()!r})"
+
+    def shown(self, name: str = "") -> str:
+        """The location of a file as messages give it, without credentials."""
+        base = redact(self.uri)
+        return f"{base}/{name}" if name else base
+
+    def child(self, name: str) -> Storage:
+        """The folder `name` below this one."""
+        address, mark, options = self.uri.partition("?") if not self.is_local else (self.uri, "", "")
+        return Storage(f"{address.rstrip('/')}/{check_name(name)}{mark}{options}")
+
+    def local_path(self, name: str = "") -> Path:
+        """The path of a file on this machine.
+
+        Raises:
+            StorageError: the storage is not local.
+        """
+        if not self.is_local:
+            raise StorageError(
+                f"{self.shown(name)} is not on this machine's disk, and a local path is needed. "
+                "Copy it first, for example with `raysearch retrieve`."
+            )
+        return Path(self.uri, check_name(name)) if name else Path(self.uri)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The whole content of a file.
+
+        Raises:
+            StorageError: it is missing or cannot be read.
+        """
+        with self._explained("read", name), self._filesystem.open_input_file(self._path(name)) as stream:
+            return cast(bytes, stream.read())
+
+    def read_chunks(self, name: str) -> Iterator[bytes]:
+        """The content of a file piece by piece, for files that may be larger than memory.
+
+        Raises:
+            StorageError: it is missing or cannot be read.
+        """
+        with self._explained("read", name), self._filesystem.open_input_file(self._path(name)) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                yield chunk
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file whole: a reader sees the old content or the new one, never a part.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        with self._writer(name) as stream:
+            stream.write(data)
+
+    def write_file(self, name: str, source: Path) -> None:
+        """Write a file whole, as `write_bytes` does, with the content of a local file.
+
+        Raises:
+            StorageError: it cannot be written, or the source cannot be read.
+        """
+        content = Storage(source.parent).read_chunks(source.name)
+        with self._writer(name) as stream:
+            for chunk in content:
+                stream.write(chunk)
+
+    def exists(self, name: str = "") -> bool:
+        """Whether there is a file or folder of this name.
+
+        Raises:
+            StorageError: the storage cannot be reached.
+        """
+        with self._explained("look up", name):
+            info = self._filesystem.get_file_info(self._path(name))
+            return bool(info.type != arrow_fs.FileType.NotFound)
+
+    def list(self, name: str = "") -> tuple[str, ...]:
+        """Every file below a folder, at any depth, sorted; empty for a folder that does not exist.
+
+        Names are relative to this storage. Files still being written are left out.
+
+        Raises:
+            StorageError: the storage cannot be reached.
+        """
+        base = self._path("").strip("/")
+        with self._explained("list", name):
+            selector = arrow_fs.FileSelector(self._path(name), recursive=True, allow_not_found=True)
+            infos = self._filesystem.get_file_info(selector)
+        found = [info.path.strip("/") for info in infos if info.type == arrow_fs.FileType.File]
+        names = (path[len(base) :].strip("/") for path in found)
+        return tuple(sorted(n for n in names if not _is_temporary(n)))
+
+    def delete_dir(self, name: str) -> None:
+        """Delete a folder below this one with all it holds; nothing happens when there is none.
+
+        Raises:
+            StorageError: it cannot be deleted.
+        """
+        if self.exists(check_name(name)):
+            with self._explained("delete", name):
+                self._filesystem.delete_dir(self._path(name))
+
+    def copy_to_local(self, folder: str | os.PathLike[str], name: str = "") -> tuple[str, ...]:
+        """Copy every file below `name` into a local folder, under the same names.
+
+        Returns:
+            The names of the files, relative to this storage and to `folder` alike.
+
+        Raises:
+            StorageError: a file cannot be read or written, or its name leads out of `folder`.
+        """
+        target = Storage(os.path.abspath(os.fspath(folder)))
+        names = self.list(name)
+        for file in names:
+            with target._writer(check_name(file)) as stream:
+                for chunk in self.read_chunks(file):
+                    stream.write(chunk)
+        return names
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        return open_filesystem(self._scheme, self.uri)
+
+    @property
+    def _filesystem(self) -> Any:
+        return self._opened[0]
+
+    def _path(self, name: str) -> str:
+        base = self._opened[1].rstrip("/")
+        return f"{base}/{check_name(name)}" if name else (base or "/")
+
+    @contextmanager
+    def _explained(self, action: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StorageError(f"{self.shown(name)} does not exist.") from error
+        except (OSError, ArrowException) as error:
+            raise StorageError(f"cannot {action} {self.shown(name)}: {error}") from error
+
+    @contextmanager
+    def _writer(self, name: str) -> Iterator[BinaryIO]:
+        path = self._path(check_name(name))
+        folder, _, leaf = path.rpartition("/")
+        # An object store shows a file only once its upload is complete, and cannot rename.
+        written = f"{folder}/.{leaf}.{secrets.token_hex(4)}.tmp" if self.is_local else path
+        with self._explained("write", name):
+            if self._scheme not in ("s3", "gs", "gcs"):
+                self._filesystem.create_dir(folder, recursive=True)
+            try:
+                with self._filesystem.open_output_stream(written, compression=None) as stream:
+                    yield stream
+                if written != path:
+                    self._filesystem.move(written, path)
+            except BaseException:
+                if written != path:
+                    with suppress(OSError):
+                        self._filesystem.delete_file(written)
+                raise
+
+
+def _is_temporary(name: str) -> bool:
+    leaf = PurePosixPath(name).name
+    return leaf.startswith(".") and leaf.endswith(".tmp")
