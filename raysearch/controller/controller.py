@@ -55,6 +55,8 @@ class QuantizationController:
         widths = assignment.per_point(self.setup)
         for name, quantizer in self.all_quantizations.items():
             quantizer.enabled = name in widths
+            # A disabled scale gets no gradient, which DDP would wait for.
+            quantizer.scale.requires_grad_(quantizer.enabled)
             if quantizer.enabled:
                 quantizer.set_range(widths[name], self._ranges[name, widths[name]])
         self.assignment = assignment

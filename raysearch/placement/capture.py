@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from torch import nn
 
 from raysearch.errors import CaptureError
+from raysearch.evaluation.forward import frozen_eval
 
 
 @dataclass(frozen=True)
@@ -53,18 +52,6 @@ class CapturedGraph:
     constants: frozenset[str]
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode and every module's own flag back afterwards."""
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-
-
 def capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> CapturedGraph:
     """Capture a model in eval mode by `torch.export.export(strict=False)`.
 
@@ -76,7 +63,7 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> CapturedGraph:
     logger = logging.getLogger("torch.export")
     level = logger.level
     try:
-        with eval_mode(model), warnings.catch_warnings(), torch.no_grad():
+        with frozen_eval(model), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             logger.setLevel(logging.CRITICAL)
             program = torch.export.export(model, example_inputs, strict=False)

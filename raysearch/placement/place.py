@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from raysearch.errors import PlacementError
+from raysearch.evaluation.forward import frozen_eval
 from raysearch.placement.additions import AdditionTap, tap_additions
-from raysearch.placement.capture import capture, eval_mode
+from raysearch.placement.capture import capture
 from raysearch.placement.graph import Reading, Reads, WeightUse, read_graph
 from raysearch.placement.scopes import check_widths, match, pinned_widths
 from raysearch.records import QuantizationPoint, QuantizerGroup, QuantizerSetup, Site
@@ -84,7 +85,7 @@ def _reachable(model: nn.Module, example_inputs: tuple[Any, ...], reads: Reads) 
     tap = AdditionTap({})
     handles = tap_additions(model, set(reads.addition_counts), tap)
     try:
-        with eval_mode(model), torch.no_grad():
+        with frozen_eval(model), torch.no_grad():
             model(*example_inputs)
     finally:
         for handle in handles:

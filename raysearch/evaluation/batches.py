@@ -1,0 +1,156 @@
+"""Batches: a tensor, a tuple, a list or a dict of tensors; counted, cut into shards, checked."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+
+from raysearch.errors import DataError
+
+Batch = Any
+"""A tensor, or a tuple, list or dict that holds tensors; dimension 0 of each counts samples."""
+
+
+def map_tensors(batch: Batch, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    """The same structure with every tensor replaced; other values stay."""
+    if isinstance(batch, torch.Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {name: map_tensors(value, function) for name, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(value, function) for value in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(map_tensors(value, function) for value in batch)
+    return batch
+
+
+def tensors_of(batch: Batch, path: str = "batch") -> Iterator[tuple[str, torch.Tensor]]:
+    """(path, tensor) of every tensor in a batch."""
+    if isinstance(batch, torch.Tensor):
+        yield path, batch
+    elif isinstance(batch, Mapping):
+        for name, value in batch.items():
+            yield from tensors_of(value, f"{path}[{name!r}]")
+    elif isinstance(batch, tuple | list):
+        for index, value in enumerate(batch):
+            yield from tensors_of(value, f"{path}[{index}]")
+
+
+def batch_size(batch: Batch) -> int:
+    """Samples in a batch: dimension 0 of its first tensor.
+
+    Raises:
+        DataError: it holds no tensor with a dimension.
+    """
+    for _, tensor in tensors_of(batch):
+        if tensor.ndim:
+            return int(tensor.shape[0])
+    raise DataError(
+        f"a batch of type {type(batch).__name__} holds no tensor; a batch is a tensor, or a tuple, list or "
+        f"dict of tensors whose dimension 0 counts samples."
+    )
+
+
+def take(batch: Batch, start: int, stop: int) -> Batch:
+    """Samples start … stop−1 of a batch."""
+    return map_tensors(batch, lambda tensor: tensor[start:stop] if tensor.ndim else tensor)
+
+
+def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list[Batch]:
+    """Read the first samples of a data set once, as shards of a fixed size.
+
+    A map-style `Dataset` is read sample by sample in index order; anything else is an iterable of batches,
+    read in its own order. A shard never crosses a batch, so its content does not depend on how many workers
+    there are. Tensors are copied, so that a loader that reuses its buffers cannot change them.
+
+    Args:
+        data: a data set, a loader, a list or any iterable of batches.
+        num_samples: how many samples are taken; 0 means all.
+        shard_size: samples in a shard; the last of each batch may be smaller.
+        name: what the data is for, for messages.
+
+    Raises:
+        DataError: no sample, or a value that is not finite (its place is named).
+    """
+    shards: list[Batch] = []
+    seen = 0
+    for index, batch in enumerate(_batches(data, shard_size, name)):
+        size = batch_size(batch)
+        if num_samples:
+            size = min(size, num_samples - seen)
+        _check_finite(batch, f"the {name} data, batch {index}")
+        for start in range(0, size, shard_size):
+            part = take(batch, start, min(start + shard_size, size))
+            shards.append(map_tensors(part, lambda tensor: tensor.detach().clone()))
+        seen += size
+        if num_samples and seen >= num_samples:
+            break
+    if not seen:
+        raise DataError(
+            f"the {name} data is empty: no batch came out of the {type(data).__name__}. A generator that was "
+            f"read before is empty too; pass a list, a DataLoader or a Dataset."
+        )
+    return shards
+
+
+def training_batches(
+    data: Any, size: int, seed: int, rank: int, world: int
+) -> Callable[[int], Iterable[Batch]]:
+    """A function epoch → this rank's batches, shuffled by (seed, epoch) when the data is a `Dataset`.
+
+    An iterable of batches is taken in its own order, every `world`-th batch from `rank` on; a last round
+    with fewer than `world` batches is left out, since all ranks must take equally many steps.
+
+    Raises:
+        DataError: the data can be read only once.
+    """
+    if _is_map_style(data):
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            data, world, rank, shuffle=True, seed=seed % 2**31
+        )
+        loader: Any = DataLoader(data, batch_size=size, sampler=sampler)
+
+        def shuffled(epoch: int) -> Iterable[Batch]:
+            sampler.set_epoch(epoch)
+            yield from loader
+
+        return shuffled
+    if iter(data) is data:
+        raise DataError(
+            f"the training data is a {type(data).__name__} that can be read only once, and training reads it "
+            f"every epoch; pass a list of batches, a DataLoader or a Dataset."
+        )
+    return lambda epoch: _own_share(data, rank, world)
+
+
+def _own_share(data: Iterable[Batch], rank: int, world: int) -> Iterator[Batch]:
+    source = iter(data)
+    while len(turn := list(itertools.islice(source, world))) == world:
+        yield turn[rank]
+
+
+def _batches(data: Any, size: int, name: str) -> Iterable[Batch]:
+    if _is_map_style(data):
+        return DataLoader(data, batch_size=size, shuffle=False)
+    if isinstance(data, Iterable):
+        return data
+    raise DataError(
+        f"the {name} data is a {type(data).__name__}, which cannot be iterated; pass a Dataset, a DataLoader "
+        f"or a list of batches."
+    )
+
+
+def _is_map_style(data: Any) -> bool:
+    return isinstance(data, Dataset) and not isinstance(data, IterableDataset)
+
+
+def _check_finite(batch: Batch, where: str) -> None:
+    for path, tensor in tensors_of(batch):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            flat = torch.isfinite(tensor).reshape(tensor.shape[0], -1).all(1) if tensor.ndim else None
+            sample = "" if flat is None else f", sample {int((~flat).nonzero()[0])}"
+            raise DataError(f"{where}{sample}: {path} holds NaN or infinity. Remove or repair that sample.")

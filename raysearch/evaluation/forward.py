@@ -1,0 +1,100 @@
+"""The default way to run a batch, and the tensor that is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raysearch.errors import DataError, TaskError
+from raysearch.evaluation.batches import Batch
+
+Forward = Callable[[nn.Module, Batch], Any]
+Loss = Callable[[Any, Batch], Tensor]
+
+
+def default_forward(model: nn.Module, batch: Batch) -> Any:
+    """Run a batch the usual way.
+
+    A tensor is the input; of a tuple or list the first element is; of a dict all but `labels` go in by
+    keyword.
+    """
+    if isinstance(batch, Mapping):
+        return model(**{name: value for name, value in batch.items() if name != "labels"})
+    if isinstance(batch, tuple | list):
+        return model(batch[0])
+    return model(batch)
+
+
+def output_tensor(outputs: Any) -> Tensor:
+    """The tensor that is judged: the output itself, its `logits`, or its first element.
+
+    Raises:
+        TaskError: there is no floating-point tensor; a task's own `forward` can return one.
+    """
+    found = outputs
+    if isinstance(outputs, Mapping):
+        found = outputs.get("logits", next(iter(outputs.values()), None))
+    elif hasattr(outputs, "logits"):
+        found = outputs.logits
+    elif isinstance(outputs, tuple | list) and outputs:
+        found = outputs[0]
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        raise TaskError(
+            f"the model's output is a {type(found).__name__}, not a floating-point tensor; give "
+            f"Task(forward=...) a function (model, batch) that returns the logits."
+        )
+    return found
+
+
+def check_finite_forward(model: nn.Module, forward: Forward, batch: Batch) -> None:
+    """Run one batch and refuse outputs that are not finite, naming the first layer that made one.
+
+    Raises:
+        DataError: names the parameter that is not finite, or else the first module whose output is not.
+    """
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise DataError(f"the model's '{name}' holds NaN or infinity; load intact weights.")
+    bad: list[str] = []
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point() and not torch.isfinite(output).all():
+                bad.append(name)
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
+    try:
+        with frozen_eval(model), torch.no_grad():
+            outputs = output_tensor(forward(model, batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not bool(torch.isfinite(outputs).all()):
+        where = f"first in the layer '{bad[0]}'" if bad else "outside any layer"
+        raise DataError(
+            f"the float model gives NaN or infinity on the calibration data, {where}. Mend the model or the "
+            f"data; quantization cannot."
+        )
+
+
+@contextmanager
+def frozen_eval(model: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards every module's flag, every `requires_grad` and the global RNG are as before."""
+    flags = {module: module.training for module in model.modules()}
+    grads = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    rng = torch.get_rng_state()
+    model.eval()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(rng)
+        for module, flag in flags.items():
+            module.training = flag
+        for parameter, flag in grads.items():
+            parameter.requires_grad_(flag)

@@ -1,0 +1,74 @@
+"""Evaluate a model on batches: divergence, loss, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from raysearch.evaluation.batches import Batch, batch_size
+from raysearch.evaluation.divergence import Divergence
+from raysearch.evaluation.forward import Forward, Loss, frozen_eval, output_tensor
+
+Metric = Callable[[Any, Batch], float]
+
+
+def evaluate_model(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    forward: Forward,
+    divergence: Divergence,
+    reference: nn.Module | None = None,
+    loss: Loss | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+) -> dict[str, float]:
+    """Means over samples, each batch weighted by its size.
+
+    Args:
+        model: the model to judge; left as found.
+        batches: a list of batches.
+        forward: (model, batch) → outputs.
+        divergence: how outputs are compared with the reference.
+        reference: the float model; without it neither divergence nor agreement is given.
+        loss: (outputs, batch) → scalar.
+        metrics: name → function (outputs, batch) → number.
+
+    Returns:
+        "divergence" and "agreement" (with a reference), "loss" (with a loss), and the metrics by name.
+    """
+    totals: dict[str, float] = {}
+    count = 0
+    for batch in batches:
+        size = batch_size(batch)
+        count += size
+        for name, value in _one(model, batch, forward, divergence, reference, loss, metrics or {}).items():
+            totals[name] = totals.get(name, 0.0) + size * value
+    return {name: total / count for name, total in totals.items()}
+
+
+def _one(
+    model: nn.Module,
+    batch: Batch,
+    forward: Forward,
+    divergence: Divergence,
+    reference: nn.Module | None,
+    loss: Loss | None,
+    metrics: Mapping[str, Metric],
+) -> dict[str, float]:
+    values: dict[str, float] = {}
+    with frozen_eval(model), torch.no_grad():
+        outputs = forward(model, batch)
+        if reference is not None:
+            with frozen_eval(reference):
+                target = output_tensor(forward(reference, batch))
+            judged = output_tensor(outputs)
+            values["divergence"] = float(divergence.per_sample(judged, target).mean())
+            values["agreement"] = divergence.agreement(judged, target)
+        if loss is not None:
+            values["loss"] = float(loss(outputs, batch))
+        for name, metric in metrics.items():
+            values[name] = float(metric(outputs, batch))
+    return values

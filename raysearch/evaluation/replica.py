@@ -1,0 +1,65 @@
+"""What one worker holds: the float model, the shards, and how to run and judge them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raysearch.evaluation.batches import Batch, map_tensors
+from raysearch.evaluation.divergence import Divergence
+from raysearch.evaluation.forward import Forward, Loss, frozen_eval, output_tensor
+
+
+@dataclass
+class Replica:
+    """A private copy of the float model with its data; shipped to each worker once.
+
+    Attributes:
+        model: the float model, in eval mode.
+        forward: (model, batch) → outputs.
+        shards: name of a data set → its shards, the same on every worker.
+        divergence: the label-free objective.
+        loss: (outputs, batch) → scalar, or None for label-free.
+        device: where the worker computes: "cpu", "cuda", or "auto" (CUDA where there is one).
+        cache: what a stage keeps between units, keyed by the stage; never shipped.
+    """
+
+    model: nn.Module
+    forward: Forward
+    shards: Mapping[str, list[Batch]]
+    divergence: Divergence
+    loss: Loss | None = None
+    device: str = "cpu"
+    cache: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model.to(self.device).eval()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "cache": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.model.to(self.device).eval()
+
+    def shard(self, data: str, index: int) -> Batch:
+        """One shard on the worker's device."""
+        return map_tensors(self.shards[data][index], lambda tensor: tensor.to(self.device))
+
+    def run(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The judged output of a model on a batch, without gradient."""
+        with frozen_eval(model), torch.no_grad():
+            return output_tensor(self.forward(model, batch))
+
+    def float_outputs(self, data: str, index: int) -> Tensor:
+        """The float model's output on a shard; computed once per worker and shard."""
+        known: dict[tuple[str, int], Tensor] = self.cache.setdefault("float_outputs", {})
+        if (data, index) not in known:
+            known[data, index] = self.run(self.model, self.shard(data, index))
+        return known[data, index]

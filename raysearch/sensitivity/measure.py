@@ -1,0 +1,78 @@
+"""The sensitivity stage: traces, perturbations and responses, joined into one table."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from raysearch.cluster.pool import Pool
+from raysearch.records import OptionEffect, QuantizerSetup, RangeTable, SensitivityTable, Trace
+from raysearch.sensitivity.perturbation import measure_perturbations
+from raysearch.sensitivity.responses import measure_responses
+from raysearch.sensitivity.traces import TraceLoss, measure_traces, unreached
+
+
+def measure_sensitivity(
+    setup: QuantizerSetup,
+    ranges: RangeTable,
+    pool: Callable[[str], Pool],
+    num_shards: int,
+    *,
+    num_probes: int = 16,
+    probe_chunk: int = 8,
+    option_chunk: int = 8,
+    trace_loss: TraceLoss = "divergence",
+    seed: int = 0,
+    fingerprint: str = "",
+) -> SensitivityTable:
+    """Measure the float model once, for every budget to come.
+
+    Cost: per calibration shard ⌈num_probes / probe_chunk⌉ gradients with graph, num_probes · L
+    Hessian-vector products, and one forward an option.
+
+    Args:
+        setup: points, groups and their widths.
+        ranges: calibrated ranges.
+        pool: the fleet by name of the part ("traces", "perturbations", "responses"), so that units of
+            each part can be kept apart on disk.
+        num_shards: calibration shards.
+        num_probes: Rademacher probes per weight and shard.
+        probe_chunk: probes in a unit; part of the method, not of the cluster.
+        option_chunk: options in a unit.
+        trace_loss: "divergence" (label-free) or "loss" (the task's).
+        seed: the run's seed.
+        fingerprint: what the table is of; stored with it.
+    """
+    traces = measure_traces(
+        setup,
+        pool("traces"),
+        num_shards,
+        num_probes=num_probes,
+        probe_chunk=probe_chunk,
+        loss=trace_loss,
+        seed=seed,
+    )
+    for name in unreached(traces):
+        warnings.warn(f"the loss does not depend on '{name}'; its trace is 0", stacklevel=2)
+    perturbations = measure_perturbations(setup, ranges, pool("perturbations"))
+    responses = measure_responses(setup, ranges, pool("responses"), num_shards, option_chunk=option_chunk)
+    effects = {}
+    for index, (group, bits) in enumerate(setup.options()):
+        weights = [p for p in setup.groups[group].points if p in traces]
+        effects[group, bits] = OptionEffect(
+            group=group,
+            num_bits=bits,
+            kind=setup.group_kind(group),
+            perturbation=sum(perturbations[p, bits] for p in weights),
+            omega=_omega(traces, perturbations, weights, bits),
+            response=0.5 * float(responses.gram[index, index]),
+            divergence=float(responses.divergence[index]),
+        )
+    return SensitivityTable(traces, effects, responses.gram, fingerprint)
+
+
+def _omega(
+    traces: dict[str, Trace], perturbations: dict[tuple[str, int], float], weights: list[str], bits: int
+) -> float:
+    # A negative trace is noise or negative curvature; rounding a weight never lowers the loss for sure.
+    return sum(max(traces[p].value, 0.0) * perturbations[p, bits] for p in weights)
