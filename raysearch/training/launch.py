@@ -1,0 +1,141 @@
+"""Launch the training loop on Ray Train workers."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from raysearch.cluster.shipping import dumps, loads
+from raysearch.errors import TrainingError
+from raysearch.records import EpochMetrics
+from raysearch.training.recipe import Recipe
+from raysearch.training.step import Progress, train
+
+
+def train_on_ray(recipe: Recipe, run_name: str, storage_path: str) -> Progress:
+    """Run `train` on `settings.num_workers` Ray Train workers in one process group.
+
+    The recipe goes to the workers once, through the object store. Rank 0 reports a checkpoint an epoch;
+    a lost worker, or a killed driver that calls again with the same name, goes on from the last one.
+
+    Raises:
+        TrainingError: the worker group failed more than `settings.max_failures` times.
+    """
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    settings = recipe.settings
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"recipe": [ray.put(dumps(recipe, "the training recipe"))]},
+        scaling_config=ScalingConfig(
+            num_workers=settings.num_workers,
+            use_gpu=settings.use_gpu,
+            resources_per_worker={"CPU": settings.cpus_per_worker},
+        ),
+        torch_config=TorchConfig(backend="nccl" if settings.use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=run_name,
+            storage_path=storage_path,
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except Exception as error:
+        raise TrainingError(f"Ray Train gave up: {_innermost(error)}") from error
+    if result.checkpoint is None:
+        raise TrainingError("Ray Train ended without a checkpoint; see its log in the run's folder.")
+    with result.checkpoint.as_directory() as folder:
+        return read_progress(Path(folder))
+
+
+def _worker(config: dict[str, Any]) -> None:
+    import ray
+
+    recipe: Recipe = loads(ray.get(config["recipe"][0]))
+    torch.set_num_threads(recipe.settings.threads)
+    train(recipe, RayContext())
+
+
+class RayContext:
+    """One rank of a Ray Train worker group."""
+
+    def __init__(self) -> None:
+        from ray import train as ray_train
+        from ray.train.torch import get_device
+
+        context = ray_train.get_context()
+        self.rank = context.get_world_rank()
+        self.world = context.get_world_size()
+        self.device: torch.device = get_device()
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """DistributedDataParallel when there is more than one rank."""
+        from ray.train.torch import prepare_model
+
+        # A branch that a batch does not take leaves parameters without a gradient on that rank.
+        wrapped: nn.Module = prepare_model(
+            model, parallel_strategy_kwargs={"find_unused_parameters": True} if self.world > 1 else None
+        )
+        return wrapped
+
+    def resume(self) -> Progress | None:
+        """The last checkpoint of this run, if there is one."""
+        from ray import train as ray_train
+
+        checkpoint = ray_train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            return read_progress(Path(folder))
+
+    def report(self, progress: Progress) -> None:
+        """A barrier: every rank calls it once an epoch, rank 0 with the checkpoint."""
+        from ray import train as ray_train
+
+        metrics = dict(progress.history[-1].metrics)
+        if self.rank != 0:
+            ray_train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            write_progress(progress, Path(folder))
+            ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(folder))
+
+
+def write_progress(progress: Progress, folder: Path) -> None:
+    """A checkpoint folder: states as safetensors, the optimizer by torch.save, the rest as JSON."""
+    (folder / "state.safetensors").write_bytes(progress.state)
+    (folder / "best.safetensors").write_bytes(progress.best_state)
+    (folder / "optimizer.pt").write_bytes(progress.optimizer)
+    history = [asdict(entry) for entry in progress.history]
+    summary = {"next_epoch": progress.next_epoch, "best_epoch": progress.best_epoch, "history": history}
+    (folder / "progress.json").write_text(json.dumps(summary))
+
+
+def read_progress(folder: Path) -> Progress:
+    """Read what `write_progress` wrote."""
+    summary = json.loads((folder / "progress.json").read_text())
+    return Progress(
+        next_epoch=summary["next_epoch"],
+        history=[EpochMetrics(e["epoch"], e["metrics"]) for e in summary["history"]],
+        best_epoch=summary["best_epoch"],
+        best_state=(folder / "best.safetensors").read_bytes(),
+        state=(folder / "state.safetensors").read_bytes(),
+        optimizer=(folder / "optimizer.pt").read_bytes(),
+    )
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else repr(error)

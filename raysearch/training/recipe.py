@@ -1,0 +1,106 @@
+"""What a training worker needs to build the quantized model again and train it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from raysearch.controller import QuantizationController, create_controller
+from raysearch.errors import ConfigError
+from raysearch.evaluation import Batch, Divergence, Forward, Loss
+from raysearch.evaluation.measure import Metric
+from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
+
+Objective = Literal["auto", "loss", "distill"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the training data.
+        batch_size: samples in a batch and worker when the training data is a `Dataset`.
+        learning_rate: of AdamW for weights, biases and norms; falls to 0 along a cosine.
+        scale_learning_rate: of the quantizers' scales, relative to each scale's own size.
+        weight_decay: AdamW's, on parameters with two or more dimensions.
+        objective: "loss" (the task's), "distill" (the divergence to the float model), or "auto" (the
+            task's loss where it has one, else "distill").
+        num_workers: Ray Train workers; fixed for the run, since the global batch depends on it.
+        cpus_per_worker: CPUs a worker reserves.
+        use_gpu: one GPU a worker, NCCL instead of gloo.
+        threads: torch threads of a worker.
+        max_failures: how often Ray Train restarts a lost worker group from its last checkpoint.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    scale_learning_rate: float = 1e-2
+    weight_decay: float = 0.0
+    objective: Objective = "auto"
+    num_workers: int = 1
+    cpus_per_worker: float = 1.0
+    use_gpu: bool = False
+    threads: int = 1
+    max_failures: int = 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The quantized model as something that can be shipped: its float model and what was decided.
+
+    Attributes:
+        model: the float model; also the teacher.
+        setup: where quantizers go.
+        ranges: calibrated ranges.
+        assignment: group id → bit-width.
+        train: the training data, as the user gave it.
+        validation: shards that choose the best epoch.
+        forward: (model, batch) → outputs.
+        divergence: the label-free objective.
+        loss: (outputs, batch) → scalar, or None.
+        metrics: name → function (outputs, batch) → number.
+        settings: how to train.
+        seed: the run's seed.
+    """
+
+    model: nn.Module
+    setup: QuantizerSetup
+    ranges: RangeTable
+    assignment: BitAssignment
+    train: Any
+    validation: list[Batch]
+    forward: Forward
+    divergence: Divergence
+    loss: Loss | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    settings: TrainingSettings = field(default_factory=TrainingSettings)
+    seed: int = 0
+
+    def build(self) -> QuantizationController:
+        """A controller on a copy of the float model, at the calibrated ranges."""
+        return create_controller(copy.deepcopy(self.model), self.setup, self.ranges, self.assignment)
+
+    @property
+    def objective(self) -> Literal["loss", "distill"]:
+        """The objective in force.
+
+        Raises:
+            ConfigError: "loss" is set, but the task has none.
+        """
+        chosen = self.settings.objective
+        if chosen == "loss" and self.loss is None:
+            raise ConfigError("training.objective is 'loss', but the Task has no loss; set it to 'distill'.")
+        if chosen == "auto":
+            return "distill" if self.loss is None else "loss"
+        return chosen
+
+    @property
+    def monitor(self) -> str:
+        """The validation metric that chooses the best epoch; lower is better."""
+        return "loss" if self.objective == "loss" else "divergence"

@@ -1,0 +1,51 @@
+"""A model's state as safetensors bytes: no pickle, tied tensors stored once."""
+
+from __future__ import annotations
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from raysearch.errors import StorageError
+
+
+def state_bytes(model: nn.Module) -> bytes:
+    """Every tensor of the state dict; of tensors that share memory only the first is stored."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        mark = (value.data_ptr(), tuple(value.shape))
+        if value.numel() and mark in seen:
+            continue
+        seen.add(mark)
+        tensors[name] = value.detach().cpu().contiguous().clone()
+    return bytes(save(tensors))
+
+
+def load_state(model: nn.Module, data: bytes) -> None:
+    """Put back what `state_bytes` took from a model of the same build.
+
+    Raises:
+        StorageError: the bytes are damaged, or belong to another model; names the tensors.
+    """
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise StorageError(
+            f"the checkpoint is damaged: {error}. Run with --resume to train again."
+        ) from error
+    own = model.state_dict()
+    unknown = sorted(set(tensors) - set(own))
+    stored = {own[name].data_ptr() for name in tensors if name in own}
+    missing = sorted(
+        name for name, v in own.items() if name not in tensors and not (v.numel() and v.data_ptr() in stored)
+    )
+    shapes = [n for n, v in tensors.items() if n in own and own[n].shape != v.shape]
+    if unknown or missing or shapes:
+        raise StorageError(
+            f"the checkpoint does not fit this model: unknown {unknown[:3]}, missing {missing[:3]}, of "
+            f"another shape {shapes[:3]}. It belongs to another setup; run the search for this model."
+        )
+    with torch.no_grad():
+        model.load_state_dict(tensors, strict=False)

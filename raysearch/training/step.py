@@ -1,0 +1,188 @@
+"""The training loop in plain PyTorch; one rank's view of it, with or without Ray."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from raysearch.controller import QuantizationController
+from raysearch.errors import TrainingError
+from raysearch.evaluation import Batch, evaluate_model, output_tensor, training_batches
+from raysearch.evaluation.batches import map_tensors
+from raysearch.quantizer import Quantizer
+from raysearch.records import EpochMetrics
+from raysearch.seeding import derive_seed
+from raysearch.training.recipe import Recipe, TrainingSettings
+from raysearch.training.state import load_state, state_bytes
+
+
+@dataclass
+class Progress:
+    """Everything a loop needs to go on after an interruption.
+
+    Attributes:
+        next_epoch: the first epoch that is not done.
+        history: metrics per epoch; epoch −1 is the calibrated model.
+        best_epoch: the epoch with the least monitored value.
+        best_state: the model's state after it, as safetensors bytes.
+        state: the model's state now.
+        optimizer: the optimizer's state now, by torch.save.
+    """
+
+    next_epoch: int = 0
+    history: list[EpochMetrics] = field(default_factory=list)
+    best_epoch: int = -1
+    best_state: bytes = b""
+    state: bytes = b""
+    optimizer: bytes = b""
+
+
+class Context(Protocol):
+    """Where the loop runs: alone in a process, or as one rank of a Ray Train worker group."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Wrap the model for the group."""
+        ...
+
+    def resume(self) -> Progress | None:
+        """What an interrupted loop left, if anything."""
+        ...
+
+    def report(self, progress: Progress) -> None:
+        """Called by every rank after every epoch."""
+        ...
+
+
+def train(recipe: Recipe, context: Context) -> Progress:
+    """Train the recipe's quantized model; the best epoch may be the calibrated model itself (−1).
+
+    Every random draw of an epoch comes from (seed, epoch, rank), so an interrupted loop that goes on gives
+    what an uninterrupted one gives.
+
+    Cost per step: one forward and backward of the quantized model; with "distill" one float forward more.
+
+    Raises:
+        TrainingError: the objective became NaN, or there is no batch; states the epoch and step.
+    """
+    settings = recipe.settings
+    controller = recipe.build()
+    model = controller.model.to(context.device)
+    teacher = recipe.model.to(context.device).eval().requires_grad_(False)
+    progress = context.resume() or Progress()
+    if progress.state:
+        load_state(model, progress.state)
+    else:
+        _record(progress, recipe, model, teacher, -1)
+    optimizer = _optimizer(controller, settings)
+    if progress.optimizer:
+        optimizer.load_state_dict(torch.load(io.BytesIO(progress.optimizer), weights_only=True))
+    wrapped = context.prepare(model)
+    seed = derive_seed(recipe.seed, "training", "order")
+    batches = training_batches(recipe.train, settings.batch_size, seed, context.rank, context.world)
+    for epoch in range(progress.next_epoch, settings.epochs):
+        torch.manual_seed(derive_seed(recipe.seed, "training", epoch, context.rank))
+        _set_learning_rate(optimizer, epoch, settings)
+        _train_epoch(recipe, wrapped, teacher, optimizer, batches(epoch), context.device, epoch)
+        _record(progress, recipe, model, teacher, epoch)
+        progress.next_epoch = epoch + 1
+        progress.state = state_bytes(model)
+        buffer = io.BytesIO()
+        torch.save(optimizer.state_dict(), buffer)
+        progress.optimizer = buffer.getvalue()
+        context.report(progress)
+    return progress
+
+
+def _train_epoch(
+    recipe: Recipe,
+    model: nn.Module,
+    teacher: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    device: torch.device,
+    epoch: int,
+) -> None:
+    model.train()
+    step = -1
+    for step, batch in enumerate(batches):
+        placed = map_tensors(batch, lambda tensor: tensor.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        value = _objective(recipe, model, teacher, placed)
+        if not bool(torch.isfinite(value)):
+            raise TrainingError(
+                f"the training objective is {float(value)} at epoch {epoch}, step {step}; lower "
+                f"training.learning_rate (now {recipe.settings.learning_rate})."
+            )
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    if step < 0:
+        raise TrainingError("the training data gave no batch; pass data with at least one batch a worker.")
+
+
+def _objective(recipe: Recipe, model: nn.Module, teacher: nn.Module, batch: Batch) -> Tensor:
+    outputs = recipe.forward(model, batch)
+    if recipe.objective == "loss" and recipe.loss is not None:
+        return recipe.loss(outputs, batch)
+    with torch.no_grad():
+        target = output_tensor(recipe.forward(teacher, batch))
+    return recipe.divergence.per_sample(output_tensor(outputs), target).mean()
+
+
+def _record(progress: Progress, recipe: Recipe, model: nn.Module, teacher: nn.Module, epoch: int) -> None:
+    device = next(model.parameters()).device
+    metrics = evaluate_model(
+        model,
+        [map_tensors(batch, lambda tensor: tensor.to(device)) for batch in recipe.validation],
+        forward=recipe.forward,
+        divergence=recipe.divergence,
+        reference=teacher,
+        loss=recipe.loss,
+        metrics=recipe.metrics,
+    )
+    monitored = metrics[recipe.monitor]
+    best = min((e.metrics[recipe.monitor] for e in progress.history), default=math.inf)
+    progress.history.append(EpochMetrics(epoch, metrics))
+    if monitored < best or not progress.best_state:
+        progress.best_epoch = epoch
+        progress.best_state = state_bytes(model)
+
+
+def _optimizer(controller: QuantizationController, settings: TrainingSettings) -> torch.optim.Optimizer:
+    scales = {id(q.scale): q for q in controller.all_quantizations.values() if q.enabled}
+    decayed: list[Tensor] = []
+    plain: list[Tensor] = []
+    for parameter in controller.model.parameters():
+        if parameter.requires_grad and id(parameter) not in scales:
+            (decayed if parameter.ndim > 1 else plain).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "base": settings.learning_rate, "weight_decay": settings.weight_decay},
+        {"params": plain, "base": settings.learning_rate, "weight_decay": 0.0},
+    ]
+    # Adam's step has the size of the learning rate whatever the gradient's, so each scale gets a rate in
+    # proportion to itself; otherwise small scales would jump by more than their own size.
+    groups.extend(
+        {"params": [q.scale], "base": _relative_rate(q, settings), "weight_decay": 0.0}
+        for q in scales.values()
+    )
+    kept = [group for group in groups if group["params"]]
+    return torch.optim.AdamW([{**group, "lr": group["base"]} for group in kept])
+
+
+def _relative_rate(quantizer: Quantizer, settings: TrainingSettings) -> float:
+    return settings.scale_learning_rate * float(quantizer.effective_scale().detach().mean())
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, epoch: int, settings: TrainingSettings) -> None:
+    factor = 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
+    for group in optimizer.param_groups:
+        group["lr"] = group["base"] * factor
