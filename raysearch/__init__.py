@@ -1,3 +1,70 @@
-"""Mixed-precision quantization search for PyTorch on Ray."""
+"""Mixed-precision quantization search for PyTorch on Ray.
+
+A model, data and a bit budget in; the best quantized model that fits, trained, stripped, exported and
+verified, out. Names are imported when they are first used: `load_model` needs neither Ray nor Optuna.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raysearch.api import export_run, inspect, report, resolve, retrieve, run, status
+    from raysearch.config import Config, load_config
+    from raysearch.controller import QuantizationController, create_controller
+    from raysearch.errors import BadInputError, RaysearchError, RunError
+    from raysearch.export import load_model
+    from raysearch.job import Job, submit
+    from raysearch.records import BitAssignment, QuantizerSetup, RunResult, RunStatus
+    from raysearch.task import Task, load_task
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "api": ("export_run", "inspect", "report", "resolve", "retrieve", "run", "status"),
+    "config": ("Config", "load_config"),
+    "controller": ("QuantizationController", "create_controller"),
+    "errors": ("BadInputError", "RaysearchError", "RunError"),
+    "export": ("load_model",),
+    "job": ("Job", "submit"),
+    "records": ("BitAssignment", "QuantizerSetup", "RunResult", "RunStatus"),
+    "task": ("Task", "load_task"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BadInputError",
+    "BitAssignment",
+    "Config",
+    "Job",
+    "QuantizationController",
+    "QuantizerSetup",
+    "RaysearchError",
+    "RunError",
+    "RunResult",
+    "RunStatus",
+    "Task",
+    "__version__",
+    "create_controller",
+    "export_run",
+    "inspect",
+    "load_config",
+    "load_model",
+    "load_task",
+    "report",
+    "resolve",
+    "retrieve",
+    "run",
+    "status",
+    "submit",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'raysearch' has no attribute '{name}'")
+    # The submodule `raysearch.report` is a package of its own; the public name is the function.
+    return getattr(import_module(f"raysearch.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,6 @@
+"""`python -m raysearch`."""
+
+from raysearch.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""What a user may set: one validated model, from TOML, the command line and keyword arguments."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from raysearch.errors import ConfigError
+
+Width = Annotated[int, Field(ge=2, le=8)]
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are refused and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PlacementConfig(Section):
+    """Where quantizers go and which widths they may take."""
+
+    weight_bit_widths: tuple[Width, ...] = Field((2, 3, 4, 8), min_length=1)
+    activation_bit_widths: tuple[Width, ...] = Field((8,), min_length=1)
+    pins: dict[str, Width] = Field(default_factory=dict)
+    ignored_scopes: tuple[str, ...] = ()
+
+
+class CalibrationConfig(Section):
+    """Samples, shards and range estimators."""
+
+    num_samples: int = Field(256, ge=1)
+    shard_size: int = Field(32, ge=1)
+    weights: Literal["mse", "min_max"] = "mse"
+    activations: Literal["mean_min_max", "min_max"] = "mean_min_max"
+
+
+class ObjectiveConfig(Section):
+    """The label-free objective: how far outputs are from the float model's."""
+
+    divergence: Literal["kl", "mse"] = "kl"
+    class_dim: int = -1
+
+
+class SensitivityConfig(Section):
+    """Traces and responses."""
+
+    num_probes: int = Field(16, ge=2)
+    probe_chunk: int = Field(8, ge=1)
+    option_chunk: int = Field(8, ge=1)
+    trace_loss: Literal["divergence", "loss"] = "divergence"
+
+
+class SearchConfig(Section):
+    """The study."""
+
+    num_trials: int = Field(64, ge=1)
+    batch_size: int = Field(8, ge=1)
+    surrogate: Literal["response", "hawq", "weight-error", "single-loss"] = "response"
+    sampler: Literal["auto", "tpe", "random"] = "auto"
+
+
+class TrainingConfig(Section):
+    """Quantization-aware training."""
+
+    epochs: int = Field(10, ge=0)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    scale_learning_rate: float = Field(1e-2, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    objective: Literal["auto", "loss", "distill"] = "auto"
+    num_workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(1.0, gt=0)
+    use_gpu: bool = False
+    threads: int = Field(1, ge=1)
+    max_failures: int = Field(2, ge=0)
+
+
+class ExportConfig(Section):
+    """Targets; without the `onnx` extra the default leaves ONNX out and says so."""
+
+    targets: tuple[str, ...] = ("packed", "onnx")
+    num_samples: int = Field(256, ge=1)
+
+
+class ValidationConfig(Section):
+    """Samples for float and quantized metrics; 0 means all."""
+
+    num_samples: int = Field(0, ge=0)
+    shard_size: int = Field(256, ge=1)
+
+
+class ClusterConfig(Section):
+    """The fleet. Nothing here changes a result, except `threads` and `device`, which change rounding."""
+
+    workers: int = Field(1, ge=0)
+    cpus_per_worker: float = Field(1.0, gt=0)
+    gpus_per_worker: float = Field(0.0, ge=0)
+    threads: int = Field(1, ge=1)
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    unit_timeout_seconds: float = Field(600.0, gt=0)
+    startup_timeout_seconds: float = Field(300.0, gt=0)
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    seed: int = Field(0, ge=0)
+    placement: PlacementConfig = PlacementConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    sensitivity: SensitivityConfig = SensitivityConfig()
+    search: SearchConfig = SearchConfig()
+    training: TrainingConfig = TrainingConfig()
+    export: ExportConfig = ExportConfig()
+    validation: ValidationConfig = ValidationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    def fixed(self) -> dict[str, Any]:
+        """The settings that a resumed run must share: all but where and on how many workers it runs."""
+        data = self.model_dump(mode="json")
+        data["cluster"] = {key: data["cluster"][key] for key in ("threads", "device")}
+        return data
+
+
+def load_config(
+    path: str | Path | None = None,
+    assignments: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """Defaults, then a TOML file, then `key=value` texts, then nested overrides.
+
+    Args:
+        path: a TOML file with the sections of `Config`.
+        assignments: such as "search.num_trials=32"; the value is read as TOML, else as text.
+        overrides: nested mapping of settings.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown (the nearest is named), a value does not fit.
+
+    Example:
+        >>> load_config(assignments=["search.num_trials=32"]).search.num_trials
+        32
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(Path(path).read_text())
+        except OSError as error:
+            raise ConfigError(f"the config file '{path}' cannot be read: {error.strerror}.") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"the config file '{path}' is not TOML: {error}.") from error
+    for text in assignments:
+        key, separator, value = text.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"the setting '{text}' cannot be read; write section.key=value.")
+        _merge(data, _nested(key.strip(), _value(value.strip())))
+    _merge(data, dict(overrides or {}))
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    # A pin's name has dots of its own: placement.pins.block.conv=8 sets pins["block.conv"].
+    parts = key.split(".", 2) if key.startswith("placement.pins.") else key.split(".")
+    for part in reversed(parts):
+        value = {part: value}
+    return dict(value)
+
+
+def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explain(error: ValidationError) -> str:
+    parts = []
+    for entry in error.errors():
+        where = ".".join(str(part) for part in entry["loc"])
+        if entry["type"] == "extra_forbidden":
+            near = get_close_matches(where, _known_keys(), n=1, cutoff=0.3)
+            hint = f"; the nearest known one is '{near[0]}'" if near else ""
+            parts.append(f"the setting '{where}' is unknown{hint}")
+        else:
+            parts.append(f"the setting '{where}' is {entry['input']!r}: {entry['msg'].lower()}")
+    return "; ".join(parts) + "."
+
+
+def _known_keys() -> list[str]:
+    keys: list[str] = []
+    for name, info in Config.model_fields.items():
+        section = info.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            keys.extend(f"{name}.{key}" for key in section.model_fields)
+        else:
+            keys.append(name)
+    return keys

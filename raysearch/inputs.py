@@ -1,0 +1,145 @@
+"""Everything that is checked before compute is spent: the model, the data, the budgets, the settings."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+from raysearch.config import Config
+from raysearch.errors import ConfigError, DataError
+from raysearch.evaluation import Batch, Divergence, materialise, output_tensor, training_batches
+from raysearch.evaluation.batches import tensors_of
+from raysearch.evaluation.divergence import check_outputs
+from raysearch.evaluation.forward import check_finite_forward, frozen_eval
+from raysearch.export import TARGETS
+from raysearch.placement import place_quantizers
+from raysearch.records import Budget, CostModel, QuantizerSetup, check_achievable, parse_budgets
+from raysearch.task import Task
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A task that was found fit, and what was read of it.
+
+    Attributes:
+        task: as the user gave it.
+        config: the settings.
+        budgets: parsed and achievable.
+        setup: placed quantizers.
+        calibration: shards of the calibration sample.
+        validation: shards of the validation data.
+        divergence: the label-free objective.
+        fingerprints: hashes of the model, the samples and the setup.
+    """
+
+    task: Task
+    config: Config
+    budgets: tuple[Budget, ...]
+    setup: QuantizerSetup
+    calibration: list[Batch]
+    validation: list[Batch]
+    divergence: Divergence
+    fingerprints: Mapping[str, str]
+
+
+def place(task: Task, config: Config) -> QuantizerSetup:
+    """The placement stage, with a configuration's settings."""
+    return place_quantizers(
+        task.model,
+        task.example_inputs,
+        weight_bit_widths=config.placement.weight_bit_widths,
+        activation_bit_widths=config.placement.activation_bit_widths,
+        pins=config.placement.pins,
+        ignored_scopes=config.placement.ignored_scopes,
+    )
+
+
+def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
+    """Read and check everything; costs one capture and two forwards.
+
+    Raises:
+        BudgetError: a budget cannot be read or met.
+        ConfigError: settings that contradict the task.
+        CaptureError: the model cannot be captured.
+        PlacementError: a pin or scope fits nothing.
+        DataError: data is empty or not finite, or the model's output on it is not.
+    """
+    parsed = parse_budgets(budgets)
+    _check_settings(task, config)
+    setup = place(task, config)
+    check_achievable(parsed, CostModel(setup))
+    calibration = materialise(
+        task.calibration, config.calibration.num_samples, config.calibration.shard_size, "calibration"
+    )
+    validation = calibration
+    if task.validation is not None:
+        sizes = config.validation
+        validation = materialise(task.validation, sizes.num_samples, sizes.shard_size, "validation")
+    if task.train is not None:
+        training_batches(task.train, 1, 0, 0, 1)
+    check_finite_forward(task.model, task.run, calibration[0])
+    divergence = Divergence(config.objective.divergence, config.objective.class_dim)
+    with frozen_eval(task.model), torch.no_grad():
+        problem = check_outputs(output_tensor(task.run(task.model, calibration[0])), divergence)
+    if problem:
+        raise DataError(
+            f"{problem}, so objective.divergence 'kl' has no meaning; set it to 'mse', or set "
+            f"objective.class_dim, or give Task(forward=...) that returns logits."
+        )
+    marks = {
+        "model": hash_model(task.model),
+        "calibration": hash_batches(calibration),
+        "validation": hash_batches(validation),
+        "setup": setup.fingerprint(),
+    }
+    return Inputs(task, config, parsed, setup, calibration, validation, divergence, marks)
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides its inputs."""
+    packages = ("raysearch", "torch", "ray", "optuna", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def hash_model(model: nn.Module) -> str:
+    """Hash of every parameter and buffer with its name, and of the class's name."""
+    digest = blake2b(type(model).__name__.encode(), digest_size=16)
+    for name, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            _feed(digest, name, value)
+    return digest.hexdigest()
+
+
+def hash_batches(batches: Sequence[Batch]) -> str:
+    """Hash of every tensor of every shard with its place."""
+    digest = blake2b(digest_size=16)
+    for index, batch in enumerate(batches):
+        for path, tensor in tensors_of(batch):
+            _feed(digest, f"{index}:{path}", tensor)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, name: str, tensor: torch.Tensor) -> None:
+    digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+
+
+def _check_settings(task: Task, config: Config) -> None:
+    for target in config.export.targets:
+        if target not in TARGETS:
+            raise ConfigError(f"export.targets names '{target}'; known targets: {', '.join(TARGETS)}.")
+    wants_loss = {
+        "training.objective": config.training.objective == "loss" and task.train is not None,
+        "sensitivity.trace_loss": config.sensitivity.trace_loss == "loss",
+    }
+    for key, wanted in wants_loss.items():
+        if wanted and task.loss is None:
+            raise ConfigError(f"{key} is 'loss', but the Task has no loss; give Task(loss=...) or change it.")

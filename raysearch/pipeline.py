@@ -1,0 +1,333 @@
+"""The order of the walk; every stage's record is saved when it ends and read instead when it is there."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from raysearch.artifacts import RunStore, UnitLog
+from raysearch.calibration import calibrate
+from raysearch.cluster.pool import Pool
+from raysearch.cluster.resuming import ResumingPool
+from raysearch.controller import create_controller
+from raysearch.errors import ConfigError
+from raysearch.evaluation import Replica, batch_size, evaluate_model
+from raysearch.export import export_model
+from raysearch.inputs import Inputs
+from raysearch.progress import Progress
+from raysearch.records import (
+    BitAssignment,
+    ExportManifest,
+    FineTuneResult,
+    RangeTable,
+    RunResult,
+    SearchResult,
+    SensitivityTable,
+)
+from raysearch.report import render_report
+from raysearch.search import search_assignment, write_journal
+from raysearch.sensitivity import TrialEvaluator, measure_sensitivity
+from raysearch.training import Recipe, TrainingSettings, fine_tune, load_checkpoint
+
+PoolMaker = Callable[[Replica], Pool]
+
+
+@dataclass
+class Walk:
+    """One run: its inputs, its folder, its progress, and the fleet that all stages share."""
+
+    inputs: Inputs
+    store: RunStore
+    progress: Progress
+    make_pool: PoolMaker
+    on_ray: bool
+
+    def __post_init__(self) -> None:
+        self._log = UnitLog(self.store)
+        self._stack = ExitStack()
+        self._pool: Pool | None = None
+
+    def run(self) -> RunResult:
+        """Walk from the first stage that has no record to the result."""
+        if self.store.has("result"):
+            return self.store.load_result()
+        with pinned_threads(self.inputs.config.cluster.threads):
+            return self._walk()
+
+    def _walk(self) -> RunResult:
+        with self._stack:
+            self.store.save_setup(self.inputs.setup)
+            ranges = self._calibrate()
+            table = self._measure(ranges)
+            found = self._search(table, ranges)
+        # The fleet is released before training, which may need its CPUs and GPUs.
+        tuned = self._fine_tune(ranges, found.best.assignment)
+        stripped = self._strip(ranges, found.best.assignment, tuned)
+        metrics = self._evaluate(stripped)
+        manifest = self._export(stripped, found.best.assignment)
+        return self._conclude(table, found, tuned, metrics, manifest)
+
+    def pool(self, part: str) -> Pool:
+        """The fleet, remembering the units of one part of a stage."""
+        if self._pool is None:
+            self._pool = self.make_pool(make_replica(self.inputs))
+            self._stack.callback(self._pool.close)
+
+        def tell(done: int, total: int) -> None:
+            self.progress.units(part, done, total)
+
+        return ResumingPool(self._pool, self._log, part, tell)
+
+    def _calibrate(self) -> RangeTable:
+        if self.store.has("ranges"):
+            return self.store.load_ranges()
+        settings = self.inputs.config.calibration
+        with self.progress.stage("calibration"):
+            ranges = calibrate(
+                self.inputs.setup,
+                self.pool("calibration"),
+                len(self.inputs.calibration),
+                weights=settings.weights,
+                activations=settings.activations,
+            )
+        self.store.save_ranges(ranges)
+        self._log.clear("calibration")
+        return ranges
+
+    def _measure(self, ranges: RangeTable) -> SensitivityTable:
+        if self.store.has("sensitivity"):
+            return self.store.load_sensitivity()
+        settings = self.inputs.config.sensitivity
+        parts = ("traces", "perturbations", "responses")
+        with self.progress.stage("sensitivity"):
+            table = measure_sensitivity(
+                self.inputs.setup,
+                ranges,
+                lambda part: self.pool(f"sensitivity-{part}"),
+                len(self.inputs.calibration),
+                num_probes=settings.num_probes,
+                probe_chunk=settings.probe_chunk,
+                option_chunk=settings.option_chunk,
+                trace_loss=settings.trace_loss,
+                seed=self.inputs.config.seed,
+                fingerprint=":".join(self.inputs.fingerprints.values()),
+            )
+        self.store.save_sensitivity(table)
+        for part in parts:
+            self._log.clear(f"sensitivity-{part}")
+        return table
+
+    def _search(self, table: SensitivityTable, ranges: RangeTable) -> SearchResult:
+        if self.store.has("search"):
+            return self.store.load_search()
+        settings = self.inputs.config.search
+        shards = len(self.inputs.calibration)
+
+        def measure(assignments: Mapping[int, BitAssignment]) -> Mapping[int, float]:
+            return TrialEvaluator(self.inputs.setup, ranges, self.pool("search"), shards)(assignments)
+
+        with self.progress.stage("search"):
+            found = search_assignment(
+                table,
+                self.inputs.setup,
+                self.inputs.budgets,
+                measure,
+                num_trials=settings.num_trials,
+                batch_size=settings.batch_size,
+                surrogate=settings.surrogate,
+                sampler=settings.sampler,
+                seed=self.inputs.config.seed,
+                previous=self.store.load_trials(),
+                on_batch=self.store.save_trials,
+            )
+            self._save_journal(found)
+        self.store.save_search(found)
+        self._log.clear("search")
+        return found
+
+    def _save_journal(self, found: SearchResult) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "study.journal"
+            write_journal(path, found.trials, self.inputs.setup, self.inputs.budgets)
+            self.store.storage.write_file("study.journal", path)
+
+    def _fine_tune(self, ranges: RangeTable, assignment: BitAssignment) -> FineTuneResult:
+        if self.store.has("finetune"):
+            return self.store.load_finetune()
+        recipe = make_recipe(self.inputs, ranges, assignment)
+        epochs = recipe.settings.epochs
+        with self.progress.stage("training"):
+            tuned = fine_tune(
+                recipe,
+                self.store.save_checkpoint,
+                on_ray=self.on_ray and recipe.train is not None and epochs > 0,
+                run_name="qat",
+                storage_path=self.store.storage.child("checkpoints").uri,
+                on_epoch=lambda epoch: self.progress.units("training", epoch, epochs),
+            )
+        self.store.save_finetune(tuned)
+        return tuned
+
+    def _strip(self, ranges: RangeTable, assignment: BitAssignment, tuned: FineTuneResult) -> nn.Module:
+        return strip_checkpoint(self.inputs, ranges, assignment, self.store.load_checkpoint(tuned.checkpoint))
+
+    def _evaluate(self, stripped: nn.Module) -> dict[str, dict[str, float]]:
+        if self.store.has("metrics"):
+            return self.store.load_metrics()
+        with self.progress.stage("evaluation"):
+            metrics = {
+                "float": validate(self.inputs, self.inputs.task.model),
+                "quantized": validate(self.inputs, stripped),
+            }
+        self.store.save_metrics(metrics)
+        return metrics
+
+    def _export(self, stripped: nn.Module, assignment: BitAssignment) -> ExportManifest:
+        if self.store.has("manifest"):
+            return self.store.load_manifest()
+        with self.progress.stage("export"), tempfile.TemporaryDirectory() as folder:
+            manifest = export(self.inputs, stripped, assignment, Path(folder))
+            self.store.save_model(Path(folder))
+        return manifest
+
+    def _conclude(
+        self,
+        table: SensitivityTable,
+        found: SearchResult,
+        tuned: FineTuneResult,
+        metrics: Mapping[str, Mapping[str, float]],
+        manifest: ExportManifest,
+    ) -> RunResult:
+        notes = tuple(note for note in (tuned.skipped, *manifest.notes) if note)
+        result = RunResult(
+            run_id=self.store.run_id,
+            storage=self.store.uri,
+            budget=tuple(budget.text for budget in self.inputs.budgets),
+            assignment=found.best.assignment.bits,
+            costs=found.best.costs,
+            float_metrics=metrics["float"],
+            quantized_metrics=metrics["quantized"],
+            model_dir=f"{self.store.uri}/model",
+            report="",
+            seconds=dict(self.progress.seconds),
+            notes=notes,
+        )
+        try:
+            page = render_report(
+                result,
+                self.inputs.setup,
+                found,
+                sensitivity=table,
+                fine_tune=tuned,
+                manifest=manifest,
+                metrics=metrics,
+            )
+            self.store.save_report(page)
+            result = replace(result, report=f"{self.store.uri}/report.html")
+        except ConfigError as error:
+            result = replace(result, notes=(*notes, str(error)))
+        self.store.save_result(result)
+        return result
+
+
+def make_replica(inputs: Inputs) -> Replica:
+    """What each worker holds; a deep copy, so that the user's model is never touched."""
+    return Replica(
+        copy.deepcopy(inputs.task.model),
+        inputs.task.run,
+        {"calibration": inputs.calibration},
+        inputs.divergence,
+        inputs.task.loss,
+        inputs.config.cluster.device,
+    )
+
+
+def make_recipe(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment) -> Recipe:
+    """What a training worker needs."""
+    return Recipe(
+        model=copy.deepcopy(inputs.task.model),
+        setup=inputs.setup,
+        ranges=ranges,
+        assignment=assignment,
+        train=inputs.task.train,
+        validation=inputs.validation,
+        forward=inputs.task.run,
+        divergence=inputs.divergence,
+        loss=inputs.task.loss,
+        metrics=inputs.task.metrics,
+        settings=TrainingSettings(**inputs.config.training.model_dump()),
+        seed=inputs.config.seed,
+    )
+
+
+def strip_checkpoint(
+    inputs: Inputs, ranges: RangeTable, assignment: BitAssignment, checkpoint: bytes
+) -> nn.Module:
+    """The stripped module of a saved training state."""
+    controller = create_controller(copy.deepcopy(inputs.task.model), inputs.setup, ranges, assignment)
+    load_checkpoint(controller, checkpoint)
+    return controller.strip_model()
+
+
+def validate(inputs: Inputs, model: nn.Module) -> dict[str, float]:
+    """Metrics of a model on the validation shards, compared with the float model."""
+    return evaluate_model(
+        model,
+        inputs.validation,
+        forward=inputs.task.run,
+        divergence=inputs.divergence,
+        reference=inputs.task.model,
+        loss=inputs.task.loss,
+        metrics=inputs.task.metrics,
+    )
+
+
+def export(
+    inputs: Inputs,
+    stripped: nn.Module,
+    assignment: BitAssignment,
+    folder: Path,
+    targets: tuple[str, ...] | None = None,
+) -> ExportManifest:
+    """The export stage on a local folder, verified on validation shards."""
+    settings = inputs.config.export
+    return export_model(
+        stripped,
+        inputs.setup,
+        assignment,
+        inputs.task.example_inputs,
+        folder,
+        targets=targets or settings.targets,
+        batches=first_samples(inputs.validation, settings.num_samples),
+        forward=inputs.task.run,
+    )
+
+
+def first_samples(batches: list[Any], count: int) -> list[Any]:
+    """Whole shards until `count` samples are reached."""
+    kept: list[Any] = []
+    for batch in batches:
+        kept.append(batch)
+        count -= batch_size(batch)
+        if count <= 0:
+            break
+    return kept
+
+
+@contextmanager
+def pinned_threads(threads: int) -> Iterator[None]:
+    """Set torch's threads, on which rounding depends, and put them back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
