@@ -1,0 +1,210 @@
+"""The samplers: knapsack-Thompson, and Optuna's TPE and random search made feasible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from raysearch.errors import ConfigError
+from raysearch.records import BitAssignment
+from raysearch.search.decoder import SMALL_SPACE, Decoder
+from raysearch.search.local_search import descend
+from raysearch.search.space import FloatArray, IntArray, OptionSpace
+from raysearch.search.surrogates import Surrogate
+from raysearch.seeding import derive_seed
+
+SAMPLERS = ("auto", "thompson", "tpe", "random")
+MAX_TRIES = 20
+
+
+def make_distributions(space: OptionSpace) -> dict[str, BaseDistribution]:
+    """One categorical parameter a group, its choices the bit-widths."""
+    groups = space.setup.groups.values()
+    return {group.id: CategoricalDistribution(group.bit_widths) for group in groups}
+
+
+def make_sampler(
+    name: str, surrogate: Surrogate, decoder: Decoder, seed: int, first_number: int
+) -> BaseSampler:
+    """The sampler of one batch; `auto` is `thompson`.
+
+    Optuna's samplers keep a generator that is no part of the study, so each batch gets a new one, seeded
+    by its first trial number: a replayed study then continues as the interrupted one would have.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if name in ("auto", "thompson"):
+        return KnapsackThompsonSampler(surrogate, decoder, seed)
+    batch_seed = derive_seed(seed, "search", name, first_number) % 2**32
+    if name == "tpe":
+        return FeasibleSampler(TPESampler(seed=batch_seed), surrogate, decoder)
+    if name == "random":
+        return FeasibleSampler(RandomSampler(seed=batch_seed), surrogate, decoder)
+    raise ConfigError(f"the sampler '{name}' is unknown; known: {', '.join(SAMPLERS)}.")
+
+
+class KnapsackThompsonSampler(BaseSampler):
+    """Thompson sampling over relative corrections of the surrogate's option costs, decoded exactly.
+
+    The measured value is modelled as y = a·(m(x) + φ(x)·δ) with m the surrogate, φ_o(x) = c_o for each
+    chosen option o (c its additive cost) and δ ~ N(0, σ²I): every option's cost may be off by a factor. A
+    draw θ of the posterior of δ gives the costs c·(1 + θ); decoding them, and for a surrogate with
+    interactions descending on m + Σ c·θ from there, gives a feasible proposal. The first draw is tempered
+    by one half; a proposal that was used before is drawn again with more noise. The unit a is the slope
+    of the measured values of the additive warm starts over their predictions.
+
+    A proposal depends on nothing but (seed, trial number, finished and running trials), bit for bit.
+
+    Args:
+        surrogate: the prior.
+        decoder: the limits.
+        seed: the run's seed.
+        sigma: σ, the prior's relative standard deviation.
+    """
+
+    def __init__(self, surrogate: Surrogate, decoder: Decoder, seed: int, sigma: float = 0.6) -> None:
+        self._surrogate, self._decoder, self._seed, self._sigma = surrogate, decoder, seed, sigma
+        self._costs = np.maximum(surrogate.option_costs, 0.0)
+        self._optimum = decoder.decode(self._costs)
+        total = float(decoder.space.take(self._costs, self._optimum).sum())
+        self._unit = max(total, 1e-9 * float(self._costs.max()), 1e-300)
+        # A group with one width needs no correction.
+        several = surrogate.space.valid.sum(axis=1, keepdims=True) > 1
+        self._free = np.flatnonzero(surrogate.space.valid & several)
+        self._kept: tuple[list[int], tuple[FloatArray, FloatArray]] | None = None
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All groups at once."""
+        return make_distributions(self._decoder.space)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """A feasible bit-width for every group."""
+        space = self._decoder.space
+        trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and t.params]
+        used = {_choices(space, t).tobytes() for t in trials}
+        if not used:
+            return dict(space.assignment(self._optimum).bits)
+        done = [t for t in trials if t.state == TrialState.COMPLETE]
+        # The asks of one batch see the same finished trials.
+        numbers = [t.number for t in done]
+        if self._kept is None or self._kept[0] != numbers:
+            self._kept = numbers, self._posterior(done)
+        mean, spread = self._kept[1]
+        rng = np.random.default_rng([self._seed, trial.number])
+        costs = self._costs / self._unit
+        found = self._optimum
+        for attempt in range(MAX_TRIES):
+            noise = (0.5 + 0.25 * attempt) * (spread @ rng.standard_normal(len(mean)))
+            # Rounded, so that the last bits of another linear algebra library do not matter.
+            theta = np.zeros_like(costs)
+            np.put(theta, self._free, np.round(mean + noise, 9))
+            found = self._decoder.decode(costs * (1 + theta))
+            if self._surrogate.gram is not None:
+                found = descend(self._surrogate, self._decoder, found, extra=self._costs * theta)
+            if found.tobytes() not in used:
+                break
+        else:
+            found = self._unused(used, found)
+        return dict(space.assignment(found).bits)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Refuse: one group alone cannot be made feasible.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("pass all distributions to ask(): a group's width depends on all the others")
+
+    def _unused(self, used: set[bytes], otherwise: IntArray) -> IntArray:
+        """In a small space, the best predicted assignment that is left."""
+        every = self._decoder.feasible(SMALL_SPACE)
+        left: list[IntArray] = (
+            [] if every is None else [choices for choices in every if choices.tobytes() not in used]
+        )
+        if not left:
+            return otherwise
+        best: IntArray = left[int(np.argmin(self._surrogate.predict(np.stack(left))))]
+        return best
+
+    def _posterior(self, done: list[FrozenTrial]) -> tuple[FloatArray, FloatArray]:
+        """Mean [Q] of δ and a factor F [Q, Q] of its covariance F·Fᵀ, Q the options that are free."""
+        size = len(self._free)
+        if not done:
+            return np.zeros(size), self._sigma * np.eye(size)
+        space = self._decoder.space
+        choices = np.stack([_choices(space, t) for t in done])
+        values = np.array([t.value for t in done], dtype=np.float64)
+        predicted = self._surrogate.predict(choices) / self._unit
+        warm = np.array([str(t.user_attrs.get("source", "")).startswith(_FIT_ON) for t in done])
+        target = values / (self._unit * _slope(values[warm], predicted[warm] * self._unit)) - predicted
+        target = target - np.median(target)
+        noise = max(0.5 * float(target.var()), 1e-6)
+        features = np.zeros((len(done), self._costs.size))
+        np.put_along_axis(
+            features, space.flat(choices), space.take(self._costs / self._unit, choices), axis=1
+        )
+        features = features[:, self._free]
+        precision = np.eye(size) / self._sigma**2 + features.T @ features / noise
+        factor = np.linalg.inv(np.linalg.cholesky(precision)).T
+        mean = factor @ (factor.T @ (features.T @ target)) / noise
+        return mean, factor
+
+
+class FeasibleSampler(BaseSampler):
+    """Another sampler whose proposals are repaired downwards, the least surrogate harm first."""
+
+    def __init__(self, inner: BaseSampler, surrogate: Surrogate, decoder: Decoder) -> None:
+        self._inner, self._surrogate, self._decoder = inner, surrogate, decoder
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All groups at once."""
+        return make_distributions(self._decoder.space)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """What the inner sampler proposes, made feasible."""
+        inner = self._inner
+        params = inner.sample_relative(study, trial, inner.infer_relative_search_space(study, trial))
+        for name, distribution in search_space.items():
+            if name not in params:
+                params[name] = inner.sample_independent(study, trial, name, distribution)
+        space = self._decoder.space
+        choices = space.choices(BitAssignment(params))
+        repaired = self._decoder.repair(choices, self._surrogate.option_costs)
+        return dict(space.assignment(repaired).bits)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A width for a group that has only one."""
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+
+_FIT_ON = ("additive", "quadratic")
+
+
+def _choices(space: OptionSpace, trial: FrozenTrial) -> IntArray:
+    return space.choices(BitAssignment(trial.params))
+
+
+def _slope(values: FloatArray, predicted: FloatArray) -> float:
+    """The slope of the values over the predictions; without a positive one, the ratio of their sums."""
+    if len(values) >= 2:
+        centred = predicted - predicted.mean()
+        spread = float(centred @ centred)
+        if spread > 0 and (slope := float(centred @ values) / spread) > 0:
+            return slope
+    total = float(predicted.sum())
+    ratio = float(values.sum()) / total if total > 0 else 1.0
+    return ratio if ratio > 0 else 1.0

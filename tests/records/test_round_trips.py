@@ -1,0 +1,209 @@
+import contextlib
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysearch.errors import PlacementError, StorageError
+from raysearch.records import (
+    BitAssignment,
+    EpochMetrics,
+    ExportedFile,
+    ExportManifest,
+    FineTuneResult,
+    QuantizerRange,
+    QuantizerSetup,
+    RangeTable,
+    RunStatus,
+    SearchResult,
+    SensitivityTable,
+    TargetCheck,
+    trials_from_table,
+    trials_to_table,
+)
+
+from .samples import assignments, setups, small_ranges, small_setup, small_table, small_trials
+
+FINE_TUNE = FineTuneResult("best.safetensors", 1, "loss", (EpochMetrics(-1, {"loss": 2.0}),), "")
+MANIFEST = ExportManifest(
+    (ExportedFile("a.onnx", "00ff", 12),),
+    (TargetCheck("onnx", "onnxruntime 1.22", 1e-7, 1e-8, 1.0, 16),),
+    20,
+    {"size": 20.0},
+    ("a note",),
+)
+STATUS = RunStatus("r", "running", "search", 3, 9, {"search": 1.5}, 1e9, "")
+JSON_RECORDS = [small_setup(), FINE_TUNE, MANIFEST, STATUS]
+
+
+@given(setups())
+def test_setup(setup):
+    again = QuantizerSetup.from_json(setup.to_json())
+    assert again == setup
+    assert list(again.points) == list(setup.points)
+    assert again.fingerprint() == setup.fingerprint()
+
+
+@pytest.mark.parametrize("record", JSON_RECORDS, ids=lambda record: type(record).__name__)
+class TestJson:
+    def test_round_trip(self, record):
+        assert type(record).from_json(record.to_json()) == record
+
+    def test_every_cut_is_named_as_damage(self, record):
+        text = record.to_json()
+        for cut in range(0, len(text) - 1, 7):
+            with pytest.raises(StorageError, match="damaged"):
+                type(record).from_json(text[:cut])
+
+    @pytest.mark.parametrize(
+        "text", ["null", "[]", "3", '"x"', '{"other": 1}', '{"points": ["a"], "groups": []}']
+    )
+    def test_other_json_is_named_as_damage(self, record, text):
+        with pytest.raises(StorageError, match="damaged"):
+            type(record).from_json(text)
+
+
+def test_a_setup_whose_groups_miss_a_point_is_damaged():
+    data = json.loads(small_setup().to_json())
+    data["groups"].pop()
+    with pytest.raises(StorageError, match="exactly one group"):
+        QuantizerSetup.from_json(json.dumps(data))
+
+
+def test_a_newer_manifest_is_refused():
+    text = MANIFEST.to_json().replace('"schema_version": 1', '"schema_version": 2')
+    with pytest.raises(StorageError, match="schema version 2"):
+        ExportManifest.from_json(text)
+
+
+def test_sensitivity_table():
+    table = small_table()
+    again = SensitivityTable.from_tables(table.traces_table(), table.effects_table(), table.gram_table())
+    assert again.traces == table.traces
+    assert list(again.effects.items()) == list(table.effects.items())
+    assert np.array_equal(again.gram, table.gram)
+    assert again.fingerprint == "mark"
+
+
+def _tables() -> dict[str, pa.Table]:
+    table = small_table()
+    return {"traces": table.traces_table(), "effects": table.effects_table(), "gram": table.gram_table()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"traces": _tables()["traces"].drop_columns(["stderr"])},
+        {"effects": _tables()["effects"].replace_schema_metadata(None)},
+        {"effects": _tables()["effects"].slice(1)},
+        {"gram": _tables()["gram"].slice(1)},
+        {"gram": _tables()["gram"].drop_columns(["gram"])},
+        {"traces": _tables()["effects"]},
+        {"traces": _tables()["traces"].replace_schema_metadata({"fingerprint": "other"})},
+    ],
+)
+def test_damaged_sensitivity_tables(change):
+    with pytest.raises(StorageError):
+        SensitivityTable.from_tables(**{**_tables(), **change})
+
+
+def test_a_gram_matrix_of_another_size_is_refused():
+    table = small_table()
+    with pytest.raises(ValueError, match="gram is"):
+        SensitivityTable(table.traces, table.effects, table.gram[1:], "mark")
+
+
+def test_ranges():
+    table = small_ranges()
+    again = RangeTable.from_bytes(table.to_bytes())
+    assert set(again.ranges) == set(table.ranges)
+    for key, value in table.ranges.items():
+        assert np.array_equal(again[key].scale, value.scale)
+        assert np.array_equal(again[key].zero_point, value.zero_point)
+        assert again[key].signed is value.signed
+        assert again[key].zero_point.dtype == np.int32
+
+
+def test_every_cut_of_ranges_is_named_as_damage():
+    data = small_ranges().to_bytes()
+    for cut in range(len(data)):
+        with pytest.raises(StorageError, match="damaged"):
+            RangeTable.from_bytes(data[:cut])
+
+
+@given(st.integers(0, 200), st.integers(1, 255))
+def test_a_flipped_byte_of_ranges_is_read_or_refused(at, flip):
+    data = bytearray(small_ranges().to_bytes())
+    data[at % len(data)] ^= flip
+    with contextlib.suppress(StorageError):
+        RangeTable.from_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
+def test_a_scale_is_finite_and_positive(scale):
+    with pytest.raises(ValueError, match="finite and positive"):
+        QuantizerRange(np.array([scale], np.float32), np.zeros(1, np.int32), True)
+
+
+def test_trials():
+    trials = small_trials()
+    again = trials_from_table(trials_to_table(trials))
+    # NaN equals nothing, so it is compared by its text.
+    assert repr(again) == repr(trials)
+    assert trials_from_table(trials_to_table(())) == ()
+
+
+@pytest.mark.parametrize("column", ["value", "assignment", "excess"])
+def test_trials_without_a_column(column):
+    with pytest.raises(StorageError, match="damaged"):
+        trials_from_table(trials_to_table(small_trials()).drop_columns([column]))
+
+
+@pytest.mark.parametrize("text", ["{", None])
+def test_trials_with_damaged_text(text):
+    table = trials_to_table(small_trials())
+    column = pa.array([text] * table.num_rows, type=pa.string())
+    with pytest.raises(StorageError, match="damaged"):
+        trials_from_table(table.set_column(table.schema.get_field_index("costs"), "costs", column))
+
+
+def test_search_result():
+    trials = small_trials()
+    result = SearchResult(trials[2], trials, (trials[2],), 0.01, {"greedy": 0.25})
+    text, table = result.to_json(), trials_to_table(trials)
+    assert repr(SearchResult.from_records(text, table, trials_to_table(result.front))) == repr(result)
+    for damaged in (text[:50], text.replace('"trial": 2', '"trial": 7'), "[]", "null"):
+        with pytest.raises(StorageError, match="damaged"):
+            SearchResult.from_records(damaged, table, table)
+
+
+@given(setups(), st.data())
+def test_assignment_digest_and_points(setup, data):
+    assignment = data.draw(assignments(setup))
+    assignment.check(setup)
+    backwards = BitAssignment(dict(reversed(assignment.bits.items())))
+    assert backwards.digest() == assignment.digest()
+    points = assignment.per_point(setup)
+    assert list(points) == list(setup.points)
+    assert all(points[p] == assignment.bits[setup.group_of(p).id] for p in points)
+
+
+@pytest.mark.parametrize(
+    ("bits", "message"),
+    [
+        ({"ga": 2, "gx": 8}, "no bit-width for the group 'gb'"),
+        ({"ga": 2, "gx": 8, "gb": 3, "gz": 3}, "'gz', which is no group"),
+        ({"ga": 3, "gx": 8, "gb": 3}, "'ga' 3 bits; allowed: 2, 4, 8"),
+    ],
+)
+def test_an_assignment_that_does_not_fit(bits, message):
+    with pytest.raises(PlacementError, match=message):
+        BitAssignment(bits).check(small_setup())
+
+
+def test_uniform_takes_the_nearest_weights_and_the_widest_activations():
+    assert BitAssignment.uniform(small_setup(), 3).bits == {"ga": 2, "gx": 8, "gb": 3}
+    assert BitAssignment.uniform(small_setup(), 6).bits == {"ga": 4, "gx": 8, "gb": 8}

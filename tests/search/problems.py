@@ -1,0 +1,101 @@
+"""Small synthetic setups and sensitivity tables; the measured value is a known function of the widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+
+import numpy as np
+
+from raysearch.records import (
+    BitAssignment,
+    OptionEffect,
+    QuantizationPoint,
+    QuantizerGroup,
+    QuantizerSetup,
+    SensitivityTable,
+    Site,
+    Trace,
+)
+
+
+def make_setup(
+    num_layers: int = 4,
+    weight_bits: tuple[int, ...] = (2, 4, 8),
+    activation_bits: tuple[int, ...] = (8,),
+    seed: int = 0,
+) -> QuantizerSetup:
+    """A chain of layers with random sizes; the first layer's input is float."""
+    rng = np.random.default_rng(seed)
+    points: dict[str, QuantizationPoint] = {}
+    groups: dict[str, QuantizerGroup] = {}
+    for layer in range(num_layers):
+        name, fed = f"layer{layer}", ""
+        if layer:
+            fed = f"{name}.input"
+            shape = (int(rng.integers(1, 40)),)
+            points[fed] = QuantizationPoint(fed, "activation", (Site(name, "input"),), shape)
+            groups[fed] = QuantizerGroup(fed, (fed,), activation_bits)
+        weight = f"{name}.weight"
+        points[weight] = QuantizationPoint(
+            weight,
+            "weight",
+            (Site(name, "parameter", "weight"),),
+            (int(rng.integers(1, 30)), int(rng.integers(1, 30))),
+            axis=0,
+            macs=int(rng.integers(1, 10_000)),
+            input_point=fed,
+        )
+        groups[weight] = QuantizerGroup(weight, (weight,), weight_bits)
+    return QuantizerSetup(points, groups)
+
+
+def make_table(setup: QuantizerSetup, seed: int = 0, coupling: float = 0.5) -> SensitivityTable:
+    """Random responses that shrink by 4 a bit, with a Gram matrix of rank 12 and correlated rows."""
+    rng = np.random.default_rng(seed)
+    options = setup.options()
+    common, per_group = rng.standard_normal(12), {g: rng.standard_normal(12) for g in setup.groups}
+    scale = {g: float(np.exp(rng.normal(0, 0.8))) for g in setup.groups}
+    delta = np.array(
+        [
+            scale[g] * 2.0**-bits * (per_group[g] + coupling * common + 0.3 * rng.standard_normal(12))
+            for g, bits in options
+        ]
+    )
+    gram = delta @ delta.T
+    effects = {}
+    for index, (g, bits) in enumerate(options):
+        kind, response = setup.group_kind(g), 0.5 * float(gram[index, index])
+        error = 4.0**-bits * float(rng.uniform(0.5, 2)) if kind == "weight" else 0.0
+        effects[g, bits] = OptionEffect(
+            g, bits, kind, error, error * scale[g] ** 2, response, response * float(rng.uniform(0.8, 1.2))
+        )
+    weights = setup.of_kind("weight")
+    traces = {p: Trace(p, float(rng.uniform(0.1, 2)), 0.05, 0.01, 8, 64) for p in weights}
+    return SensitivityTable(traces, effects, gram, f"table-{seed}")
+
+
+class Divergence:
+    """Half the quadratic form, bent and disturbed by fixed pseudo-random terms: what gets 'measured'."""
+
+    def __init__(self, table: SensitivityTable, disturbance: float = 0.0, seed: int = 0) -> None:
+        self.table, self.calls = table, 0
+        self.index = {option: i for i, option in enumerate(table.effects)}
+        rng = np.random.default_rng(seed)
+        self.factors = np.exp(disturbance * rng.standard_normal(len(self.index)))
+
+    def value(self, assignment: BitAssignment) -> float:
+        rows = [self.index[option] for option in assignment.bits.items()]
+        factor = self.factors[rows]
+        form = factor @ self.table.gram[np.ix_(rows, rows)] @ factor
+        return float(np.log1p(0.5 * form))
+
+    def __call__(self, batch: Mapping[int, BitAssignment]) -> dict[int, float]:
+        self.calls += len(batch)
+        return {number: self.value(assignment) for number, assignment in batch.items()}
+
+
+def every_assignment(setup: QuantizerSetup) -> list[BitAssignment]:
+    """All of them, for brute force."""
+    widths = [group.bit_widths for group in setup.groups.values()]
+    return [BitAssignment(dict(zip(setup.groups, bits, strict=True))) for bits in product(*widths)]

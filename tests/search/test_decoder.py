@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysearch.errors import BudgetError
+from raysearch.records import CostModel, check_achievable, is_feasible, parse_budgets
+from raysearch.search import Decoder, OptionSpace, make_limits
+
+from .problems import every_assignment, make_setup
+
+KINDS = {"avg_bits": "", "act_bits": "", "size": "B", "bops": ""}
+
+
+@st.composite
+def instances(draw):
+    setup = make_setup(
+        draw(st.integers(1, 3)),
+        draw(st.sampled_from([(2, 4, 8), (8,), (3, 5)])),
+        draw(st.sampled_from([(4, 8), (8,), (2, 4, 8)])),
+        draw(st.integers(0, 20)),
+    )
+    model = CostModel(setup)
+    texts = []
+    for kind in draw(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=3, unique=True)):
+        low, high = model.lowest[kind], model.highest[kind]
+        limit = max(low + draw(st.sampled_from([0.0, 0.01, 0.2, 0.5, 0.8, 1.0])) * (high - low), 1.0)
+        texts.append(f"{kind}<={limit!r}{KINDS[kind]}")
+    return setup, model, parse_budgets(texts), draw(st.integers(0, 99))
+
+
+def parts(setup, model, budgets):
+    space = OptionSpace(setup)
+    return space, Decoder(space, make_limits(space, budgets, model))
+
+
+@given(instances())
+@settings(max_examples=150, deadline=None)
+def test_never_refuses_and_never_exceeds(instance):
+    setup, model, budgets, seed = instance
+    check_achievable(budgets, model)
+    space, decoder = parts(setup, model, budgets)
+    costs = np.random.default_rng(seed).standard_normal(space.valid.shape)
+    start = space.choices(every_assignment(setup)[-1])
+    for choices in (decoder.decode(costs), decoder.greedy(costs), decoder.repair(start, costs)):
+        assert decoder.is_feasible(choices)
+        assert is_feasible(budgets, model, space.assignment(choices))
+
+
+@given(instances())
+@settings(max_examples=100, deadline=None)
+def test_limits_draw_the_line_where_the_cost_model_does(instance):
+    setup, model, budgets, _ = instance
+    space, decoder = parts(setup, model, budgets)
+    every = every_assignment(setup)
+    for assignment in every[:: max(1, len(every) // 30)]:
+        choices = space.choices(assignment)
+        assert space.assignment(choices) == assignment
+        assert decoder.is_feasible(choices) == is_feasible(budgets, model, assignment)
+    kept = decoder.feasible(100_000)
+    assert len(kept) == sum(is_feasible(budgets, model, assignment) for assignment in every)
+    assert decoder.feasible(len(every) - 1) is None
+
+
+@given(instances())
+@settings(max_examples=100, deadline=None)
+def test_between_the_bound_and_the_optimum(instance):
+    setup, model, budgets, seed = instance
+    space, decoder = parts(setup, model, budgets)
+    costs = np.random.default_rng(seed).exponential(size=space.valid.shape)
+    costs = np.sort(costs, axis=1)[:, ::-1].copy()  # a wider option costs less
+    costs[~space.valid] = 0.0
+    values = costs[space.rows, decoder.feasible(100_000)].sum(axis=1)
+    found = float(space.take(costs, decoder.decode(costs)).sum())
+    assert found >= values.min() - 1e-9
+    assert decoder.lower_bound(costs) <= values.min() + 1e-9
+    if len(budgets) == 1 and budgets[0].kind != "bops":
+        assert found == pytest.approx(values.min())
+        assert decoder.lower_bound(costs) == pytest.approx(values.min())
+
+
+def test_repair_and_greedy_are_near_the_optimum_of_bit_operations():
+    gaps = []
+    for seed in range(20):
+        setup = make_setup(4, (2, 4, 8), (4, 8), seed)
+        model = CostModel(setup)
+        limit = 0.7 * model.lowest["bops"] + 0.3 * model.highest["bops"]
+        space, decoder = parts(setup, model, parse_budgets([f"bops<={limit}"]))
+        rng = np.random.default_rng(seed)
+        costs = rng.exponential(size=(len(space.rows), 1)) * 4.0**-space.widths
+        costs[~space.valid] = 0.0
+        best = costs[space.rows, decoder.feasible(10**6)].sum(axis=1).min()
+        gaps.append(float(space.take(costs, decoder.decode(costs)).sum()) / best - 1)
+    assert np.median(gaps) < 0.05
+
+
+@given(instances(), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_changes_are_differences_of_use(instance, seed):
+    setup, model, budgets, _ = instance
+    space, decoder = parts(setup, model, budgets)
+    rng = np.random.default_rng(seed)
+    choices = np.array([rng.integers(count) for count in space.valid.sum(axis=1)])
+    for limit in decoder.limits:
+        changes = limit.changes(choices)
+        for row, column in np.argwhere(space.valid):
+            moved = choices.copy()
+            moved[row] = column
+            assert limit.use(moved) - limit.use(choices) == changes[row, column]
+
+
+def test_a_pinned_width_makes_bit_operations_separable():
+    setup = make_setup(3, (2, 4, 8), (8,))
+    model = CostModel(setup)
+    (limit,) = make_limits(OptionSpace(setup), parse_budgets(["bops<=40%"]), model)
+    assert limit.pairs is None
+    assert limit.use(OptionSpace(setup).lowest) == model.lowest["bops"]
+
+
+def test_an_impossible_fraction_is_refused():
+    setup = make_setup(3)
+    _, decoder = parts(setup, CostModel(setup), parse_budgets(["avg_bits<=2.2"]))
+    with pytest.raises(BudgetError, match=r"avg_bits<=2\.2.*below the smallest"):
+        decoder.scaled(0.5)
+
+
+def test_what_costs_nothing_keeps_its_width():
+    setup = make_setup(3, (2, 4, 8), (2, 8))
+    space, decoder = parts(setup, CostModel(setup), parse_budgets(["avg_bits<=8"]))
+    widest = space.valid.sum(axis=1) - 1
+    assert decoder.decode(np.zeros(space.valid.shape)).tolist() == widest.tolist()
