@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from raysearch.artifacts import RunStore, UnitLog
@@ -324,10 +325,11 @@ def first_samples(batches: list[Any], count: int) -> list[Any]:
 
 @contextmanager
 def pinned_threads(threads: int) -> Iterator[None]:
-    """Set torch's threads, on which rounding depends, and put them back."""
+    """Set torch's and numpy's threads, on which rounding depends, and put them back."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        yield
+        with threadpool_limits(threads, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(before)

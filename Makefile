@@ -1,0 +1,42 @@
+# The one list of commands: the same here, in .ci/run, and in a person's hands.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: install demo test lint types fences bench docs clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "raysearch needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install  ## train a small net, search under avg_bits<=3, compare with uniform widths
+	$(BIN)/python examples/digits/train.py
+	rm -rf runs/digits
+	$(BIN)/raysearch run examples/digits/task.py:make_task --budget 'avg_bits<=3' --storage runs --run-id digits
+	$(BIN)/python examples/digits/compare.py --storage runs --run-id digits
+
+test: install lint types fences  ## lint, types, import fences, tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+fences: install
+	$(BIN)/lint-imports
+
+bench: install  ## every benchmark; results go to benchmarks/results/
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: install  ## run every example in the docstrings
+	$(BIN)/python -m pytest --doctest-modules raysearch
+
+clean:
+	rm -rf .venv runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,87 @@
+"""The found assignment beside uniform widths: the same walk, with one width allowed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from task import make_task
+
+import raysearch
+from raysearch.artifacts import resolve_run
+from raysearch.records import FineTuneResult
+
+WIDTHS = (8, 4, 3, 2)
+
+
+def uniform_run(bits: int, storage: str) -> raysearch.RunResult:
+    """Walk with a single weight width; nothing is left to search, so the sensitivity is kept short."""
+    run_id = f"uniform-w{bits}"
+    resume = (Path(storage) / run_id).exists()
+    return raysearch.run(
+        make_task(),
+        f"avg_bits<={bits}",
+        storage,
+        config={
+            "placement": {"weight_bit_widths": [bits]},
+            "sensitivity": {"num_probes": 2},
+            "search": {"num_trials": 1},
+            "export": {"targets": ["packed"]},
+        },
+        run_id=run_id,
+        resume=resume,
+        workers=0,
+    )
+
+
+def size_on_disk(result: raysearch.RunResult) -> int:
+    """Bytes of the packed file."""
+    return (Path(result.model_dir) / "model.safetensors").stat().st_size
+
+
+def before_training(result: raysearch.RunResult) -> FineTuneResult:
+    """The training's history; epoch −1 is the calibrated model."""
+    return resolve_run(Path(result.storage)).load_finetune()
+
+
+def main() -> None:
+    """Print the table and where the found model is."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--storage", default="runs")
+    parser.add_argument("--run-id", default="digits")
+    arguments = parser.parse_args()
+    found = resolve_run(arguments.run_id, arguments.storage).load_result()
+    rows = {f"uniform {bits} bits": uniform_run(bits, arguments.storage) for bits in WIDTHS}
+    rows[f"found, {found.budget[0]}"] = found
+
+    table = Table(title="scikit-learn digits, 597 validation images")
+    for column in ("", "bytes on disk", "avg bits", "BOPs", "loss, calibrated", "loss, trained", "accuracy"):
+        table.add_column(column, justify="right" if column else "left")
+    weights = Path(__file__).with_name("float.safetensors").stat().st_size
+    metrics = found.float_metrics
+    table.add_row(
+        "float", f"{weights:,}", "32", "", f"{metrics['loss']:.4f}", "", f"{metrics['accuracy']:.4f}"
+    )
+    for name, result in rows.items():
+        calibrated = before_training(result).history[0].metrics["loss"]
+        table.add_row(
+            name,
+            f"{size_on_disk(result):,}",
+            f"{result.costs['avg_bits']:.3f}",
+            f"{result.costs['bops'] / 1e6:.3f} M",
+            f"{calibrated:.4f}",
+            f"{result.quantized_metrics['loss']:.4f}",
+            f"{result.quantized_metrics['accuracy']:.4f}",
+        )
+    console = Console() if Console().is_terminal else Console(width=120)
+    console.print(table)
+    console.print(f"model:  {found.model_dir}", soft_wrap=True)
+    console.print(f"report: {found.report}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
