@@ -1,0 +1,1 @@
+"""Where work runs: pools of workers, Ray sessions and Ray jobs; `pool` alone needs no Ray."""

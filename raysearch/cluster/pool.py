@@ -31,6 +31,9 @@ class Pool(Protocol):
     ) -> Iterator[tuple[Key, UnitValue]]:
         """Yield (key, value) of every unit once, in the order they finish.
 
+        The arrays of a value are writable and belong to the caller. An error that is a
+        `RaysearchError` leaves a unit as it is; any other becomes a `UnitError` caused by it.
+
         Args:
             function: called as `function(replica, *shared, *arguments)`.
             units: key → arguments.
@@ -63,8 +66,46 @@ class LocalPool:
             except RaysearchError:
                 raise
             except Exception as error:
-                raise UnitError(f"the unit {key} of {function.__name__} failed: {error!r}") from error
-            yield key, value
+                raise failed_unit(key, function, error) from error
+            yield key, owned_value(key, value)
 
     def close(self) -> None:
         """See `Pool.close`; nothing to release."""
+
+
+def failed_unit(key: Key, function: UnitFunction, error: BaseException, details: str = "") -> UnitError:
+    """The error of a unit whose function raised `error`.
+
+    Args:
+        key: the unit's key.
+        function: what was called.
+        error: what it raised.
+        details: the traceback, where `error` has lost its own on the way here.
+    """
+    name = getattr(function, "__qualname__", repr(function))
+    return UnitError(f"the unit {key} of {name} failed: {error!r}{details and chr(10) + details}")
+
+
+def owned_value(key: Key, value: Any) -> dict[str, np.ndarray]:
+    """Copy what a unit answered into arrays that nothing else refers to.
+
+    Args:
+        key: the unit's key, for the message.
+        value: what the unit's function returned.
+
+    Raises:
+        UnitError: `value` is no mapping of names to arrays, or an array holds Python objects.
+    """
+    if not isinstance(value, Mapping):
+        raise UnitError(
+            f"the unit {key} answered a {type(value).__name__}; a unit answers a mapping of names to "
+            "numpy arrays: return {'name': array}"
+        )
+    for name, array in value.items():
+        is_plain = isinstance(array, np.ndarray | np.generic) and not array.dtype.hasobject
+        if not (isinstance(name, str) and is_plain):
+            raise UnitError(
+                f"the unit {key} answered {name!r} as {type(array).__name__}; a unit answers a mapping "
+                "of names to numpy arrays of numbers or strings: use `tensor.numpy()` or `np.asarray`"
+            )
+    return {name: np.array(array) for name, array in value.items()}

@@ -1,0 +1,178 @@
+"""The actors of a pool: plain worker, the driver's view of each, and their birth and death."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from raysearch.cluster.pool import Key, UnitFunction, owned_value
+from raysearch.cluster.shipping import Shipment, dumps, loads
+from raysearch.errors import PoolError
+
+_log = logging.getLogger(__name__)
+_POLL_SECONDS = 1.0
+
+
+class ReplicaWorker:
+    """Holds one replica and runs units on it; `Fleet` makes actors of it."""
+
+    def __init__(self, replica: Shipment, threads: int) -> None:
+        # Ray derives the number from the CPUs an actor asks for, and results may depend on it.
+        torch.set_num_threads(threads)
+        self._replica = loads(replica)
+        self._batch = -1
+        self._function: UnitFunction
+        self._shared: tuple[Any, ...] = ()
+
+    def run(self, batch: int, call: Shipment, key: Key, arguments: Shipment) -> dict[str, np.ndarray]:
+        """Run one unit.
+
+        Args:
+            batch: number of the `run` call of the pool; `call` is unpacked once for each.
+            call: the function and the shared arguments.
+            key: the unit's key.
+            arguments: the unit's own arguments.
+        """
+        if batch != self._batch:
+            self._function, self._shared = loads(call)
+            self._batch = batch
+        return owned_value(key, self._function(self._replica, *self._shared, *loads(arguments)))
+
+
+@dataclass
+class Call:
+    """A unit on its way; `clock` is the earliest time at which its worker can have started on it."""
+
+    ref: ray.ObjectRef[Any]
+    key: Key
+    clock: float
+
+
+@dataclass
+class Member:
+    """The driver's side of one actor. `clock` is when it was asked to get ready; `calls` are oldest first."""
+
+    actor: Any
+    ready_ref: ray.ObjectRef[Any]
+    clock: float
+    is_ready: bool = False
+    calls: list[Call] = field(default_factory=list)
+
+    def is_overdue(self, startup_timeout: float, unit_timeout: float) -> bool:
+        """Whether it has been getting ready, or busy with its oldest call, for too many seconds."""
+        now = time.monotonic()
+        if not self.is_ready:
+            return now - self.clock > startup_timeout
+        return bool(self.calls) and now - self.calls[0].clock > unit_timeout
+
+
+class Fleet:
+    """The actors that are alive or on their way, up to a fixed number, each with the same replica."""
+
+    def __init__(
+        self,
+        replica: Any,
+        *,
+        size: int,
+        threads: int,
+        num_cpus: float,
+        num_gpus: float,
+        startup_timeout: float,
+    ) -> None:
+        self.startup_timeout = startup_timeout
+        self._size = size
+        self._threads = threads
+        self._asked = {name: amount for name, amount in (("CPU", num_cpus), ("GPU", num_gpus)) if amount}
+        # Ray's own restarts lose the constructor's arguments the second time, so the driver respawns.
+        self._actor_class: Any = ray.remote(
+            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, max_task_retries=0
+        )(ReplicaWorker)
+        # A later actor needs the replica again, so the reference lives as long as the fleet.
+        self._replica_ref: ray.ObjectRef[Any] | None = ray.put(dumps(replica, "the replica"))
+        self.members: list[Member] = []
+        self.top_up()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._replica_ref is None
+
+    def top_up(self) -> None:
+        """Ask for as many actors as are missing, without waiting for them."""
+        while len(self.members) < self._size:
+            actor = self._actor_class.remote(self._replica_ref, self._threads)
+            self.members.append(Member(actor, actor.__ray_ready__.remote(), time.monotonic()))
+
+    def muster(self) -> None:
+        """Get ready for other work.
+
+        An actor may have died while nobody looked, so each must answer once more before it gets a unit
+        that could be blamed for it. One that stays busy with abandoned units is replaced instead: it
+        might never be done.
+        """
+        refs = [call.ref for member in self.members for call in member.calls]
+        done = set(ray.wait(refs, num_returns=len(refs), timeout=_POLL_SECONDS)[0]) if refs else set()
+        for member in list(self.members):
+            if any(call.ref not in done for call in member.calls):
+                self.kill(member)
+            elif member.is_ready:
+                member.calls, member.is_ready = [], False
+                member.ready_ref = member.actor.__ray_ready__.remote()
+            member.clock = time.monotonic()
+        self.top_up()
+
+    def wait(self) -> set[ray.ObjectRef[Any]]:
+        """Wait a little until anything is ready, then give everything that is."""
+        refs = [member.ready_ref for member in self.members if not member.is_ready]
+        refs += [call.ref for member in self.members for call in member.calls]
+        ray.wait(refs, num_returns=1, timeout=_POLL_SECONDS)
+        return set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
+
+    def kill(self, member: Member) -> None:
+        """End an actor that is dead, hung, or merely unreachable and still holding its GPU."""
+        ray.kill(member.actor)
+        self.members.remove(member)
+
+    def give_up(self, member: Member) -> None:
+        """Go on without an actor that never got ready.
+
+        Raises:
+            PoolError: no other actor is ready.
+        """
+        if not any(other.is_ready for other in self.members):
+            raise self.nowhere_to_run(f"no worker was ready within {self.startup_timeout:g} seconds")
+        self.kill(member)
+        _log.warning(
+            "a worker was not ready within %g seconds; the run goes on with %d of %d",
+            self.startup_timeout,
+            len(self.members),
+            self._size,
+        )
+
+    def nowhere_to_run(self, reason: str) -> PoolError:
+        """The error of a cluster that does not give what was asked for."""
+        free = _amounts(ray.available_resources())  # type: ignore[no-untyped-call]
+        total = _amounts(ray.cluster_resources())  # type: ignore[no-untyped-call]
+        return PoolError(
+            f"{reason}: asked for {self._size} workers with {self._asked} each; the cluster has {total}, of "
+            f"which {free} are free. Ask for less, free the cluster, or raise startup_timeout if the "
+            "cluster is still growing or the model takes long to build"
+        )
+
+    def close(self) -> None:
+        """Kill all actors, whatever they are doing."""
+        members, self.members, self._replica_ref = self.members, [], None
+        if ray.is_initialized():
+            for member in members:
+                ray.kill(member.actor)
+
+
+def _amounts(resources: Mapping[str, float]) -> dict[str, float]:
+    return {name: resources[name] for name in ("CPU", "GPU") if resources.get(name)}

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from raysearch.cluster.pool import LocalPool
+from raysearch.cluster.resuming import ResumingPool
+from raysearch.errors import UnitError
+from tests.cluster import units
+
+
+class MemoryLog:
+    """A unit log that lives as long as the test."""
+
+    def __init__(self):
+        self.stages = {}
+
+    def read(self, stage):
+        return dict(self.stages.get(stage, {}))
+
+    def append(self, stage, key, value):
+        assert key not in self.stages.setdefault(stage, {})
+        self.stages[stage][key] = value
+
+
+class CountingPool(LocalPool):
+    def __init__(self, replica):
+        super().__init__(replica)
+        self.asked = []
+        self.is_closed = False
+
+    def run(self, function, units, shared=()):
+        self.asked.append(list(units))
+        return super().run(function, units, shared)
+
+    def close(self):
+        self.is_closed = True
+
+
+def test_only_missing_units_run():
+    log, model, work = MemoryLog(), units.small_model(), units.trace_units(2, 2)
+    keys = list(work)
+    reference = dict(LocalPool(model).run(units.trace, work, (1.0,)))
+    first = ResumingPool(LocalPool(model), log, "traces", lambda done, total: None).run(
+        units.trace, work, (1.0,)
+    )
+    stopped_after = [next(first)[0] for _ in range(3)]
+    first.close()
+    assert stopped_after == keys[:3]
+
+    log.append("traces", ("layer9", 0), {"probes": np.zeros(2)})
+    log.append("another", keys[3], {"probes": np.zeros(2)})
+    inner, progress = CountingPool(model), []
+    pool = ResumingPool(inner, log, "traces", lambda done, total: progress.append((done, total)))
+    resumed = dict(pool.run(units.trace, work, (1.0,)))
+    assert inner.asked == [keys[3:]]
+    assert progress == [(3, 4), (4, 4)]
+    assert {key: value["probes"].tolist() for key, value in resumed.items()} == {
+        key: value["probes"].tolist() for key, value in reference.items()
+    }
+
+    assert dict(pool.run(units.trace, work, (1.0,))).keys() == work.keys()
+    assert len(inner.asked) == 1
+    pool.close()
+    assert inner.is_closed
+
+
+def test_what_finished_before_a_failure_is_kept(tmp_path):
+    log = MemoryLog()
+    work = {(number,): (number, str(tmp_path)) for number in range(4)}
+    with pytest.raises(UnitError):
+        list(ResumingPool(LocalPool(None), log, "s", lambda d, t: None).run(units.raise_value_error, work))
+    assert sorted(log.stages["s"]) == [(0,), (1,)]

@@ -1,0 +1,75 @@
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import ray
+
+from raysearch.cluster.session import ray_session
+from raysearch.errors import ConfigError, PoolError
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "head:", ":6379", "head:x"])
+def test_other_forms_of_address_are_refused(address, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ConfigError, match="'local', 'auto', HOST and HOST:PORT"), ray_session(address):
+        pass
+
+
+def test_a_dead_address_fails_at_once(free_port, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for address, variable in ((f"127.0.0.1:{free_port}", ""), ("auto", f"127.0.0.1:{free_port}")):
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+        with (
+            pytest.raises(PoolError, match=f"nothing answers at 127.0.0.1:{free_port}"),
+            ray_session(address),
+        ):
+            pass
+
+
+@pytest.mark.ray
+def test_a_running_ray_is_used_and_left(ray_cluster, caplog):
+    with ray_session("local", 1) as session:
+        assert not session.is_embedded
+        assert session.resources["CPU"] == 4
+    assert ray.is_initialized()
+    assert not caplog.text
+    with ray_session("local", 2):
+        assert "the cluster has 4 CPUs; the pool and training together want 5" in caplog.text
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_embedded_ray_leaves_nothing_behind(tmp_path):
+    code = """
+import os
+from raysearch.cluster.session import ray_session
+before = dict(os.environ)
+with ray_session("local", 1, object_store_bytes=80 << 20) as session:
+    assert session.is_embedded and session.resources["CPU"] == 3, session
+    import ray
+    folder = ray._private.worker._global_node.get_session_dir_path()
+    assert os.path.exists(folder)
+assert not ray.is_initialized()
+assert not os.path.exists(folder)
+assert {name for name in os.environ if "TOKEN" in name or "AUTH" in name} <= set(before)
+"""
+    environment = {name: value for name, value in os.environ.items() if "AUTH" not in name}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=environment | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
