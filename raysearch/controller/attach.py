@@ -17,6 +17,8 @@ from raysearch.errors import PlacementError
 from raysearch.placement.additions import AdditionKey, AdditionTap, tap_additions
 from raysearch.records import QuantizationPoint, QuantizerSetup, Site
 
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
 
 class InputHook:
     """Forward pre-hook that passes a module's first argument through `module`."""
@@ -37,16 +39,35 @@ def attach_weight(model: nn.Module, point: QuantizationPoint, quantizer: nn.Modu
     """Parametrize every site of a weight by one quantizer.
 
     Raises:
-        PlacementError: the weight has another parametrization already.
+        PlacementError: see `check_weight`; the model is as before.
+    """
+    check_weight(model, point)
+    for site in point.sites:
+        module = _module(model, site)
+        parametrize.register_parametrization(module, site.name, quantizer, unsafe=True)
+
+
+def check_weight(model: nn.Module, point: QuantizationPoint) -> None:
+    """Refuse a weight that the model lacks, has in another shape, or has parametrized already.
+
+    Raises:
+        PlacementError: names the weight and what to do.
     """
     for site in point.sites:
         module = _module(model, site)
         if parametrize.is_parametrized(module, site.name):
             raise PlacementError(
                 f"'{point.id}' is parametrized already; remove it first with "
-                f"torch.nn.utils.parametrize.remove_parametrizations."
+                f"torch.nn.utils.parametrize.remove_parametrizations, or pass a fresh copy of the model."
             )
-        parametrize.register_parametrization(module, site.name, quantizer, unsafe=True)
+        found = module._parameters.get(site.name)
+        if found is None or tuple(found.shape) != point.shape:
+            what = "no such parameter" if found is None else f"one of shape {tuple(found.shape)}"
+            raise PlacementError(
+                f"the setup names the weight '{point.id}' of shape {point.shape}, but this "
+                f"{type(model).__name__} has {what}: it was made for another model. Place the quantizers "
+                f"anew."
+            )
 
 
 def attach_activation(
@@ -56,14 +77,18 @@ def attach_activation(
 
     Returns:
         Handles that take the hooks off again.
+
+    Raises:
+        PlacementError: the model lacks a module, or has quantizers already; it is as before.
     """
+    _check_activations(model, setup)
     handles: list[RemovableHandle] = []
     taps: dict[AdditionKey, nn.Module] = {}
     owners: set[str] = set()
     for point in setup.of_kind("activation").values():
         module = modules[point.id]
-        first = point.sites[0]
-        _module(model, first).add_module(submodule_name(first), module)
+        owner, name = home(model, point.sites[0])
+        owner.add_module(name, module)
         for site in point.sites:
             if site.role == "input":
                 hook = InputHook(module)
@@ -81,15 +106,32 @@ def detach_all(model: nn.Module, setup: QuantizerSetup, handles: list[RemovableH
     for handle in handles:
         handle.remove()
     for point in setup.of_kind("activation").values():
-        first = point.sites[0]
-        delattr(_module(model, first), submodule_name(first))
+        delattr(*home(model, point.sites[0]))
 
 
-def submodule_name(site: Site) -> str:
-    """Name under which an activation's module is registered at its first site."""
+def home(model: nn.Module, site: Site) -> tuple[nn.Module, str]:
+    """Where an activation's module is registered, by its first site: the owner and the name there."""
+    owner = _module(model, site)
     if site.role == "input":
-        return "input_quantizer"
-    return f"add{site.occurrence}_input{site.argument}_quantizer"
+        return owner, "input_quantizer"
+    name = f"add{site.occurrence}_input{site.argument}_quantizer"
+    if isinstance(owner, _CONTAINERS):
+        # A container runs or counts whatever is registered on it, so its first layer takes the module in.
+        owner = next((m for m in owner.modules() if not isinstance(m, _CONTAINERS)), owner)
+        name = f"{site.module.replace('.', '_') or 'root'}_{name}"
+    return owner, name
+
+
+def _check_activations(model: nn.Module, setup: QuantizerSetup) -> None:
+    for point in setup.of_kind("activation").values():
+        for site in point.sites:
+            _module(model, site)
+        owner, name = home(model, point.sites[0])
+        if hasattr(owner, name):
+            raise PlacementError(
+                f"'{point.id}' has a quantizer already: the model was quantized before. Pass a fresh copy of "
+                f"the float model."
+            )
 
 
 def _module(model: nn.Module, site: Site) -> nn.Module:

@@ -45,13 +45,10 @@ class QuantizationController:
         Learned scales are overwritten by the calibrated ones.
 
         Raises:
-            PlacementError: a group is unknown, or the width is not one of its own.
+            PlacementError: a group is unknown, the width is not one of its own, or its range is missing;
+                nothing was changed.
         """
-        for group, bits in assignment.bits.items():
-            known = self.setup.groups.get(group)
-            if known is None or bits not in known.bit_widths:
-                allowed = "no such group" if known is None else f"allowed: {known.bit_widths}"
-                raise PlacementError(f"the assignment gives '{group}' {bits} bits; {allowed}.")
+        check_assignment(self.setup, self._ranges, assignment)
         widths = assignment.per_point(self.setup)
         for name, quantizer in self.all_quantizations.items():
             quantizer.enabled = name in widths
@@ -108,8 +105,8 @@ class QuantizationController:
         """Replace fake-quantizers by what they stand for; outputs in eval mode stay equal bit for bit.
 
         Args:
-            model: the model to strip; default the controller's own. A `DistributedDataParallel` wrapper
-                is taken off.
+            model: the model to strip; default the controller's own. A wrapper of
+                `DistributedDataParallel` or `torch.compile` is taken off.
             do_copy: strip a copy and leave the model trainable.
             form: "integer" keeps weights as int8 codes with float32 scales that are multiplied in the
                 forward, no float weight left; "float" gives plain parameters on their grid, which pickle.
@@ -118,18 +115,46 @@ class QuantizationController:
             The stripped module, in eval mode; activation quantizers are fixed.
 
         Raises:
-            PlacementError: the model is not the one this controller was created for.
+            PlacementError: the model is not the one this controller was created for, or was stripped before.
         """
-        target = self.model if model is None else getattr(model, "module", model)
-        if target is not self.model:
+        wrapped = (getattr(model, name, None) for name in ("module", "_orig_mod"))
+        if model is not None and self.model is not model and all(m is not self.model for m in wrapped):
             raise PlacementError(
-                f"strip_model was given a {type(target).__name__} that this controller was not created for; "
+                f"strip_model was given a {type(model).__name__} that this controller was not created for; "
                 f"pass the model that create_controller changed, or none."
             )
-        return strip(target, self.setup, do_copy=do_copy, form=form)
+        return strip(self.model, self.setup, do_copy=do_copy, form=form)
 
     def _switch(self, kind: str, enabled: bool) -> None:
         widths = self.assignment.per_point(self.setup)
         for name in widths:
             if self.setup.points[name].kind == kind:
-                self.all_quantizations[name].enabled = enabled
+                quantizer = self.all_quantizations[name]
+                quantizer.enabled = enabled
+                quantizer.scale.requires_grad_(enabled)
+
+
+def check_assignment(setup: QuantizerSetup, ranges: RangeTable, assignment: BitAssignment) -> None:
+    """Refuse an assignment that cannot be applied; groups may be left out.
+
+    Raises:
+        PlacementError: a group is unknown, a width is not one of its group's, or a range is missing.
+    """
+    for group, bits in assignment.bits.items():
+        known = setup.groups.get(group)
+        if known is None or bits not in known.bit_widths:
+            allowed = (
+                f"the model has no such group, `raysearch inspect` lists all {len(setup.groups)}"
+                if known is None
+                else f"allowed: {', '.join(map(str, known.bit_widths))}"
+            )
+            raise PlacementError(f"the assignment gives '{group}' {bits} bits; {allowed}.")
+    for name, bits in assignment.per_point(setup).items():
+        if (name, bits) not in ranges.ranges:
+            raise PlacementError(f"there is no calibrated range for '{name}' at {bits} bits; calibrate anew.")
+        size = ranges[name, bits].scale.size
+        if size != setup.points[name].num_scales:
+            raise PlacementError(
+                f"the range of '{name}' at {bits} bits has {size} scales instead of "
+                f"{setup.points[name].num_scales}: it was calibrated for another model; calibrate anew."
+            )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from raysearch.controller.attach import attach_activation, attach_weight
-from raysearch.controller.controller import QuantizationController
+from raysearch.controller.attach import attach_activation, attach_weight, check_weight
+from raysearch.controller.controller import QuantizationController, check_assignment
 from raysearch.quantizer import AsymmetricQuantizer, Quantizer, SymmetricQuantizer
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 
@@ -25,18 +25,22 @@ def create_controller(
             but disabled.
 
     Raises:
-        PlacementError: the setup belongs to another model, or a width is not allowed.
+        PlacementError: the setup belongs to another model, the model has quantizers already, a width is not
+            allowed, or a range is missing. The model is as before.
     """
-    quantizers: dict[str, Quantizer] = {}
-    for point in setup.points.values():
-        if point.kind == "weight":
-            quantizer: Quantizer = SymmetricQuantizer(point.shape, point.axis, len(point.shape))
-            attach_weight(model, point, quantizer)
-        else:
-            quantizer = AsymmetricQuantizer()
-        quantizers[point.id] = quantizer
-    activations = {p: q for p, q in quantizers.items() if setup.points[p].kind == "activation"}
-    attach_activation(model, setup, activations)
+    check_assignment(setup, ranges, assignment)
+    weights = setup.of_kind("weight")
+    for point in weights.values():
+        check_weight(model, point)
+    quantizers: dict[str, Quantizer] = {
+        name: SymmetricQuantizer(point.shape, point.axis, len(point.shape))
+        if point.kind == "weight"
+        else AsymmetricQuantizer()
+        for name, point in setup.points.items()
+    }
+    attach_activation(model, setup, {name: quantizers[name] for name in setup.of_kind("activation")})
+    for name, point in weights.items():
+        attach_weight(model, point, quantizers[name])
     device = next((p.device for p in model.parameters()), None)
     if device is not None:
         for quantizer in quantizers.values():

@@ -10,28 +10,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from raysearch.controller.attach import submodule_name
+from raysearch.controller.attach import home
 from raysearch.errors import PlacementError
 from raysearch.quantizer import AsymmetricQuantizer, SymmetricQuantizer, dequantize
 from raysearch.records import QuantizationPoint, QuantizerSetup, Site
 
 
 class Dequantize(nn.Module):
-    """Parametrization of a stripped weight: int8 codes → codes·scale, float32.
+    """Parametrization of a stripped weight: int8 codes → codes·scale, in the dtype the weight had.
 
     While exporting to ONNX it emits DequantizeLinear, so that the file holds the codes.
     """
 
     scale: Tensor
 
-    def __init__(self, scale: Tensor, num_bits: int, axis: int) -> None:
+    def __init__(self, scale: Tensor, num_bits: int, axis: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.register_buffer("scale", scale)
+        self.dtype = dtype
         self.num_bits = num_bits
         self.axis = axis
 
     def forward(self, codes: Tensor) -> Tensor:
-        """The float32 weight."""
+        """The weight."""
         if torch.onnx.is_in_onnx_export():
             scale = self.scale.reshape(-1)
             zero = torch.zeros(scale.shape, dtype=torch.int8)
@@ -43,8 +44,8 @@ class Dequantize(nn.Module):
                 shape=codes.shape,
                 version=21,
             )
-            return result
-        return dequantize(codes, self.scale, 0)
+            return result.to(self.dtype)
+        return dequantize(codes, self.scale, 0).to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,21 @@ class StrippedWeight:
 def strip(
     model: nn.Module, setup: QuantizerSetup, *, do_copy: bool, form: Literal["integer", "float"]
 ) -> nn.Module:
-    """See `QuantizationController.strip_model`."""
+    """See `QuantizationController.strip_model`.
+
+    Raises:
+        PlacementError: a quantizer is missing; the model is as before.
+    """
+    weights = setup.of_kind("weight").values()
+    for point in weights:
+        for site in point.sites:
+            _weight_quantizer(model, site)
+    for point in setup.of_kind("activation").values():
+        activation_quantizer(model, point)
     if do_copy:
         model = copy.deepcopy(model)
-        _own_classes(model)
-    for point in setup.of_kind("weight").values():
+    _own_classes(model)
+    for point in weights:
         _strip_weight(model, point, form)
     for point in setup.of_kind("activation").values():
         quantizer = activation_quantizer(model, point)
@@ -92,8 +103,7 @@ def activation_quantizer(model: nn.Module, point: QuantizationPoint) -> Asymmetr
     Raises:
         PlacementError: the model has none there.
     """
-    site = point.sites[0]
-    found = getattr(model.get_submodule(site.module), submodule_name(site), None)
+    found = getattr(*home(model, point.sites[0]), None)
     if not isinstance(found, AsymmetricQuantizer):
         raise PlacementError(
             f"the model has no quantizer '{point.id}'; it was not made by create_controller."
@@ -105,7 +115,7 @@ def stripped_weights(model: nn.Module, setup: QuantizerSetup) -> dict[str, Strip
     """The integer weights of a stripped module, keyed by quantizer id; float ones are left out."""
     found: dict[str, StrippedWeight] = {}
     for point in setup.of_kind("weight").values():
-        first, *others = point.sites
+        first = point.sites[0]
         module = model.get_submodule(first.module)
         if not parametrize.is_parametrized(module, first.name):
             continue
@@ -118,7 +128,7 @@ def stripped_weights(model: nn.Module, setup: QuantizerSetup) -> dict[str, Strip
                 step.scale,
                 step.num_bits,
                 step.axis,
-                tuple(_name(site) for site in others),
+                tuple(name for name in map(_name, point.sites) if name != point.id),
             )
     return found
 
@@ -137,8 +147,8 @@ def _strip_weight(model: nn.Module, point: QuantizationPoint, form: str) -> None
         codes = quantizer.codes(original)
         scale = quantizer.effective_scale().detach().clone()
         values = dequantize(codes, scale, 0) if quantizer.enabled else original.detach().clone()
-    step = Dequantize(scale, quantizer.num_bits, quantizer.axis or 0)
-    shared = nn.Parameter(values, requires_grad=False)
+    step = Dequantize(scale, quantizer.num_bits, quantizer.axis or 0, original.dtype)
+    shared = nn.Parameter(values.to(original.dtype), requires_grad=False)
     for site in point.sites:
         module = model.get_submodule(site.module)
         parametrize.remove_parametrizations(module, site.name, leave_parametrized=False)
@@ -173,8 +183,8 @@ def _name(site: Site) -> str:
 
 
 def _own_classes(model: nn.Module) -> None:
-    # deepcopy shares the class that parametrize injects; removing the parametrization from the copy would
-    # take the property off the original as well.
+    # deepcopy shares the class that parametrize injects; removing the parametrization from one of the two
+    # would take the property off the other as well.
     for module in model.modules():
         if parametrize.is_parametrized(module):
             shared = type(module)

@@ -1,0 +1,6 @@
+"""Files from a stripped module, one target a file, each verified in its own runtime; and back."""
+
+from raysearch.export.export import TARGETS, export_model
+from raysearch.export.load import load_model
+
+__all__ = ["TARGETS", "export_model", "load_model"]

@@ -1,0 +1,165 @@
+"""A model folder back as a module: no Ray, no Optuna, no task, none of the user's code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from raysearch.artifacts import hash_file
+from raysearch.errors import StorageError
+from raysearch.export.model_config import ModelConfig
+from raysearch.export.outputs import NamedOutputs
+from raysearch.export.packed import ARCHITECTURE, CONFIG, FILES, WEIGHTS
+from raysearch.export.packing import packed_length, unpack_codes
+from raysearch.export.program import load_program
+from raysearch.records import ExportManifest
+
+MANIFEST = "manifest.json"
+_AGAIN = "Retrieve or export the model again."
+
+
+class LoadedModel(nn.Module):
+    """A model read from its folder; gives what the stripped module gave, bit for bit.
+
+    Integer weights are held as int8 codes and float32 scales and decoded in the forward. The forward takes
+    the arguments of the original, by position or by keyword. Outputs come as tensors in tuples, lists and
+    dicts. The model is in eval mode for good: `train()` changes nothing.
+
+    Attributes:
+        config: the content of config.json.
+        tensors: all tensors as buffers, under their names; codes as `<weight>.codes`.
+    """
+
+    def __init__(self, config: ModelConfig, graph: nn.Module, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.config = config
+        self.tensors = nn.Module()
+        for name, value in tensors.items():
+            _register(self.tensors, name, value)
+        self.graph = graph
+        self.training = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the exported graph.
+
+        Raises:
+            TypeError: an argument is missing or unknown.
+        """
+        tensors = dict(sorted(self.tensors.named_buffers()))
+        outputs = self.graph(tensors, self._arguments(args, kwargs))
+        return NamedOutputs(outputs) if isinstance(outputs, dict) else outputs
+
+    def train(self, mode: bool = True) -> LoadedModel:
+        """Nothing: the graph is that of the eval mode."""
+        return self
+
+    def extra_repr(self) -> str:
+        """What was loaded."""
+        widths = sorted({weight.bits for weight in self.config.weights.values()})
+        return f"{self.config.architecture}, {len(self.config.weights)} integer weights of {widths} bits"
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        names = self.config.inputs[len(args) :]
+        missing = [name for name in names if name not in kwargs]
+        unknown = [name for name in kwargs if name not in names]
+        if missing or unknown:
+            raise TypeError(
+                f"{self.config.architecture} was exported with the arguments "
+                f"({', '.join(self.config.inputs)}); missing: {missing}, unknown or given twice: {unknown}."
+            )
+        return (*args, *(kwargs[name] for name in names))
+
+
+def load_model(directory: str | os.PathLike[str]) -> nn.Module:
+    """Read a model folder that the target 'packed' wrote.
+
+    Where manifest.json is present, files are checked against its hashes first. Nothing is unpickled. That
+    does not make a foreign file harmless: architecture.pt2 is a program, load it only from a trusted source.
+
+    Returns:
+        A `LoadedModel` on the CPU, in eval mode.
+
+    Raises:
+        StorageError: a file is missing, damaged, changed, or of a newer version; a tensor is missing,
+            unexpected, or of the wrong shape.
+    """
+    folder = Path(directory)
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise StorageError(
+                f"{folder} has no {name}; a model folder holds {', '.join(FILES)}. Export the target "
+                f"'packed' with `raysearch export`, or retrieve the run."
+            )
+    check_hashes(folder)
+    config = ModelConfig.from_json((folder / CONFIG).read_text("utf-8"), str(folder / CONFIG))
+    tensors = _read_tensors(folder / WEIGHTS, config)
+    graph = load_program((folder / ARCHITECTURE).read_bytes(), str(folder / ARCHITECTURE))
+    return LoadedModel(config, graph, tensors).requires_grad_(False)
+
+
+def check_hashes(folder: Path) -> None:
+    """Compare the files that the loader reads with manifest.json, where there is one.
+
+    Raises:
+        StorageError: a file is not listed, or its size or hash differs.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    listed = {f.path: f for f in ExportManifest.from_json((folder / MANIFEST).read_text("utf-8")).files}
+    for name in FILES:
+        path = folder / name
+        if name not in listed:
+            raise StorageError(f"{path} is not listed in {MANIFEST}, so it is of another export. {_AGAIN}")
+        if path.stat().st_size != listed[name].size_bytes or hash_file(path) != listed[name].sha256:
+            raise StorageError(f"{path} differs from {MANIFEST}: it was changed or cut off. {_AGAIN}")
+
+
+def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
+    expected = {name: (spec.shape, spec.dtype) for name, spec in config.tensors.items()}
+    for name, weight in config.weights.items():
+        expected[f"{name}.packed"] = ((packed_length(weight.num_codes, weight.bits),), "U8")
+        expected[f"{name}.scale"] = ((weight.shape[weight.axis],), "F32")
+    try:
+        with safe_open(path, framework="pt") as file:
+            _check_names(path, set(file.keys()), set(expected))
+            for name, (shape, dtype) in expected.items():
+                found = file.get_slice(name)
+                if tuple(found.get_shape()) != shape or found.get_dtype() != dtype:
+                    raise StorageError(
+                        f"{path}: '{name}' is {found.get_dtype()} of shape {found.get_shape()}, but {CONFIG} "
+                        f"says {dtype} of shape {list(shape)}. {_AGAIN}"
+                    )
+            stored: dict[str, Tensor] = {name: file.get_tensor(name) for name in expected}
+    except (SafetensorError, OSError) as error:
+        raise StorageError(f"{path} is damaged: {error}. {_AGAIN}") from error
+    for name, weight in config.weights.items():
+        codes = unpack_codes(stored.pop(f"{name}.packed").numpy(), weight.bits, weight.num_codes, name)
+        stored[f"{name}.codes"] = torch.from_numpy(codes).reshape(weight.shape)
+        scale = stored[f"{name}.scale"]
+        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+            raise StorageError(f"{path}: '{name}.scale' holds values that are not positive. {_AGAIN}")
+        stored[f"{name}.scale"] = scale.reshape(weight.scale_shape)
+    return stored
+
+
+def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
+    if found != expected:
+        missing, unexpected = sorted(expected - found), sorted(found - expected)
+        raise StorageError(
+            f"{path} does not fit {CONFIG}: missing {missing[:5]} ({len(missing)} in all), unexpected "
+            f"{unexpected[:5]} ({len(unexpected)} in all). {_AGAIN}"
+        )
+
+
+def _register(root: nn.Module, name: str, value: Tensor) -> None:
+    *path, leaf = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    root.register_buffer(leaf, value)

@@ -1,0 +1,117 @@
+"""The packed target: bit-packed codes in model.safetensors, config.json, the graph in architecture.pt2."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from raysearch.artifacts import Storage
+from raysearch.controller import stripped_quantizers, stripped_weights
+from raysearch.errors import ExportError
+from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight, TensorSpec
+from raysearch.export.packing import pack_codes
+from raysearch.export.program import capture_program, program_bytes, tensor_slots
+from raysearch.records import FLOAT_BITS, QuantizerSetup, packed_bytes
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+ARCHITECTURE = "architecture.pt2"
+FILES = (WEIGHTS, CONFIG, ARCHITECTURE)
+
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def write_packed(
+    stripped: nn.Module, setup: QuantizerSetup, example_inputs: tuple[Any, ...], directory: Path
+) -> int | None:
+    """Write the three files of the packed target.
+
+    Tied weights are stored once. Everything that is no integer weight, scales of activations included, is
+    stored under its own name.
+
+    Args:
+        stripped: the stripped module, integer form.
+        setup: where its quantizers are.
+        example_inputs: positional arguments of its forward; dimension 0 is the batch.
+        directory: the model folder.
+
+    Returns:
+        The only batch size the graph takes, or None when any will do.
+
+    Raises:
+        ExportError: the model cannot be captured, or holds a tensor of a type that cannot be stored.
+    """
+    weights = stripped_weights(stripped, setup)
+    slots = tensor_slots(stripped, weights)
+    integer = {f"{weight}.{part}" for weight in weights for part in ("codes", "scale")}
+    others = {name: value for name, value in slots.values() if name not in integer}
+    _check_types(others)
+    captured = capture_program(stripped, slots, example_inputs)
+    stored = {name: value.detach().cpu().contiguous().clone() for name, value in others.items()}
+    for weight in weights.values():
+        stream = pack_codes(weight.codes.cpu().numpy(), weight.num_bits, weight.name)
+        stored[f"{weight.name}.packed"] = torch.from_numpy(stream)
+        stored[f"{weight.name}.scale"] = weight.scale.detach().cpu().reshape(-1).clone()
+    config = ModelConfig(
+        architecture=type(stripped).__name__,
+        inputs=input_names(stripped, example_inputs),
+        fixed_batch=captured.fixed_batch,
+        weights={
+            name: PackedWeight(w.num_bits, w.axis, tuple(w.codes.shape), w.aliases)
+            for name, w in weights.items()
+        },
+        activations={
+            name: ActivationQuantizer(q.num_bits, float(q.effective_scale()), q.zero_point)
+            for name, q in stripped_quantizers(stripped, setup).items()
+        },
+        tensors={n: TensorSpec(tuple(t.shape), DTYPES[t.dtype]) for n, t in others.items()},
+    )
+    folder = Storage(directory)
+    folder.write_bytes(WEIGHTS, save(stored, metadata={"format": "pt"}))
+    folder.write_bytes(ARCHITECTURE, program_bytes(captured.program))
+    folder.write_bytes(CONFIG, config.to_json().encode())
+    return captured.fixed_batch
+
+
+def weights_bytes(stripped: nn.Module, setup: QuantizerSetup) -> int:
+    """Bytes of all quantizable weights: codes and scales as they are stored.
+
+    Codes are really packed and counted, so that the cost model's formula is checked against the bytes. A
+    weight that stays float counts as float32, as it does there, also where it is stored in half precision.
+    """
+    weights = stripped_weights(stripped, setup)
+    total = 0
+    for point in setup.of_kind("weight").values():
+        if point.id in weights:
+            weight = weights[point.id]
+            total += pack_codes(weight.codes.cpu().numpy(), weight.num_bits, point.id).nbytes
+            total += weight.scale.nbytes
+        else:
+            total += packed_bytes(point, FLOAT_BITS)
+    return total
+
+
+def input_names(model: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[str, ...]:
+    """Names of the arguments that the example inputs fill; those of `*args` have none and are left out."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
+    return tuple(names[: len(example_inputs)])
+
+
+def _check_types(tensors: dict[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        if value.dtype not in DTYPES:
+            raise ExportError(
+                f"'{name}' is of type {value.dtype}, which the target 'packed' cannot store; allowed: "
+                f"{', '.join(sorted(DTYPES.values()))}. Convert it, or export other targets."
+            )

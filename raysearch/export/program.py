@@ -1,0 +1,245 @@
+"""architecture.pt2: the graph of a model whose tensors are all inputs, so that weights are stored once.
+
+The program's forward takes (tensors, arguments): a dict of every parameter and buffer, integer weights as
+`<name>.codes` and `<name>.scale`, and the positional arguments of the model's own forward. Codes are decoded
+in the graph, by the very operations of the stripped module.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from raysearch.controller import StrippedWeight
+from raysearch.errors import ExportError, StorageError
+from raysearch.export.outputs import plain
+
+# Operations that torch itself brings; a library of own operations would be user code.
+_OPERATION = re.compile(
+    r"torch\.ops\.(aten|prims|higher_order)\.[A-Za-z_]\w*(\.\w+)?|_operator\.[a-z]+|math\.[a-z]+|torch\.sym_\w+"
+)
+# Sizes as sympy prints its objects; torch reads them by evaluating them.
+_EXPRESSION = re.compile(r"(?:[A-Z]\w*+|[a-z_]++=|'[\w.]*+'|-?\d++(?:\.\d++)?|[(), ])*+")
+_MEMBERS = re.compile(
+    r"models/model\.json|data/(weights|constants)/model_\w+_config\.json|data/constants/tensor_\d+|"
+    r"data/sample_inputs/model\.pt|archive_format|archive_version|byteorder|version|\.data/\w+"
+)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured program; `fixed_batch` is the only batch size it takes, or None when any will do."""
+
+    program: ExportedProgram
+    fixed_batch: int | None
+
+
+class _FromTensors(nn.Module):
+    def __init__(self, model: nn.Module, slots: Mapping[str, str]) -> None:
+        super().__init__()
+        # In a tuple, so that the model is no submodule: its tensors must not enter the program's state.
+        self.held = (model, dict(slots))
+
+    def forward(self, tensors: dict[str, Tensor], arguments: tuple[Any, ...]) -> Any:
+        model, slots = self.held
+        values = {slot: tensors[name] for slot, name in slots.items()}
+        # Tied tensors are in `slots` already. With tie_weights, a module that is shared would be swapped
+        # twice and keep the second value for good.
+        return plain(torch.func.functional_call(model, values, arguments, tie_weights=False))
+
+
+def tensor_slots(model: nn.Module, weights: Mapping[str, StrippedWeight]) -> dict[str, tuple[str, Tensor]]:
+    """Every place that holds a parameter or buffer → the name it is stored under, and the tensor.
+
+    Integer weights are named `<weight>.codes` and `<weight>.scale`, other tensors by their first place. A
+    module that is reached by several paths counts once; a tensor that several modules share has several
+    places and one name.
+    """
+    names: dict[int, str] = {}
+    for weight in weights.values():
+        names |= {id(weight.codes): f"{weight.name}.codes", id(weight.scale): f"{weight.name}.scale"}
+    slots: dict[str, tuple[str, Tensor]] = {}
+    for path, module in model.named_modules():
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for name, value in own:
+            slot = f"{path}.{name}" if path else name
+            slots[slot] = (names.setdefault(id(value), slot), value)
+    return slots
+
+
+def capture_program(
+    model: nn.Module, slots: Mapping[str, tuple[str, Tensor]], example_inputs: tuple[Any, ...]
+) -> Captured:
+    """Capture a stripped module as a graph of its tensors and arguments.
+
+    Dimension 0 of every argument that has the first tensor's batch size is left open; where the model fixes
+    it, the graph takes that size alone. The model is left as it was.
+
+    Raises:
+        ExportError: torch.export does not take the model.
+    """
+    wrapper = _FromTensors(model, {slot: name for slot, (name, _) in slots.items()})
+    tensors = dict(sorted(slots.values(), key=lambda entry: entry[0]))
+    widened, batch = widen(example_inputs)
+    try:
+        program = _export(wrapper, tensors, widened, batch_dims(widened, batch))
+        return Captured(program, None)
+    except Exception:
+        try:
+            return Captured(_export(wrapper, tensors, example_inputs, None), _batch_of(example_inputs))
+        except Exception as error:
+            first = str(error).strip().split("\n", 1)[0][:300]
+            raise ExportError(
+                f"{type(model).__name__} cannot be captured for the target 'packed': {first}. Try "
+                f"torch.export.export(model, example_inputs, strict=False) on the stripped model and mend "
+                f"what it names, or export other targets."
+            ) from error
+
+
+def widen(example_inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], int]:
+    """Example inputs of two or more samples and their batch size; a batch of 1 would become a constant."""
+    batch = _batch_of(example_inputs)
+    if batch != 1:
+        return example_inputs, batch
+    return pytree.tree_map_only(
+        Tensor, lambda t: torch.cat([t, t]) if _counts(t, 1) else t, example_inputs
+    ), 2
+
+
+def batch_dims(arguments: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
+    """`dynamic_shapes` that leave the batch dimension of each argument open."""
+    open_batch = Dim("batch")
+    dims: tuple[Any, ...] = pytree.tree_map(
+        lambda value: {0: open_batch} if isinstance(value, Tensor) and _counts(value, batch) else None,
+        arguments,
+    )
+    return dims
+
+
+def program_bytes(program: ExportedProgram) -> bytes:
+    """The program as a file: only the graph, without example inputs, traces or paths of the machine."""
+    program.example_inputs = None
+    # Conditions on input shapes as Python source, which loading would execute; the operations check shapes.
+    program._guards_code = []
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                for key in ("stack_trace", "torch_fn", "nn_module_stack", "source_fn_stack"):
+                    node.meta.pop(key, None)
+    sink = io.BytesIO()
+    with quiet():
+        torch.export.save(program, sink)
+    return sink.getvalue()
+
+
+def load_program(data: bytes, where: str) -> nn.Module:
+    """Read a program back, after a check that nothing in it would be unpickled or call foreign code.
+
+    Raises:
+        StorageError: the file is damaged, of another torch's layout, or holds what it must not hold.
+    """
+    try:
+        _check_archive(data, where)
+        with quiet():
+            return torch.export.load(io.BytesIO(data)).module()
+    except StorageError:
+        raise
+    except Exception as error:
+        raise StorageError(
+            f"{where} cannot be read by torch {torch.__version__}: {error!r:.300}. Retrieve it again, or use "
+            f"the torch version that wrote it."
+        ) from error
+
+
+def _export(
+    wrapper: nn.Module,
+    tensors: Mapping[str, Tensor],
+    arguments: tuple[Any, ...],
+    dims: tuple[Any, ...] | None,
+) -> ExportedProgram:
+    shapes = None if dims is None else (dict.fromkeys(tensors), dims)
+    with quiet(), torch.no_grad():
+        return torch.export.export(wrapper, (dict(tensors), arguments), dynamic_shapes=shapes, strict=False)
+
+
+def _batch_of(example_inputs: tuple[Any, ...]) -> int:
+    for leaf in pytree.tree_leaves(example_inputs):
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            return int(leaf.shape[0])
+    raise ExportError(
+        "the example inputs hold no tensor with a dimension; give the positional arguments of the model's "
+        "forward as a tuple, dimension 0 of each counting samples."
+    )
+
+
+def _counts(value: Tensor, batch: int) -> bool:
+    return value.ndim > 0 and value.shape[0] == batch
+
+
+def _check_archive(data: bytes, where: str) -> None:
+    # torch.export.load unpickles example inputs and some constants, and evaluates size expressions.
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for entry in archive.infolist():
+            name = entry.filename.split("/", 1)[-1]
+            if not _MEMBERS.fullmatch(name) or (name.endswith(".pt") and entry.file_size):
+                raise _refused(where, f"the member '{entry.filename}'")
+            if name.endswith("_config.json"):
+                for payload in json.loads(archive.read(entry))["config"].values():
+                    if payload["use_pickle"]:
+                        raise _refused(where, f"the pickled constant '{payload['path_name']}'")
+            elif name == "models/model.json":
+                _check_graph(json.loads(archive.read(entry)), where)
+
+
+def _check_graph(value: Any, where: str) -> None:
+    if isinstance(value, list):
+        for entry in value:
+            _check_graph(entry, where)
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            called = key == "as_operator" or (key == "target" and "inputs" in value)
+            if called and ("__" in str(entry) or not _OPERATION.fullmatch(str(entry))):
+                raise _refused(where, f"the operation '{entry}'")
+            if key == "expr_str" and (not _EXPRESSION.fullmatch(str(entry)) or "__" in str(entry)):
+                raise _refused(where, f"the size '{entry}'")
+            if key == "guards_code" and entry:
+                raise _refused(where, "code of guards")
+            _check_graph(entry, where)
+
+
+def _refused(where: str, what: str) -> StorageError:
+    return StorageError(
+        f"{where} holds {what}, which raysearch never writes and does not load. Retrieve the file again from "
+        f"where it was exported."
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch's own deprecation warnings and log lines about exporting to itself."""
+    loggers = [
+        logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.onnx", "torch.__trace")
+    ]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

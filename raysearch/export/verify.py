@@ -1,0 +1,165 @@
+"""A target, run in its own runtime, against the stripped module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raysearch.errors import ExportError
+from raysearch.evaluation import Batch, Forward, batch_size, output_tensor
+from raysearch.evaluation.forward import frozen_eval
+from raysearch.export.outputs import tensor_leaves
+from raysearch.records import TargetCheck
+
+MEAN_TOLERANCE = 0.02
+"""Mean absolute difference that another runtime may have, as a share of the outputs' range.
+
+Where two runtimes sum in another order, a value on the edge between two codes flips by one step, and the
+following layers amplify it: torch against itself with other kernels differs by up to 0.0019 of the range on
+8-bit networks. With 4-bit activations, where a step is a fifteenth of a range, a small residual network
+differs by 0.006: the mean of values on the grid often falls right between two codes. A file that is wrong
+(a scale of another layer, codes that wrapped around) is off by a tenth of the range and more.
+"""
+
+LOOSE_MEAN_TOLERANCE = 0.05
+MIN_AGREEMENT = 0.98
+"""Up to `LOOSE_MEAN_TOLERANCE` is accepted where this share of samples keeps its argmax: at 2–4 bits flips
+are coarse, and what counts is whether the answer stays."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the stripped module gives on one batch: all its tensors, and the judged one."""
+
+    batch: Batch
+    tensors: tuple[Tensor, ...]
+    judged: Tensor
+
+
+def reference_outputs(stripped: nn.Module, batches: Iterable[Batch], forward: Forward) -> list[Reference]:
+    """Run the stripped module once on every batch.
+
+    Raises:
+        ExportError: there is no batch.
+    """
+    found = [Reference(batch, *_run(stripped, batch, forward)) for batch in batches]
+    if not found:
+        raise ExportError("there is no batch to verify the export on; give at least one.")
+    return found
+
+
+def compare(
+    target: str, runtime: str, model: nn.Module, references: list[Reference], forward: Forward
+) -> TargetCheck:
+    """Run a target on the batches of the references.
+
+    Raises:
+        ExportError: it cannot run a batch, or gives other shapes or another number of outputs.
+    """
+    greatest, total, count, same, judged, samples = 0.0, 0.0, 0, 0, 0, 0
+    for reference in references:
+        try:
+            tensors, output = _run(model, reference.batch, forward)
+        except Exception as error:
+            raise ExportError(
+                f"the target '{target}' cannot run a verification batch in {runtime}: {error!r:.300}. If "
+                f"your forward function needs more of the model than a call, change it."
+            ) from error
+        expected = reference.tensors
+        if [t.shape for t in tensors] != [t.shape for t in expected]:
+            raise ExportError(
+                f"the target '{target}' gives outputs of shape {[list(t.shape) for t in tensors]} in "
+                f"{runtime}; the stripped module gives {[list(t.shape) for t in expected]}."
+            )
+        for ours, theirs in zip(expected, tensors, strict=True):
+            difference = _difference(ours, theirs)
+            if difference.numel():
+                greatest = _greater(greatest, float(difference.max()))
+                total += float(difference.sum())
+                count += difference.numel()
+        hits, rows = _agreement(reference.judged, output)
+        same, judged = same + hits, judged + rows
+        samples += batch_size(list(expected))
+    return TargetCheck(
+        target, runtime, greatest, total / max(count, 1), same / judged if judged else 1.0, samples
+    )
+
+
+def check_equal(check: TargetCheck) -> None:
+    """Refuse a target that must equal the stripped module bit for bit and does not.
+
+    Raises:
+        ExportError: states the difference.
+    """
+    if check.max_abs_difference != 0.0:
+        raise ExportError(
+            f"the target '{check.target}' differs from the stripped module in {check.runtime} by up to "
+            f"{check.max_abs_difference:.3g} (mean {check.mean_abs_difference:.3g}); it must be equal. The "
+            f"model may compute differently when captured: compare it with torch.export of itself."
+        )
+
+
+def within_tolerance(check: TargetCheck, references: list[Reference]) -> bool:
+    """Whether another runtime's difference is no more than flips of single steps explain."""
+    relative = check.mean_abs_difference / _range(references)
+    if relative <= MEAN_TOLERANCE:
+        return True
+    multi = any(r.judged.ndim > 1 and r.judged.shape[-1] > 1 for r in references)
+    return multi and relative <= LOOSE_MEAN_TOLERANCE and check.agreement >= MIN_AGREEMENT
+
+
+def check_close(check: TargetCheck, references: list[Reference]) -> None:
+    """Refuse a target whose difference is beyond the tolerance.
+
+    Raises:
+        ExportError: states the figures and the tolerance.
+    """
+    if not within_tolerance(check, references):
+        raise ExportError(
+            f"{describe(check, references)}. Export without '{check.target}', or report the model."
+        )
+
+
+def describe(check: TargetCheck, references: list[Reference]) -> str:
+    """The figures of a check beside the tolerance, as one statement."""
+    return (
+        f"the target '{check.target}' differs from the stripped module in {check.runtime}: mean "
+        f"{check.mean_abs_difference:.3g}, max {check.max_abs_difference:.3g}, outputs range over "
+        f"{_range(references):.3g}, agreement {check.agreement:.4f}; allowed is a mean of "
+        f"{MEAN_TOLERANCE:.0%} of the range, or {LOOSE_MEAN_TOLERANCE:.0%} with agreement {MIN_AGREEMENT:.2f}"
+    )
+
+
+def _run(model: nn.Module, batch: Batch, forward: Forward) -> tuple[tuple[Tensor, ...], Tensor]:
+    with frozen_eval(model), torch.no_grad():
+        outputs: Any = forward(model, batch)
+    return tuple(tensor_leaves(outputs)), output_tensor(outputs)
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> Tensor:
+    a, b = ours.double(), theirs.double()
+    equal = (a == b) | (a.isnan() & b.isnan())
+    # A NaN or infinity on one side only is an infinite difference, not an unknown one.
+    return torch.where(equal, 0.0, (a - b).abs().nan_to_num(nan=torch.inf, posinf=torch.inf))
+
+
+def _greater(a: float, b: float) -> float:
+    return b if b > a else a
+
+
+def _agreement(ours: Tensor, theirs: Tensor) -> tuple[int, int]:
+    if ours.ndim < 2 or ours.shape[-1] < 2:
+        return 0, 0
+    same = ours.argmax(-1) == theirs.argmax(-1)
+    return int(same.sum()), same.numel()
+
+
+def _range(references: list[Reference]) -> float:
+    values = torch.cat([t.double().reshape(-1) for r in references for t in r.tensors])
+    values = values[torch.isfinite(values)]
+    width = float(values.max() - values.min()) if values.numel() else 0.0
+    return width if width > 0 else 1.0

@@ -1,0 +1,40 @@
+"""One exported folder that several tests read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from raysearch.export import export_model
+
+from .nets import Case, case, forward_all
+
+
+@pytest.fixture(scope="session")
+def residual() -> Case:
+    return case("residual")
+
+
+@pytest.fixture(scope="session")
+def exported(residual: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    batches = [residual.inputs(count) for count in (1, 3, 8)]
+    export_model(
+        residual.stripped,
+        residual.setup,
+        residual.assignment,
+        residual.example,
+        folder,
+        targets=["packed"],
+        batches=batches,
+        forward=forward_all,
+    )
+    return folder
+
+
+@pytest.fixture
+def folder(exported: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(exported, tmp_path / "model"))

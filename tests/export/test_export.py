@@ -1,0 +1,121 @@
+import hashlib
+import json
+
+import pytest
+import torch
+
+from raysearch.controller import stripped_weights
+from raysearch.errors import ConfigError, ExportError
+from raysearch.export import TARGETS, export_model, load_model, onnx_target, packed
+from raysearch.records import BitAssignment, CostModel, ExportManifest
+
+from .nets import case, forward_all
+
+
+def export(net, folder, **options):
+    return export_model(net.stripped, net.setup, net.assignment, net.example, folder, **options)
+
+
+def test_every_target_is_written_verified_and_listed(tmp_path, residual):
+    batches = [residual.inputs(64)]
+    manifest = export(residual, tmp_path / "a" / "model", batches=batches, forward=forward_all)
+    folder = tmp_path / "a" / "model"
+    assert ExportManifest.from_json((folder / "manifest.json").read_text()) == manifest
+    assert sorted(f.path for f in manifest.files) == sorted((*packed.FILES, onnx_target.FILE))
+    assert {path.name for path in folder.iterdir()} == {f.path for f in manifest.files} | {"manifest.json"}
+    for file in manifest.files:
+        data = (folder / file.path).read_bytes()
+        assert (file.size_bytes, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert manifest.weights_bytes == CostModel(residual.setup).costs(residual.assignment)["size"]
+    exact, plain_onnx, fused_onnx = manifest.checks
+    assert (exact.target, exact.max_abs_difference, exact.num_samples) == ("packed", 0.0, 64)
+    assert plain_onnx.runtime.endswith("graph optimizations off")
+    assert min(plain_onnx.agreement, fused_onnx.agreement) >= 0.98
+    assert any("3-bit weights" in note for note in manifest.notes)
+    assert torch.equal(load_model(folder)(*batches[0]), residual.stripped(*batches[0]))
+
+
+def test_an_earlier_export_is_replaced_whole(tmp_path):
+    for name in ("model.onnx", "manifest.json"):
+        (tmp_path / name).write_text("of an earlier export")
+    manifest = export(case("waves", 4), tmp_path, targets=["packed"])
+    assert not (tmp_path / "model.onnx").exists()
+    assert [f.path for f in manifest.files] == list(packed.FILES)
+    assert load_model(tmp_path).config.architecture == "Waves"
+
+
+def test_a_fixed_batch_is_noted_and_needs_data_of_that_size(tmp_path):
+    net = case("fixed", batch=5)
+    manifest = export(net, tmp_path, targets=["packed"])
+    assert manifest.notes == ("packed: the model fixes its batch size; the graph takes batches of 5 only.",)
+
+
+def test_unknown_and_missing_targets_are_refused_before_anything_is_written(tmp_path):
+    net = case("waves")
+    with pytest.raises(ConfigError, match="'tflite' is unknown; known: packed, onnx"):
+        export(net, tmp_path / "model", targets=["tflite"])
+    with pytest.raises(ConfigError, match="no export target"):
+        export(net, tmp_path / "model", targets=[])
+    assert not (tmp_path / "model").exists()
+    assert TARGETS == ("packed", "onnx")
+
+
+def test_a_target_without_its_packages_is_left_out_unless_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_target, "EXTRA", ("no_such_package",))
+    net = case("waves")
+    manifest = export(net, tmp_path)
+    assert [check.target for check in manifest.checks] == ["packed"]
+    assert manifest.notes == (
+        'onnx: left out, since no_such_package is not installed (pip install "raysearch[onnx]").',
+    )
+    with pytest.raises(ExportError, match="needs no_such_package"):
+        export(net, tmp_path, targets=["onnx"])
+
+
+def test_another_assignment_is_refused(tmp_path):
+    net = case("waves", 4)
+    other = BitAssignment({**net.assignment.bits, "down.weight": 3})
+    with pytest.raises(ExportError, match=r"'down\.weight' has 4 bits in the stripped module and 3 in the"):
+        export_model(net.stripped, net.setup, other, net.example, tmp_path)
+    fewer = {name: bits for name, bits in net.assignment.bits.items() if name != "down.weight"}
+    with pytest.raises(ExportError, match="the cost model says"):
+        export_model(net.stripped, net.setup, BitAssignment(fewer), net.example, tmp_path)
+
+
+def test_a_target_that_differs_leaves_no_manifest(tmp_path, monkeypatch):
+    net = case("waves", 4)
+    real = load_model
+
+    def damaged(folder):
+        model = real(folder)
+        model.tensors.get_submodule("gate").bias.add_(1e-3)
+        return model
+
+    monkeypatch.setattr("raysearch.export.export.load_model", damaged)
+    with pytest.raises(ExportError, match="'packed' differs from the stripped module"):
+        export(net, tmp_path, targets=["packed"])
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_an_onnx_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+    net = case("seven", 8)
+    real = onnx_target._narrow
+
+    def wrap(model):
+        real(model)
+        for value, _ in onnx_target._code_initializers(model).items():
+            import onnx_ir
+
+            value.const_value = onnx_ir.tensor(-value.const_value.numpy(), name=value.name)
+
+    monkeypatch.setattr(onnx_target, "_narrow", wrap)
+    with pytest.raises(ExportError, match=r"'onnx' differs from the stripped module in onnxruntime"):
+        export(net, tmp_path, targets=["onnx"])
+
+
+def test_the_manifest_carries_the_costs(tmp_path):
+    net = case("tied", 3)
+    manifest = export(net, tmp_path, targets=["packed"])
+    data = json.loads((tmp_path / "manifest.json").read_text())
+    assert data["costs"] == manifest.costs == CostModel(net.setup).costs(net.assignment)
+    assert len(stripped_weights(net.stripped, net.setup)) == 1

@@ -1,0 +1,67 @@
+import json
+
+import pytest
+
+from raysearch.errors import StorageError
+from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight, TensorSpec
+
+
+@pytest.fixture
+def config():
+    return ModelConfig(
+        "Net",
+        ("x", "mask"),
+        None,
+        {"a.weight": PackedWeight(3, 1, (4, 2, 3), ("b.weight",))},
+        {"a.input": ActivationQuantizer(8, 0.25, 128)},
+        {"a.bias": TensorSpec((2,), "F32")},
+    )
+
+
+def test_json_round_trip(config):
+    assert ModelConfig.from_json(config.to_json()) == config
+
+
+def test_the_quantization_config_is_laid_out_as_documented(config):
+    data = json.loads(config.to_json())["quantization_config"]
+    assert (data["quant_method"], data["format"], data["version"]) == ("raysearch", "bitstream-le", 1)
+    assert data["weights"]["a.weight"] == {"bits": 3, "axis": 1, "shape": [4, 2, 3], "aliases": ["b.weight"]}
+    assert data["activations"]["a.input"] == {"bits": 8, "scale": 0.25, "zero_point": 128}
+
+
+def test_a_scale_broadcasts_along_the_axis(config):
+    assert config.weights["a.weight"].scale_shape == (1, 2, 1)
+    assert config.weights["a.weight"].num_codes == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits": 9}, "'a.weight' has 9 bits"),
+        ({"bits": True}, "no non-negative integer"),
+        ({"axis": 3}, "has axis 3"),
+        ({"shape": [4, -2, 3]}, "-2 is no"),
+        ({"shape": [4, 2.0, 3]}, "2.0 is no"),
+    ],
+)
+def test_impossible_weights_are_refused(config, change, message):
+    data = json.loads(config.to_json())
+    data["quantization_config"]["weights"]["a.weight"].update(change)
+    with pytest.raises(StorageError, match=message):
+        ModelConfig.from_json(json.dumps(data))
+
+
+def test_another_format_and_a_newer_version_are_refused(config):
+    data = json.loads(config.to_json())
+    data["quantization_config"]["version"] = 2
+    with pytest.raises(StorageError, match="has version 2; this raysearch reads up to 1"):
+        ModelConfig.from_json(json.dumps(data))
+    data["quantization_config"]["quant_method"] = "gptq"
+    with pytest.raises(StorageError, match="quant_method 'gptq'"):
+        ModelConfig.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"quantization_config": 3}'])
+def test_damaged_text_is_refused(text):
+    with pytest.raises(StorageError, match=r"config\.json is damaged"):
+        ModelConfig.from_json(text)

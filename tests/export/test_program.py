@@ -1,0 +1,131 @@
+import io
+import json
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+from raysearch.errors import ExportError, StorageError
+from raysearch.export.packed import write_packed
+from raysearch.export.program import load_program, tensor_slots, widen
+
+from .nets import case
+
+MODEL = "archive/models/model.json"
+
+
+def edited(folder, changes=None, extra=None):
+    """The graph file with members replaced or added."""
+    sink = io.BytesIO()
+    with (
+        zipfile.ZipFile(folder / "architecture.pt2") as source,
+        zipfile.ZipFile(sink, "w") as target,
+    ):
+        for entry in source.infolist():
+            data = source.read(entry)
+            if entry.filename in (changes or {}):
+                data = changes[entry.filename](data)
+            target.writestr(entry.filename, data)
+        for name, data in (extra or {}).items():
+            target.writestr(name, data)
+    return sink.getvalue()
+
+
+def graph(change):
+    def edit(data):
+        value = json.loads(data)
+        change(value)
+        return json.dumps(value)
+
+    return edit
+
+
+def first_node(value):
+    return value["graph_module"]["graph"]["nodes"][0]
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        "torch.hub.load",
+        "torch.ops.load_library",
+        "torch.ops.mylib.run.default",
+        "torch.ops.aten.__class__.__base__",
+        "#ext:x",
+        "os.system",
+        None,
+    ],
+)
+def test_a_foreign_operation_is_refused(exported, operation):
+    change = graph(lambda value: first_node(value).update(target=operation))
+    with pytest.raises(StorageError, match="holds the operation"):
+        load_program(edited(exported, {MODEL: change}), "model.pt2")
+
+
+@pytest.mark.parametrize("size", ["__import__('os').system('x')", "open('x')", "().x", "A.b", "A" * 99 + "!"])
+def test_a_size_that_would_run_code_is_refused(exported, size):
+    change = graph(lambda value: value["graph_module"].update(more={"as_expr": {"expr_str": size}}))
+    with pytest.raises(StorageError, match="holds the size"):
+        load_program(edited(exported, {MODEL: change}), "model.pt2")
+
+
+def test_guards_are_refused(exported):
+    change = graph(lambda value: value.update(guards_code=["print('x')"]))
+    with pytest.raises(StorageError, match="code of guards"):
+        load_program(edited(exported, {MODEL: change}), "model.pt2")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["data/weights/model.pt", "data/constants/custom_obj_0", "data/aotinductor/x.so", "models/other.json"],
+)
+def test_members_that_torch_would_unpickle_or_run_are_refused(exported, name):
+    with pytest.raises(StorageError, match=f"the member 'archive/{name}'"):
+        load_program(edited(exported, extra={f"archive/{name}": b"x"}), "model.pt2")
+
+
+def test_example_inputs_and_pickled_constants_are_refused(exported):
+    sample = "archive/data/sample_inputs/model.pt"
+    with pytest.raises(StorageError, match="sample_inputs"):
+        load_program(edited(exported, {sample: lambda data: b"x"}), "model.pt2")
+    constants = "archive/data/constants/model_constants_config.json"
+    pickled = {"config": {"c": {"path_name": "tensor_0", "use_pickle": True, "tensor_meta": None}}}
+    with pytest.raises(StorageError, match="pickled constant 'tensor_0'"):
+        load_program(edited(exported, {constants: lambda data: json.dumps(pickled)}), "model.pt2")
+
+
+@pytest.mark.parametrize("data", [b"", b"no archive", b"PK\x03\x04"])
+def test_what_is_no_program_is_refused(data):
+    with pytest.raises(StorageError, match=r"model\.pt2 cannot be read by torch"):
+        load_program(data, "model.pt2")
+
+
+def test_every_place_of_a_tensor_is_found_once_per_module():
+    shared = nn.Linear(2, 2)
+    model = nn.ModuleDict({"a": shared, "b": shared, "c": nn.Linear(2, 2)})
+    model["c"].weight = shared.weight
+    slots = {slot: name for slot, (name, _) in tensor_slots(model, {}).items()}
+    assert slots == {"a.weight": "a.weight", "a.bias": "a.bias", "c.weight": "a.weight", "c.bias": "c.bias"}
+
+
+def test_a_batch_of_one_is_doubled_and_others_stay():
+    one, other = torch.zeros(1, 3), torch.zeros(4, 3)
+    widened, batch = widen((one, {"k": other}, None))
+    assert (batch, widened[0].shape, widened[1]["k"].shape) == (2, (2, 3), (4, 3))
+    assert widen((other,))[1] == 4
+    with pytest.raises(ExportError, match="no tensor with a dimension"):
+        widen((3,))
+
+
+def test_a_model_that_cannot_be_captured_is_named(tmp_path):
+    net = case("waves")
+    original = type(net.stripped).forward
+
+    class Branching(type(net.stripped)):
+        def forward(self, x):
+            return original(self, x) if x.sum() > 0 else original(self, -x)
+
+    net.stripped.__class__ = Branching
+    with pytest.raises(ExportError, match="Branching cannot be captured for the target 'packed'"):
+        write_packed(net.stripped, net.setup, net.example, tmp_path)
