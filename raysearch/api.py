@@ -20,7 +20,7 @@ from raysearch.config import Config, load_config
 from raysearch.errors import ConfigError, TaskError
 from raysearch.evaluation import Replica
 from raysearch.inputs import check_inputs, place, versions
-from raysearch.pipeline import Walk, export, pinned_threads, strip_checkpoint
+from raysearch.pipeline import Walk, export, pinned_threads, seeded, strip_checkpoint
 from raysearch.progress import Listener, Progress
 from raysearch.records import (
     BitAssignment,
@@ -35,6 +35,7 @@ from raysearch.records import (
 )
 from raysearch.report import render_report
 from raysearch.search import OptionSpace, make_surrogate, search_assignment
+from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task
 
 DEFAULT_STORAGE = "runs"
@@ -85,7 +86,8 @@ def run(
     store = RunStore(storage, run_id or new_run_id())
     if resume:
         store.open()
-    with pinned_threads(settings.cluster.threads):
+    # A factory or a loader that draws from a global generator draws the same when the run is resumed.
+    with pinned_threads(settings.cluster.threads), seeded(derive_seed(settings.seed, "task")):
         loaded = load_task(task)
         inputs = check_inputs(loaded, settings, texts)
     name = task if isinstance(task, str) else type(loaded.model).__name__
@@ -97,7 +99,7 @@ def run(
     with _session(settings, address) as make_pool:
         progress = Progress(store, listener)
         walk = Walk(inputs, store, progress, make_pool, on_ray=settings.cluster.workers > 0)
-        with _reporting(progress):
+        with _reporting(progress), seeded(derive_seed(settings.seed, "walk")):
             result = walk.run()
     return result
 
@@ -225,7 +227,7 @@ def export_run(
             )
     settings = {k: v for k, v in record.items() if k not in ("task", "budget")}
     config = load_config(overrides={**settings, "export": {**settings["export"], "targets": list(targets)}})
-    with pinned_threads(config.cluster.threads):
+    with pinned_threads(config.cluster.threads), seeded(derive_seed(config.seed, "task")):
         inputs = check_inputs(load_task(task), config, record["budget"])
         store.check_same({**record, "export": config.fixed()["export"]}, inputs.fingerprints, ("export",))
         assignment = store.load_search().best.assignment

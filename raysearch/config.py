@@ -36,7 +36,7 @@ class CalibrationConfig(Section):
     num_samples: int = Field(256, ge=1)
     shard_size: int = Field(32, ge=1)
     weights: Literal["mse", "min_max"] = "mse"
-    activations: Literal["mean_min_max", "min_max"] = "mean_min_max"
+    activations: Literal["min_max", "mean_min_max"] = "min_max"
 
 
 class ObjectiveConfig(Section):
@@ -81,9 +81,9 @@ class TrainingConfig(Section):
 
 
 class ExportConfig(Section):
-    """Targets; without the `onnx` extra the default leaves ONNX out and says so."""
+    """Targets; by default all whose packages are installed, and the run says which are left out."""
 
-    targets: tuple[str, ...] = ("packed", "onnx")
+    targets: tuple[str, ...] | None = None
     num_samples: int = Field(256, ge=1)
 
 

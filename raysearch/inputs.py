@@ -133,7 +133,7 @@ def _feed(digest: Any, name: str, tensor: torch.Tensor) -> None:
 
 
 def _check_settings(task: Task, config: Config) -> None:
-    for target in config.export.targets:
+    for target in config.export.targets or ():
         if target not in TARGETS:
             raise ConfigError(f"export.targets names '{target}'; known targets: {', '.join(TARGETS)}.")
     wants_loss = {

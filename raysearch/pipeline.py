@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
@@ -296,7 +298,6 @@ def export(
     stripped: nn.Module,
     assignment: BitAssignment,
     folder: Path,
-    targets: tuple[str, ...] | None = None,
 ) -> ExportManifest:
     """The export stage on a local folder, verified on validation shards."""
     settings = inputs.config.export
@@ -306,7 +307,7 @@ def export(
         assignment,
         inputs.task.example_inputs,
         folder,
-        targets=targets or settings.targets,
+        targets=settings.targets,
         batches=first_samples(inputs.validation, settings.num_samples),
         forward=inputs.task.run,
     )
@@ -321,6 +322,21 @@ def first_samples(batches: list[Any], count: int) -> list[Any]:
         if count <= 0:
             break
     return kept
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed every global generator, and put all of them back: a loader may draw from any of them."""
+    python, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
 
 
 @contextmanager

@@ -1,0 +1,84 @@
+import signal
+
+import pytest
+
+import raysearch
+from raysearch.artifacts import resolve_run
+from raysearch.errors import StorageError
+
+from . import toy_task
+from .commands import QUICK, run_arguments
+from .commands import raysearch as command
+
+# The process is killed at its n-th forward, so where it dies does not depend on the machine's speed.
+FORWARDS = {"sensitivity-traces": 9, "sensitivity-responses": 40, "search": 110}
+SHORT = [*QUICK, "training.epochs=0", 'export.targets=["packed"]']
+RECORDS = ("ranges.safetensors", "traces.parquet", "sensitivity.parquet", "responses.arrow", "best.json")
+
+
+def folder_bytes(storage, run_id):
+    folder = storage / run_id
+    return {name: (folder / name).read_bytes() for name in RECORDS}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    storage = tmp_path_factory.mktemp("whole")
+    process = command(*run_arguments(storage, "run", factory="make_fragile_task", settings=SHORT))
+    assert process.returncode == 0, process.stderr
+    return folder_bytes(storage, "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", FORWARDS)
+def test_a_killed_run_goes_on_to_the_identical_result(stage, whole, tmp_path):
+    arguments = run_arguments(tmp_path, "run", factory="make_fragile_task", settings=SHORT)
+    killed = command(*arguments, TOY_KILL_AT=str(FORWARDS[stage]))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "run" / "best.json").exists()
+    status = resolve_run("run", tmp_path).load_status()
+    assert (status.state, status.stage.split("-")[0]) == ("running", stage.split("-")[0])
+    assert list((tmp_path / "run" / "units" / stage).iterdir()), "finished units are on disk"
+    resumed = command(*arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert folder_bytes(tmp_path, "run") == whole
+
+
+@pytest.mark.ray
+def test_one_and_two_actors_and_no_ray_give_the_same_tables(ray_cluster, tmp_path):
+    config = raysearch.load_config(assignments=SHORT)
+    for workers in (0, 1, 2):
+        raysearch.run(
+            toy_task.make_task(),
+            "avg_bits<=3.5",
+            tmp_path,
+            config=config,
+            run_id=f"w{workers}",
+            workers=workers,
+        )
+    found = [folder_bytes(tmp_path, f"w{workers}") for workers in (0, 1, 2)]
+    assert found[0] == found[1] == found[2]
+
+
+def test_resume_with_other_settings_names_the_field(tmp_path):
+    config = raysearch.load_config(assignments=SHORT)
+    task = toy_task.make_task()
+    first = raysearch.run(task, "avg_bits<=3.5", tmp_path, config=config, run_id="r", workers=0)
+    again = raysearch.run(task, "avg_bits<=3.5", tmp_path, config=config, run_id="r", workers=0, resume=True)
+    assert again == first
+    other = raysearch.load_config(assignments=[*QUICK, "training.epochs=0", "search.num_trials=17"])
+    with pytest.raises(StorageError, match=r"search\.num_trials is 16 in the run and 17 now"):
+        raysearch.run(task, "avg_bits<=3.5", tmp_path, config=other, run_id="r", workers=0, resume=True)
+    with pytest.raises(StorageError, match="budget"):
+        raysearch.run(task, "avg_bits<=4", tmp_path, config=config, run_id="r", workers=0, resume=True)
+    task.model.head.weight.data.mul_(2)
+    with pytest.raises(StorageError, match=r"fingerprints\.model"):
+        raysearch.run(task, "avg_bits<=3.5", tmp_path, config=config, run_id="r", workers=0, resume=True)
+    assert resolve_run("r", tmp_path).load_result() == first
+
+
+def test_a_run_id_is_not_taken_twice(tmp_path):
+    config = raysearch.load_config(assignments=SHORT)
+    raysearch.run(toy_task.make_task(), "avg_bits<=3", tmp_path, config=config, run_id="r", workers=0)
+    with pytest.raises(StorageError, match="--resume"):
+        raysearch.run(toy_task.make_task(), "avg_bits<=3", tmp_path, config=config, run_id="r", workers=0)
