@@ -115,6 +115,7 @@ def submit(
     working_dir: Annotated[
         str | None, typer.Option(help="folder to upload; the task file lies in it")
     ] = None,
+    python: Annotated[str, typer.Option(help="interpreter on the head that has raysearch")] = "python",
     pip: Annotated[list[str], typer.Option(help="requirement to install for the job")] = [],
     shared_fs: Annotated[
         bool, typer.Option("--shared-fs", help="all nodes share the storage folder")
@@ -133,6 +134,7 @@ def submit(
             run_id=run_id,
             resume=resume,
             working_dir=working_dir,
+            python=python,
             pip=pip,
             shared_fs=shared_fs,
             token_file=token_file,

@@ -11,7 +11,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from raysearch.artifacts import RunStore, Storage, new_run_id, resolve_run, retrieve, valid_run_id
-from raysearch.cluster.jobs import JobState, follow_job_logs, job_logs, job_status, stop_job, submit_job
+from raysearch.cluster.jobs import (
+    JobState,
+    find_job,
+    follow_job_logs,
+    job_logs,
+    job_status,
+    stop_job,
+    submit_job,
+)
 from raysearch.config import Config
 from raysearch.errors import ConfigError, JobError, StorageError
 from raysearch.records import TERMINAL_STATES, RunStatus, parse_budgets
@@ -25,7 +33,7 @@ class Job:
     """A submitted run.
 
     Attributes:
-        run_id: the run, and the id of its Ray job.
+        run_id: the run.
         storage: where its folder is.
         address: the cluster's dashboard.
         token_file: file with the cluster's token, if it is not in one of the usual places.
@@ -46,11 +54,11 @@ class Job:
 
     def logs(self) -> str:
         """All that the job has printed so far."""
-        return job_logs(self.address, self.run_id, token_file=self.token_file)
+        return job_logs(self.address, self._job(), token_file=self.token_file)
 
     def follow(self) -> Iterator[str]:
         """What the job prints, as it comes, until it ends."""
-        return follow_job_logs(self.address, self.run_id, token_file=self.token_file)
+        return follow_job_logs(self.address, self._job(), token_file=self.token_file)
 
     def cancel(self) -> RunStatus:
         """Stop the job; see `cancel`."""
@@ -59,6 +67,9 @@ class Job:
     def retrieve(self, to: str | os.PathLike[str]) -> Path:
         """Copy the finished run to a local folder; see `raysearch.retrieve`."""
         return retrieve(self.run_id, self.storage, to)
+
+    def _job(self) -> str:
+        return find_job(self.address, self.run_id, token_file=self.token_file)
 
 
 def submit(
@@ -71,6 +82,7 @@ def submit(
     run_id: str | None = None,
     resume: bool = False,
     working_dir: str | os.PathLike[str] | None = None,
+    python: str = "python",
     pip: Sequence[str] = (),
     env_vars: Mapping[str, str] | None = None,
     shared_fs: bool = False,
@@ -91,6 +103,7 @@ def submit(
         resume: go on with the run `run_id`.
         working_dir: folder to upload; default: the current folder if the task file is below it, else the
             task file's folder.
+        python: the interpreter on the head's PATH that has raysearch.
         pip: requirements to install for the job.
         env_vars: variables for the job; anyone who can see the cluster can read them.
         shared_fs: the local folder `storage` is one that all nodes share.
@@ -106,17 +119,17 @@ def submit(
     name = valid_run_id(run_id) if run_id else new_run_id()
     where = _storage_for(storage, address, shared_fs)
     folder, spec = _working_dir(task, working_dir)
-    command = ["python", "-m", "raysearch", "run", spec, "--storage", where, "--run-id", name]
+    command = [python, "-m", "raysearch", "run", spec, "--storage", where, "--run-id", name]
     command += ["--address", "auto"]
     command += [part for text in texts for part in ("--budget", text)]
     command += [part for text in settings_as_text(config or Config()) for part in ("--set", text)]
     if resume:
         command.append("--resume")
-    job_id = name if not resume else f"{name}-{new_run_id()}"
     submit_job(
         address,
         command,
-        job_id,
+        name,
+        job_id=f"{name}-{new_run_id()}" if resume else name,
         working_dir=folder,
         env_vars=env_vars,
         pip=pip,
@@ -139,9 +152,9 @@ def job_run_status(
     except StorageError:
         if address is None:
             raise
-        return _from_job(run, job_status(address, run, token_file=token_file))
+        return _from_job(run, _newest(run, address, token_file))
     if address is not None and status.state == "running":
-        job = job_status(address, run, token_file=token_file)
+        job = _newest(run, address, token_file)
         if job.is_final:
             return replace(_from_job(run, job), stage=status.stage, seconds=status.seconds)
     return status
@@ -178,8 +191,9 @@ def cancel(run: str, storage: str | None, address: str, *, token_file: str | Non
     Raises:
         JobError: the cluster does not know the job.
     """
-    stop_job(address, run, token_file=token_file)
-    while not job_status(address, run, token_file=token_file).is_final:
+    job_id = find_job(address, run, token_file=token_file)
+    stop_job(address, job_id, token_file=token_file)
+    while not job_status(address, job_id, token_file=token_file).is_final:
         time.sleep(POLL_SECONDS / 4)
     try:
         store: RunStore | None = resolve_run(run, storage)
@@ -243,6 +257,10 @@ def _working_dir(task: str, given: str | os.PathLike[str] | None) -> tuple[Path 
     if not file.is_relative_to(folder):
         raise ConfigError(f"the task file {file} is not below the working directory {folder}.")
     return folder, f"{file.relative_to(folder)}:{factory}"
+
+
+def _newest(run: str, address: str, token_file: str | None) -> JobState:
+    return job_status(address, find_job(address, run, token_file=token_file), token_file=token_file)
 
 
 def _from_job(run: str, job: JobState) -> RunStatus:

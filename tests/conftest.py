@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.heads import Head, started_head
+
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
@@ -14,3 +16,10 @@ def ray_cluster() -> Iterator[None]:
 
     with ray_session("local", 2, num_train_workers=1, object_store_bytes=80 << 20):
         yield
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[Head]:
+    """A cluster of its own that jobs are submitted to, for the whole suite."""
+    with started_head() as head:
+        yield head

@@ -53,6 +53,7 @@ def submit_job(
     entrypoint: Sequence[str],
     run_id: str,
     *,
+    job_id: str | None = None,
     working_dir: str | Path | None = None,
     env_vars: Mapping[str, str] | None = None,
     pip: Sequence[str] = (),
@@ -64,7 +65,8 @@ def submit_job(
     Args:
         address: of the cluster's dashboard: "http://HOST:8265", "https://HOST" or "HOST[:PORT]".
         entrypoint: the command and its arguments; quoted for the shell that runs it.
-        run_id: names the job; two jobs of a cluster cannot have the same.
+        run_id: the run that the job works on; `find_job` finds the job by it.
+        job_id: names the job, by default by the run; two jobs of a cluster cannot have the same.
         working_dir: a folder to upload and run in, without `EXCLUDES` and what its .gitignore names.
         env_vars: for the job and its workers. Anyone who can see the cluster can read them.
         pip: requirements to install for the job.
@@ -72,7 +74,7 @@ def submit_job(
         verify: whether to check a certificate of https, or a file with the authority to check it by.
 
     Returns:
-        The job's id, which is `run_id`.
+        The job's id.
 
     Raises:
         ConfigError: an address or token file that cannot be read.
@@ -87,9 +89,9 @@ def submit_job(
         runtime_env["pip"] = list(pip)
     with _client(address, token_file, verify) as client:
         try:
-            job_id: str = client.submit_job(
+            submitted: str = client.submit_job(
                 entrypoint=shlex.join(entrypoint),
-                submission_id=run_id,
+                submission_id=job_id or run_id,
                 metadata={"raysearch_run_id": run_id},
                 runtime_env=runtime_env,
             )
@@ -97,10 +99,29 @@ def submit_job(
             if "already exists" not in str(error):
                 raise
             raise JobError(
-                f"the cluster at {address} already has a job {run_id}; watch that one, or give the run "
-                "another id"
+                f"the cluster at {address} already has a job {job_id or run_id}; watch that one, or give the "
+                "run another id"
             ) from error
-        return job_id
+        return submitted
+
+
+def find_job(
+    address: str, run_id: str, *, token_file: str | Path | None = None, verify: bool | str = True
+) -> str:
+    """The id of the newest job of a run; a resumed run has several.
+
+    Raises:
+        JobError: the cluster cannot be reached, refuses the token, or has no job of this run.
+    """
+    with _client(address, token_file, verify) as client:
+        jobs = [
+            (job.start_time or 0, job.submission_id)
+            for job in client.list_jobs()
+            if (job.metadata or {}).get("raysearch_run_id") == run_id and job.submission_id
+        ]
+    if not jobs:
+        raise JobError(f"the cluster at {address} has no job of the run {run_id}; check the run id")
+    return max(jobs)[1]
 
 
 def job_status(

@@ -1,114 +1,17 @@
-import contextlib
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from raysearch.cluster import jobs
 from raysearch.errors import ConfigError, JobError
-
-
-@dataclass(frozen=True)
-class Head:
-    port: int
-    dashboard_port: int
-    folder: Path
-
-    @property
-    def address(self):
-        return f"http://127.0.0.1:{self.dashboard_port}"
-
-    @property
-    def token_file(self):
-        return self.folder / "token"
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for held in sockets:
-            held.bind(("127.0.0.1", 0))
-        return [held.getsockname()[1] for held in sockets]
-
-
-def wait_until(is_so, seconds):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-
-
-def processes_of(folder):
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if str(folder) in path.read_text():
-                found.append(int(path.parent.name))
-    return found
-
-
-@pytest.fixture(scope="module")
-def head():
-    """A cluster of one node that wants a token."""
-    port, dashboard_port, agent_port, client_port = free_ports(4)
-    folder = Path(tempfile.mkdtemp(prefix="rj-", dir="/tmp"))
-    head = Head(port, dashboard_port, folder)
-    head.token_file.write_text("0123456789abcdef" * 4)
-    options = {
-        "node-ip-address": "127.0.0.1",
-        "port": port,
-        "dashboard-port": dashboard_port,
-        "dashboard-agent-listen-port": agent_port,
-        "ray-client-server-port": client_port,
-        "num-cpus": 2,
-        "object-store-memory": 80 << 20,
-        "temp-dir": folder / "ray",
-    }
-    command = [
-        str(Path(sys.executable).with_name("ray")),
-        "start",
-        "--head",
-        "--block",
-        "--disable-usage-stats",
-    ]
-    command += [f"--{name}={value}" for name, value in options.items()]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token_file)}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-
-    def is_up():
-        assert process.poll() is None, (folder / "log").read_text()
-        try:
-            jobs.job_status(head.address, "none", token_file=head.token_file)
-        except JobError as error:
-            return "none does not exist" in str(error)
-
-    try:
-        wait_until(is_up, 90)
-        yield head
-    finally:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        for pid in processes_of(folder):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait(10)
-        shutil.rmtree(folder, ignore_errors=True)
+from tests.heads import free_ports, wait_until
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_job_from_submission_to_the_end(head, tmp_path, monkeypatch):
+def test_a_job_from_submission_to_the_end(ray_head, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     (tmp_path / "job.py").write_text(
@@ -122,43 +25,43 @@ def test_a_job_from_submission_to_the_end(head, tmp_path, monkeypatch):
     for folder in (".git", "runs", "kept"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file").touch()
-    token = {"token_file": head.token_file}
+    token = {"token_file": ray_head.token_file}
     command = [sys.executable, "job.py", "two words", "$HOME; false"]
     options = {"working_dir": tmp_path, "env_vars": {"COLOUR": "blue"}, **token}
-    assert jobs.submit_job(head.address, command, "run-1", **options) == "run-1"
+    assert jobs.submit_job(ray_head.address, command, "run-1", **options) == "run-1"
     with pytest.raises(JobError, match="already has a job run-1"):
-        jobs.submit_job(head.address, command, "run-1", **options)
-    text = "".join(jobs.follow_job_logs(head.address, "run-1", poll_seconds=0.3, **token))
+        jobs.submit_job(ray_head.address, command, "run-1", **options)
+    text = "".join(jobs.follow_job_logs(ray_head.address, "run-1", poll_seconds=0.3, **token))
     assert "['two words', '$HOME; false'] blue ['job.py', 'kept']" in text
     assert "CPUs 2.0 False" in text
-    assert jobs.job_logs(head.address, "run-1", **token) == text
-    state = jobs.job_status(head.address, "run-1", **token)
+    assert jobs.job_logs(ray_head.address, "run-1", **token) == text
+    state = jobs.job_status(ray_head.address, "run-1", **token)
     assert (state.status, state.is_final, state.exit_code) == ("FAILED", True, 3)
 
-    assert not jobs.stop_job(head.address, "run-1", **token)
-    jobs.submit_job(head.address, ["sleep", "300"], "run-2", **token)
-    wait_until(lambda: jobs.job_status(head.address, "run-2", **token).status == "RUNNING", 60)
-    assert jobs.stop_job(head.address, "run-2", **token)
-    wait_until(lambda: jobs.job_status(head.address, "run-2", **token).is_final, 60)
-    assert jobs.job_status(head.address, "run-2", **token).status == "STOPPED"
+    assert not jobs.stop_job(ray_head.address, "run-1", **token)
+    jobs.submit_job(ray_head.address, ["sleep", "300"], "run-2", **token)
+    wait_until(lambda: jobs.job_status(ray_head.address, "run-2", **token).status == "RUNNING", 60)
+    assert jobs.stop_job(ray_head.address, "run-2", **token)
+    wait_until(lambda: jobs.job_status(ray_head.address, "run-2", **token).is_final, 60)
+    assert jobs.job_status(ray_head.address, "run-2", **token).status == "STOPPED"
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_token_is_wanted_and_checked(head, tmp_path, monkeypatch):
+def test_the_token_is_wanted_and_checked(ray_head, tmp_path, monkeypatch):
     for variable in ("RAYSEARCH_TOKEN", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(JobError, match=r"wants a token \(HTTP 401\)"):
-        jobs.job_status(head.address, "run-1")
+        jobs.job_status(ray_head.address, "run-1")
     monkeypatch.setenv("RAYSEARCH_TOKEN", "wrong")
     with pytest.raises(JobError, match=r"refuses this token \(HTTP 403\)"):
-        jobs.job_status(head.address, "run-1")
+        jobs.job_status(ray_head.address, "run-1")
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_cluster_is_joined_by_its_address(head, tmp_path):
+def test_a_cluster_is_joined_by_its_address(ray_head, tmp_path):
     code = (
         "import os\n"
         "from raysearch.cluster.session import ray_session\n"
@@ -166,11 +69,11 @@ def test_a_cluster_is_joined_by_its_address(head, tmp_path):
         "for token in ('', 'wrong', os.environ.pop('RIGHT')):\n"
         "    os.environ['RAYSEARCH_TOKEN'] = token\n"
         "    try:\n"
-        f"        with ray_session('127.0.0.1:{head.port}') as session: print(session.resources['CPU'])\n"
+        f"        with ray_session('127.0.0.1:{ray_head.port}') as session: print(session.resources['CPU'])\n"
         "    except PoolError as error: print(error)\n"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
-    environment |= {"RIGHT": head.token_file.read_text(), "HOME": str(tmp_path)}
+    environment |= {"RIGHT": ray_head.token_file.read_text(), "HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
     )

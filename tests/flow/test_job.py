@@ -1,0 +1,61 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import raysearch
+
+from . import toy_task
+from .commands import QUICK, TOY, document
+from .commands import raysearch as command
+
+SETS = [part for text in [*QUICK, "training.epochs=1"] for part in ("--set", text)]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_search_is_submitted_watched_and_retrieved(ray_head, tmp_path):
+    storage = tmp_path / "runs"
+    head = ["--address", ray_head.address, "--token-file", ray_head.token_file, "--storage", storage]
+    process = command(
+        "submit", f"{TOY}:make_task", "--budget", "avg_bits<=3.5", "--run-id", "job", *head, *SETS,
+        "--working-dir", Path(toy_task.__file__).parent,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == "job"
+
+    early = document(command("status", "job", *head, "--json"))
+    assert early["state"] in ("running", "done")
+    waited = command("wait", "job", *head, "--timeout", "280", "--json")
+    logs = command("logs", "job", *head)
+    assert waited.returncode == 0, f"{waited.stdout}\n{waited.stderr}\n{logs.stdout}"
+    assert document(waited)["state"] == "done"
+    assert "search" in logs.stdout
+
+    folder = raysearch.retrieve("job", storage, tmp_path / "here")
+    model = raysearch.load_model(folder / "model")
+    images, labels = toy_task.data(64, 2).tensors
+    with torch.no_grad():
+        assert (model(images).argmax(1) == labels).float().mean() > 0.9
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_cancelled_search_says_so_and_an_unknown_one_is_named(ray_head, tmp_path):
+    spec = f"{os.path.relpath(toy_task.__file__)}:make_task"
+    config = raysearch.load_config(assignments=[*QUICK, "sensitivity.num_probes=20000"])
+    job = raysearch.submit(
+        spec,
+        "avg_bits<=3.5",
+        tmp_path,
+        address=ray_head.address,
+        config=config,
+        working_dir=Path(toy_task.__file__).parent,
+        token_file=str(ray_head.token_file),
+    )
+    assert job.cancel().state == "cancelled"
+    assert job.wait(30).state == "cancelled"
+    unknown = raysearch.Job("nothing", str(tmp_path), ray_head.address, str(ray_head.token_file))
+    with pytest.raises(raysearch.RunError, match="no job of the run nothing"):
+        unknown.logs()
