@@ -15,12 +15,14 @@ from typing import Any
 
 from raysearch.artifacts import RunStore, new_run_id, resolve_run
 from raysearch.artifacts import retrieve as retrieve_run
+from raysearch.assembly import export, strip_checkpoint
 from raysearch.cluster.pool import LocalPool, Pool
 from raysearch.config import Config, load_config
+from raysearch.determinism import pinned_threads, seeded
 from raysearch.errors import ConfigError, TaskError
 from raysearch.evaluation import Replica
 from raysearch.inputs import check_inputs, place, versions
-from raysearch.pipeline import Walk, export, pinned_threads, seeded, strip_checkpoint
+from raysearch.pipeline import Walk
 from raysearch.progress import Listener, Progress
 from raysearch.records import (
     BitAssignment,

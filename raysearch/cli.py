@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -14,8 +11,8 @@ from rich.console import Console
 
 from raysearch import api, console, job
 from raysearch.artifacts import resolve_run
+from raysearch.command import Show, command
 from raysearch.config import load_config
-from raysearch.errors import RaysearchError
 from raysearch.records import CostModel, parse_budgets
 
 app = typer.Typer(
@@ -42,15 +39,13 @@ MaybeHead = Annotated[
 ]
 TokenOption = Annotated[str | None, typer.Option("--token-file", help="file with the cluster's token")]
 
-Show = Callable[[Any, Callable[[Console], None]], None]
-
 
 @app.command()
 def inspect(
     task: TaskArgument, config: ConfigOption = None, settings: SetOption = [], as_json: JsonOption = False
 ) -> None:
     """Layers, groups, options, costs and achievable budgets; no compute spent."""
-    with _command(as_json) as show:
+    with command(as_json) as show:
         setup, model = api.inspect(task, load_config(config, settings))
 
         def draw(out: Console) -> None:
@@ -74,7 +69,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a model under a budget: the whole walk."""
-    with _command(as_json) as show:
+    with command(as_json) as show:
         lines = console.ProgressLines()
         try:
             result = api.run(
@@ -124,7 +119,7 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Start a run on a Ray cluster; prints the run id."""
-    with _command(as_json) as show:
+    with command(as_json) as show:
         submitted = job.submit(
             task,
             budget,
@@ -154,7 +149,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """State, stage and progress of a run."""
-    with _command(as_json) as show:
+    with command(as_json) as show:
         found = job.job_run_status(run, storage, address, token_file=token_file)
         _show_status(found, show)
 
@@ -169,7 +164,7 @@ def wait(
     as_json: JsonOption = False,
 ) -> None:
     """Wait until a run ends; exit code 0 only when it is done."""
-    with _command(as_json) as show:
+    with command(as_json) as show:
         found = job.wait_for(run, storage, address, timeout=timeout, token_file=token_file)
         _show_status(found, show)
     if found.state != "done":
@@ -186,7 +181,7 @@ def logs(
     as_json: JsonOption = False,
 ) -> None:
     """What a run's job printed."""
-    with _command(as_json) as show:
+    with command(as_json) as show:
         handle = job.Job(run, storage, address, token_file)
         if follow and not as_json:
             for piece in handle.follow():
@@ -206,7 +201,7 @@ def cancel(
     as_json: JsonOption = False,
 ) -> None:
     """Stop a run's job; finished work is kept."""
-    with _command(as_json) as show:
+    with command(as_json) as show:
         _show_status(job.cancel(run, storage, address, token_file=token_file), show)
 
 
@@ -218,7 +213,7 @@ def retrieve(
     as_json: JsonOption = False,
 ) -> None:
     """Copy a finished run here and verify every model file."""
-    with _command(as_json) as show:
+    with command(as_json) as show:
         folder = api.retrieve(run, storage, to)
         show({"folder": str(folder), "model_dir": str(folder / "model")}, lambda out: out.print(str(folder)))
 
@@ -232,7 +227,7 @@ def resolve(
     as_json: JsonOption = False,
 ) -> None:
     """The best assignment for another budget, from the saved sensitivity table."""
-    with _command(as_json) as show:
+    with command(as_json) as show:
         trial = api.resolve(run, budget, storage, surrogate=surrogate)
         setup = resolve_run(run, storage).load_setup()
         data = {
@@ -256,7 +251,7 @@ def report(
     run: RunArgument, storage: StorageOption = api.DEFAULT_STORAGE, as_json: JsonOption = False
 ) -> None:
     """Render the HTML report again from the saved records."""
-    with _command(as_json) as show:
+    with command(as_json) as show:
         place = api.report(run, storage)
         show({"report": place}, lambda out: out.print(place))
 
@@ -270,7 +265,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Export a trained run again, to other targets."""
-    with _command(as_json) as show:
+    with command(as_json) as show:
         manifest = api.export_run(run, target, storage, task=task)
 
         def draw(out: Console) -> None:
@@ -295,47 +290,3 @@ def _show_status(found: Any, show: Show) -> None:
             out.print(found.message)
 
     show(json.loads(found.to_json()), draw)
-
-
-@contextmanager
-def _command(as_json: bool) -> Iterator[Show]:
-    """Turn errors into one paragraph and an exit code; keep stdout clean for JSON."""
-    with _clean_stdout(as_json) as stdout:
-
-        def show(data: Any, draw: Callable[[Console], None]) -> None:
-            if as_json:
-                stdout.write(json.dumps(data, indent=1) + "\n")
-                stdout.flush()
-            else:
-                draw(console.out())
-
-        try:
-            yield show
-        except RaysearchError as error:
-            kind = type(error).__name__
-            if as_json:
-                stdout.write(json.dumps({"error": {"type": kind, "message": str(error)}}, indent=1) + "\n")
-                stdout.flush()
-            print(f"{kind}: {error}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            print("stopped; --resume goes on with the run", file=sys.stderr)
-            raise typer.Exit(1) from error
-
-
-@contextmanager
-def _clean_stdout(active: bool) -> Iterator[Any]:
-    # At the level of file descriptors: libraries below print too, and not through Python.
-    if not active:
-        yield sys.stdout
-        return
-    sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with os.fdopen(os.dup(saved), "w") as stdout:
-            yield stdout
-    finally:
-        sys.stdout.flush()
-        os.dup2(saved, 1)
-        os.close(saved)

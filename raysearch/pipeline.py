@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from threadpoolctl import threadpool_limits
 from torch import nn
 
 from raysearch.artifacts import RunStore, UnitLog
+from raysearch.assembly import export, make_recipe, make_replica, strip_checkpoint, validate
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import Pool
 from raysearch.cluster.resuming import ResumingPool
-from raysearch.controller import create_controller
+from raysearch.determinism import pinned_threads
 from raysearch.errors import ConfigError
-from raysearch.evaluation import Replica, batch_size, evaluate_model
-from raysearch.export import export_model
+from raysearch.evaluation import Replica
 from raysearch.inputs import Inputs
 from raysearch.progress import Progress
 from raysearch.records import (
@@ -38,7 +32,7 @@ from raysearch.records import (
 from raysearch.report import render_report
 from raysearch.search import search_assignment, write_journal
 from raysearch.sensitivity import TrialEvaluator, measure_sensitivity
-from raysearch.training import Recipe, TrainingSettings, fine_tune, load_checkpoint
+from raysearch.training import fine_tune
 
 PoolMaker = Callable[[Replica], Pool]
 
@@ -239,113 +233,3 @@ class Walk:
             result = replace(result, notes=(*notes, str(error)))
         self.store.save_result(result)
         return result
-
-
-def make_replica(inputs: Inputs) -> Replica:
-    """What each worker holds; a deep copy, so that the user's model is never touched."""
-    return Replica(
-        copy.deepcopy(inputs.task.model),
-        inputs.task.run,
-        {"calibration": inputs.calibration},
-        inputs.divergence,
-        inputs.task.loss,
-        inputs.config.cluster.device,
-    )
-
-
-def make_recipe(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment) -> Recipe:
-    """What a training worker needs."""
-    return Recipe(
-        model=copy.deepcopy(inputs.task.model),
-        setup=inputs.setup,
-        ranges=ranges,
-        assignment=assignment,
-        train=inputs.task.train,
-        validation=inputs.validation,
-        forward=inputs.task.run,
-        divergence=inputs.divergence,
-        loss=inputs.task.loss,
-        metrics=inputs.task.metrics,
-        settings=TrainingSettings(**inputs.config.training.model_dump()),
-        seed=inputs.config.seed,
-    )
-
-
-def strip_checkpoint(
-    inputs: Inputs, ranges: RangeTable, assignment: BitAssignment, checkpoint: bytes
-) -> nn.Module:
-    """The stripped module of a saved training state."""
-    controller = create_controller(copy.deepcopy(inputs.task.model), inputs.setup, ranges, assignment)
-    load_checkpoint(controller, checkpoint)
-    return controller.strip_model()
-
-
-def validate(inputs: Inputs, model: nn.Module) -> dict[str, float]:
-    """Metrics of a model on the validation shards, compared with the float model."""
-    return evaluate_model(
-        model,
-        inputs.validation,
-        forward=inputs.task.run,
-        divergence=inputs.divergence,
-        reference=inputs.task.model,
-        loss=inputs.task.loss,
-        metrics=inputs.task.metrics,
-    )
-
-
-def export(
-    inputs: Inputs,
-    stripped: nn.Module,
-    assignment: BitAssignment,
-    folder: Path,
-) -> ExportManifest:
-    """The export stage on a local folder, verified on validation shards."""
-    settings = inputs.config.export
-    return export_model(
-        stripped,
-        inputs.setup,
-        assignment,
-        inputs.task.example_inputs,
-        folder,
-        targets=settings.targets,
-        batches=first_samples(inputs.validation, settings.num_samples),
-        forward=inputs.task.run,
-    )
-
-
-def first_samples(batches: list[Any], count: int) -> list[Any]:
-    """Whole shards until `count` samples are reached."""
-    kept: list[Any] = []
-    for batch in batches:
-        kept.append(batch)
-        count -= batch_size(batch)
-        if count <= 0:
-            break
-    return kept
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed every global generator, and put all of them back: a loader may draw from any of them."""
-    python, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
-
-
-@contextmanager
-def pinned_threads(threads: int) -> Iterator[None]:
-    """Set torch's and numpy's threads, on which rounding depends, and put them back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with threadpool_limits(threads, user_api="blas"):
-            yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,0 +1,99 @@
+"""What the stages take, put together from the inputs of a run."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from raysearch.controller import create_controller
+from raysearch.evaluation import Replica, batch_size, evaluate_model
+from raysearch.export import export_model
+from raysearch.inputs import Inputs
+from raysearch.records import BitAssignment, ExportManifest, RangeTable
+from raysearch.training import Recipe, TrainingSettings, load_checkpoint
+
+
+def make_replica(inputs: Inputs) -> Replica:
+    """What each worker holds; a deep copy, so that the user's model is never touched."""
+    return Replica(
+        copy.deepcopy(inputs.task.model),
+        inputs.task.run,
+        {"calibration": inputs.calibration},
+        inputs.divergence,
+        inputs.task.loss,
+        inputs.config.cluster.device,
+    )
+
+
+def make_recipe(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment) -> Recipe:
+    """What a training worker needs."""
+    return Recipe(
+        model=copy.deepcopy(inputs.task.model),
+        setup=inputs.setup,
+        ranges=ranges,
+        assignment=assignment,
+        train=inputs.task.train,
+        validation=inputs.validation,
+        forward=inputs.task.run,
+        divergence=inputs.divergence,
+        loss=inputs.task.loss,
+        metrics=inputs.task.metrics,
+        settings=TrainingSettings(**inputs.config.training.model_dump()),
+        seed=inputs.config.seed,
+    )
+
+
+def strip_checkpoint(
+    inputs: Inputs, ranges: RangeTable, assignment: BitAssignment, checkpoint: bytes
+) -> nn.Module:
+    """The stripped module of a saved training state."""
+    controller = create_controller(copy.deepcopy(inputs.task.model), inputs.setup, ranges, assignment)
+    load_checkpoint(controller, checkpoint)
+    return controller.strip_model()
+
+
+def validate(inputs: Inputs, model: nn.Module) -> dict[str, float]:
+    """Metrics of a model on the validation shards, compared with the float model."""
+    return evaluate_model(
+        model,
+        inputs.validation,
+        forward=inputs.task.run,
+        divergence=inputs.divergence,
+        reference=inputs.task.model,
+        loss=inputs.task.loss,
+        metrics=inputs.task.metrics,
+    )
+
+
+def export(
+    inputs: Inputs,
+    stripped: nn.Module,
+    assignment: BitAssignment,
+    folder: Path,
+) -> ExportManifest:
+    """The export stage on a local folder, verified on validation shards."""
+    settings = inputs.config.export
+    return export_model(
+        stripped,
+        inputs.setup,
+        assignment,
+        inputs.task.example_inputs,
+        folder,
+        targets=settings.targets,
+        batches=first_samples(inputs.validation, settings.num_samples),
+        forward=inputs.task.run,
+    )
+
+
+def first_samples(batches: list[Any], count: int) -> list[Any]:
+    """Whole shards until `count` samples are reached."""
+    kept: list[Any] = []
+    for batch in batches:
+        kept.append(batch)
+        count -= batch_size(batch)
+        if count <= 0:
+            break
+    return kept

@@ -1,0 +1,59 @@
+"""The shape of the house; import-linter (`make fences`) holds the direction of imports."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "raysearch"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = {
+    "artifacts", "calibration", "cluster", "controller", "evaluation", "export", "placement", "quantizer",
+    "records", "report", "search", "sensitivity", "training",
+}  # fmt: skip
+
+
+def test_the_rooms_are_those_of_the_architecture():
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} == ROOMS
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert not {name for name in ROOMS if f"{name}/" not in text}
+    assert not {name for name in files if f"{name}.py" not in text}
+
+
+def test_no_file_hides_what_is_inside():
+    hidden = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
+    assert not [path for path in SOURCES if path.stem in hidden]
+
+
+def test_files_stay_readable():
+    assert not [(path.name, n) for path in SOURCES if (n := len(path.read_text().splitlines())) > 300]
+
+
+def test_every_fence_lists_every_module():
+    """A new top-level module must be put behind the fences on Ray and Optuna."""
+    text = (ROOT / "pyproject.toml").read_text()
+    names = ROOMS | {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    for forbidden, free in (('["ray"]', {"cluster", "training"}), ('["optuna"]', {"search"})):
+        (listed,) = re.findall(
+            rf"source_modules = \[([^\]]*)\]\nforbidden_modules = {re.escape(forbidden)}", text
+        )
+        assert set(re.findall(r'"raysearch\.(\w+)"', listed)) == names - free
+
+
+@pytest.mark.parametrize(
+    ("name", "banned"),
+    [
+        ("raysearch.search", {"torch", "ray"}),
+        ("raysearch.records", {"torch", "ray", "optuna"}),
+        ("raysearch.export", {"ray", "optuna"}),
+        ("raysearch.sensitivity", {"ray", "optuna"}),
+    ],
+)
+def test_what_a_room_really_imports(name, banned):
+    code = f"import sys, {name}; print(sorted({banned!r} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,72 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysearch.config import Config, load_config
+from raysearch.errors import ConfigError
+from raysearch.job import settings_as_text
+
+
+def test_later_sources_win(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text("seed = 3\n[search]\nnum_trials = 10\nbatch_size = 2\n")
+    config = load_config(file, ["search.num_trials=20"], {"search": {"batch_size": 4}})
+    assert (config.seed, config.search.num_trials, config.search.batch_size) == (3, 20, 4)
+
+
+def test_values_are_read_as_toml_or_text():
+    config = load_config(assignments=["search.sampler=tpe", "placement.weight_bit_widths=[2, 4]"])
+    assert config.search.sampler == "tpe"
+    assert config.placement.weight_bit_widths == (2, 4)
+
+
+def test_a_pin_may_have_dots_in_its_name():
+    assert load_config(assignments=["placement.pins.block.0.conv=8"]).placement.pins == {"block.0.conv": 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("serch.num_trials=1", "unknown"),
+        ("search.num_trials=0", "search.num_trials"),
+        ("placement.weight_bit_widths=[]", "placement.weight_bit_widths"),
+        ("placement.weight_bit_widths=[9]", "placement.weight_bit_widths"),
+        ("search.sampler=best", "search.sampler"),
+        ("cluster.workers=-1", "cluster.workers"),
+    ],
+)
+def test_wrong_settings_are_named(text, part):
+    with pytest.raises(ConfigError, match=part):
+        load_config(assignments=[text])
+
+
+def test_workers_are_no_part_of_a_run_but_threads_are():
+    many = load_config(assignments=["cluster.workers=7"])
+    assert many.fixed() == Config().fixed()
+    assert load_config(assignments=["cluster.threads=2"]).fixed() != Config().fixed()
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "seed": st.integers(0, 2**40),
+            "placement": st.fixed_dictionaries(
+                {},
+                optional={
+                    "pins": st.dictionaries(
+                        st.from_regex(r"[a-z0-9_.*]{1,12}", fullmatch=True), st.integers(2, 8)
+                    ),
+                    "weight_bit_widths": st.lists(st.integers(2, 8), min_size=1),
+                    "ignored_scopes": st.lists(st.text(st.characters(codec="ascii", categories=["L", "P"]))),
+                },
+            ),
+            "training": st.fixed_dictionaries(
+                {}, optional={"learning_rate": st.floats(1e-9, 1), "use_gpu": st.booleans()}
+            ),
+        },
+    )
+)
+def test_settings_survive_the_command_line_of_a_job(values):
+    config = load_config(overrides=values)
+    assert load_config(assignments=settings_as_text(config)) == config
