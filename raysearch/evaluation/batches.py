@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from raysearch.errors import DataError
+from raysearch.seeding import derive_seed
 
 Batch = Any
 """A tensor, or a tuple, list or dict that holds tensors; dimension 0 of each counts samples."""
@@ -65,7 +67,8 @@ def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list
 
     A map-style `Dataset` is read sample by sample in index order; anything else is an iterable of batches,
     read in its own order. A shard never crosses a batch, so its content does not depend on how many workers
-    there are. Tensors are copied, so that a loader that reuses its buffers cannot change them.
+    there are. Tensors are copied, so that a loader that reuses its buffers cannot change them. A loader that
+    shuffles by torch's global generator does so from a fixed seed, and the generator is left as found.
 
     Args:
         data: a data set, a loader, a list or any iterable of batches.
@@ -74,21 +77,25 @@ def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list
         name: what the data is for, for messages.
 
     Raises:
-        DataError: no sample, or a value that is not finite (its place is named).
+        DataError: no sample, tensors that count samples differently, or a value that is not finite (its
+            place is named).
     """
     shards: list[Batch] = []
     seen = 0
-    for index, batch in enumerate(_batches(data, shard_size, name)):
-        size = batch_size(batch)
-        if num_samples:
-            size = min(size, num_samples - seen)
-        _check_finite(batch, f"the {name} data, batch {index}")
-        for start in range(0, size, shard_size):
-            part = take(batch, start, min(start + shard_size, size))
-            shards.append(map_tensors(part, lambda tensor: tensor.detach().clone()))
-        seen += size
-        if num_samples and seen >= num_samples:
-            break
+    with _seeded(0):
+        for index, batch in enumerate(_batches(data, shard_size, name)):
+            where = f"the {name} data, batch {index}"
+            _check_sizes(batch, where)
+            size = batch_size(batch)
+            if num_samples:
+                size = min(size, num_samples - seen)
+            _check_finite(take(batch, 0, size), where)
+            for start in range(0, size, shard_size):
+                part = take(batch, start, min(start + shard_size, size))
+                shards.append(map_tensors(part, lambda tensor: tensor.detach().clone()))
+            seen += size
+            if num_samples and seen >= num_samples:
+                break
     if not seen:
         raise DataError(
             f"the {name} data is empty: no batch came out of the {type(data).__name__}. A generator that was "
@@ -103,34 +110,50 @@ def training_batches(
     """A function epoch → this rank's batches, shuffled by (seed, epoch) when the data is a `Dataset`.
 
     An iterable of batches is taken in its own order, every `world`-th batch from `rank` on; a last round
-    with fewer than `world` batches is left out, since all ranks must take equally many steps.
+    with fewer than `world` batches is left out, since all ranks must take equally many steps. A loader that
+    shuffles by torch's global generator does so from (seed, epoch), alike on all ranks.
+
+    A last batch of a single sample is left out, since BatchNorm cannot train on it.
 
     Raises:
-        DataError: the data can be read only once.
+        DataError: the data cannot be iterated, or only once.
     """
     if _is_map_style(data):
         sampler: DistributedSampler[Any] = DistributedSampler(
             data, world, rank, shuffle=True, seed=seed % 2**31
         )
-        loader: Any = DataLoader(data, batch_size=size, sampler=sampler)
+        single = len(sampler) > size > 1 and len(sampler) % size == 1
+        loader: Any = DataLoader(data, batch_size=size, sampler=sampler, drop_last=single)
 
         def shuffled(epoch: int) -> Iterable[Batch]:
             sampler.set_epoch(epoch)
             yield from loader
 
         return shuffled
-    if iter(data) is data:
+    if isinstance(data, Iterator):
         raise DataError(
             f"the training data is a {type(data).__name__} that can be read only once, and training reads it "
             f"every epoch; pass a list of batches, a DataLoader or a Dataset."
         )
-    return lambda epoch: _own_share(data, rank, world)
+    source = _batches(data, size, "training")
+    return lambda epoch: _own_share(source, rank, world, derive_seed(seed, "shuffle", epoch))
 
 
-def _own_share(data: Iterable[Batch], rank: int, world: int) -> Iterator[Batch]:
-    source = iter(data)
-    while len(turn := list(itertools.islice(source, world))) == world:
+def _own_share(data: Iterable[Batch], rank: int, world: int, seed: int) -> Iterator[Batch]:
+    # A shuffling loader draws its order with its first batch; ranks that drew apart would share samples.
+    with _seeded(seed):
+        source = iter(data)
+        turn = list(itertools.islice(source, world))
+    while len(turn) == world:
         yield turn[rank]
+        turn = list(itertools.islice(source, world))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _batches(data: Any, size: int, name: str) -> Iterable[Batch]:
@@ -146,6 +169,16 @@ def _batches(data: Any, size: int, name: str) -> Iterable[Batch]:
 
 def _is_map_style(data: Any) -> bool:
     return isinstance(data, Dataset) and not isinstance(data, IterableDataset)
+
+
+def _check_sizes(batch: Batch, where: str) -> None:
+    sizes = {path: int(tensor.shape[0]) for path, tensor in tensors_of(batch) if tensor.ndim}
+    if len(set(sizes.values())) > 1:
+        listing = ", ".join(f"{path} has {size}" for path, size in sizes.items())
+        raise DataError(
+            f"{where}: dimension 0 of every tensor counts samples, but {listing}. Repeat what all samples "
+            f"share, or keep it in the model."
+        )
 
 
 def _check_finite(batch: Batch, where: str) -> None:

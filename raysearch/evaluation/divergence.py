@@ -65,10 +65,13 @@ def check_outputs(outputs: Tensor, divergence: Divergence) -> str:
     """Why a divergence does not suit an output; "" when it does."""
     if divergence.kind == "mse":
         return ""
-    if outputs.ndim < 2:
-        return f"outputs of shape {tuple(outputs.shape)} have no class dimension"
-    if outputs.shape[divergence.class_dim] < 2:
-        return f"dimension {divergence.class_dim} of outputs of shape {tuple(outputs.shape)} has one class"
+    shape, dim = tuple(outputs.shape), divergence.class_dim
+    if outputs.ndim < 2 or not -outputs.ndim <= dim < outputs.ndim:
+        return f"outputs of shape {shape} have no class dimension {dim}"
+    if dim in (0, -outputs.ndim):
+        return f"dimension {dim} of outputs of shape {shape} counts samples, not classes"
+    if shape[dim] < 2:
+        return f"dimension {dim} of outputs of shape {shape} has one class"
     if torch.isnan(outputs).any():
         return "outputs hold NaN"
     return ""

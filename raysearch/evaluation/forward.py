@@ -42,9 +42,10 @@ def output_tensor(outputs: Any) -> Tensor:
         found = outputs.logits
     elif isinstance(outputs, tuple | list) and outputs:
         found = outputs[0]
-    if not isinstance(found, Tensor) or not found.is_floating_point():
+    if not isinstance(found, Tensor) or not found.is_floating_point() or not found.ndim:
+        what = f"tensor of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
         raise TaskError(
-            f"the model's output is a {type(found).__name__}, not a floating-point tensor; give "
+            f"the model's output is a {what}, not a floating-point tensor with one row a sample; give "
             f"Task(forward=...) a function (model, batch) that returns the logits."
         )
     return found
@@ -56,9 +57,13 @@ def check_finite_forward(model: nn.Module, forward: Forward, batch: Batch) -> No
     Raises:
         DataError: names the parameter that is not finite, or else the first module whose output is not.
     """
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
             raise DataError(f"the model's '{name}' holds NaN or infinity; load intact weights.")
+    for name, buffer in model.named_buffers():
+        # Infinity is a fair value of a buffer: attention masks are −∞ where they mask.
+        if bool(torch.isnan(buffer).any()):
+            raise DataError(f"the model's '{name}' holds NaN; load intact weights.")
     bad: list[str] = []
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:

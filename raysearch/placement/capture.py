@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,9 @@ from torch import nn
 from raysearch.errors import CaptureError
 from raysearch.evaluation.forward import frozen_eval
 
+_AS_TUPLE = "give Task(example_inputs=...) as a tuple of the positional arguments"
+_MISFIT = ("forward", "required argument", "positional argument", "unexpected keyword")
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -21,7 +26,7 @@ class Operation:
     Attributes:
         name: the node's name.
         op: overload packet name, such as "aten.conv2d".
-        module: dotted path of the innermost module that makes the call.
+        module: dotted path of the innermost module that makes the call, its first one if it has several.
         call: names one call of that module; a module that runs twice has two.
         arguments: per positional argument the name of the node it comes from, "" if it is no tensor.
         shape: shape of the result; () if it is no single tensor.
@@ -44,7 +49,8 @@ class CapturedGraph:
     Attributes:
         operations: name → operation; inputs, parameters and buffers have op "input".
         parameters: node name → parameter's qualified name.
-        constants: names of nodes that are parameters, buffers or lifted constants.
+        constants: names of nodes whose value no input of the model reaches: parameters, buffers, and what is
+            computed from them alone.
     """
 
     operations: dict[str, Operation]
@@ -60,42 +66,68 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> CapturedGraph:
     Raises:
         CaptureError: the model cannot be captured; states the construct and what to do.
     """
-    logger = logging.getLogger("torch.export")
-    level = logger.level
+    if not isinstance(example_inputs, tuple):
+        raise CaptureError(
+            f"{type(model).__name__} cannot be captured: example_inputs is a "
+            f"{type(example_inputs).__name__}. What to do: {_AS_TUPLE}."
+        )
     try:
-        with frozen_eval(model), warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            logger.setLevel(logging.CRITICAL)
+        with frozen_eval(model), _quiet(), torch.no_grad():
             program = torch.export.export(model, example_inputs, strict=False)
     except Exception as error:
         raise CaptureError(_explain(model, error)) from error
-    finally:
-        logger.setLevel(level)
-    signature = program.graph_signature
-    constants = {
-        *signature.inputs_to_parameters,
-        *signature.inputs_to_buffers,
-        *signature.inputs_to_lifted_tensor_constants,
-    }
-    operations = {}
+    inputs = set(program.graph_signature.user_inputs)
+    modules = first_names(model.named_modules(remove_duplicate=False))
+    parameters = first_names(model.named_parameters(remove_duplicate=False))
+    operations: dict[str, Operation] = {}
+    constants: set[str] = set()
     for node in program.graph.nodes:
-        if node.op in ("placeholder", "get_attr"):
-            operations[node.name] = _operation(node, "input")
-        elif node.op == "call_function":
-            operations[node.name] = _operation(node, str(node.target).rsplit(".", 1)[0])
-    return CapturedGraph(operations, dict(signature.inputs_to_parameters), frozenset(constants))
+        if node.op == "output":
+            continue
+        op = str(node.target).rsplit(".", 1)[0] if node.op == "call_function" else "input"
+        operations[node.name] = _operation(node, op, modules)
+        if node.name not in inputs and all(source.name in constants for source in node.all_input_nodes):
+            constants.add(node.name)
+    found = program.graph_signature.inputs_to_parameters
+    return CapturedGraph(
+        operations, {node: parameters[name] for node, name in found.items()}, frozenset(constants)
+    )
 
 
-def _operation(node: torch.fx.Node, op: str) -> Operation:
+def first_names(named: Iterable[tuple[str, object]]) -> dict[str, str]:
+    """Every name of a thing → its first name; what is registered twice, or tied, has several."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(value), name) for name, value in named}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # What fails is told in a CaptureError; torch would print its own graphs and tracebacks besides.
+    names = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _operation(node: torch.fx.Node, op: str, modules: Mapping[str, str]) -> Operation:
     stack = node.meta.get("nn_module_stack") or {}
     calls = list(stack)
     paths = [str(path) for path, _ in stack.values()]
     value = node.meta.get("val")
     arguments = tuple(arg.name if isinstance(arg, torch.fx.Node) else "" for arg in node.args)
+    path = paths[-1].split("@", 1)[0] if paths else ""
     return Operation(
         name=node.name,
         op=op,
-        module=paths[-1].split("@", 1)[0] if paths else "",
+        module=modules.get(path, path),
         call=str(calls[-1]) if calls else "",
         arguments=arguments,
         shape=tuple(int(size) for size in value.shape) if isinstance(value, torch.Tensor) else (),
@@ -115,9 +147,9 @@ def _explain(model: nn.Module, error: Exception) -> str:
     if "data-dependent" in lowered or "guardondatadependent" in type(error).__name__.lower():
         cause = "a branch or a size that depends on the values of a tensor"
         remedy = "replace it by torch.where or torch.cond, or compute the branch outside the model"
-    elif isinstance(error, TypeError | AttributeError) and "forward" in lowered:
+    elif isinstance(error, TypeError) and any(word in lowered for word in _MISFIT):
         cause = "example_inputs that do not fit the model's forward"
-        remedy = "give Task(example_inputs=...) as a tuple of the positional arguments"
+        remedy = _AS_TUPLE
     else:
         cause = "a construct that torch.export does not take"
         remedy = "try torch.export.export(model, example_inputs, strict=False) alone and mend what it names"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from raysearch.placement.additions import ATEN_ADDITIONS
+from raysearch.placement.additions import ATEN_ADDITIONS, same_features
 from raysearch.placement.capture import CapturedGraph, Operation
 from raysearch.records import Site
 
@@ -16,7 +16,8 @@ EMBEDDING = "aten.embedding"
 
 PASS_THROUGH = frozenset(
     {
-        "aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d", "aten.adaptive_max_pool2d",
+        "aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d",
+        "aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d",
         "aten.flatten", "aten.view", "aten.reshape", "aten._unsafe_view", "aten.unflatten", "aten.expand",
         "aten.transpose", "aten.permute", "aten.t", "aten.squeeze", "aten.unsqueeze",
         "aten.dropout", "aten.feature_dropout", "aten.alias", "aten.clone", "aten.detach",
@@ -24,6 +25,12 @@ PASS_THROUGH = frozenset(
     }
 )  # fmt: skip
 """Operations after which a tensor holds values it held before: one quantizer serves both sides."""
+
+GETITEM = "<built-in function getitem>"
+SLICES = frozenset(
+    {"aten.split", "aten.split_with_sizes", "aten.chunk", "aten.slice", "aten.narrow", "aten.detach", GETITEM}
+)
+"""Operations that take a part of a weight: attention over other keys splits its `in_proj_weight`."""
 
 
 @dataclass
@@ -47,12 +54,20 @@ class Reading:
 
 
 @dataclass
+class Addition:
+    """One addition that reads two quantizable tensors: the module that executes it, and their roots."""
+
+    owner: str
+    roots: tuple[str, str]
+
+
+@dataclass
 class Reads:
     """Everything placement needs of the graph, in graph order."""
 
     weights: dict[str, WeightUse]
     readings: list[Reading]
-    additions: list[tuple[str, str]]
+    additions: list[Addition]
     addition_counts: Counter[str]
 
 
@@ -69,7 +84,7 @@ def read_graph(graph: CapturedGraph, leaf_modules: set[str]) -> Reads:
     """
     weights: dict[str, WeightUse] = {}
     readings: list[Reading] = []
-    pairs: list[tuple[str, str]] = []
+    pairs: list[Addition] = []
     occurrence: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     batch = _batch_size(graph)
@@ -96,7 +111,7 @@ def _read_layer(
     if op.op not in CONVOLUTIONS and op.op not in TRANSPOSED and op.op != LINEAR and not is_embedding:
         return
     position = 0 if is_embedding else 1
-    parameter = graph.parameters.get(op.arguments[position])
+    parameter = _parameter_of(graph, op.arguments[position])
     if parameter is None:
         return
     axis = 1 if op.op in TRANSPOSED else 0
@@ -115,29 +130,41 @@ def _read_layer(
 
 
 def _read_addition(
-    graph: CapturedGraph, op: Operation, index: int, readings: list[Reading], pairs: list[tuple[str, str]]
+    graph: CapturedGraph, op: Operation, index: int, readings: list[Reading], pairs: list[Addition]
 ) -> None:
-    roots = []
-    for argument, name in enumerate(op.arguments[:2]):
-        root = root_of(graph, name)
-        roots.append(root)
+    a, b = op.arguments[:2]
+    if a in graph.constants or b in graph.constants:
+        return  # a position table or a mask of the model's own, not a residual
+    for argument, name in enumerate((a, b)):
         site = Site(op.module, "add", occurrence=index, argument=argument)
-        readings.append(Reading(root, site, graph.operations[name].shape[1:]))
-    pairs.append((roots[0], roots[1]))
+        readings.append(Reading(root_of(graph, name), site, graph.operations[name].shape[1:]))
+    pairs.append(Addition(op.module, (root_of(graph, a), root_of(graph, b))))
 
 
 def root_of(graph: CapturedGraph, name: str) -> str:
     """The operation that made a tensor's values, above everything that only moves them."""
-    while graph.operations[name].op in PASS_THROUGH and graph.operations[name].arguments[0]:
+    while _moves(graph, graph.operations[name]) and graph.operations[name].arguments[0]:
         name = graph.operations[name].arguments[0]
     return name
+
+
+def _moves(graph: CapturedGraph, op: Operation) -> bool:
+    # Adaptive max pooling gives a pair (values, indices), of which only the values are floating point.
+    is_part = op.op == GETITEM and graph.operations[op.arguments[0]].op in PASS_THROUGH
+    return op.op in PASS_THROUGH or is_part
+
+
+def _parameter_of(graph: CapturedGraph, name: str) -> str | None:
+    while name and name not in graph.parameters and graph.operations[name].op in SLICES:
+        name = graph.operations[name].arguments[0]
+    return graph.parameters.get(name)
 
 
 def _is_residual(graph: CapturedGraph, op: Operation) -> bool:
     if len(op.arguments) < 2 or not (op.arguments[0] and op.arguments[1]):
         return False
     a, b = (graph.operations[name] for name in op.arguments[:2])
-    return a.is_float and b.is_float and a.shape == b.shape
+    return a.is_float and b.is_float and same_features(a.shape, b.shape)
 
 
 def _macs(graph: CapturedGraph, op: Operation, source: Operation, batch: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,14 +75,16 @@ def place_quantizers(
     points = _without_ignored(points, ignored_scopes)
     partners = [
         (activations[classes[a]].id, activations[classes[b]].id)
-        for a, b in reads.additions
-        if a in classes and b in classes
+        for a, b in (addition.roots for addition in reads.additions)
     ]
     return QuantizerSetup(points, _groups(points, partners, pinned, wide, active))
 
 
 def _reachable(model: nn.Module, example_inputs: tuple[Any, ...], reads: Reads) -> list[Reading]:
-    """Readings that the eager model can serve: additions inside composite functions are not seen there."""
+    """Readings that the eager model can serve: additions inside composite functions are not seen there.
+
+    Those additions are taken off `reads` as well.
+    """
     tap = AdditionTap({})
     handles = tap_additions(model, set(reads.addition_counts), tap)
     try:
@@ -97,6 +100,7 @@ def _reachable(model: nn.Module, example_inputs: tuple[Any, ...], reads: Reads) 
             f"and stay float",
             stacklevel=3,
         )
+    reads.additions = [a for a in reads.additions if a.owner not in hidden]
     return [r for r in reads.readings if not (r.site.role == "add" and r.site.module in hidden)]
 
 
@@ -149,9 +153,11 @@ def _weight_points(
     points: dict[str, QuantizationPoint] = {}
     for use in uses.values():
         parameter = model.get_parameter(use.parameter)
+        # By module, not by name: a module that is registered twice is one place with two names.
         sites = tuple(
-            Site(name.rpartition(".")[0], "parameter", name.rpartition(".")[2])
-            for name, value in model.named_parameters(remove_duplicate=False)
+            Site(path, "parameter", name)
+            for path, module in model.named_modules()
+            for name, value in module.named_parameters(recurse=False, remove_duplicate=False)
             if value is parameter
         )
         feeding = {classes.get(root, "") for root in use.inputs}
@@ -175,7 +181,10 @@ def _without_ignored(
     kept = {name: point for name, point in points.items() if name not in drop}
     if not any(point.kind == "weight" for point in kept.values()):
         raise PlacementError("placement.ignored_scopes leaves no weight to quantize; name fewer layers.")
-    return kept
+    return {
+        name: replace(point, input_point="") if point.input_point in drop else point
+        for name, point in kept.items()
+    }
 
 
 def _groups(

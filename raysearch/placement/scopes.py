@@ -15,24 +15,28 @@ def match(pattern: str, points: Iterable[QuantizationPoint], option: str) -> lis
     """Points whose id, or weights whose layer, fits a name or a glob.
 
     `"fc"` means the weights of the layer fc, `"fc.input"` its input, `"blocks.*"` all points below blocks.
+    A tied weight is found by the name of any layer that holds it.
 
     Raises:
         PlacementError: nothing fits; names the nearest known names.
     """
     every = list(points)
-    found = [
-        point
-        for point in every
-        if fnmatchcase(point.id, pattern) or (point.kind == "weight" and fnmatchcase(point.layer, pattern))
-    ]
+    found = [point for point in every if any(fnmatchcase(name, pattern) for name in _names(point))]
     if not found:
-        names = sorted({point.id for point in every} | {point.layer for point in every})
+        names = sorted({name for point in every for name in _names(point)} - {""})
         near = get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:5]
         raise PlacementError(
             f"{option} names '{pattern}', which fits no layer or quantizer of this model. Nearest: "
             f"{', '.join(near)}. `raysearch inspect` lists all {len(every)} quantizers."
         )
     return found
+
+
+def _names(point: QuantizationPoint) -> set[str]:
+    if point.kind == "activation":
+        return {point.id}
+    held = {f"{site.module}.{site.name}" if site.module else site.name for site in point.sites}
+    return {point.id, *held, *(site.module for site in point.sites)}
 
 
 def check_widths(widths: Sequence[int], option: str) -> tuple[int, ...]:

@@ -41,10 +41,12 @@ class _FakeQuantize(torch.autograd.Function):
         v = x / scale
         rounded = torch.round(v)
         levels = torch.clamp(rounded, low, high)
-        inside = (levels == rounded).to(grad.dtype)
+        inside = levels == rounded
         grad_scale = None
         if ctx.needs_input_grad[1]:
-            grad_scale = gamma * (grad * (levels - inside * v)).sum_to_size(scale.shape)
+            # Selected, not multiplied: with a tiny scale v overflows, and 0·inf would be NaN.
+            slope = levels - torch.where(inside, v, torch.zeros_like(v))
+            grad_scale = gamma * (grad * slope).sum_to_size(scale.shape)
         return grad * inside, grad_scale, None, None, None
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from raysearch.errors import StorageError
 from raysearch.quantizer.affine import fake_quantize, quantize
-from raysearch.quantizer.levels import quant_levels
+from raysearch.quantizer.levels import MAX_BITS, MIN_BITS, quant_levels
 from raysearch.records import QuantizerRange
 
 SMALLEST_SCALE = 2.0**-100
@@ -84,12 +84,18 @@ class Quantizer(nn.Module):
         """Take what `get_extra_state` gave.
 
         Raises:
-            StorageError: the state is not of a quantizer.
+            StorageError: the state is not of a quantizer of this kind; nothing was taken.
         """
         if state.shape != (3,):
             raise StorageError(f"a quantizer's state has shape {tuple(state.shape)} instead of (3,).")
-        self.num_bits, self.zero_point, enabled = (int(v) for v in state)
-        self.enabled = bool(enabled)
+        num_bits, zero_point, enabled = (int(v) for v in state)
+        low, high = quant_levels(num_bits, signed=self.signed) if MIN_BITS <= num_bits <= MAX_BITS else (1, 0)
+        if not low <= zero_point <= high or enabled not in (0, 1):
+            raise StorageError(
+                f"a quantizer's state is (bits, zero point, enabled) = {(num_bits, zero_point, enabled)}, "
+                f"which no {type(self).__name__} has; the state dict is damaged or of another model."
+            )
+        self.num_bits, self.zero_point, self.enabled = num_bits, zero_point, bool(enabled)
 
     def extra_repr(self) -> str:
         """Width, levels and granularity."""

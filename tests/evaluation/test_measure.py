@@ -1,0 +1,91 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raysearch.evaluation import Divergence, Replica, default_forward, evaluate_model
+from tests import models
+
+X, Y = torch.randn(7, 1, 8, 8), torch.arange(7)
+BATCHES = [(X[:4], Y[:4]), (X[4:6], Y[4:6]), (X[6:], Y[6:])]
+
+
+def loss(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(outputs, batch[1])
+
+
+def accuracy(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> float:
+    return float((outputs.argmax(1) == batch[1]).float().mean())
+
+
+def other() -> nn.Module:
+    model = models.build("digits")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def test_batches_weigh_by_their_size() -> None:
+    model, reference = other(), models.build("digits")
+    model.train()
+    divergence = Divergence()
+    got = evaluate_model(
+        model,
+        BATCHES,
+        forward=default_forward,
+        divergence=divergence,
+        reference=reference,
+        loss=loss,
+        metrics={"accuracy": accuracy},
+    )
+    assert model.training
+    model.eval()
+    with torch.no_grad():
+        z, target = model(X), reference(X)
+    assert list(got) == ["divergence", "agreement", "loss", "accuracy"]
+    assert got["divergence"] == pytest.approx(float(divergence.per_sample(z, target).mean()), rel=1e-5)
+    assert got["agreement"] == pytest.approx(divergence.agreement(z, target))
+    assert got["loss"] == pytest.approx(float(loss(z, (X, Y))), rel=1e-5)
+    assert got["accuracy"] == pytest.approx(accuracy(z, (X, Y)))
+
+
+def test_without_a_reference_there_is_no_divergence_and_without_batches_nothing() -> None:
+    model = models.build("digits")
+    got = evaluate_model(model, BATCHES, forward=default_forward, divergence=Divergence(), loss=loss)
+    assert list(got) == ["loss"]
+    assert evaluate_model(model, [], forward=default_forward, divergence=Divergence(), loss=loss) == {}
+
+
+def replica() -> Replica:
+    return Replica(
+        models.build("digits"), default_forward, {"calibration": [b for b, _ in BATCHES]}, Divergence()
+    )
+
+
+def test_a_replica_runs_without_gradient_and_remembers_float_outputs() -> None:
+    held = replica()
+    first = held.float_outputs("calibration", 1)
+    assert not first.requires_grad
+    assert held.float_outputs("calibration", 1) is first
+    with torch.no_grad():
+        assert torch.equal(first, held.model(X[4:6]))
+
+
+def test_a_shipped_replica_leaves_its_cache_behind() -> None:
+    held = replica()
+    expected = held.float_outputs("calibration", 0)
+    twin: Replica = pickle.loads(pickle.dumps(held))
+    assert twin.cache == {}
+    assert not any(m.training for m in twin.model.modules())
+    assert torch.equal(twin.float_outputs("calibration", 0), expected)
+    assert held.cache
+
+
+def test_the_device_auto_is_one_that_is_there() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    shards = {"calibration": [X]}
+    model = copy.deepcopy(models.build("digits"))
+    assert Replica(model, default_forward, shards, Divergence(), device="auto").device == expected

@@ -1,0 +1,88 @@
+import pytest
+
+from raysearch.errors import PlacementError
+from raysearch.placement import place_quantizers
+from raysearch.records import BitAssignment, CostModel, QuantizerSetup
+from tests import models
+
+
+def place(name: str = "digits", **rules: object) -> QuantizerSetup:
+    return place_quantizers(models.build(name), models.inputs(name), **rules)  # type: ignore[arg-type]
+
+
+def test_a_pin_by_layer_by_quantizer_and_by_glob() -> None:
+    setup = place(pins={"block.*": 4, "stem": 8, "head.input": 5, "block.pointwise": 6})
+    widths = {name: setup.group_of(name).bit_widths for name in setup.points}
+    assert widths["stem.weight"] == (8,)
+    assert widths["head.input"] == (5,)
+    assert widths["head.weight"] == (2, 3, 4, 8)
+    assert widths["block.depthwise.weight"] == (4,)
+    assert widths["block.pointwise.weight"] == (6,), "later pins win"
+    assert widths["block.add0.input1"] == (4,)
+    assert widths["stem.input"] == (8,)
+
+
+def test_a_pin_on_one_operand_holds_for_the_group_and_two_may_not_differ() -> None:
+    setup = place(pins={"block.add0.input1": 6})
+    assert setup.group_of("block.depthwise.input").bit_widths == (6,)
+    with pytest.raises(PlacementError, match=r"block.add0.input1 to 6.*share one bit-width"):
+        place(pins={"block.add0.input1": 6, "block.depthwise.input": 7})
+
+
+def test_ignored_points_are_gone_and_what_they_fed_counts_as_float() -> None:
+    setup = place(ignored_scopes=["stem", "down.input"])
+    assert "stem.weight" not in setup.points
+    assert "stem.input" in setup.points
+    assert "down.input" not in setup.points
+    assert setup.points["down.weight"].input_point == ""
+    costs = CostModel(setup).costs(BitAssignment({"down.weight": 2}))
+    assert costs["bops"] > 0
+
+
+def test_an_ignored_operand_leaves_its_partner_alone() -> None:
+    setup = place(ignored_scopes=["block.add0.input1"])
+    assert setup.group_of("block.depthwise.input").points == ("block.depthwise.input",)
+
+
+def test_a_tied_weight_answers_to_all_its_layers() -> None:
+    for pattern in ("table", "head", "head.weight", "table.weight"):
+        setup = place("tied", pins={pattern: 3})
+        assert setup.group_of("table.weight").bit_widths == (3,)
+
+
+@pytest.mark.parametrize("option", ["pins", "ignored_scopes"])
+def test_a_name_that_fits_nothing_is_refused_with_the_nearest(option: str) -> None:
+    rules = {"pins": {"blok.depthwise": 4}} if option == "pins" else {"ignored_scopes": ["blok.depthwise"]}
+    with pytest.raises(PlacementError) as info:
+        place(**rules)
+    message = str(info.value)
+    assert f"placement.{option}" in message
+    assert "'blok.depthwise'" in message
+    assert "block.depthwise" in message.split("Nearest:")[1]
+
+
+def test_a_name_like_no_other_still_gets_examples() -> None:
+    with pytest.raises(PlacementError, match=r"Nearest: \w"):
+        place(ignored_scopes=["@@@@"])
+
+
+def test_ignoring_every_weight_is_refused() -> None:
+    with pytest.raises(PlacementError, match="leaves no weight"):
+        place(ignored_scopes=["*"])
+
+
+@pytest.mark.parametrize("width", [-2, 0, 1, 9, 32])
+def test_widths_outside_two_to_eight_are_refused_wherever_they_stand(width: int) -> None:
+    for rules, option in (
+        ({"weight_bit_widths": (4, width)}, "placement.weight_bit_widths"),
+        ({"activation_bit_widths": (width,)}, "placement.activation_bit_widths"),
+        ({"pins": {"stem": width}}, r"placement.pins\['stem'\]"),
+    ):
+        with pytest.raises(PlacementError, match=rf"{option} has the bit-width {width}"):
+            place(**rules)
+
+
+@pytest.mark.parametrize("option", ["weight_bit_widths", "activation_bit_widths"])
+def test_no_width_at_all_is_refused(option: str) -> None:
+    with pytest.raises(PlacementError, match=f"placement.{option} is empty"):
+        place(**{option: ()})

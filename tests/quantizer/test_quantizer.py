@@ -1,0 +1,129 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from raysearch.errors import StorageError
+from raysearch.quantizer import AsymmetricQuantizer, SymmetricQuantizer
+from raysearch.quantizer.quantizer import SMALLEST_SCALE
+from raysearch.records import QuantizerRange
+from tests.oracles import WIDTHS
+
+
+def weight_quantizer(bits: int = 4, scale: float = 0.1) -> SymmetricQuantizer:
+    quantizer = SymmetricQuantizer((3, 4), 0, 2)
+    quantizer.set_range(bits, QuantizerRange(np.full(3, scale, np.float32), np.zeros(3, np.int32), True))
+    return quantizer
+
+
+def activation_quantizer(bits: int = 8, scale: float = 0.1, zero: int = 3) -> AsymmetricQuantizer:
+    quantizer = AsymmetricQuantizer()
+    value = QuantizerRange(np.array([scale], np.float32), np.array([zero], np.int32), False)
+    quantizer.set_range(bits, value)
+    return quantizer
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_codes_are_what_the_forward_stands_for(bits: int) -> None:
+    x = torch.randn(3, 4) * 3
+    for quantizer in (weight_quantizer(bits), activation_quantizer(bits)):
+        codes = quantizer.codes(x)
+        low, high = quantizer.levels
+        assert codes.dtype == (torch.int8 if quantizer.signed else torch.uint8)
+        assert int(codes.min()) >= low
+        assert int(codes.max()) <= high
+        values = (codes.float() - quantizer.zero_point) * quantizer.effective_scale()
+        assert torch.equal(quantizer(x), values)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_input_dtype_is_kept_and_codes_are_those_of_float32(dtype: torch.dtype) -> None:
+    quantizer = activation_quantizer(4, 0.3)
+    x = torch.randn(5, 6).to(dtype).requires_grad_()
+    y = quantizer(x)
+    assert y.dtype == dtype
+    assert torch.equal(y, quantizer(x.float()).to(dtype))
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, -1e-38, 1e-45])
+def test_a_scale_at_or_below_zero_stays_safe_and_codes_read_the_same_scale(value: float) -> None:
+    quantizer = weight_quantizer()
+    with torch.no_grad():
+        quantizer.scale.fill_(value)
+    x = torch.randn(3, 4).requires_grad_()
+    y = quantizer(x)
+    scale = quantizer.effective_scale()
+    assert bool((scale >= SMALLEST_SCALE).all())
+    assert torch.equal(y, quantizer.codes(x).float() * scale)
+    y.sum().backward()
+    assert quantizer.scale.grad is not None
+    assert bool(torch.isfinite(quantizer.scale.grad).all())
+    assert torch.equal(y, weight_quantizer(scale=max(abs(value), SMALLEST_SCALE))(x))
+
+
+def test_a_negative_scale_is_driven_by_the_mirrored_gradient() -> None:
+    up, down = weight_quantizer(scale=0.1), weight_quantizer(scale=0.1)
+    with torch.no_grad():
+        down.scale.neg_()
+    x = torch.randn(3, 4)
+    for quantizer in (up, down):
+        quantizer(x).square().sum().backward()
+    assert up.scale.grad is not None
+    assert down.scale.grad is not None
+    assert torch.equal(up.scale.grad, -down.scale.grad)
+
+
+def test_the_gradient_scale_counts_elements_a_scale_and_is_free_of_the_batch() -> None:
+    assert weight_quantizer(4).gradient_scale(torch.zeros(3, 4)) == 1 / math.sqrt(4 * 7)
+    for batch in (1, 5):
+        x = torch.zeros(batch, 2, 3)
+        assert activation_quantizer(4).gradient_scale(x) == 1 / math.sqrt(6 * 15)
+    assert math.isfinite(activation_quantizer().gradient_scale(torch.zeros(0, 2)))
+
+
+def test_disabled_it_hands_back_its_input() -> None:
+    quantizer = weight_quantizer()
+    quantizer.enabled = False
+    x = torch.randn(3, 4)
+    assert quantizer(x) is x
+
+
+def test_zero_is_exactly_on_the_grid_of_an_activation() -> None:
+    assert activation_quantizer(5, 0.37, 11)(torch.zeros(1, 1)).tolist() == [[0.0]]
+
+
+def test_the_state_dict_holds_everything() -> None:
+    source, target = activation_quantizer(5, 0.2, 7), AsymmetricQuantizer()
+    source.enabled = False
+    target.load_state_dict(source.state_dict())
+    assert (target.num_bits, target.zero_point, target.enabled) == (5, 7, False)
+    assert torch.equal(target.scale, source.scale)
+
+
+@pytest.mark.parametrize("state", [[4, 0], [9, 0, 1], [1, 0, 1], [4, 200, 1], [4, 0, 2], [4, -9, 1]])
+def test_a_foreign_state_is_refused_and_nothing_taken(state: list[int]) -> None:
+    for quantizer in (weight_quantizer(3), activation_quantizer(3)):
+        before = quantizer.get_extra_state()
+        with pytest.raises(StorageError, match="quantizer"):
+            quantizer.set_extra_state(torch.tensor(state, dtype=torch.int32))
+        assert torch.equal(quantizer.get_extra_state(), before)
+
+
+def test_a_deep_copy_is_independent() -> None:
+    first = weight_quantizer()
+    second = copy.deepcopy(first)
+    second.num_bits = 8
+    with torch.no_grad():
+        second.scale.mul_(2)
+    assert first.num_bits == 4
+    assert torch.equal(first.scale * 2, second.scale)
+
+
+def test_it_says_what_it_is() -> None:
+    assert "4 bits, levels (-8, 7), per channel of axis 0" in repr(weight_quantizer())
+    assert "per tensor" in repr(activation_quantizer())
