@@ -19,17 +19,19 @@ class MinMaxObserver(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The input, unchanged."""
-        rows = x.detach().double().reshape(x.shape[0], -1)
-        self.minima.append(rows.amin(1))
-        self.maxima.append(rows.amax(1))
+        rows = x.detach().reshape(x.shape[0], -1)
+        self.minima.append(rows.amin(1).double())
+        self.maxima.append(rows.amax(1).double())
         return x
 
     def collect(self) -> Tensor:
         """Rows (min, max) per sample over all calls since the last one, shape [N, 2], float64; then forget.
 
         Several sites of one point see the same tensor, so their calls are merged by sample where the
-        counts match, and appended otherwise.
+        counts match, and appended otherwise. Without a call there are no rows.
         """
+        if not self.minima:
+            return torch.empty((0, 2), dtype=torch.float64)
         sizes = {values.shape[0] for values in self.minima}
         if len(sizes) == 1:
             low = torch.stack(self.minima).amin(0)

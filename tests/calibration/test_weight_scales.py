@@ -1,0 +1,117 @@
+"""Weight ranges against numpy and a brute-force search."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from raysearch.calibration.weights import min_max_scale, mse_scale
+from raysearch.quantizer import SymmetricQuantizer, quant_levels
+from raysearch.quantizer.quantizer import SMALLEST_SCALE
+from raysearch.records import QuantizerRange
+
+BITS = (2, 3, 4, 5, 6, 7, 8)
+
+
+def weight_of(name):
+    generator = torch.Generator().manual_seed(3)
+    normal = torch.randn(8, 60, generator=generator)
+    return {
+        "normal": normal,
+        "heavy": normal / torch.rand(8, 60, generator=generator).sqrt(),
+        "spiky": torch.cat([normal * 0.02, torch.ones(8, 1)], 1),
+        "few": normal[:, :3],
+        "single": normal[:, :1],
+        "negative": -normal.abs(),
+        "small": normal * 1e-20,
+        "conv": normal.reshape(8, 5, 4, 3),
+    }[name]
+
+
+def errors(weight, scale, bits):
+    low, high = quant_levels(bits, signed=True)
+    rows = weight.reshape(len(weight), -1).double().numpy()
+    steps = np.asarray(scale, dtype=np.float64).reshape(-1, 1)
+    return ((np.clip(np.rint(rows / steps), low, high) * steps - rows) ** 2).sum(1)
+
+
+def brute_force(weight, bits):
+    _, high = quant_levels(bits, signed=True)
+    peak = weight.reshape(len(weight), -1).abs().amax(1).numpy()
+    clips = np.linspace(1.3 / 3000, 1.3, 3000)
+    return np.min([errors(weight, peak * clip / high, bits) for clip in clips], axis=0)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("name", ["normal", "heavy", "spiky", "few", "single", "negative", "small", "conv"])
+def test_mse_is_never_worse_than_min_max(name, bits):
+    weight = weight_of(name)
+    found = errors(weight, mse_scale(weight, 0, bits), bits)
+    base = errors(weight, min_max_scale(weight, 0, bits), bits)
+    energy = weight.reshape(8, -1).double().square().sum(1).numpy()
+    # Up to the rounding of sums in float32.
+    assert (found <= base * (1 + 1e-5) + energy * 1e-12).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+@pytest.mark.parametrize("name", ["normal", "heavy", "spiky", "negative", "conv"])
+def test_mse_is_close_to_a_fine_search(name, bits):
+    weight = weight_of(name)
+    found, best = errors(weight, mse_scale(weight, 0, bits), bits), brute_force(weight, bits)
+    assert found.sum() <= best.sum() * 1.01
+    assert (found <= best * (1.01 if bits <= 4 else 1.1)).all()
+
+
+@pytest.mark.parametrize("estimate", [mse_scale, min_max_scale])
+@pytest.mark.parametrize("bits", BITS)
+def test_a_weight_on_a_min_max_grid_stays_as_it_is(estimate, bits):
+    _, high = quant_levels(bits, signed=True)
+    codes = torch.randint(-high, high + 1, (4, 40), generator=torch.Generator().manual_seed(0))
+    codes[:, 0] = high
+    weight = codes * torch.tensor([[0.3], [1.7], [0.011], [5.0]])
+    quantizer = SymmetricQuantizer((4, 40), 0, 2)
+    quantizer.set_range(bits, QuantizerRange(estimate(weight, 0, bits), np.zeros(4, np.int32), True))
+    with torch.no_grad():
+        torch.testing.assert_close(quantizer(weight), weight, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, 2])
+@pytest.mark.parametrize("bits", [2, 8])
+def test_min_max_is_numpys(axis, bits):
+    weight = weight_of("conv")
+    _, high = quant_levels(bits, signed=True)
+    others = tuple(d for d in range(4) if d != axis) if axis is not None else None
+    expected = np.atleast_1d(np.abs(weight.numpy()).max(axis=others)) / np.float32(high)
+    assert min_max_scale(weight, axis, bits).tolist() == expected.tolist()
+    assert mse_scale(weight, axis, bits).shape == expected.shape
+
+
+def test_channels_do_not_see_each_other():
+    weight = weight_of("normal")
+    together = mse_scale(weight, 0, 3)
+    assert together.tolist() == [float(mse_scale(weight[c : c + 1], 0, 3)[0]) for c in range(8)]
+    assert mse_scale(weight.T.contiguous(), 1, 3) == pytest.approx(together, rel=1e-6)
+
+
+@pytest.mark.parametrize("estimate", [mse_scale, min_max_scale])
+@pytest.mark.parametrize("bits", BITS)
+def test_a_channel_of_zeros_is_safe(estimate, bits):
+    weight = weight_of("normal").clone()
+    weight[2] = 0
+    scale = estimate(weight, 0, bits)
+    assert scale.dtype == np.float32
+    # What the quantizer would use in its place, so that the table says what is deployed.
+    assert scale[2] == np.float32(SMALLEST_SCALE)
+    assert (scale > 0).all()
+    assert errors(weight, scale, bits)[2] == 0
+
+
+def test_scales_grow_with_the_weight():
+    weight = weight_of("heavy")
+    assert mse_scale(4 * weight, 0, 3).tolist() == (4 * mse_scale(weight, 0, 3)).tolist()
+
+
+def test_half_precision_weights_are_read_as_float32():
+    weight = weight_of("normal").to(torch.bfloat16)
+    assert mse_scale(weight, 0, 4).tolist() == mse_scale(weight.float(), 0, 4).tolist()
