@@ -45,7 +45,7 @@ class OptionEffect:
         num_bits: the bit-width.
         kind: "weight" or "activation".
         perturbation: ‖Q(W) − W‖² summed over the group's weights; 0 for activations.
-        omega: Σ trace·‖Q(W) − W‖² over the group's weights (HAWQ-V2); 0 for activations.
+        omega: Σ max(trace, 0)·‖Q(W) − W‖² over the group's weights (HAWQ-V2); 0 for activations.
         response: ½·K_qq, the second-order increase of the divergence from this option alone.
         divergence: the measured divergence of this option alone, mean per sample.
     """

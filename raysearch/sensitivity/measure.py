@@ -53,7 +53,7 @@ def measure_sensitivity(
         seed=seed,
     )
     for name in unreached(traces):
-        warnings.warn(f"the loss does not depend on '{name}'; its trace is 0", stacklevel=2)
+        warnings.warn(f"the loss does not depend on '{name}', or only linearly; its trace is 0", stacklevel=2)
     perturbations = measure_perturbations(setup, ranges, pool("perturbations"))
     responses = measure_responses(setup, ranges, pool("responses"), num_shards, option_chunk=option_chunk)
     effects = {}

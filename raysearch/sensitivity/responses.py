@@ -63,7 +63,8 @@ def measure_responses(
         block, alone, _ = blocks[shard]
         gram += block
         divergence += alone
-    return Responses(gram / total, divergence / total)
+    # A matrix product of A with Aᵀ is symmetric only up to rounding.
+    return Responses((gram + gram.T) / (2 * total), divergence / total)
 
 
 def respond(
@@ -79,6 +80,8 @@ def respond(
     rows, sums = [], []
     for group, bits in options:
         outputs = quantized_outputs(replica, controller, BitAssignment({group: bits}), "calibration", shard)
-        rows.append(replica.divergence.weighted(outputs - reference, reference).cpu())
+        # In float64 before the subtraction: at 8 bits the two are nearly equal.
+        delta = outputs.double() - reference.double()
+        rows.append(replica.divergence.weighted(delta, reference).cpu())
         sums.append(float(replica.divergence.per_sample(outputs, reference).sum()))
     return {"weighted": torch.stack(rows).numpy(), "divergence": np.array(sums)}

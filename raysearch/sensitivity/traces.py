@@ -61,8 +61,9 @@ def reduce_trace(name: str, samples: list[np.ndarray], sizes: np.ndarray) -> Tra
 
     With shard means m_s of P probes and weights w_s = size_s/Σ size: value = Σ w_s m_s. The probe error is
     √(Σ w_s² σ_s²/P), σ_s² the variance over probes within a shard. The total error is
-    √(Σ w_s² (m_s − value)² · S/(S−1)), which holds data and probe noise together; with one shard only
-    the probe error is known.
+    √(Σ w_s² (m_s − value)² / (1 − Σ w_s²)), which holds data and probe noise together; the divisor (1 − 1/S
+    for equal shards) makes its square unbiased where Var m_s ∝ 1/size_s. With one shard only the probe
+    error is known.
     """
     num_probes = len(samples[0])
     weights = sizes / sizes.sum()
@@ -70,11 +71,9 @@ def reduce_trace(name: str, samples: list[np.ndarray], sizes: np.ndarray) -> Tra
     value = float((weights * means).sum())
     within = np.array([shard.var(ddof=1) if num_probes > 1 else 0.0 for shard in samples])
     probe = float(np.sqrt((weights**2 * within / num_probes).sum()))
-    count = len(samples)
-    if count > 1:
-        total = float(np.sqrt((weights**2 * (means - value) ** 2).sum() * count / (count - 1)))
-    else:
-        total = probe
+    total = probe
+    if len(samples) > 1:
+        total = float(np.sqrt((weights**2 * (means - value) ** 2).sum() / (1 - (weights**2).sum())))
     return Trace(name, value, max(total, probe), probe, num_probes, int(sizes.sum()))
 
 
@@ -92,14 +91,22 @@ def probe_shard(
         for weight in weights.values():
             weight.requires_grad_(True)
         value = _scalar(replica, loss, batch, reference)
-        gradients = torch.autograd.grad(value, list(weights.values()), create_graph=True, allow_unused=True)
+        gradients: tuple[Tensor | None, ...] = (None,) * len(weights)
+        if value.requires_grad:
+            gradients = torch.autograd.grad(
+                value, list(weights.values()), create_graph=True, allow_unused=True
+            )
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
             found = [
                 _probe(gradient, weight, derive_seed(seed, "traces", name, shard, k)) for k in range(lo, hi)
             ]
             result[name] = np.array(found, dtype=np.float64)
             if not np.isfinite(result[name]).all():
-                raise DataError(f"the trace of '{name}' is not finite on calibration shard {shard}.")
+                raise DataError(
+                    f"the trace of '{name}' is not finite on calibration shard {shard}: the model's output "
+                    f"or its second derivative is not. Mend the data, or leave the layer float "
+                    f"(placement.ignored_scopes)."
+                )
     return result
 
 
@@ -126,5 +133,5 @@ def _probe(gradient: Tensor | None, weight: Tensor, seed: int) -> float:
 
 
 def unreached(traces: Mapping[str, Trace]) -> list[str]:
-    """Weights whose trace is exactly 0 with no error: the loss does not depend on them."""
+    """Weights whose trace is exactly 0 with no error: the loss has no curvature in them."""
     return [name for name, trace in traces.items() if trace.value == 0.0 and trace.stderr == 0.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -31,7 +32,7 @@ class TrialEvaluator:
         self._num_shards, self._data = num_shards, data
 
     def __call__(self, assignments: Mapping[int, BitAssignment]) -> dict[int, float]:
-        """Mean divergence per sample; NaN where the quantized model's outputs are not finite."""
+        """Mean divergence per sample; NaN where the quantized model's is not finite."""
         distinct = {assignment.digest(): assignment for assignment in assignments.values()}
         units: dict[Key, tuple[object, ...]] = {
             (digest, shard): (self._data, shard, assignment)
@@ -43,7 +44,8 @@ class TrialEvaluator:
         for digest in distinct:
             parts = [got[digest, shard] for shard in range(self._num_shards)]
             size = sum(float(part["num_samples"]) for part in parts)
-            means[digest] = sum(float(part["divergence"]) for part in parts) / size
+            mean = sum(float(part["divergence"]) for part in parts) / size
+            means[digest] = mean if math.isfinite(mean) else math.nan
         return {number: means[assignment.digest()] for number, assignment in assignments.items()}
 
 

@@ -71,10 +71,10 @@ def fine_tune(
         skipped = "the Task has no training data, so the model was quantized after training only"
     elif recipe.settings.epochs == 0:
         skipped = "training.epochs is 0, so the model was quantized after training only"
-    monitor = recipe.monitor
     if skipped:
         save(CHECKPOINT, state_bytes(recipe.build().model))
-        return FineTuneResult(CHECKPOINT, -1, monitor, (), skipped)
+        return FineTuneResult(CHECKPOINT, -1, "", (), skipped)
+    monitor = recipe.monitor
     if on_ray:
         from raysearch.training.launch import train_on_ray
 

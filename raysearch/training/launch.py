@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from raysearch.cluster.shipping import dumps, loads
-from raysearch.errors import TrainingError
+from raysearch.errors import RaysearchError, TrainingError
 from raysearch.records import EpochMetrics
 from raysearch.training.recipe import Recipe
 from raysearch.training.step import Progress, train
@@ -25,7 +25,8 @@ def train_on_ray(recipe: Recipe, run_name: str, storage_path: str) -> Progress:
     a lost worker, or a killed driver that calls again with the same name, goes on from the last one.
 
     Raises:
-        TrainingError: the worker group failed more than `settings.max_failures` times.
+        TrainingError: the objective became NaN, or the worker group failed more than
+            `settings.max_failures` times.
     """
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -52,18 +53,33 @@ def train_on_ray(recipe: Recipe, run_name: str, storage_path: str) -> Progress:
         result = trainer.fit()
     except Exception as error:
         raise TrainingError(f"Ray Train gave up: {_innermost(error)}") from error
+    if reason := getattr(result, "return_value", ""):
+        raise TrainingError(str(reason))
     if result.checkpoint is None:
         raise TrainingError("Ray Train ended without a checkpoint; see its log in the run's folder.")
     with result.checkpoint.as_directory() as folder:
-        return read_progress(Path(folder))
+        progress = read_progress(Path(folder))
+    if progress.next_epoch < settings.epochs:
+        raise TrainingError(f"Ray Train ended after {progress.next_epoch} of {settings.epochs} epochs.")
+    return progress
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(config: dict[str, Any]) -> Any:
+    """The loop of one rank; answers a text: why it stopped, "" when it finished."""
     import ray
 
     recipe: Recipe = loads(ray.get(config["recipe"][0]))
     torch.set_num_threads(recipe.settings.threads)
-    train(recipe, RayContext())
+    context = RayContext()
+    try:
+        train(recipe, context)
+    except RaysearchError as error:
+        # It would fail again, so Ray must not try again. In a group the other ranks wait for this one in
+        # a collective call: there it must fail, so that Ray ends them all.
+        if context.world > 1:
+            raise
+        return str(error)
+    return ""
 
 
 class RayContext:
@@ -138,4 +154,6 @@ def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else repr(error)
+    last = lines[-1].strip() if lines else repr(error)
+    # The last line of a traceback names the class with its module, which says nothing to a user.
+    return last.removeprefix(f"{TrainingError.__module__}.{TrainingError.__name__}: ")

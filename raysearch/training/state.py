@@ -11,10 +11,13 @@ from raysearch.errors import StorageError
 
 
 def state_bytes(model: nn.Module) -> bytes:
-    """Every tensor of the state dict; of tensors that share memory only the first is stored."""
+    """Every tensor of the state dict; of tensors that share memory only the first is stored.
+
+    Extra state that is no tensor is left out: a model of the same build has its own.
+    """
     seen: set[tuple[int, tuple[int, ...]]] = set()
     tensors: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
+    for name, value in _tensors(model).items():
         mark = (value.data_ptr(), tuple(value.shape))
         if value.numel() and mark in seen:
             continue
@@ -35,13 +38,13 @@ def load_state(model: nn.Module, data: bytes) -> None:
         raise StorageError(
             f"the checkpoint is damaged: {error}. Run with --resume to train again."
         ) from error
-    own = model.state_dict()
+    own = _tensors(model)
     unknown = sorted(set(tensors) - set(own))
     stored = {own[name].data_ptr() for name in tensors if name in own}
     missing = sorted(
         name for name, v in own.items() if name not in tensors and not (v.numel() and v.data_ptr() in stored)
     )
-    shapes = [n for n, v in tensors.items() if n in own and own[n].shape != v.shape]
+    shapes = sorted(n for n, v in tensors.items() if n in own and own[n].shape != v.shape)
     if unknown or missing or shapes:
         raise StorageError(
             f"the checkpoint does not fit this model: unknown {unknown[:3]}, missing {missing[:3]}, of "
@@ -49,3 +52,7 @@ def load_state(model: nn.Module, data: bytes) -> None:
         )
     with torch.no_grad():
         model.load_state_dict(tensors, strict=False)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,11 +15,12 @@ from torch import Tensor, nn
 
 from raysearch.controller import QuantizationController
 from raysearch.errors import TrainingError
-from raysearch.evaluation import Batch, evaluate_model, output_tensor, training_batches
+from raysearch.evaluation import Batch, evaluate_model, training_batches
 from raysearch.evaluation.batches import map_tensors
 from raysearch.quantizer import Quantizer
 from raysearch.records import EpochMetrics
 from raysearch.seeding import derive_seed
+from raysearch.training.objective import Objective
 from raysearch.training.recipe import Recipe, TrainingSettings
 from raysearch.training.state import load_state, state_bytes
 
@@ -77,7 +80,7 @@ def train(recipe: Recipe, context: Context) -> Progress:
     settings = recipe.settings
     controller = recipe.build()
     model = controller.model.to(context.device)
-    teacher = recipe.model.to(context.device).eval().requires_grad_(False)
+    teacher = copy.deepcopy(recipe.model).to(context.device).eval().requires_grad_(False)
     progress = context.resume() or Progress()
     if progress.state:
         load_state(model, progress.state)
@@ -86,13 +89,13 @@ def train(recipe: Recipe, context: Context) -> Progress:
     optimizer = _optimizer(controller, settings)
     if progress.optimizer:
         optimizer.load_state_dict(torch.load(io.BytesIO(progress.optimizer), weights_only=True))
-    wrapped = context.prepare(model)
+    objective = context.prepare(Objective(recipe, model, teacher))
     seed = derive_seed(recipe.seed, "training", "order")
     batches = training_batches(recipe.train, settings.batch_size, seed, context.rank, context.world)
     for epoch in range(progress.next_epoch, settings.epochs):
-        torch.manual_seed(derive_seed(recipe.seed, "training", epoch, context.rank))
         _set_learning_rate(optimizer, epoch, settings)
-        _train_epoch(recipe, wrapped, teacher, optimizer, batches(epoch), context.device, epoch)
+        own = _seeded(batches(epoch), recipe.seed, epoch, context.rank)
+        _train_epoch(objective, optimizer, own, context.device, epoch)
         _record(progress, recipe, model, teacher, epoch)
         progress.next_epoch = epoch + 1
         progress.state = state_bytes(model)
@@ -103,39 +106,41 @@ def train(recipe: Recipe, context: Context) -> Progress:
     return progress
 
 
+def _seeded(batches: Iterable[Batch], run_seed: int, epoch: int, rank: int) -> Iterator[Batch]:
+    """The batches, with the global RNG seeded by (run seed, epoch), after the first one by rank as well.
+
+    A loader that shuffles draws its order when the first batch is asked for: all ranks must draw the same
+    one, or their shares would overlap. Dropout and the like must differ between them.
+    """
+    torch.manual_seed(derive_seed(run_seed, "training", epoch))
+    source = iter(batches)
+    first = list(itertools.islice(source, 1))
+    torch.manual_seed(derive_seed(run_seed, "training", epoch, rank))
+    return itertools.chain(first, source)
+
+
 def _train_epoch(
-    recipe: Recipe,
-    model: nn.Module,
-    teacher: nn.Module,
+    objective: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[Batch],
     device: torch.device,
     epoch: int,
 ) -> None:
-    model.train()
+    objective.train()
     step = -1
     for step, batch in enumerate(batches):
         placed = map_tensors(batch, lambda tensor: tensor.to(device))
         optimizer.zero_grad(set_to_none=True)
-        value = _objective(recipe, model, teacher, placed)
+        value = objective(placed)
         if not bool(torch.isfinite(value)):
             raise TrainingError(
-                f"the training objective is {float(value)} at epoch {epoch}, step {step}; lower "
-                f"training.learning_rate (now {recipe.settings.learning_rate})."
+                f"the training objective is {value.item()} at epoch {epoch}, step {step}; lower "
+                f"training.learning_rate or training.scale_learning_rate, or look for bad samples."
             )
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         optimizer.step()
     if step < 0:
         raise TrainingError("the training data gave no batch; pass data with at least one batch a worker.")
-
-
-def _objective(recipe: Recipe, model: nn.Module, teacher: nn.Module, batch: Batch) -> Tensor:
-    outputs = recipe.forward(model, batch)
-    if recipe.objective == "loss" and recipe.loss is not None:
-        return recipe.loss(outputs, batch)
-    with torch.no_grad():
-        target = output_tensor(recipe.forward(teacher, batch))
-    return recipe.divergence.per_sample(output_tensor(outputs), target).mean()
 
 
 def _record(progress: Progress, recipe: Recipe, model: nn.Module, teacher: nn.Module, epoch: int) -> None:
@@ -150,7 +155,9 @@ def _record(progress: Progress, recipe: Recipe, model: nn.Module, teacher: nn.Mo
         metrics=recipe.metrics,
     )
     monitored = metrics[recipe.monitor]
-    best = min((e.metrics[recipe.monitor] for e in progress.history), default=math.inf)
+    # NaN compares false with everything: an epoch that has it is never the best, and never blocks another.
+    before = [e.metrics[recipe.monitor] for e in progress.history]
+    best = min((value for value in before if not math.isnan(value)), default=math.inf)
     progress.history.append(EpochMetrics(epoch, metrics))
     if monitored < best or not progress.best_state:
         progress.best_epoch = epoch

@@ -1,0 +1,47 @@
+"""What QAT minimises, as one module: a batch in, a scalar out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from raysearch.errors import TaskError
+from raysearch.evaluation import Batch, output_tensor
+from raysearch.training.recipe import Recipe
+
+
+class Objective(nn.Module):
+    """The task's loss of the quantized model, or its divergence to the float model.
+
+    Being a module, it is what DDP wraps: then the task's forward gets the plain model, whatever it calls on
+    it, and DDP finds every parameter that the scalar depends on, whatever type the outputs have.
+
+    Attributes:
+        model: the quantized model.
+    """
+
+    def __init__(self, recipe: Recipe, model: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._recipe = recipe
+        # In a tuple the teacher is no submodule: it stays in eval mode, and DDP leaves it alone.
+        self._teacher = (teacher,)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The objective of one batch.
+
+        Cost: one forward; with "distill" one of the float model more.
+
+        Raises:
+            TaskError: the task's loss is no scalar.
+        """
+        recipe = self._recipe
+        outputs = recipe.forward(self.model, batch)
+        if recipe.objective == "loss" and recipe.loss is not None:
+            value = recipe.loss(outputs, batch)
+            if value.numel() != 1:
+                raise TaskError(f"the task's loss has shape {tuple(value.shape)}; it must be a scalar.")
+            return value
+        with torch.no_grad():
+            target = output_tensor(recipe.forward(self._teacher[0], batch))
+        return recipe.divergence.per_sample(output_tensor(outputs), target).mean()

@@ -1,0 +1,151 @@
+"""The whole sensitivity table: the same bits on any pool, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+
+from raysearch.calibration import calibrate
+from raysearch.cluster.pool import LocalPool
+from raysearch.cluster.ray_pool import RayPool
+from raysearch.cluster.shipping import register_by_value
+from raysearch.errors import DataError
+from raysearch.inputs import hash_model
+from raysearch.records import BitAssignment, SensitivityTable
+from raysearch.sensitivity import TrialEvaluator, measure_sensitivity
+from tests.sensitivity import nets
+from tests.sensitivity.nets import ShuffledPool, make_ranges, make_replica, make_setup
+
+# As a task file is: code that workers have no name for.
+register_by_value(nets)
+
+METHOD = {"num_probes": 6, "probe_chunk": 4, "option_chunk": 3, "seed": 11, "fingerprint": "f"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_case(name="conv"):
+    replica = make_replica(name)
+    setup = make_setup(name, replica, activation_bit_widths=(4, 8))
+    return replica, setup, make_ranges(setup, replica)
+
+
+def bits_of(table):
+    """Everything in a table, floats without rounding."""
+    return (
+        list(table.traces.items()),
+        list(table.effects.items()),
+        table.gram.tobytes(),
+        table.fingerprint,
+    )
+
+
+def measure(setup, ranges, pool):
+    return measure_sensitivity(setup, ranges, lambda part: pool, 3, **METHOD)
+
+
+def test_the_order_of_units_changes_nothing():
+    replica, setup, ranges = make_case()
+    expected = bits_of(measure(setup, ranges, LocalPool(replica)))
+    for seed in range(3):
+        fresh, *_ = make_case()
+        assert bits_of(measure(setup, ranges, ShuffledPool(LocalPool(fresh), seed))) == expected
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_the_number_of_actors_changes_nothing(num_workers):
+    replica, setup, ranges = make_case()
+    trials = {0: BitAssignment.uniform(setup, 3), 1: BitAssignment.uniform(setup, 2)}
+    local = LocalPool(replica)
+    expected = bits_of(measure(setup, ranges, local))
+    values = TrialEvaluator(setup, ranges, local, 3)(trials)
+    fresh, *_ = make_case()
+    with contextlib.closing(RayPool(fresh, num_workers=num_workers, threads=1)) as pool:
+        assert ranges_bytes(calibrate(setup, pool, 3)) == ranges_bytes(ranges)
+        assert bits_of(measure(setup, ranges, pool)) == expected
+        assert TrialEvaluator(setup, ranges, pool, 3)(trials) == values
+
+
+def ranges_bytes(ranges):
+    return {key: (r.scale.tobytes(), r.zero_point.tobytes(), r.signed) for key, r in ranges.ranges.items()}
+
+
+def state_of(model):
+    """What a stage must leave as it was."""
+    return (
+        hash_model(model),
+        [(name, module.training) for name, module in model.named_modules()],
+        [(name, p.requires_grad, p.grad) for name, p in model.named_parameters()],
+        [
+            len(hooks)
+            for m in model.modules()
+            for hooks in (m._forward_hooks, m._forward_pre_hooks, m._forward_pre_hooks_with_kwargs)
+        ],
+        [type(module) for module in model.modules()],
+    )
+
+
+@pytest.mark.parametrize("name", ["conv", "attention", "tied"])
+def test_the_model_and_the_rng_are_left_as_found(name):
+    replica, setup, ranges = make_case(name)
+    next(replica.model.parameters()).requires_grad_(False)
+    before, rng = state_of(replica.model), torch.get_rng_state()
+    measure(setup, ranges, LocalPool(replica))
+    assert state_of(replica.model) == before
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_the_model_is_left_as_found_by_a_failure():
+    replica, setup, ranges = make_case()
+    replica.shards["calibration"][1][0][0, 0] = float("inf")
+    before = state_of(replica.model)
+    with pytest.raises(DataError, match="shard 1"):
+        measure(setup, ranges, LocalPool(replica))
+    assert state_of(replica.model) == before
+
+
+def test_the_table_joins_its_parts():
+    replica, setup, ranges = make_case()
+    table = measure(setup, ranges, LocalPool(replica))
+    assert list(table.effects) == list(setup.options())
+    assert list(table.traces) == list(setup.of_kind("weight"))
+    for index, ((group, bits), effect) in enumerate(table.effects.items()):
+        assert effect.response == 0.5 * table.gram[index, index]
+        assert effect.kind == setup.group_kind(group)
+        if effect.kind == "activation":
+            assert (effect.perturbation, effect.omega) == (0, 0)
+        else:
+            trace = table.traces[setup.groups[group].points[0]]
+            assert effect.omega == pytest.approx(trace.value * effect.perturbation)
+            assert effect.perturbation > table.effects[group, 8].perturbation or bits == 8
+    again = SensitivityTable.from_tables(table.traces_table(), table.effects_table(), table.gram_table())
+    assert bits_of(again) == bits_of(table)
+
+
+def test_another_seed_draws_other_probes():
+    replica, setup, ranges = make_case("relu")
+    first = measure(setup, ranges, LocalPool(replica))
+    other = measure_sensitivity(setup, ranges, lambda part: LocalPool(replica), 3, **METHOD | {"seed": 12})
+    assert first.traces != other.traces
+    assert first.effects["0.weight", 2].divergence == other.effects["0.weight", 2].divergence
+
+
+def test_a_negative_trace_weighs_nothing():
+    replica, setup, ranges = make_case("embedding")
+    # A loss that is concave in the logits.
+    replica.loss = lambda outputs, batch: -outputs.square().mean()
+    table = measure_sensitivity(
+        setup, ranges, lambda part: LocalPool(replica), 3, **METHOD, trace_loss="loss"
+    )
+    assert table.traces["head.weight"].value < 0
+    assert all(table.effects["head.weight", bits].omega == 0 for bits in (2, 3, 4, 8))

@@ -1,0 +1,50 @@
+"""What one step of QAT changes, and what it draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from raysearch.training import load_checkpoint
+from raysearch.training.fine_tune import ProcessContext
+from raysearch.training.step import _seeded, train
+from tests.training.toys import make_recipe
+
+
+def test_frozen_parameters_stay_and_everything_else_moves():
+    recipe = make_recipe(epochs=1)
+    recipe.model.head.bias.requires_grad_(False)
+    start = recipe.build().model.state_dict()
+    controller = recipe.build()
+    load_checkpoint(controller, train(recipe, ProcessContext(False, lambda _: None)).state)
+    for name, value in controller.model.state_dict().items():
+        fixed = name == "head.bias" or name.endswith("_extra_state")
+        assert torch.equal(value, start[name]) == fixed, name
+
+
+def test_scales_move_by_a_share_of_their_own_size():
+    recipe = make_recipe(epochs=1, batch_size=192, scale_learning_rate=0.01, learning_rate=1e-9)
+    before, after = recipe.build(), recipe.build()
+    load_checkpoint(after, train(recipe, ProcessContext(False, lambda _: None)).state)
+    for name, quantizer in after.all_quantizations.items():
+        old = before.all_quantizations[name].effective_scale()
+        # Adam's first step is the learning rate.
+        moved = (quantizer.effective_scale() - old).abs()
+        assert float(moved.detach().max()) == pytest.approx(0.01 * float(old.detach().mean()), rel=1e-2)
+
+
+def test_ranks_draw_one_order_and_their_own_noise():
+    x = torch.arange(12.0)
+    loader = DataLoader(TensorDataset(x), batch_size=2, shuffle=True)
+
+    def order(rank, epoch):
+        batches = [batch[0].tolist() for batch in _seeded(loader, 3, epoch, rank)]
+        return batches, torch.rand(1).item()
+
+    first, noise = order(0, 0)
+    second, other_noise = order(1, 0)
+    assert first == second
+    assert noise != other_noise
+    assert first != order(0, 1)[0]
+    assert order(1, 0) == (second, other_noise)

@@ -1,0 +1,217 @@
+"""QAT in this process: it learns, it is repeatable, and it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from raysearch.errors import ConfigError, TaskError, TrainingError
+from raysearch.inputs import hash_model
+from raysearch.records import EpochMetrics
+from raysearch.training import fine_tune, load_checkpoint
+from raysearch.training.fine_tune import ProcessContext
+from raysearch.training.launch import read_progress, write_progress
+from raysearch.training.step import Progress, train
+from tests.training.toys import blobs, make_recipe, nan_loss
+
+
+def run(recipe, **options):
+    saved = {}
+    options = {"on_ray": False, "run_name": "", "storage_path": "", **options}
+    return fine_tune(recipe, saved.__setitem__, **options), saved
+
+
+def values(result, name):
+    return [entry.metrics[name] for entry in result.history]
+
+
+class Recording(ProcessContext):
+    """Stops after some epochs, and goes on from what a checkpoint folder holds."""
+
+    def __init__(self, folder=None, stop_after=None):
+        super().__init__(False, lambda epoch: None)
+        self.folder, self.stop_after = folder, stop_after
+
+    def resume(self):
+        return read_progress(self.folder) if (self.folder / "progress.json").exists() else None
+
+    def report(self, progress):
+        write_progress(progress, self.folder)
+        if progress.next_epoch == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def test_a_two_bit_model_learns_and_the_best_state_is_kept():
+    recipe = make_recipe(bits=2, epochs=6)
+    epochs = []
+    result, saved = run(recipe, on_epoch=epochs.append)
+    losses = values(result, "loss")
+    assert [entry.epoch for entry in result.history] == list(range(-1, 6))
+    assert epochs == [1, 2, 3, 4, 5, 6]
+    assert min(losses) < 0.7 * losses[0]
+    assert result.monitor == "loss"
+    assert losses[result.best_epoch + 1] == min(losses)
+    assert result.skipped == ""
+    # The saved state is that epoch's, and runs as it was measured.
+    controller = recipe.build()
+    load_checkpoint(controller, saved[result.checkpoint])
+    batch = recipe.validation[0]
+    with torch.no_grad():
+        outputs = controller.model.eval()(batch[0])
+    assert float(recipe.loss(outputs, batch)) == min(losses)
+
+
+def test_the_calibrated_model_is_kept_when_training_harms():
+    recipe = make_recipe(bits=8, learning_rate=30.0, epochs=2)
+    result, saved = run(recipe)
+    assert result.best_epoch == -1
+    assert min(values(result, "loss")[1:]) >= values(result, "loss")[0]
+    controller = recipe.build()
+    state = {k: v.clone() for k, v in controller.model.state_dict().items()}
+    load_checkpoint(controller, saved[result.checkpoint])
+    assert all(torch.equal(v, state[k]) for k, v in controller.model.state_dict().items())
+
+
+def test_a_nan_before_training_does_not_stop_an_epoch_from_being_best():
+    recipe = make_recipe(epochs=2)
+    calls = []
+
+    def loss(outputs, batch):
+        if outputs.requires_grad:
+            return recipe.loss(outputs, batch)
+        calls.append(1)
+        return recipe.loss(outputs, batch) * (math.nan if len(calls) == 1 else 1.0)
+
+    result, _ = run(dataclasses.replace(recipe, loss=loss))
+    assert math.isnan(values(result, "loss")[0])
+    assert result.best_epoch == 1
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
+    recipe = make_recipe()
+    first, saved = run(recipe)
+    torch.rand(5)
+    # The same recipe object: training must not have changed it.
+    again, saved_again = run(recipe)
+    assert saved == saved_again
+    assert first == again
+    _, other = run(make_recipe(seed=8))
+    assert saved != other
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, epoch):
+    recipe = make_recipe(epochs=4)
+    whole = train(recipe, ProcessContext(False, lambda _: None))
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, Recording(tmp_path, stop_after=epoch))
+    torch.manual_seed(1234)
+    resumed = train(make_recipe(epochs=4), Recording(tmp_path))
+    assert resumed.state == whole.state
+    assert resumed.best_state == whole.best_state
+    assert resumed.history == whole.history
+    assert (resumed.best_epoch, resumed.next_epoch) == (whole.best_epoch, 4)
+    # Once more after the last epoch: nothing is left to do.
+    assert train(make_recipe(epochs=4), Recording(tmp_path)).history == whole.history
+
+
+def test_a_checkpoint_folder_holds_a_progress_exactly(tmp_path):
+    history = [EpochMetrics(-1, {"loss": 0.1 + 0.2, "x": math.inf}), EpochMetrics(0, {"loss": 1e-300})]
+    progress = Progress(1, history, 0, b"best", b"state", b"optimizer")
+    write_progress(progress, tmp_path)
+    assert read_progress(tmp_path) == progress
+
+
+def test_without_labels_the_divergence_is_trained():
+    unlabelled = [batch[0] for batch in [blobs(32, seed) for seed in range(6)]]
+    recipe = make_recipe(
+        loss=None, metrics={}, train=unlabelled, validation=[blobs(128, 2)[0]], epochs=6, objective="auto"
+    )
+    result, _ = run(recipe)
+    assert result.monitor == "divergence"
+    assert min(values(result, "divergence")) < 0.5 * values(result, "divergence")[0]
+    assert "loss" not in result.history[0].metrics
+
+
+def test_distill_can_be_chosen_beside_a_loss():
+    result, _ = run(make_recipe(objective="distill"))
+    assert result.monitor == "divergence"
+    assert min(values(result, "divergence")) < values(result, "divergence")[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"train": None}, "no training data"),
+        ({"train": None, "loss": None, "objective": "loss"}, "no training data"),
+        ({"epochs": 0}, "training.epochs is 0"),
+    ],
+)
+def test_skipped_training_saves_the_calibrated_model_and_says_why(changes, reason):
+    recipe = make_recipe(**changes)
+    result, saved = run(recipe)
+    assert reason in result.skipped
+    assert (result.best_epoch, result.history) == (-1, ())
+    load_checkpoint(recipe.build(), saved[result.checkpoint])
+
+
+def test_a_loss_objective_without_a_loss_is_refused():
+    with pytest.raises(ConfigError, match="the Task has no loss"):
+        run(make_recipe(objective="loss", loss=None))
+
+
+def test_a_nan_objective_is_named_by_epoch_and_step():
+    with pytest.raises(TrainingError, match="objective is nan at epoch 0, step 0"):
+        run(make_recipe(loss=nan_loss))
+    calls = []
+
+    def late(outputs, batch):
+        calls.append(outputs.requires_grad)
+        bad = sum(calls) == 6 + 3 and outputs.requires_grad
+        return recipe.loss(outputs, batch) * (math.inf if bad else 1.0)
+
+    recipe = make_recipe()
+    with pytest.raises(TrainingError, match="objective is inf at epoch 1, step 2"):
+        run(dataclasses.replace(recipe, loss=late))
+
+
+def test_a_loss_that_is_no_scalar_is_refused():
+    recipe = make_recipe()
+    by_sample = dataclasses.replace(
+        recipe, loss=lambda z, batch: z.sum(1) if z.requires_grad else recipe.loss(z, batch)
+    )
+    with pytest.raises(TaskError, match=r"loss has shape \(32,\)"):
+        run(by_sample)
+
+
+def test_no_batch_is_an_error():
+    with pytest.raises(TrainingError, match="no batch"):
+        run(make_recipe(train=[]))
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_float_model_and_the_rng_are_left_as_found(failing):
+    recipe = make_recipe(**({"loss": nan_loss} if failing else {}))
+    recipe.model.head.bias.requires_grad_(False)
+    recipe.model.norm.train()
+
+    def look():
+        model = recipe.model
+        return (
+            hash_model(model),
+            [module.training for module in model.modules()],
+            [(p.requires_grad, p.grad) for p in model.parameters()],
+            [type(module) for module in model.modules()],
+        )
+
+    before, rng = look(), torch.get_rng_state()
+    if failing:
+        with pytest.raises(TrainingError):
+            run(recipe)
+    else:
+        run(recipe)
+    assert look() == before
+    assert torch.equal(torch.get_rng_state(), rng)
