@@ -23,7 +23,7 @@ def train_float() -> DigitsNet:
     for _ in range(EPOCHS):
         for images, labels in loader:
             optimizer.zero_grad()
-            F.cross_entropy(model(images), labels, label_smoothing=0.05).backward()
+            F.cross_entropy(model(images), labels).backward()
             optimizer.step()
             schedule.step()
     return model.eval()
