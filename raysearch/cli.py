@@ -86,8 +86,10 @@ def run(
         finally:
             lines.close()
 
+        setup = resolve_run(result.run_id, storage).load_setup()
+
         def draw(out: Console) -> None:
-            out.print(console.assignment_table(None, result.assignment))
+            out.print(console.assignment_table(setup, result.assignment))
             out.print(console.result_table(result))
             for note in result.notes:
                 out.print(f"note: {note}")

@@ -83,11 +83,11 @@ def result_table(result: RunResult) -> Table:
     return table
 
 
-def assignment_table(setup: QuantizerSetup | None, assignment: Mapping[str, int]) -> Table:
+def assignment_table(setup: QuantizerSetup, assignment: Mapping[str, int]) -> Table:
     """Group → bit-width."""
     table = Table("group", "kind", "bits")
     for name, bits in assignment.items():
-        table.add_row(name, setup.group_kind(name) if setup else "", str(bits))
+        table.add_row(name, setup.group_kind(name), str(bits))
     return table
 
 

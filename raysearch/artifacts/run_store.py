@@ -237,10 +237,12 @@ class RunStore:
         return self.storage.read_bytes(f"checkpoints/{check_name(name)}")
 
     def save_model(self, folder: Path) -> None:
-        """Copy the files of an export into `model/`, `manifest.json` last."""
+        """Copy the files of an export into `model/`, `manifest.json` last; what an older one left goes."""
         files = Storage(folder).list()
         for name in sorted(files, key=lambda n: (n == "manifest.json", n)):
             self.storage.write_file(f"model/{name}", folder / name)
+        for name in set(self.storage.list("model")) - {f"model/{name}" for name in files}:
+            self.storage.delete_file(name)
 
     def load_manifest(self) -> ExportManifest:
         """Read `model/manifest.json`."""

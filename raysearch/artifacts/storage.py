@@ -142,6 +142,15 @@ class Storage:
             with self._explained("delete", name):
                 self._filesystem.delete_dir(self._path(name))
 
+    def delete_file(self, name: str) -> None:
+        """Delete one file below this folder.
+
+        Raises:
+            StorageError: it does not exist or cannot be deleted.
+        """
+        with self._explained("delete", check_name(name)):
+            self._filesystem.delete_file(self._path(name))
+
     def copy_to_local(self, folder: str | os.PathLike[str], name: str = "") -> tuple[str, ...]:
         """Copy every file below `name` into a local folder, under the same names.
 

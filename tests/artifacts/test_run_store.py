@@ -197,3 +197,15 @@ def test_a_uri_keeps_its_options():
     from raysearch.artifacts.run_id import split_run
 
     assert split_run("s3://b/runs/r1/?region=x", None) == ("s3://b/runs?region=x", "r1")
+
+
+def test_an_older_export_leaves_nothing_behind(tmp_path):
+    store = RunStore(tmp_path / "runs", "r")
+    store.create({})
+    for names in (("a.bin", "old.onnx", "manifest.json"), ("a.bin", "manifest.json")):
+        folder = tmp_path / names[1]
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(name)
+        store.save_model(folder)
+    assert store.storage.list("model") == ("model/a.bin", "model/manifest.json")

@@ -106,6 +106,7 @@ def test_resolve_report_status_and_export_work_on_the_saved_run(finished):
     assert [check["target"] for check in again["checks"]] == ["packed"]
     assert again["checks"][0]["max_abs_difference"] == 0.0
     raysearch.load_model(Path(result["model_dir"]))
+    assert not (Path(result["model_dir"]) / "model.onnx").exists()
 
 
 def test_inspect_spends_nothing_and_shows_the_range():
