@@ -31,6 +31,7 @@ EXCLUDES = (".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cach
 """What stays at home when a working directory is uploaded, as patterns of a .gitignore."""
 
 _PREFLIGHT_SECONDS = 10.0
+_AGENT_SECONDS = 90.0
 _OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
@@ -87,14 +88,15 @@ def submit_job(
         runtime_env["env_vars"] = dict(env_vars)
     if pip:
         runtime_env["pip"] = list(pip)
+    request = {
+        "entrypoint": shlex.join(entrypoint),
+        "submission_id": job_id or run_id,
+        "metadata": {"raysearch_run_id": run_id},
+        "runtime_env": runtime_env,
+    }
     with _client(address, token_file, verify) as client:
         try:
-            submitted: str = client.submit_job(
-                entrypoint=shlex.join(entrypoint),
-                submission_id=job_id or run_id,
-                metadata={"raysearch_run_id": run_id},
-                runtime_env=runtime_env,
-            )
+            return _submit_when_ready(client, request)
         except RuntimeError as error:
             if "already exists" not in str(error):
                 raise
@@ -102,7 +104,20 @@ def submit_job(
                 f"the cluster at {address} already has a job {job_id or run_id}; watch that one, or give the "
                 "run another id"
             ) from error
-        return submitted
+
+
+def _submit_when_ready(client: JobSubmissionClient, request: dict[str, Any]) -> str:
+    # The dashboard of a young cluster answers some seconds before the agent that starts jobs does.
+    deadline = time.monotonic() + _AGENT_SECONDS
+    while True:
+        try:
+            submitted: str = client.submit_job(**request)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
+        else:
+            return submitted
 
 
 def find_job(
