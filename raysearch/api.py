@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +21,7 @@ from raysearch.errors import ConfigError, TaskError
 from raysearch.evaluation import Replica
 from raysearch.inputs import check_inputs, place, versions
 from raysearch.pipeline import Walk
-from raysearch.progress import Listener, Progress
+from raysearch.progress import Listener, Progress, reporting, stoppable
 from raysearch.records import (
     BitAssignment,
     CostModel,
@@ -98,12 +96,11 @@ def run(
         store.check_same(saved, inputs.fingerprints, ignore=("task",))
     else:
         store.create(saved, inputs.fingerprints, versions())
-    with _session(settings, address) as make_pool:
-        progress = Progress(store, listener)
+    progress = Progress(store, listener)
+    with reporting(progress), _session(settings, address) as make_pool, stoppable():
         walk = Walk(inputs, store, progress, make_pool, on_ray=settings.cluster.workers > 0)
-        with _reporting(progress), seeded(derive_seed(settings.seed, "walk")):
-            result = walk.run()
-    return result
+        with seeded(derive_seed(settings.seed, "walk")):
+            return walk.run()
 
 
 def retrieve(
@@ -245,7 +242,7 @@ def export_run(
 def _session(config: Config, address: str) -> Iterator[Callable[[Replica], Pool]]:
     cluster = config.cluster
     if cluster.workers == 0:
-        yield LocalPool
+        yield _local_pool
         return
     from raysearch.cluster.ray_pool import RayPool
     from raysearch.cluster.session import ray_session
@@ -267,24 +264,5 @@ def _session(config: Config, address: str) -> Iterator[Callable[[Replica], Pool]
         )
 
 
-@contextmanager
-def _reporting(progress: Progress) -> Iterator[None]:
-    """Say in the run's folder how it ends, also when a job is stopped."""
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _interrupt) if in_main else None
-    try:
-        yield
-        progress.tell("done")
-    except KeyboardInterrupt:
-        progress.tell("cancelled", message="stopped from outside; --resume goes on with it")
-        raise
-    except Exception as error:
-        progress.tell("failed", message=str(error))
-        raise
-    finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+def _local_pool(replica: Replica) -> Pool:
+    return LocalPool(replica.place())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,3 +60,35 @@ class Progress:
     def _record(self, state: str, stage: str, done: int, total: int, message: str) -> RunStatus:
         seconds = dict(self.seconds)
         return RunStatus(self._store.run_id, state, stage, done, total, seconds, time.time(), message)
+
+
+@contextmanager
+def reporting(progress: Progress) -> Iterator[None]:
+    """Say in the run's folder how it ends."""
+    progress.tell("running", "starting")
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.tell("cancelled", message="stopped from outside; --resume goes on with it")
+        raise
+    except Exception as error:
+        progress.tell("failed", message=str(error))
+        raise
+    progress.tell("done")
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Turn SIGTERM, by which a job is stopped, into an interrupt; after `ray.init`, which sets its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

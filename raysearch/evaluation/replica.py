@@ -18,6 +18,9 @@ from raysearch.evaluation.forward import Forward, Loss, frozen_eval, output_tens
 class Replica:
     """A private copy of the float model with its data; shipped to each worker once.
 
+    It takes its place on the worker's device when it is unpacked there, or by `place`: the driver that
+    makes it may have no GPU.
+
     Attributes:
         model: the float model, in eval mode.
         forward: (model, batch) → outputs.
@@ -37,16 +40,21 @@ class Replica:
     cache: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.device == "auto":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model.to(self.device).eval()
+        self.model.eval()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "cache": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.model.to(self.device).eval()
+        self.place()
+
+    def place(self) -> Replica:
+        """Move the model to the device; "auto" is decided here."""
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model.to(self.device)
+        return self
 
     def shard(self, data: str, index: int) -> Batch:
         """One shard on the worker's device."""

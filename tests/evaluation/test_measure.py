@@ -88,4 +88,4 @@ def test_the_device_auto_is_one_that_is_there() -> None:
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     shards = {"calibration": [X]}
     model = copy.deepcopy(models.build("digits"))
-    assert Replica(model, default_forward, shards, Divergence(), device="auto").device == expected
+    assert Replica(model, default_forward, shards, Divergence(), device="auto").place().device == expected
