@@ -74,6 +74,12 @@ def write_onnx(
     import onnx_ir as ir
     from onnx_ir.passes import Sequential, common
 
+    for weight in weights.values():
+        if weight.zero_point is not None:
+            raise ExportError(
+                f"the weight '{weight.name}' has zero points, which the target 'onnx' cannot hold yet; give "
+                f"it a symmetric signed quantizer, or leave it float."
+            )
     program, fixed_batch = _export(stripped, example_inputs)
     model = program.model
     _check_codes(model, weights)

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from raysearch.artifacts import Storage
-from raysearch.controller import stripped_quantizers, stripped_weights
+from raysearch.controller import StrippedWeight, stripped_quantizers, stripped_weights
 from raysearch.errors import ExportError
 from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight, TensorSpec
 from raysearch.export.packing import pack_codes
@@ -66,11 +66,11 @@ def write_packed(
         inputs=input_names(stripped, example_inputs),
         fixed_batch=captured.fixed_batch,
         weights={
-            name: PackedWeight(w.num_bits, w.axis, tuple(w.codes.shape), w.aliases)
+            name: PackedWeight(w.num_bits, _channel_axis(w), tuple(w.codes.shape), w.aliases)
             for name, w in weights.items()
         },
         activations={
-            name: ActivationQuantizer(q.num_bits, float(q.effective_scale()), q.zero_point)
+            name: ActivationQuantizer(q.num_bits, float(q.effective_scale()), int(q.zero_points()))
             for name, q in stripped_quantizers(stripped, setup).items()
         },
         tensors={n: TensorSpec(tuple(t.shape), DTYPES[t.dtype]) for n, t in others.items()},
@@ -106,6 +106,16 @@ def input_names(model: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[str,
     parameters = inspect.signature(model.forward).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind in kinds]
     return tuple(names[: len(example_inputs)])
+
+
+def _channel_axis(weight: StrippedWeight) -> int:
+    if weight.axis is None or weight.zero_point is not None:
+        what = "one scale per tensor" if weight.axis is None else "zero points"
+        raise ExportError(
+            f"the weight '{weight.name}' has {what}, which the target 'packed' cannot hold yet; give it a "
+            f"symmetric signed quantizer with a scale per channel, or leave it float."
+        )
+    return weight.axis
 
 
 def _check_types(tensors: dict[str, Tensor]) -> None:

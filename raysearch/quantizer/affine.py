@@ -2,56 +2,137 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+ZeroPoint = int | Tensor
+"""Code of the value 0: a number for all elements, or a tensor of integers shaped like the scale."""
 
-def quantize(x: Tensor, scale: Tensor, zero_point: int, quant_min: int, quant_max: int) -> Tensor:
+
+def quantize(x: Tensor, scale: Tensor, zero_point: ZeroPoint, quant_min: int, quant_max: int) -> Tensor:
     """Integer codes clamp(rne(x / s) + z, quant_min, quant_max), in x's dtype.
 
     True division and round half to even, as ONNX defines QuantizeLinear: x·(1/s) would differ by a step on
     about one element in a million.
     """
-    return torch.clamp(torch.round(x / scale), quant_min - zero_point, quant_max - zero_point) + zero_point
+    low, high = _bounds(zero_point, quant_min, quant_max)
+    return torch.clamp(torch.round(x / scale), low, high) + zero_point
 
 
-def dequantize(codes: Tensor, scale: Tensor, zero_point: int) -> Tensor:
+def dequantize(codes: Tensor, scale: Tensor, zero_point: ZeroPoint) -> Tensor:
     """Values (codes − z)·s, float32."""
     return (codes.to(scale.dtype) - zero_point) * scale
 
 
+@dataclass(frozen=True)
+class AffineForm:
+    """What a quantizer computes, as strip and export need it: a code q stands for (q − zero_point)·scale.
+
+    Attributes:
+        scale: float32, shape [1, …, C, …, 1] or [1], positive.
+        zero_point: int32, shape of `scale`.
+        quant_min: lowest code.
+        quant_max: highest code.
+        offset: None when a code is rne(x / s) + z, as QuantizeLinear has it; else what is added to x / s
+            before rounding (see `tune_range`). It changes which code a value gets, never what a code means.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    quant_min: int
+    quant_max: int
+    offset: Tensor | None = None
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether every zero point is 0."""
+        return not bool(self.zero_point.any())
+
+    def shifted(self, amount: int) -> AffineForm:
+        """The same values with every code moved by `amount`."""
+        return AffineForm(
+            self.scale,
+            self.zero_point + amount,
+            self.quant_min + amount,
+            self.quant_max + amount,
+            self.offset,
+        )
+
+
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, low: int, high: int, gamma: float) -> Tensor:
-        return torch.clamp(torch.round(x / scale), low, high) * scale
+    def forward(x: Tensor, scale: Tensor, low: Any, high: Any, gamma: float) -> Tensor:
+        # In place on fresh temporaries: an allocation costs as much as two passes over a weight.
+        levels = torch.div(x, scale).round_()
+        return torch.clamp_(levels, low, high).mul_(scale)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, scale, low, high, gamma = inputs
-        ctx.save_for_backward(x, scale)
-        ctx.bounds = (low, high, gamma)  # type: ignore[attr-defined]
+        # Bounds per channel are tensors; saved with the others, so that nothing is kept alive by the graph.
+        tensors = (low, high) if isinstance(low, Tensor) else ()
+        ctx.save_for_backward(x, scale, *tensors)
+        ctx.bounds = (None if tensors else (low, high), gamma)  # type: ignore[attr-defined]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale = ctx.saved_tensors
-        low, high, gamma = ctx.bounds
-        v = x / scale
-        rounded = torch.round(v)
-        levels = torch.clamp(rounded, low, high)
-        inside = levels == rounded
-        grad_scale = None
-        if ctx.needs_input_grad[1]:
-            # Selected, not multiplied: with a tiny scale v overflows, and 0·inf would be NaN.
-            slope = levels - torch.where(inside, v, torch.zeros_like(v))
-            grad_scale = gamma * (grad * slope).sum_to_size(scale.shape)
-        return grad * inside, grad_scale, None, None, None
+        x, scale, *tensors = ctx.saved_tensors
+        bounds, gamma = ctx.bounds
+        low, high = tensors if bounds is None else bounds
+        # While a graph of the gradient is built, nothing may change in place.
+        derive = _gradients if tensors or torch.is_grad_enabled() else _gradients_in_place
+        return derive(x, scale, low, high, gamma, grad, ctx.needs_input_grad[1])
+
+
+def _bounds(zero_point: ZeroPoint, quant_min: int, quant_max: int) -> tuple[Any, Any]:
+    """Lowest and highest level relative to 0; both numbers, or both tensors."""
+    return quant_min - zero_point, quant_max - zero_point
+
+
+def _gradients(
+    x: Tensor, scale: Tensor, low: Any, high: Any, gamma: float, grad: Tensor, with_scale: bool
+) -> tuple[Tensor | None, ...]:
+    """The gradients by operations that autograd can differentiate again."""
+    v = x / scale
+    rounded = torch.round(v)
+    levels = torch.clamp(rounded, low, high)
+    inside = levels == rounded
+    grad_scale = None
+    if with_scale:
+        # Selected, not multiplied: with a tiny scale v overflows, and 0·inf would be NaN.
+        slope = levels - torch.where(inside, v, torch.zeros_like(v))
+        grad_scale = gamma * (grad * slope).sum_to_size(scale.shape)
+    return grad * inside, grad_scale, None, None, None
+
+
+def _gradients_in_place(
+    x: Tensor, scale: Tensor, low: Any, high: Any, gamma: float, grad: Tensor, with_scale: bool
+) -> tuple[Tensor | None, ...]:
+    """The same in a third of the time: three temporaries, and a mask without booleans.
+
+    hardtanh's backward passes g strictly between two bounds. rne takes a tie to the even side, so the tie
+    half a step beyond an even end belongs to that end, and the bound lies one float further out.
+    """
+    # Clamped, so that an overflowing quotient times 0 is 0; what is beyond the ends stays beyond them.
+    v = torch.div(x, scale).clamp_(low - 1, high + 1)
+    eps = torch.finfo(v.dtype).eps
+    below = (low - 0.5) * (1.0 if low % 2 else 1.0 + 0.75 * eps)
+    above = (high + 0.5) * (1.0 if high % 2 else 1.0 + 0.75 * eps)
+    passed = torch.ops.aten.hardtanh_backward(grad, v, below, above)
+    if not with_scale:
+        return passed, None, None, None, None
+    levels = v.round().clamp_(low, high)
+    # −g·(c − m·v) = (v − c)·m·g + c·(m·g − g): neither term cancels.
+    v.sub_(levels).mul_(passed).addcmul_(levels, passed - grad)
+    return passed, v.sum_to_size(scale.shape).mul(-gamma), None, None, None
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: int, quant_min: int, quant_max: int, gamma: float = 1.0
+    x: Tensor, scale: Tensor, zero_point: ZeroPoint, quant_min: int, quant_max: int, gamma: float = 1.0
 ) -> Tensor:
     """Quantize and dequantize in one differentiable step (LSQ).
 
@@ -67,13 +148,13 @@ def fake_quantize(
     Args:
         x: any shape, floating point.
         scale: broadcastable to x, positive.
-        zero_point: code of the value 0; the same for all elements.
+        zero_point: code of the value 0; a number, or an integer tensor of the scale's shape.
         quant_min: lowest code.
         quant_max: highest code.
         gamma: LSQ's gradient scale, 1/√(N·Q).
 
     Source: Esser et al., Learned Step Size Quantization, ICLR 2020, equations 1–5.
     """
-    low, high = quant_min - zero_point, quant_max - zero_point
+    low, high = _bounds(zero_point, quant_min, quant_max)
     result: Tensor = _FakeQuantize.apply(x, scale, low, high, gamma)  # type: ignore[no-untyped-call]
     return result

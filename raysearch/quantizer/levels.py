@@ -7,7 +7,7 @@ MAX_BITS = 8
 
 
 def quant_levels(num_bits: int, *, signed: bool) -> tuple[int, int]:
-    """(quant_min, quant_max) of a quantizer.
+    """(quant_min, quant_max) of a quantizer of the default kind.
 
     Signed (weights): −2^(b−1) … 2^(b−1)−1, but narrow at 8 bits (−127 … 127), as the NNCF reference
     builds them: integer kernels multiply u8 by s8, where −128 gains nothing and can saturate.
@@ -20,9 +20,34 @@ def quant_levels(num_bits: int, *, signed: bool) -> tuple[int, int]:
         >>> quant_levels(2, signed=True), quant_levels(8, signed=True), quant_levels(4, signed=False)
         ((-2, 1), (-127, 127), (0, 15))
     """
+    return grid_levels(num_bits, signed=signed, narrow_range=signed and num_bits == MAX_BITS)
+
+
+def grid_levels(
+    num_bits: int, *, signed: bool, narrow_range: bool = False, half_range: bool = False
+) -> tuple[int, int]:
+    """(quant_min, quant_max) of any grid.
+
+    Signed: −2^(b−1) … 2^(b−1)−1, narrow from one more. Unsigned: 0 … 2^b−1, narrow to one less. Half range
+    uses b − 1 for b. An asymmetric grid is an unsigned one that is never narrow.
+
+    Raises:
+        PlacementError: the bit-width is outside 2–8, or no level above 0 is left.
+
+    Example:
+        >>> grid_levels(4, signed=True, narrow_range=True), grid_levels(8, signed=False, half_range=True)
+        ((-7, 7), (0, 127))
+    """
     if not MIN_BITS <= num_bits <= MAX_BITS:
         raise PlacementError(f"the bit-width {num_bits} is outside {MIN_BITS}–{MAX_BITS}.")
-    if not signed:
-        return 0, 2**num_bits - 1
-    top = 2 ** (num_bits - 1) - 1
-    return (-top if num_bits == MAX_BITS else -top - 1), top
+    bits = num_bits - half_range
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    if narrow_range:
+        low, high = (low + 1, high) if signed else (low, high - 1)
+    if high < 1:
+        kinds = [name for name, on in (("narrow", narrow_range), ("half", half_range)) if on]
+        raise PlacementError(
+            f"{num_bits} bits with {' and '.join(kinds)} range have no level above 0; use more bits or the "
+            f"full range."
+        )
+    return low, high

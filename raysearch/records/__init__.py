@@ -11,6 +11,7 @@ from raysearch.records.budget import (
 )
 from raysearch.records.costs import COST_KINDS, CostModel, packed_bytes
 from raysearch.records.ranges import QuantizerRange, RangeTable
+from raysearch.records.ratio import compression_ratio
 from raysearch.records.results import (
     EpochMetrics,
     ExportedFile,
@@ -26,6 +27,7 @@ from raysearch.records.setup import (
     QuantizationPoint,
     QuantizerGroup,
     QuantizerSetup,
+    QuantizerSpec,
     Site,
 )
 
@@ -46,6 +48,7 @@ __all__ = [
     "QuantizerGroup",
     "QuantizerRange",
     "QuantizerSetup",
+    "QuantizerSpec",
     "RangeTable",
     "RunResult",
     "RunStatus",
@@ -56,6 +59,7 @@ __all__ = [
     "TargetCheck",
     "Trace",
     "check_achievable",
+    "compression_ratio",
     "excesses",
     "is_feasible",
     "packed_bytes",

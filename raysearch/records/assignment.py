@@ -44,7 +44,8 @@ class BitAssignment:
         """Refuse an assignment that does not fit a setup.
 
         Raises:
-            PlacementError: a group is missing or unknown, or a width is not one of the group's.
+            PlacementError: a group is missing or unknown, a width is not one of the group's, or a weight and
+                its input take widths that the hardware profile does not allow together.
         """
         for name in self.bits:
             if name not in setup.groups:
@@ -60,6 +61,21 @@ class BitAssignment:
                     f"the assignment gives '{group.id}' {self.bits[group.id]} bits; allowed: "
                     f"{', '.join(map(str, group.bit_widths))}."
                 )
+        self.check_pairs(setup)
+
+    def check_pairs(self, setup: QuantizerSetup) -> None:
+        """Refuse widths of a weight and its input that do not go together; groups may be left out.
+
+        Raises:
+            PlacementError: names the weight, its input, both widths and the allowed pairs.
+        """
+        for name, (weight, active) in setup.broken_pairs(self.bits).items():
+            allowed = ", ".join(f"({w}, {a})" for w, a in setup.pairs[name])
+            raise PlacementError(
+                f"the assignment gives '{name}' {weight} bits and its input "
+                f"'{setup.points[name].input_point}' {active} bits, which the hardware profile does not "
+                f"allow together; allowed (weight, input): {allowed}."
+            )
 
     def per_point(self, setup: QuantizerSetup) -> dict[str, int]:
         """Quantizer id → bit-width, in graph order; a group that is not named stays out (float)."""

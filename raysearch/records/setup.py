@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from raysearch.errors import StorageError
 FLOAT_BITS = 32
 """The bit-width that stands for 'not quantized' in costs."""
 
-Role = Literal["parameter", "input", "add"]
+Role = Literal["parameter", "input", "add", "call"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Site:
     Attributes:
         module: dotted path of the module, "" for the root.
         role: "parameter" (the quantizer is a parametrization of `name`), "input" (it acts on the
-            module's first argument) or "add" (it acts on one argument of the `occurrence`-th addition
-            that the module itself executes in one forward).
-        name: the parameter's name; "" for the other roles.
-        occurrence: index of the addition within the module's own forward.
-        argument: 0 or 1, the operand of the addition.
+            module's first argument), "add" (it acts on one operand of the `occurrence`-th addition that the
+            module itself executes in one forward) or "call" (the same of another function, `name`).
+        name: the parameter's name, or the kind of function: "matmul", "attention", "linear", "conv", "pool".
+        occurrence: index of the call within the module's own forward, among those of its kind.
+        argument: the operand, from 0.
     """
 
     module: str
@@ -35,6 +35,25 @@ class Site:
     name: str = ""
     occurrence: int = 0
     argument: int = 0
+
+
+@dataclass(frozen=True)
+class QuantizerSpec:
+    """What kind of quantizer a point gets; the bit-width is not part of it.
+
+    Attributes:
+        mode: "symmetric" (levels around 0) or "asymmetric" (a zero point, 0 exactly on the grid).
+        signed: of a symmetric quantizer; None takes it from the data.
+        narrow_range: one level less: −2^(b−1)+1 …, or … 2^b−2 when unsigned.
+        half_range: the levels of b−1 bits in a container of b.
+        logarithm_scale: the learned parameter is log(scale).
+    """
+
+    mode: Literal["symmetric", "asymmetric"] = "symmetric"
+    signed: bool | None = None
+    narrow_range: bool = False
+    half_range: bool = False
+    logarithm_scale: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,8 @@ class QuantizationPoint:
         axis: channel axis of the scale; None means one scale per tensor.
         macs: multiply-accumulates per sample of all the operations that use this weight; 0 for others.
         input_point: id of the activation point that feeds the weight's operation; "" when it is float.
+        spec: the kind of quantizer; None is the default of its kind: signed symmetric for weights (narrow at
+            8 bits), asymmetric for activations.
     """
 
     id: str
@@ -58,6 +79,7 @@ class QuantizationPoint:
     axis: int | None = None
     macs: int = 0
     input_point: str = ""
+    spec: QuantizerSpec | None = None
 
     @property
     def num_elements(self) -> int:
@@ -89,10 +111,18 @@ class QuantizerGroup:
 
 @dataclass(frozen=True)
 class QuantizerSetup:
-    """The result of placement: every point and every group, keyed by id in graph order."""
+    """The result of placement: every point and every group, keyed by id in graph order.
+
+    Attributes:
+        points: where quantizers act.
+        groups: which of them share a width, and the widths they may take.
+        pairs: weight id → the (weight, input) widths that may go together, where a hardware profile does not
+            allow every combination of the two groups' widths.
+    """
 
     points: Mapping[str, QuantizationPoint]
     groups: Mapping[str, QuantizerGroup]
+    pairs: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         grouped = [p for group in self.groups.values() for p in group.points]
@@ -118,6 +148,20 @@ class QuantizerSetup:
         """Whether a group holds weights or activations; a group never mixes them."""
         return self.points[self.groups[group_id].points[0]].kind
 
+    def broken_pairs(self, bits: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        """Weight id → (its width, its input's), of those that `pairs` does not allow.
+
+        Args:
+            bits: group id → bit-width; a weight or input whose group is not named is float and fits.
+        """
+        width = {p: bits[g.id] for g in self.groups.values() if g.id in bits for p in g.points}
+        found = {
+            name: (width[name], width[self.points[name].input_point])
+            for name in self.pairs
+            if name in width and self.points[name].input_point in width
+        }
+        return {name: pair for name, pair in found.items() if pair not in self.pairs[name]}
+
     def options(self) -> tuple[tuple[str, int], ...]:
         """Every option (group id, bit-width) in group order, widths ascending."""
         return tuple((g.id, bits) for g in self.groups.values() for bits in g.bit_widths)
@@ -128,13 +172,13 @@ class QuantizerSetup:
 
     def to_json(self) -> str:
         """The setup as JSON text; `from_json` reads it back."""
-        return json.dumps(
-            {
-                "points": [asdict(point) for point in self.points.values()],
-                "groups": [asdict(group) for group in self.groups.values()],
-            },
-            indent=1,
-        )
+        data: dict[str, Any] = {
+            "points": [asdict(point) for point in self.points.values()],
+            "groups": [asdict(group) for group in self.groups.values()],
+        }
+        if self.pairs:
+            data["pairs"] = dict(self.pairs)
+        return json.dumps(data, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> QuantizerSetup:
@@ -150,7 +194,11 @@ class QuantizerSetup:
                 QuantizerGroup(entry["id"], tuple(entry["points"]), tuple(entry["bit_widths"]))
                 for entry in data["groups"]
             ]
-            return cls({point.id: point for point in points}, {group.id: group for group in groups})
+            pairs = {
+                name: tuple((int(w), int(a)) for w, a in allowed)
+                for name, allowed in data.get("pairs", {}).items()
+            }
+            return cls({point.id: point for point in points}, {group.id: group for group in groups}, pairs)
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(f"setup.json is damaged: {error}. Start the run anew.") from error
 
@@ -159,4 +207,5 @@ def _point_from(entry: dict[str, Any]) -> QuantizationPoint:
     fields = dict(entry)
     fields["sites"] = tuple(Site(**site) for site in entry["sites"])
     fields["shape"] = tuple(entry["shape"])
+    fields["spec"] = QuantizerSpec(**entry["spec"]) if entry.get("spec") else None
     return QuantizationPoint(**fields)

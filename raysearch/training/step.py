@@ -17,7 +17,6 @@ from raysearch.controller import QuantizationController
 from raysearch.errors import TrainingError
 from raysearch.evaluation import Batch, evaluate_model, training_batches
 from raysearch.evaluation.batches import map_tensors
-from raysearch.quantizer import Quantizer
 from raysearch.records import EpochMetrics
 from raysearch.seeding import derive_seed
 from raysearch.training.objective import Objective
@@ -165,11 +164,12 @@ def _record(progress: Progress, recipe: Recipe, model: nn.Module, teacher: nn.Mo
 
 
 def _optimizer(controller: QuantizationController, settings: TrainingSettings) -> torch.optim.Optimizer:
-    scales = {id(q.scale): q for q in controller.all_quantizations.values() if q.enabled}
+    learned = [pair for q in controller.all_quantizations.values() if q.enabled for pair in q.learned()]
+    ranges = {id(parameter) for parameter, _ in learned}
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
     for parameter in controller.model.parameters():
-        if parameter.requires_grad and id(parameter) not in scales:
+        if parameter.requires_grad and id(parameter) not in ranges:
             (decayed if parameter.ndim > 1 else plain).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": decayed, "base": settings.learning_rate, "weight_decay": settings.weight_decay},
@@ -178,15 +178,12 @@ def _optimizer(controller: QuantizationController, settings: TrainingSettings) -
     # Adam's step has the size of the learning rate whatever the gradient's, so each scale gets a rate in
     # proportion to itself; otherwise small scales would jump by more than their own size.
     groups.extend(
-        {"params": [q.scale], "base": _relative_rate(q, settings), "weight_decay": 0.0}
-        for q in scales.values()
+        {"params": [parameter], "base": settings.scale_learning_rate * size, "weight_decay": 0.0}
+        for parameter, size in learned
+        if parameter.requires_grad
     )
     kept = [group for group in groups if group["params"]]
     return torch.optim.AdamW([{**group, "lr": group["base"]} for group in kept])
-
-
-def _relative_rate(quantizer: Quantizer, settings: TrainingSettings) -> float:
-    return settings.scale_learning_rate * float(quantizer.effective_scale().detach().mean())
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, epoch: int, settings: TrainingSettings) -> None:
