@@ -211,6 +211,53 @@ class SequentialResidual(nn.Sequential):
         return x + super().forward(x)
 
 
+class Concat(nn.Module):
+    """A skip connection that is concatenated, and one of its parts is read on its own as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.left = nn.Conv2d(4, 4, 1)
+        self.right = nn.Conv2d(4, 2, 1)
+        self.joint = nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        left = F.relu(self.left(x))
+        return self.joint(torch.cat([left, self.right(left)], 1))
+
+
+class Functional(nn.Module):
+    """Weights of a module's own, read by functions; a layer of torch that calls the same function below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(4, 3, 3, 3))
+        self.inner = nn.Sequential(nn.Conv2d(4, 4, 1), nn.GELU())
+        self.matrix = nn.Parameter(torch.randn(5, 4))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(F.relu(F.conv2d(x, self.kernel, padding=1)))
+        return self.head(F.gelu(F.linear(input=x.mean((2, 3)), weight=self.matrix)))
+
+
+class Attention(nn.Module):
+    """Attention written out: products of two activations, a softmax between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.qkv = nn.Linear(8, 24)
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.norm(x)).chunk(3, -1)
+        weights = (query @ key.transpose(-1, -2) / 8**0.5).softmax(-1)
+        return x + self.out(torch.bmm(weights, value))
+
+
 def sequential() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(),
@@ -245,6 +292,9 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Any, ...]]]
     "dict": (DictInOut, lambda n: ({"image": torch.randn(n, 1, 5, 5), "fact": torch.randn(n, 4)},)),
     "twice": (Twice, lambda n: (torch.randn(n, 4),)),
     "in_place": (InPlace, lambda n: (torch.randn(n, 4),)),
+    "concat": (Concat, images(3, 4)),
+    "functional": (Functional, images(3, 4)),
+    "attention": (Attention, sequence),
     "sequential": (sequential, images(1, 8)),
     "sequential_residual": (sequential_residual, lambda n: (torch.randn(n, 4),)),
 }

@@ -1,6 +1,6 @@
 """Attach modules to an eager model at the sites of a setup.
 
-Weights: `torch.nn.utils.parametrize`. Module inputs: a forward pre-hook. Additions: one tap at the root.
+Weights: `torch.nn.utils.parametrize`. Module inputs: a forward pre-hook. Functions: one tap at the root.
 All of it is plain objects, no closures, so that `copy.deepcopy` gives an independent model.
 """
 
@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from raysearch.errors import PlacementError
-from raysearch.placement.additions import AdditionKey, AdditionTap, tap_additions
+from raysearch.placement.calls import CallKey, CallTap, tap_calls
 from raysearch.records import QuantizationPoint, QuantizerSetup, Site
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -83,8 +83,7 @@ def attach_activation(
     """
     _check_activations(model, setup)
     handles: list[RemovableHandle] = []
-    taps: dict[AdditionKey, nn.Module] = {}
-    owners: set[str] = set()
+    taps: dict[CallKey, nn.Module] = {}
     for point in setup.of_kind("activation").values():
         module = modules[point.id]
         owner, name = home(model, point.sites[0])
@@ -94,10 +93,9 @@ def attach_activation(
                 hook = InputHook(module)
                 handles.append(_module(model, site).register_forward_pre_hook(hook, with_kwargs=True))
             else:
-                taps[site.module, site.occurrence, site.argument] = module
-                owners.add(site.module)
+                taps[site.module, site.name or "add", site.occurrence, site.argument] = module
     if taps:
-        handles.extend(tap_additions(model, owners, AdditionTap(taps)))
+        handles.extend(tap_calls(model, CallTap(taps)))
     return handles
 
 
@@ -114,7 +112,7 @@ def home(model: nn.Module, site: Site) -> tuple[nn.Module, str]:
     owner = _module(model, site)
     if site.role == "input":
         return owner, "input_quantizer"
-    name = f"add{site.occurrence}_input{site.argument}_quantizer"
+    name = f"{site.name or 'add'}{site.occurrence}_input{site.argument}_quantizer"
     if isinstance(owner, _CONTAINERS):
         # A container runs or counts whatever is registered on it, so its first layer takes the module in.
         owner = next((m for m in owner.modules() if not isinstance(m, _CONTAINERS)), owner)

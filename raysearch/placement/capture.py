@@ -31,6 +31,7 @@ class Operation:
         arguments: per positional argument the name of the node it comes from, "" if it is no tensor.
         shape: shape of the result; () if it is no single tensor.
         is_float: whether the result is a floating-point tensor.
+        sources: names of all nodes it reads, those inside lists too.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Operation:
     arguments: tuple[str, ...]
     shape: tuple[int, ...]
     is_float: bool
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def _operation(node: torch.fx.Node, op: str, modules: Mapping[str, str]) -> Oper
         arguments=arguments,
         shape=tuple(int(size) for size in value.shape) if isinstance(value, torch.Tensor) else (),
         is_float=isinstance(value, torch.Tensor) and value.is_floating_point(),
+        sources=tuple(source.name for source in node.all_input_nodes),
     )
 
 

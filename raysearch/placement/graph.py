@@ -1,18 +1,20 @@
-"""What the captured graph says about quantizable operations: weights, input tensors, MACs, additions."""
+"""What the captured graph says about quantizable operations: weights, tensors, MACs, calls."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, field
 
-from raysearch.placement.additions import ATEN_ADDITIONS, same_features
 from raysearch.placement.capture import CapturedGraph, Operation
+from raysearch.placement.functions import ATEN_CALLS, counts
 from raysearch.records import Site
 
 CONVOLUTIONS = {"aten.conv1d": 1, "aten.conv2d": 2, "aten.conv3d": 3}
 TRANSPOSED = {"aten.conv_transpose1d": 1, "aten.conv_transpose2d": 2, "aten.conv_transpose3d": 3}
 LINEAR = "aten.linear"
 EMBEDDING = "aten.embedding"
+CONCATENATION = "aten.cat"
 
 PASS_THROUGH = frozenset(
     {
@@ -21,10 +23,20 @@ PASS_THROUGH = frozenset(
         "aten.flatten", "aten.view", "aten.reshape", "aten._unsafe_view", "aten.unflatten", "aten.expand",
         "aten.transpose", "aten.permute", "aten.t", "aten.squeeze", "aten.unsqueeze",
         "aten.dropout", "aten.feature_dropout", "aten.alias", "aten.clone", "aten.detach",
-        "aten.contiguous", "aten.to", "aten.lift_fresh_copy",
+        "aten.contiguous", "aten.to", "aten.lift_fresh_copy", "aten.pad", "aten.constant_pad_nd",
     }
 )  # fmt: skip
 """Operations after which a tensor holds values it held before: one quantizer serves both sides."""
+
+FUSED = frozenset(
+    f"aten.{name}{suffix}"
+    for name in (
+        "batch_norm", "relu", "relu6", "hardtanh", "clamp", "silu", "gelu", "hardswish", "leaky_relu", "elu",
+        "tanh", "sigmoid",
+    )
+    for suffix in ("", "_")
+)  # fmt: skip
+"""Operations that kernels fuse with the convolution or linear layer before them."""
 
 GETITEM = "<built-in function getitem>"
 SLICES = frozenset(
@@ -35,22 +47,33 @@ SLICES = frozenset(
 
 @dataclass
 class WeightUse:
-    """All uses of one parameter as a weight."""
+    """All uses of one parameter as a weight.
+
+    Attributes:
+        kinds: of the operations: "conv", "depthwise", "conv_transpose", "linear" or "embedding".
+        inputs: root of the tensor that each operation reads, "" where a quantizer cannot reach it.
+        sites: where each operation reads it; None where a quantizer cannot reach it.
+        outputs: names of the operations.
+    """
 
     parameter: str
     axis: int
     macs: int = 0
     modules: list[str] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
+    sites: list[Site | None] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Reading:
-    """One place where a quantizable tensor is read: the root of the tensor, and the site."""
+    """One place where a quantizable tensor is read: its root, the site, a sample's shape, the operation."""
 
     root: str
     site: Site
     shape: tuple[int, ...]
+    kind: str
 
 
 @dataclass
@@ -63,15 +86,29 @@ class Addition:
 
 @dataclass
 class Reads:
-    """Everything placement needs of the graph, in graph order."""
+    """Everything placement needs of the graph, in graph order.
 
-    weights: dict[str, WeightUse]
-    readings: list[Reading]
-    additions: list[Addition]
-    addition_counts: Counter[str]
+    Attributes:
+        weights: parameter → its uses.
+        readings: where quantizable tensors are read.
+        additions: the residual ones.
+        counts: (module, kind) → calls that the module's own forward makes.
+        concatenations: (root of the result, roots of the parts).
+    """
+
+    weights: dict[str, WeightUse] = field(default_factory=dict)
+    readings: list[Reading] = field(default_factory=list)
+    additions: list[Addition] = field(default_factory=list)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    concatenations: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
 
 
-def read_graph(graph: CapturedGraph, leaf_modules: set[str]) -> Reads:
+def read_graph(
+    graph: CapturedGraph,
+    leaf_modules: set[str],
+    refused: Container[str] = (),
+    folded: Container[str] = (),
+) -> Reads:
     """Walk the graph once.
 
     MACs per operation and sample, summed over all uses of a weight of shape (O, I/g, k…): convolution
@@ -81,70 +118,139 @@ def read_graph(graph: CapturedGraph, leaf_modules: set[str]) -> Reads:
     Args:
         graph: the captured graph.
         leaf_modules: modules whose first argument is the operation's input, so that a hook reaches it.
+        refused: parameters that stay float whatever reads them.
+        folded: modules inside which the batch is not dimension 0, or is one with another; of what they read
+            only the number of values a sample is known.
     """
-    weights: dict[str, WeightUse] = {}
-    readings: list[Reading] = []
-    pairs: list[Addition] = []
-    occurrence: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
+    reads = Reads()
+    occurrence: Counter[tuple[str, str]] = Counter()
     batch = _batch_size(graph)
     for op in graph.operations.values():
-        if op.op in ATEN_ADDITIONS and _is_residual(graph, op):
-            index = occurrence[op.call]
-            occurrence[op.call] += 1
-            counts[op.module] = max(counts[op.module], index + 1)
-            _read_addition(graph, op, index, readings, pairs)
+        kind, operands = _counted(graph, op)
+        index = occurrence[op.call, kind]
+        if kind:
+            occurrence[op.call, kind] += 1
+            reads.counts[op.module, kind] = max(reads.counts[op.module, kind], index + 1)
+        if kind in ("add", "matmul", "attention", "pool"):
+            _read_operands(graph, op, kind, operands, index, reads)
+        elif op.op == CONCATENATION:
+            parts = (root_of(graph, name) for name in op.sources if name not in graph.constants)
+            reads.concatenations.append((op.name, tuple(parts)))
         else:
-            _read_layer(graph, op, batch, leaf_modules, weights, readings)
-    return Reads(weights, readings, pairs, counts)
+            _read_layer(graph, op, index, batch, leaf_modules, refused, reads)
+    for reading in reads.readings:
+        whole = _product(reading.shape)
+        reading.shape = (whole // batch,) if reading.site.module in folded else reading.shape[1:]
+    return reads
+
+
+def _counted(graph: CapturedGraph, op: Operation) -> tuple[str, tuple[str, ...]]:
+    """Kind and operands of a call that the eager run counts too; ("", ()) for any other operation."""
+    kind, positions = ATEN_CALLS.get(op.op, ("", ()))
+    if not kind or len(op.arguments) <= max(positions):
+        return "", ()
+    names = tuple(op.arguments[position] for position in positions)
+    if not all(names):
+        return "", ()
+    operands = [graph.operations[name] for name in names]
+    fits = counts(kind, [o.shape for o in operands], all(o.is_float for o in operands))
+    return (kind, names) if fits else ("", ())
 
 
 def _read_layer(
     graph: CapturedGraph,
     op: Operation,
+    index: int,
     batch: int,
     leaf_modules: set[str],
-    weights: dict[str, WeightUse],
-    readings: list[Reading],
+    refused: Container[str],
+    reads: Reads,
 ) -> None:
     is_embedding = op.op == EMBEDDING
     if op.op not in CONVOLUTIONS and op.op not in TRANSPOSED and op.op != LINEAR and not is_embedding:
         return
-    position = 0 if is_embedding else 1
-    parameter = _parameter_of(graph, op.arguments[position])
-    if parameter is None:
+    parameter = _parameter_of(graph, op.arguments[0 if is_embedding else 1])
+    if parameter is None or parameter in refused:
         return
-    axis = 1 if op.op in TRANSPOSED else 0
-    use = weights.setdefault(parameter, WeightUse(parameter, axis))
+    use = reads.weights.setdefault(parameter, WeightUse(parameter, 1 if op.op in TRANSPOSED else 0))
+    kind = _layer_kind(graph, op)
     use.modules.append(op.module)
+    use.kinds.append(kind)
+    use.outputs.append(op.name)
     if is_embedding:
         return
     source = graph.operations[op.arguments[0]]
     use.macs += _macs(graph, op, source, batch)
-    if op.module not in leaf_modules or not source.is_float:
+    if not source.is_float or source.name in graph.constants:
         use.inputs.append("")
+        use.sites.append(None)
         return
+    # A layer of torch reads its first argument, perhaps padded; what is computed within a module, or by a
+    # module that calls the function itself, a tap reaches.
+    entry = _outside(graph, source, op)
+    is_leaf = op.module in leaf_modules and not _is_within(entry, op)
+    called = "linear" if op.op == LINEAR else "conv"
+    site = Site(op.module, "input") if is_leaf else Site(op.module, "call", called, index, 0)
     root = root_of(graph, source.name)
     use.inputs.append(root)
-    readings.append(Reading(root, Site(op.module, "input"), source.shape[1:]))
+    use.sites.append(site)
+    reads.readings.append(Reading(root, site, (entry if is_leaf else source).shape, kind))
 
 
-def _read_addition(
-    graph: CapturedGraph, op: Operation, index: int, readings: list[Reading], pairs: list[Addition]
+def _outside(graph: CapturedGraph, source: Operation, layer: Operation) -> Operation:
+    """What a layer was called with, above the moves of its own forward."""
+    while _is_within(source, layer) and _moves(graph, source) and source.arguments[0]:
+        source = graph.operations[source.arguments[0]]
+    return source
+
+
+def _is_within(source: Operation, layer: Operation) -> bool:
+    # By call, since a layer may read its own last result; a module inside the layer runs for this call.
+    return source.op != "input" and (
+        source.call == layer.call or (bool(layer.module) and source.module.startswith(f"{layer.module}."))
+    )
+
+
+def _layer_kind(graph: CapturedGraph, op: Operation) -> str:
+    if op.op == EMBEDDING:
+        return "embedding"
+    if op.op == LINEAR:
+        return "linear"
+    if op.op in TRANSPOSED:
+        return "conv_transpose"
+    weight, source = (graph.operations[name].shape for name in (op.arguments[1], op.arguments[0]))
+    channels = source[-1 - CONVOLUTIONS[op.op]]
+    return "depthwise" if weight[1] == 1 and channels > 1 else "conv"
+
+
+def _read_operands(
+    graph: CapturedGraph, op: Operation, kind: str, operands: tuple[str, ...], index: int, reads: Reads
 ) -> None:
-    a, b = op.arguments[:2]
-    if a in graph.constants or b in graph.constants:
-        return  # a position table or a mask of the model's own, not a residual
-    for argument, name in enumerate((a, b)):
-        site = Site(op.module, "add", occurrence=index, argument=argument)
-        readings.append(Reading(root_of(graph, name), site, graph.operations[name].shape[1:]))
-    pairs.append(Addition(op.module, (root_of(graph, a), root_of(graph, b))))
+    if any(name in graph.constants for name in operands):
+        return  # a position table, a mask or a float weight of the model's own
+    for argument, name in enumerate(operands):
+        if kind == "add":
+            site = Site(op.module, "add", occurrence=index, argument=argument)
+        else:
+            site = Site(op.module, "call", kind, index, argument)
+        shape = graph.operations[name].shape
+        reads.readings.append(Reading(root_of(graph, name), site, shape, kind))
+    if kind == "add":
+        a, b = (root_of(graph, name) for name in operands)
+        reads.additions.append(Addition(op.module, (a, b)))
 
 
 def root_of(graph: CapturedGraph, name: str) -> str:
     """The operation that made a tensor's values, above everything that only moves them."""
     while _moves(graph, graph.operations[name]) and graph.operations[name].arguments[0]:
         name = graph.operations[name].arguments[0]
+    return name
+
+
+def producer_of(graph: CapturedGraph, name: str) -> str:
+    """The layer that made a tensor, above its normalisation and activation: one kernel does them all."""
+    while (op := graph.operations[name]) and (_moves(graph, op) or op.op in FUSED) and op.arguments[0]:
+        name = op.arguments[0]
     return name
 
 
@@ -158,13 +264,6 @@ def _parameter_of(graph: CapturedGraph, name: str) -> str | None:
     while name and name not in graph.parameters and graph.operations[name].op in SLICES:
         name = graph.operations[name].arguments[0]
     return graph.parameters.get(name)
-
-
-def _is_residual(graph: CapturedGraph, op: Operation) -> bool:
-    if len(op.arguments) < 2 or not (op.arguments[0] and op.arguments[1]):
-        return False
-    a, b = (graph.operations[name] for name in op.arguments[:2])
-    return a.is_float and b.is_float and same_features(a.shape, b.shape)
 
 
 def _macs(graph: CapturedGraph, op: Operation, source: Operation, batch: int) -> int:

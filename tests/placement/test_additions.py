@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 from raysearch.placement import place_quantizers
-from raysearch.placement.additions import AdditionTap, tap_additions
+from raysearch.placement.calls import CallTap, tap_calls
 from raysearch.placement.capture import capture
 from raysearch.placement.graph import read_graph
 from tests import models
@@ -52,9 +52,9 @@ class Many(nn.Module):
         return (1 + z) * ids[:, None, None] + total
 
 
-def run_tapped(model: nn.Module, args: tuple[Any, ...], taps: dict[Any, nn.Module], owners: set[str]) -> Any:
-    tap = AdditionTap(taps)
-    handles = tap_additions(model, owners, tap)
+def run_tapped(model: nn.Module, args: tuple[Any, ...], taps: dict[Any, nn.Module]) -> Any:
+    tap = CallTap(taps)
+    handles = tap_calls(model, tap)
     try:
         return model(*args), tap
     finally:
@@ -69,7 +69,9 @@ def test_scalars_masks_integers_and_sums_are_not_counted(captured_batch: int, ba
     args = torch.randn(captured_batch, 4, 4), torch.ones(captured_batch, dtype=torch.long)
     reads = read_graph(capture(model, args), {"fc", "inner.fc"})
     # In the root: the position table (0), the residual (1), the in-place one (2).
-    assert reads.addition_counts == Counter({"": 3, "inner": 1})
+    assert Counter({k[0]: n for k, n in reads.counts.items() if k[1] == "add"}) == Counter(
+        {"": 3, "inner": 1}
+    )
     assert [(a.owner, s.site.occurrence) for a, s in zip(reads.additions, _firsts(reads), strict=True)] == [
         ("", 1),
         ("inner", 0),
@@ -77,8 +79,8 @@ def test_scalars_masks_integers_and_sums_are_not_counted(captured_batch: int, ba
     ]
     args = torch.randn(batch, 4, 4), torch.ones(batch, dtype=torch.long)
     with torch.no_grad():
-        _, tap = run_tapped(model, args, {}, {"", "inner"})
-    assert tap.seen == reads.addition_counts
+        _, tap = run_tapped(model, args, {})
+    assert tap.seen == reads.counts
 
 
 def _firsts(reads: Any) -> list[Any]:
@@ -87,7 +89,10 @@ def _firsts(reads: Any) -> list[Any]:
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_a_tap_reaches_the_operand_that_its_number_says(batch: int) -> None:
-    model, taps = Many(), {("", 1, 1): Record(), ("", 2, 0): Record(), ("inner", 0, 1): Record()}
+    model, taps = (
+        Many(),
+        {("", "add", 1, 1): Record(), ("", "add", 2, 0): Record(), ("inner", "add", 0, 1): Record()},
+    )
     outputs: dict[str, Tensor] = {}
     model.fc.register_forward_hook(lambda m, a, out: outputs.update(fc=out))
     model.inner.fc.register_forward_hook(lambda m, a, out: outputs.update(inner_fc=out))
@@ -95,16 +100,16 @@ def test_a_tap_reaches_the_operand_that_its_number_says(batch: int) -> None:
     args = torch.randn(batch, 4, 4), torch.ones(batch, dtype=torch.long)
     with torch.no_grad():
         expected = model(*args)
-        got, _ = run_tapped(model, args, taps, {"", "inner"})
+        got, _ = run_tapped(model, args, taps)
     assert torch.equal(got, expected)
-    assert torch.equal(taps["", 1, 1].seen[0], outputs["fc"])
-    assert torch.equal(taps["", 2, 0].seen[0], outputs["inner"])
-    assert torch.equal(taps["inner", 0, 1].seen[0], outputs["inner_fc"])
+    assert torch.equal(taps["", "add", 1, 1].seen[0], outputs["fc"])
+    assert torch.equal(taps["", "add", 2, 0].seen[0], outputs["inner"])
+    assert torch.equal(taps["inner", "add", 0, 1].seen[0], outputs["inner_fc"])
 
 
 def test_a_module_that_runs_twice_counts_anew_each_time() -> None:
     model, record = models.build("twice"), Record()
-    run_tapped(model, models.inputs("twice"), {("step", 0, 0): record}, {"", "step"})
+    run_tapped(model, models.inputs("twice"), {("step", "add", 0, 0): record})
     assert len(record.seen) == 2
 
 
@@ -121,7 +126,9 @@ def test_an_in_place_sum_is_seen_by_whoever_holds_the_tensor(grad: bool) -> None
     record = Record(10.0)
     x, y = torch.ones(2, 3).requires_grad_(grad), torch.ones(2, 3)
     with torch.set_grad_enabled(grad):
-        (target, alias), _ = run_tapped(Aliased(), (x, y), {("", 0, 0): record, ("", 1, 1): record}, {""})
+        (target, alias), _ = run_tapped(
+            Aliased(), (x, y), {("", "add", 0, 0): record, ("", "add", 1, 1): record}
+        )
     assert target is alias
     # (1 + 10) + 1 = 12, then 12 + (12 + 10).
     assert target.tolist() == [[34.0] * 3] * 2
@@ -136,7 +143,7 @@ def test_alpha_and_keyword_arguments_pass_through() -> None:
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
             return torch.add(x, y, alpha=3)
 
-    got, _ = run_tapped(Scaled(), (torch.ones(1, 2), torch.ones(1, 2)), {("", 0, 1): Record(1.0)}, {""})
+    got, _ = run_tapped(Scaled(), (torch.ones(1, 2), torch.ones(1, 2)), {("", "add", 0, 1): Record(1.0)})
     assert got.tolist() == [[7.0, 7.0]]
 
 
@@ -156,8 +163,8 @@ class Breaks(nn.Module):
 def test_after_an_exception_no_mode_stays_active_and_the_next_run_is_right() -> None:
     model = Breaks(ValueError)
     record = Record()
-    tap = AdditionTap({("", 1, 1): record})
-    handles = tap_additions(model, {"", "inner"}, tap)
+    tap = CallTap({("", "add", 1, 1): record})
+    handles = tap_calls(model, tap)
     x = torch.randn(2, 4)
     with pytest.raises(ValueError, match="stop"):
         model(x)
@@ -177,7 +184,7 @@ def test_a_failing_hook_of_the_users_does_not_unbalance_the_tap() -> None:
     model = Breaks(ValueError)
     model.error = None
     handle = model.inner.register_forward_pre_hook(fail)
-    tap_additions(model, {"", "inner"}, AdditionTap({}))
+    tap_calls(model, CallTap({}))
     with pytest.raises(ValueError, match="users hook"):
         model(torch.randn(2, 4))
     assert _get_current_function_mode_stack() == []
@@ -188,7 +195,7 @@ def test_a_failing_hook_of_the_users_does_not_unbalance_the_tap() -> None:
 def test_an_interrupted_run_does_not_count_twice_later() -> None:
     model = Breaks(KeyboardInterrupt)
     record = Record()
-    tap_additions(model, {"", "inner"}, AdditionTap({("", 1, 1): record}))
+    tap_calls(model, CallTap({("", "add", 1, 1): record}))
     with pytest.raises(KeyboardInterrupt):
         model(torch.randn(2, 4))
     model.error = None
@@ -205,7 +212,7 @@ def test_an_interrupted_run_does_not_count_twice_later() -> None:
 def test_a_deep_copy_has_a_tap_of_its_own() -> None:
     model, record = models.build("in_place"), Record()
     model.add_module("record", record)
-    tap_additions(model, {""}, AdditionTap({("", 0, 1): record}))
+    tap_calls(model, CallTap({("", "add", 0, 1): record}))
     twin = copy.deepcopy(model)
     twin(*models.inputs("in_place"))
     assert not record.seen

@@ -43,15 +43,15 @@ WEIGHTS: dict[str, dict[str, tuple[int, int, str]]] = {
     },
     "tied": {"table.weight": (7 * 66, 0, "head.input")},
     "encoder": {
-        "layer.self_attn.in_proj_weight": (5 * 24 * 8, 0, ""),
-        "layer.self_attn.out_proj.weight": (5 * 64, 0, ""),
+        "layer.self_attn.in_proj_weight": (5 * 24 * 8, 0, "layer.self_attn.linear0.input0"),
+        "layer.self_attn.out_proj.weight": (5 * 64, 0, "layer.self_attn.linear1.input0"),
         "layer.linear1.weight": (5 * 128, 0, "layer.linear1.input"),
         "layer.linear2.weight": (5 * 128, 0, "layer.linear2.input"),
         "head.weight": (24, 0, "head.input"),
     },
     "decoder": {
-        "attention.in_proj_weight": (5 * 64 + 4 * 128, 0, ""),
-        "attention.out_proj.weight": (5 * 64, 0, ""),
+        "attention.in_proj_weight": (5 * 64 + 4 * 128, 0, "attention.linear0.input0"),
+        "attention.out_proj.weight": (5 * 64, 0, "attention.linear2.input0"),
         "head.weight": (5 * 24, 0, "head.input"),
     },
     "dict": {
@@ -61,6 +61,22 @@ WEIGHTS: dict[str, dict[str, tuple[int, int, str]]] = {
     },
     "twice": {"step.fc.weight": (2 * 16, 0, "step.fc.input"), "head.weight": (12, 0, "head.input")},
     "in_place": {"first.weight": (16, 0, "first.input"), "second.weight": (16, 0, "second.input")},
+    "concat": {
+        "stem.weight": (16 * 9 * 12, 0, "stem.input"),
+        "left.weight": (16 * 16, 0, "left.input"),
+        "right.weight": (16 * 8, 0, "right.input"),
+        "joint.weight": (16 * 18, 0, "right.input"),
+    },
+    "functional": {
+        "kernel": (16 * 9 * 12, 0, "conv0.input0"),
+        "inner.0.weight": (16 * 16, 0, "inner.0.input"),
+        "matrix": (20, 0, "linear0.input0"),
+        "head.weight": (15, 0, "head.input"),
+    },
+    "attention": {
+        "qkv.weight": (5 * 8 * 24, 0, "qkv.input"),
+        "out.weight": (5 * 64, 0, "out.input"),
+    },
     "sequential": {"0.weight": (36 * 36, 0, "0.input"), "5.weight": (180, 0, "5.input")},
     "sequential_residual": {
         "0.weight": (16, 0, "0.input"),
@@ -69,19 +85,20 @@ WEIGHTS: dict[str, dict[str, tuple[int, int, str]]] = {
     },
 }
 
-# Groups of more than one activation: the operands of an addition.
+# Groups of more than one activation: the operands of an addition, the tensors that one weight reads.
 PARTNERS: dict[str, set[tuple[str, ...]]] = {
     "digits": {("block.depthwise.input", "block.add0.input1")},
     "shared_relu": {("add0.input0", "add0.input1")},
     "inverted_residual": {("conv.0.input", "add0.input1")},
     "encoder": {
-        ("layer.add0.input0", "layer.add0.input1"),
+        ("layer.self_attn.linear0.input0", "layer.add0.input1"),
         ("layer.linear1.input", "layer.add1.input1"),
     },
-    "decoder": {("add0.input0", "add0.input1")},
+    "decoder": {("attention.linear0.input0", "attention.linear1.input0", "add0.input1")},
     "dict": {("add0.input0", "add0.input1")},
     "twice": {("step.add0.input0", "step.add0.input1"), ("add0.input0", "step.fc.input")},
     "in_place": {("first.input", "add0.input0"), ("second.input", "add1.input0")},
+    "attention": {("add0.input0", "add0.input1")},
     "sequential_residual": {("0.input", "add0.input1"), ("1.0.input", "1.add0.input1")},
 }
 

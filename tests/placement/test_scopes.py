@@ -2,7 +2,7 @@ import pytest
 
 from raysearch.errors import PlacementError
 from raysearch.placement import place_quantizers
-from raysearch.records import BitAssignment, CostModel, QuantizerSetup
+from raysearch.records import BitAssignment, CostModel, QuantizerSetup, QuantizerSpec
 from tests import models
 
 
@@ -86,3 +86,92 @@ def test_widths_outside_two_to_eight_are_refused_wherever_they_stand(width: int)
 def test_no_width_at_all_is_refused(option: str) -> None:
     with pytest.raises(PlacementError, match=f"placement.{option} is empty"):
         place(**{option: ()})
+
+
+def test_target_scopes_leave_the_rest_float() -> None:
+    setup = place(target_scopes=["block.*", "head"], ignored_scopes=["re:add0"])
+    assert list(setup.points) == [
+        "block.depthwise.weight",
+        "block.pointwise.weight",
+        "head.weight",
+        "block.depthwise.input",
+        "block.pointwise.input",
+    ]
+    assert setup.points["head.weight"].input_point == ""
+    with pytest.raises(PlacementError, match=r"target_scopes leaves no weight.*name more"):
+        place(target_scopes=["*.input"])
+
+
+def test_a_scope_may_be_a_regular_expression() -> None:
+    setup = place(pins={r"re:^block\.(depth|point)wise\.weight$": 4})
+    pinned = [name for name in setup.points if setup.group_of(name).bit_widths == (4,)]
+    assert pinned == ["block.depthwise.weight", "block.pointwise.weight"]
+    with pytest.raises(PlacementError, match=r"placement.pins has 're:\('.*no regular expression"):
+        place(pins={"re:(": 4})
+
+
+def test_overrides_set_widths_and_later_ones_win() -> None:
+    setup = place(
+        pins={"down": 8},
+        overrides={"*.weight": {"bits": [3, 2]}, "stem": {"bits": 5}, "head": {"pinned": 3}},
+    )
+    widths = {name: setup.group_of(name).bit_widths for name in setup.of_kind("weight")}
+    assert widths == {
+        "stem.weight": (5,),
+        "block.depthwise.weight": (2, 3),
+        "block.pointwise.weight": (2, 3),
+        "down.weight": (2, 3),
+        "head.weight": (3,),
+    }
+
+
+def test_overrides_set_the_kind_of_quantizer() -> None:
+    points = place(
+        overrides={
+            "stem": {"mode": "asymmetric"},
+            "head": {"granularity": "per_tensor"},
+            "down": {"mode": "symmetric", "signed": True, "granularity": "per_channel"},
+            "down.input": {"mode": "symmetric", "signed": False},
+            "head.input": {"mode": "symmetric"},
+        }
+    ).points
+    assert points["stem.weight"].spec == QuantizerSpec("asymmetric")
+    assert points["head.weight"].axis is None
+    assert points["head.weight"].num_scales == 1
+    assert points["down.weight"].spec is None, "that is the default"
+    assert points["down.input"].spec == QuantizerSpec("symmetric", signed=False)
+    assert points["head.input"].spec == QuantizerSpec("symmetric")
+    assert points["block.depthwise.weight"].spec is None
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"bit": 4}, r"placement.overrides\['stem\*'\].bit is unknown; the nearest known one is 'bits'"),
+        ({"bits": [1]}, "bit-width 1"),
+        ({"bits": []}, "is empty"),
+        ({"pinned": 9}, "bit-width 9"),
+        ({"bits": [2, 4], "pinned": 8}, "pins 'stem.weight' to 8 bits, but bits allows 2, 4"),
+        ({"mode": "sym"}, "mode is 'sym'; allowed: symmetric, asymmetric"),
+        ({"granularity": "per_group"}, "allowed: per_channel, per_tensor"),
+        ({"signed": "yes"}, "signed is 'yes'"),
+        ({"granularity": "per_channel"}, "'stem.input' to per_channel.*one scale per tensor"),
+        ({"mode": "asymmetric", "signed": True}, "signed of 'stem.weight', which is asymmetric"),
+    ],
+)
+def test_wrong_overrides_are_told(values: dict[str, object], part: str) -> None:
+    with pytest.raises(PlacementError, match=part):
+        place(overrides={"stem*": values})
+
+
+def test_an_override_that_fits_nothing_is_refused_with_the_nearest() -> None:
+    with pytest.raises(PlacementError, match=r"placement.overrides names 'stm'.*Nearest: stem"):
+        place(overrides={"stm": {"bits": 4}})
+
+
+def test_overrides_of_one_group_may_not_contradict() -> None:
+    rules = {"block.add0.input1": {"bits": [4, 6]}, "block.depthwise.input": {"bits": [6, 8]}}
+    assert place(overrides=rules).group_of("block.add0.input1").bit_widths == (6,)
+    rules["block.depthwise.input"] = {"bits": 8}
+    with pytest.raises(PlacementError, match=r"add0.input1 to 4 or 6.*share one bit-width"):
+        place(overrides=rules)

@@ -1,0 +1,183 @@
+"""Hardware profiles: which widths, modes and places a target's integer kernels take; read from TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from raysearch.errors import PlacementError
+from raysearch.quantizer import MAX_BITS, MIN_BITS
+
+WEIGHT_KINDS = ("conv", "depthwise", "conv_transpose", "linear", "embedding")
+OPERATIONS = (*WEIGHT_KINDS, "add", "matmul", "attention", "pool")
+MODES = ("symmetric", "asymmetric")
+GRANULARITIES = ("per_channel", "per_tensor")
+EVERY = tuple(range(MIN_BITS, MAX_BITS + 1))
+
+Pairs = frozenset[tuple[int, int]]
+"""Allowed (weight, activation) widths."""
+
+
+@dataclass(frozen=True)
+class OperationRule:
+    """What one kind of operation takes.
+
+    Attributes:
+        weights: widths of weights.
+        activations: widths of the tensors it reads.
+        pairs: (weight, activation) widths that go together; empty means all combinations.
+        weight_granularity: allowed granularities.
+        weight_modes: allowed modes of weights, the preferred one first.
+        activation_modes: allowed modes of activations, the preferred one first.
+        input: whether the tensor it reads must be quantized.
+        output: whether its result must be quantized too.
+    """
+
+    weights: tuple[int, ...] = EVERY
+    activations: tuple[int, ...] = EVERY
+    pairs: tuple[tuple[int, int], ...] = ()
+    weight_granularity: tuple[str, ...] = GRANULARITIES
+    weight_modes: tuple[str, ...] = MODES
+    activation_modes: tuple[str, ...] = ("asymmetric", "symmetric")
+    input: bool = False
+    output: bool = False
+
+    def allowed(self) -> Pairs:
+        """All (weight, activation) widths that it takes."""
+        listed = self.pairs or tuple((w, a) for w in EVERY for a in EVERY)
+        return frozenset((w, a) for w, a in listed if w in self.weights and a in self.activations)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A target: its name, and a rule for every kind of operation."""
+
+    name: str
+    description: str
+    rules: Mapping[str, OperationRule]
+
+    def pairs(self, kinds: Iterable[str]) -> Pairs:
+        """Pairs that every one of the kinds takes."""
+        found = frozenset((w, a) for w in EVERY for a in EVERY)
+        for kind in kinds:
+            found &= self.rules[kind].allowed()
+        return found
+
+    def activations(self, kinds: Iterable[str]) -> tuple[int, ...]:
+        """Activation widths that every one of the kinds can read."""
+        found = set(EVERY)
+        for kind in kinds:
+            found &= {a for _, a in self.rules[kind].allowed()}
+        return tuple(sorted(found))
+
+    def modes(self, kinds: Iterable[str], field: str) -> tuple[str, ...]:
+        """Modes (or granularities) that every one of the kinds takes, the preferred one first."""
+        found: tuple[str, ...] | None = None
+        for kind in kinds:
+            listed: tuple[str, ...] = getattr(self.rules[kind], field)
+            found = listed if found is None else tuple(mode for mode in found if mode in listed)
+        return found or ()
+
+
+def shipped_profiles() -> tuple[str, ...]:
+    """Names of the profiles that come with raysearch."""
+    folder = files("raysearch.placement") / "profiles"
+    return tuple(
+        sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if ".toml" in entry.name)
+    )
+
+
+def load_profile(name: str) -> Profile:
+    """A shipped profile by name, or a user's own by the path of a TOML file.
+
+    Raises:
+        PlacementError: there is no such profile or file, or a key or value in it is wrong.
+    """
+    names = shipped_profiles()
+    if name in names:
+        text = (files("raysearch.placement") / "profiles" / f"{name}.toml").read_text()
+    elif name.endswith(".toml"):
+        try:
+            text = Path(name).read_text()
+        except OSError as error:
+            raise PlacementError(
+                f"placement.profile: the file '{name}' cannot be read: {error.strerror}."
+            ) from error
+    else:
+        near = get_close_matches(name, names, n=1, cutoff=0.3)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise PlacementError(
+            f"placement.profile is '{name}', which is no profile; known: {', '.join(names)}, or the path of "
+            f"a .toml file.{hint}"
+        )
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PlacementError(f"the profile '{name}' is not TOML: {error}.") from error
+    return _profile(name, data)
+
+
+def _profile(name: str, data: dict[str, Any]) -> Profile:
+    description = str(data.pop("description", ""))
+    _known(name, "", data, ("default", *OPERATIONS, "description"))
+    default = _rule(name, "default", data.get("default", {}), OperationRule())
+    rules = {kind: _rule(name, kind, data.get(kind, {}), default) for kind in OPERATIONS}
+    return Profile(name, description, rules)
+
+
+def _rule(profile: str, section: str, data: Any, base: OperationRule) -> OperationRule:
+    keys = [field.name for field in fields(OperationRule)]
+    if not isinstance(data, dict):
+        raise PlacementError(f"the profile '{profile}' has a value '{section}' where a section belongs.")
+    _known(profile, section, data, keys)
+    changes: dict[str, Any] = {}
+    for key, value in data.items():
+        try:
+            changes[key] = _checked(key, value)
+        except (TypeError, ValueError) as error:
+            raise PlacementError(
+                f"the profile '{profile}' has {section}.{key} = {value!r}; {error}."
+            ) from error
+    if "pairs" not in changes and ({"weights", "activations"} & set(changes)):
+        changes["pairs"] = ()  # a section's own widths replace what the default couples
+    return replace(base, **changes)
+
+
+def _checked(key: str, value: Any) -> Any:
+    if key in ("input", "output"):
+        if not isinstance(value, bool):
+            raise ValueError("allowed: true or false")
+        return value
+    if key == "pairs":
+        pairs = tuple((w, a) for w, a in value)
+        _widths(width for pair in pairs for width in pair)
+        return pairs
+    if key in ("weights", "activations"):
+        return _widths(value)
+    allowed = GRANULARITIES if key == "weight_granularity" else MODES
+    found = tuple(value)
+    if not found or not set(found) <= set(allowed):
+        raise ValueError(f"allowed: a list of {', '.join(allowed)}")
+    return found
+
+
+def _widths(values: Iterable[Any]) -> tuple[int, ...]:
+    found = tuple(values)
+    if not found or not all(type(v) is int and MIN_BITS <= v <= MAX_BITS for v in found):
+        raise ValueError(f"allowed: bit-widths of {MIN_BITS} to {MAX_BITS}, at least one")
+    return tuple(sorted(set(found)))
+
+
+def _known(profile: str, section: str, data: Mapping[str, Any], allowed: Iterable[str]) -> None:
+    names = list(allowed)
+    for key in data:
+        if key not in names:
+            near = get_close_matches(key, names, n=1, cutoff=0.3)
+            hint = f"; the nearest known one is '{near[0]}'" if near else ""
+            where = f"{section}.{key}" if section else key
+            raise PlacementError(f"the profile '{profile}' has the unknown key '{where}'{hint}.")

@@ -1,0 +1,161 @@
+"""Hardware profiles: widths, pairs, modes, places; and what a user's own file may hold."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from raysearch.errors import PlacementError
+from raysearch.placement import place_quantizers
+from raysearch.placement.profile import OPERATIONS, load_profile, shipped_profiles
+from raysearch.records import BitAssignment, QuantizerSetup
+from tests import models
+
+WIDE = (2, 3, 4, 8)
+
+
+def place(name: str = "digits", profile: str = "any", **rules: Any) -> QuantizerSetup:
+    return place_quantizers(models.build(name), models.inputs(name), profile=profile, **rules)
+
+
+def own(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def widths(setup: QuantizerSetup) -> dict[str, tuple[int, ...]]:
+    return {name: setup.group_of(name).bit_widths for name in setup.points}
+
+
+def test_five_profiles_are_shipped_and_any_changes_nothing() -> None:
+    assert shipped_profiles() == ("any", "npu-like", "onnxruntime-cpu", "openvino-cpu", "tensorrt-like")
+    for name in shipped_profiles():
+        profile = load_profile(name)
+        assert profile.description
+        assert set(profile.rules) == set(OPERATIONS)
+    assert place() == place_quantizers(models.build("digits"), models.inputs("digits"))
+    assert place().pairs == {}
+
+
+def test_users_widths_and_the_profiles_are_intersected() -> None:
+    setup = place(profile="npu-like", weight_bit_widths=WIDE, activation_bit_widths=(4, 6, 8))
+    found = widths(setup)
+    assert found["stem.weight"] == (2, 4, 8)
+    assert found["stem.input"] == (4, 8)
+    assert found["block.depthwise.weight"] == (2, 4, 8)
+    # The depthwise convolution reads 8 bits only, and the sum shares its tensor's width.
+    assert found["block.depthwise.input"] == (8,)
+    assert found["block.add0.input1"] == (8,)
+
+
+def test_an_empty_intersection_says_both(tmp_path: Path) -> None:
+    with pytest.raises(PlacementError) as info:
+        place(profile="npu-like", weight_bit_widths=(3, 5))
+    for part in ("'stem.weight'", "you allow 3, 5", "'npu-like' allows 2, 4, 8", "weight_bit_widths"):
+        assert part in str(info.value)
+    path = own(tmp_path, "[default]\npairs = [[4, 4], [8, 8]]\n")
+    with pytest.raises(PlacementError, match=r"no pair.*'stem.weight'.*'stem.input'.*\(4, 4\), \(8, 8\)"):
+        place(profile=path, weight_bit_widths=(4,), activation_bit_widths=(8,))
+
+
+def test_a_pair_constraint_couples_a_weight_with_its_input() -> None:
+    setup = place("functional", "npu-like", weight_bit_widths=WIDE, activation_bit_widths=(4, 8))
+    allowed = ((2, 4), (2, 8), (4, 4), (4, 8), (8, 8))
+    assert setup.pairs == dict.fromkeys(("kernel", "inner.0.weight", "matrix", "head.weight"), allowed)
+    for which in (0, -1):
+        BitAssignment.extreme(setup, which).check(setup)
+    BitAssignment.uniform(setup, 2).check(setup)
+    bits = {**BitAssignment.extreme(setup, -1).bits, "head.input": 4}
+    with pytest.raises(PlacementError) as info:
+        BitAssignment(bits).check(setup)
+    for part in ("'head.weight' 8 bits", "'head.input' 4 bits", "(4, 4)"):
+        assert part in str(info.value)
+    BitAssignment({**bits, "head.weight": 4}).check(setup)
+    del bits["head.weight"]
+    BitAssignment(bits).check_pairs(setup)
+    assert QuantizerSetup.from_json(setup.to_json()) == setup
+
+
+def test_widths_without_a_partner_are_taken_away(tmp_path: Path) -> None:
+    path = own(tmp_path, "[default]\npairs = [[2, 4], [4, 4], [8, 8]]\n")
+    setup = place("functional", path, weight_bit_widths=WIDE, activation_bit_widths=(4,))
+    assert {widths(setup)[name] for name in setup.of_kind("weight")} == {(2, 4)}
+    assert setup.pairs == {}, "no combination of what is left is forbidden"
+
+
+def test_a_profile_that_leaves_one_width_says_so_loudly() -> None:
+    with pytest.warns(UserWarning, match=r"'tensorrt-like' leaves a single bit-width.*nothing to search"):
+        setup = place(profile="tensorrt-like")
+    assert set(widths(setup).values()) == {(8,)}
+    for rules in ({"weight_bit_widths": (8,)}, {"pins": {"*": 8}}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            place(profile="tensorrt-like", **rules)
+
+
+def test_modes_and_granularity_follow_the_profile(tmp_path: Path) -> None:
+    setup = place(profile="tensorrt-like", weight_bit_widths=(8,))
+    modes = {p.kind: p.spec and p.spec.mode for p in setup.points.values()}
+    assert modes == {"weight": None, "activation": "symmetric"}
+    path = own(tmp_path, '[linear]\nweight_granularity = ["per_tensor"]\n')
+    points = place(profile=path).points
+    assert points["head.weight"].axis is None
+    assert points["stem.weight"].axis == 0
+    with pytest.raises(PlacementError, match=r"mode of 'stem.weight' is asymmetric.*'tensorrt-like'.*symm"):
+        place(profile="tensorrt-like", overrides={"stem": {"mode": "asymmetric"}})
+    with pytest.raises(PlacementError, match=r"granularity of 'head.weight' is per_channel"):
+        place(profile=path, overrides={"head": {"granularity": "per_channel"}})
+
+
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(4)])
+def test_a_convolution_gets_a_quantizer_on_its_result_where_the_profile_wants_one(pool: nn.Module) -> None:
+    conv, norm, relu = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
+    model = nn.Sequential(conv, norm, relu, pool, nn.Flatten(), nn.Linear(4, 2)).eval()
+    args = (torch.randn(2, 3, 4, 4),)
+    usual = place_quantizers(model, args, profile="openvino-cpu").points
+    assert [p for p in usual if "pool" in p] == []
+    points = place_quantizers(model, args, profile="onnxruntime-cpu").points
+    assert [(p.id, p.sites[0].module) for p in points.values() if "pool" in p.id] == [("3.pool0.input0", "3")]
+
+
+def test_a_mean_in_the_forward_is_reached_as_well() -> None:
+    points = place(profile="onnxruntime-cpu").points
+    assert points["pool0.input0"].shape == (8, 4, 4)
+
+
+def test_results_and_inputs_that_stay_float_are_told() -> None:
+    with pytest.warns(UserWarning, match="onnxruntime-cpu.*quantized results.*out.weight"):
+        place("wave", "onnxruntime-cpu")
+    with pytest.warns(UserWarning, match="openvino-cpu.*quantized inputs.*down.weight"):
+        place(profile="openvino-cpu", ignored_scopes=["down.input"])
+
+
+def test_an_unknown_profile_names_the_known_ones() -> None:
+    with pytest.raises(PlacementError, match=r"'npu'.*any, npu-like.*Did you mean 'npu-like'"):
+        load_profile("npu")
+    with pytest.raises(PlacementError, match=r"missing\.toml"):
+        load_profile("missing.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("[", "not TOML"),
+        ("[cnov]\n", "'cnov'; the nearest known one is 'conv'"),
+        ("[conv]\npair = [[8, 8]]\n", "'conv.pair'; the nearest known one is 'pairs'"),
+        ("[conv]\npairs = [[8, 9]]\n", "2 to 8"),
+        ("[conv]\npairs = [[8]]\n", "conv.pairs"),
+        ("[conv]\npairs = 8\n", "conv.pairs"),
+        ("[conv]\nweights = []\n", "conv.weights"),
+        ("[conv]\noutput = 1\n", "true or false"),
+        ('[conv]\nweight_modes = ["sym"]\n', "symmetric, asymmetric"),
+        ("conv = 3\n", "a section belongs"),
+    ],
+)
+def test_a_wrong_file_is_told_what_is_wrong(tmp_path: Path, text: str, part: str) -> None:
+    with pytest.raises(PlacementError, match=part):
+        load_profile(own(tmp_path, text))
