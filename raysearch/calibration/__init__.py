@@ -1,5 +1,15 @@
 """Calibration (range init): the scale and zero point of every quantizer at every width."""
 
-from raysearch.calibration.calibrate import calibrate
+from raysearch.calibration.batch_norm import adapt_batch_norm, apply_batch_norm
+from raysearch.calibration.calibrate import calibrate, calibrate_model
+from raysearch.calibration.rules import choose_rules
+from raysearch.calibration.statistics import Estimator
 
-__all__ = ["calibrate"]
+__all__ = [
+    "Estimator",
+    "adapt_batch_norm",
+    "apply_batch_norm",
+    "calibrate",
+    "calibrate_model",
+    "choose_rules",
+]

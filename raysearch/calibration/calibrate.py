@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 
-from raysearch.calibration.observer import MinMaxObserver
-from raysearch.calibration.weights import min_max_scale, mse_scale
-from raysearch.cluster.pool import Key, Pool, UnitValue
+from raysearch.calibration.distribution import EXACT_BITS, SIGNIFICANT_BITS
+from raysearch.calibration.grid import levels_of, spec_of
+from raysearch.calibration.observer import Observer, Wanted
+from raysearch.calibration.ranges import Observed, Rule, find_range, warn_of_clipping
+from raysearch.calibration.rules import choose_rules
+from raysearch.calibration.statistics import Estimator, Statistics
+from raysearch.calibration.weights import min_max_scale, mse_affine, mse_scale
+from raysearch.cluster.pool import Key, LocalPool, Pool, UnitValue
 from raysearch.controller import attach_activation, detach_all
 from raysearch.errors import DataError
-from raysearch.evaluation import Replica
-from raysearch.quantizer import quant_levels
-from raysearch.quantizer.quantizer import SMALLEST_SCALE
-from raysearch.records import QuantizerRange, QuantizerSetup, RangeTable
-
-WeightEstimator = Literal["mse", "min_max"]
-ActivationEstimator = Literal["mean_min_max", "min_max"]
+from raysearch.evaluation import Divergence, Forward, Replica, default_forward, materialise
+from raysearch.evaluation.forward import frozen_eval
+from raysearch.records import QuantizationPoint, QuantizerRange, QuantizerSetup, RangeTable
 
 
 def calibrate(
@@ -27,19 +30,23 @@ def calibrate(
     pool: Pool,
     num_shards: int,
     *,
-    weights: WeightEstimator = "mse",
-    activations: ActivationEstimator = "min_max",
+    weights: Estimator = "mse",
+    activations: Estimator = "mse",
+    overrides: Mapping[str, Estimator] | None = None,
+    percentiles: tuple[float, float] = (0.1, 99.9),
+    reference: bool = False,
 ) -> RangeTable:
     """Initialise the ranges of all quantizers.
 
-    Weights, per channel and width: "mse" minimises ‖Q(W) − W‖², "min_max" takes the largest magnitude.
-    Activations, per tensor: "min_max" takes the extremes over all samples, "mean_min_max" the mean over
-    *samples* of each sample's extremes, so the result does not depend on the batch size. The range always
-    contains 0, and 0 is exactly on the grid: s = (max − min)/(2^b − 1), z = rne(−min/s), which moves the
-    range by half a step at most.
+    Each point gets an estimator (`statistics.interval` has the definitions, `clipping` those of "mse" and
+    "entropy", which clip anew for every width) and a grid by its spec (`ranges.find_range`). Weights are
+    one sample. 0 is exactly on every grid.
 
-    Work: one unit a weight, one forward a calibration shard; values are merged in key order. Bytes per
-    unit: 16 per sample and activation, 8 per channel and width of a weight.
+    Work: one unit a weight, one forward a calibration shard; values are merged in key order, and what is
+    merged is extremes per sample and integer counts, so shards give the bits of the single pass. Bytes per
+    unit: 16 per sample, channel and activation; where an estimator reads the values themselves, also 20 per
+    distinct value rounded to 12 significant bits, about 0.4 MB an activation; 8 per channel and width of a
+    weight.
 
     Args:
         setup: the points.
@@ -47,79 +54,159 @@ def calibrate(
         num_shards: how many shards there are.
         weights: estimator for weights.
         activations: estimator for activations.
+        overrides: name, glob or "re:…" → the estimator of what it fits; later ones win.
+        percentiles: lower and upper percentile, for "percentile" and "mean_percentile".
+        reference: the definitions of the NNCF reference (`reference.py`) for its six estimators; a shard is
+            a batch. Values are then kept one by one where its definitions need them.
 
     Raises:
-        DataError: an activation or a weight is not finite, or no forward reads the activation; names the
-            quantizer.
+        DataError: an activation or a weight is not finite, no forward reads the activation, or its range
+            has zero width; names the quantizer.
+        PlacementError: an override fits nothing; names the nearest quantizers.
     """
+    rules = choose_rules(setup, weights, activations, overrides or {}, percentiles, reference)
     units: dict[Key, tuple[object, ...]] = {("shard", index): (index,) for index in range(num_shards)}
     observed: dict[Key, UnitValue] = {}
     if setup.of_kind("activation"):
-        observed = dict(pool.run(observe_shard, units, (setup,)))
+        wanted = {name: activation_wants(point, rules[name]) for name, point in _activations(setup)}
+        observed = dict(pool.run(observe_shard, units, (setup, wanted)))
     weight_units: dict[Key, tuple[object, ...]] = {("weight", p): (p,) for p in setup.of_kind("weight")}
-    scales = dict(pool.run(weight_scales, weight_units, (setup, weights)))
+    found = dict(pool.run(weight_ranges, weight_units, (setup, rules)))
     ranges: dict[tuple[str, int], QuantizerRange] = {}
     for point in setup.points.values():
         widths = setup.group_of(point.id).bit_widths
         if point.kind == "weight":
             for bits in widths:
-                scale = np.asarray(scales["weight", point.id][str(bits)], dtype=np.float32)
-                if not np.isfinite(scale).all():
-                    raise DataError(f"the weight '{point.id}' holds NaN or infinity; load intact weights.")
-                ranges[point.id, bits] = QuantizerRange(scale, np.zeros(scale.shape, np.int32), True)
-        else:
-            rows = np.concatenate([observed[key][point.id] for key in units])
-            low, high = _bounds(rows, point.id, activations)
-            for bits in widths:
-                ranges[point.id, bits] = activation_range(low, high, bits)
+                ranges[point.id, bits] = _unpack(point, found["weight", point.id], bits)
+            continue
+        parts = [Statistics.from_units([_part(observed[key], point.id)]) for key in units]
+        whole = Statistics.from_units([_part(observed[key], point.id) for key in units])
+        seen = Observed.check(point, parts, whole)
+        warn_of_clipping(point, seen)
+        for bits in widths:
+            ranges[point.id, bits] = find_range(point, seen, rules[point.id], bits)
     return RangeTable(ranges)
 
 
-def activation_range(low: float, high: float, num_bits: int) -> QuantizerRange:
-    """Affine range of [low, high] widened to 0, with 0 exactly on the grid."""
-    _, top = quant_levels(num_bits, signed=False)
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = max((high - low) / top, SMALLEST_SCALE)
-    zero = int(np.clip(np.rint(-low / scale), 0, top))
-    return QuantizerRange(np.array([scale], np.float32), np.array([zero], np.int32), False)
+def calibrate_model(
+    model: nn.Module,
+    setup: QuantizerSetup,
+    data: Any,
+    *,
+    num_samples: int = 256,
+    shard_size: int = 32,
+    forward: Forward = default_forward,
+    **options: Any,
+) -> RangeTable:
+    """`calibrate` in this process on a model that is left exactly as found, also by an exception.
+
+    Args:
+        model: the float model.
+        setup: its points.
+        data: a data set, or an iterable of batches.
+        num_samples: exactly so many are read, or all if there are fewer; 0 means all.
+        shard_size: samples in one forward.
+        forward: (model, batch) → outputs.
+        **options: estimators and so on, see `calibrate`.
+
+    Raises:
+        DataError: see `calibrate`, and no or broken data.
+        PlacementError: see `calibrate`, and a setup of another model.
+    """
+    shards = materialise(data, num_samples, shard_size, "calibration")
+    first = next(model.parameters(), None)
+    device = "cpu" if first is None else str(first.device)
+    with frozen_eval(model):
+        replica = Replica(model, forward, {"calibration": shards}, Divergence("mse"), device=device)
+        return calibrate(setup, LocalPool(replica), len(shards), **options)
 
 
-def observe_shard(replica: Replica, setup: QuantizerSetup, index: int) -> UnitValue:
-    """Unit: extremes of every activation point per sample of one shard."""
-    points = setup.of_kind("activation")
-    observers = {name: MinMaxObserver() for name in points}
+def activation_wants(point: QuantizationPoint, rule: Rule) -> Wanted:
+    """What an activation's observer keeps; the point's axis does not count the batch."""
+    axis = None if point.axis is None else point.axis % len(point.shape) + 1
+    return rule.wanted(axis, EXACT_BITS, SIGNIFICANT_BITS)
+
+
+def observe_shard(
+    replica: Replica, setup: QuantizerSetup, wanted: Mapping[str, Wanted], index: int
+) -> UnitValue:
+    """Unit: what the observers of all activation points collect on one shard, as "id|array"."""
+    observers = {name: Observer(wanted[name]) for name in setup.of_kind("activation")}
     handles = attach_activation(replica.model, setup, observers)
     try:
-        replica.run(replica.model, replica.shard("calibration", index))
-        return {name: observer.collect().cpu().numpy() for name, observer in observers.items()}
+        # Not `replica.run`, which judges the output: here the output does not matter.
+        with frozen_eval(replica.model), torch.no_grad():
+            replica.forward(replica.model, replica.shard("calibration", index))
+        return {
+            f"{name}|{key}": array
+            for name, observer in observers.items()
+            for key, array in observer.collect().items()
+        }
     finally:
         detach_all(replica.model, setup, handles)
 
 
-def weight_scales(
-    replica: Replica, setup: QuantizerSetup, estimator: WeightEstimator, point_id: str
+def weight_ranges(
+    replica: Replica, setup: QuantizerSetup, rules: Mapping[str, Rule], point_id: str
 ) -> UnitValue:
-    """Unit: scales of one weight at each of its widths, keyed by the width."""
-    point = setup.points[point_id]
-    weight = replica.model.get_parameter(point_id)
-    find = mse_scale if estimator == "mse" else min_max_scale
+    """Unit: the ranges of one weight at each of its widths, as "width|field"."""
+    point, rule = setup.points[point_id], rules[point_id]
+    site = point.sites[0]
+    weight = replica.model.get_parameter(f"{site.module}.{site.name}" if site.module else site.name)
     with torch.no_grad():
-        return {str(b): find(weight, point.axis, b) for b in setup.group_of(point_id).bit_widths}
+        seen = _look_at(point, weight, rule)
+        warn_of_clipping(point, seen)
+        found: dict[str, npt.NDArray[np.generic]] = {}
+        for bits in setup.group_of(point_id).bit_widths:
+            value = _weight_range(point, weight, seen, rule, bits)
+            found[f"{bits}|scale"], found[f"{bits}|zero_point"] = value.scale, value.zero_point
+            found[f"{bits}|signed"] = np.array([value.signed])
+    return found
 
 
-def _bounds(
-    rows: npt.NDArray[np.float64], point_id: str, estimator: ActivationEstimator
-) -> tuple[float, float]:
-    if not len(rows):
-        raise DataError(
-            f"no forward of the calibration data reads the activation '{point_id}'; leave it float "
-            f"(placement.ignored_scopes), or give a Task(forward=...) that runs the whole model."
-        )
-    if not np.isfinite(rows).all():
-        raise DataError(
-            f"the activation '{point_id}' takes NaN or infinity on the calibration data; leave it float "
-            f"(placement.ignored_scopes) or mend the data."
-        )
-    if estimator == "min_max":
-        return float(rows[:, 0].min()), float(rows[:, 1].max())
-    return float(rows[:, 0].mean()), float(rows[:, 1].mean())
+def _look_at(point: QuantizationPoint, weight: Tensor, rule: Rule) -> Observed:
+    # mse and min-max of weights have vectorised forms that need no counts.
+    wanted = rule.wanted(None if point.axis is None else point.axis % weight.ndim + 1, EXACT_BITS, EXACT_BITS)
+    fast = rule.estimator == "mse" and not _needs_counts(point, weight)
+    observer = Observer(Wanted(wanted.axis) if fast else wanted)
+    observer(weight.detach()[None])
+    whole = Statistics.from_units([observer.collect()])
+    return Observed.check(point, [whole], whole)
+
+
+def _needs_counts(point: QuantizationPoint, weight: Tensor) -> bool:
+    spec = spec_of(point)
+    return spec.mode == "symmetric" and spec.signed is False and bool((weight < 0).any())
+
+
+def _weight_range(
+    point: QuantizationPoint, weight: Tensor, seen: Observed, rule: Rule, bits: int
+) -> QuantizerRange:
+    spec = spec_of(point)
+    if rule.is_reference or rule.estimator not in ("mse", "min_max") or _needs_counts(point, weight):
+        return find_range(point, seen, rule, bits)
+    if spec.mode == "asymmetric":
+        if rule.estimator == "min_max":
+            return find_range(point, seen, rule, bits)
+        return mse_affine(weight, point.axis, levels_of(point, bits, signed=False))
+    signed = bool((weight < 0).any()) if spec.signed is None else spec.signed
+    find = mse_scale if rule.estimator == "mse" else min_max_scale
+    scale = find(weight, point.axis, bits, levels_of(point, bits, signed=signed))
+    return QuantizerRange(scale, np.zeros(scale.shape, np.int32), signed)
+
+
+def _unpack(point: QuantizationPoint, value: UnitValue, bits: int) -> QuantizerRange:
+    scale = np.asarray(value[f"{bits}|scale"], np.float32)
+    if not np.isfinite(scale).all():
+        raise DataError(f"the weight '{point.id}' has a scale that is not finite at {bits} bits.")
+    zero_point = np.asarray(value[f"{bits}|zero_point"], np.int32)
+    return QuantizerRange(scale, zero_point, bool(value[f"{bits}|signed"][0]))
+
+
+def _part(value: UnitValue, point_id: str) -> dict[str, npt.NDArray[np.generic]]:
+    keys = ("rows", "values", "counts", "channels")
+    return {key: value[f"{point_id}|{key}"] for key in keys if f"{point_id}|{key}" in value}
+
+
+def _activations(setup: QuantizerSetup) -> list[tuple[str, QuantizationPoint]]:
+    return list(setup.of_kind("activation").items())

@@ -1,42 +1,116 @@
-"""Observers: what values a tensor takes, per sample, so that shards merge exactly."""
+"""Observers: what values a tensor takes, so that shards merge exactly."""
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from raysearch.calibration.distribution import Distribution, count_values
 
-class MinMaxObserver(nn.Module):
-    """Passes its input through and records min and max of every sample.
 
-    After a forward `minima` and `maxima` hold, per site call, one value a sample (dimension 0 of the input).
+@dataclass(frozen=True)
+class Wanted:
+    """What an observer keeps besides the extremes of every sample.
+
+    Attributes:
+        axis: dimension of the channels in the tensor, counting the batch; None: all values together.
+        significant_bits: with how many bits values are counted; 0: they are not.
+        percentiles: lower and upper percentile taken of every sample; None: they are not.
     """
 
-    def __init__(self) -> None:
+    axis: int | None = None
+    significant_bits: int = 0
+    percentiles: tuple[float, float] | None = None
+
+
+class Observer(nn.Module):
+    """Passes its input through and records what is wanted of every sample (dimension 0) and channel.
+
+    A tensor that several readers share is the same object and is counted once. Different tensors that pass
+    in one forward (a module called twice) are pooled: by sample where their sample counts match, and as
+    samples of their own otherwise.
+    """
+
+    def __init__(self, wanted: Wanted | None = None) -> None:
         super().__init__()
-        self.minima: list[Tensor] = []
-        self.maxima: list[Tensor] = []
+        self.wanted = wanted or Wanted()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._extremes: list[Tensor] = []
+        self._kept: list[Tensor] = []
+        self._counted: list[list[Distribution]] = []
+        self._seen: list[tuple[weakref.ref[Tensor], int]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """The input, unchanged."""
-        rows = x.detach().reshape(x.shape[0], -1)
-        self.minima.append(rows.amin(1).double())
-        self.maxima.append(rows.amax(1).double())
+        if any(seen() is x and version == x._version for seen, version in self._seen):
+            return x
+        self._seen.append((weakref.ref(x), x._version))
+        rows = channel_values(x.detach(), self.wanted.axis)
+        self._extremes.append(torch.stack([rows.amin(2), rows.amax(2)], 2).double())
+        if self.wanted.percentiles is not None:
+            self._kept.append(rows.clone())
+        if self.wanted.significant_bits:
+            bits = self.wanted.significant_bits
+            self._counted.append([count_values(rows[:, c], bits) for c in range(rows.shape[1])])
         return x
 
-    def collect(self) -> Tensor:
-        """Rows (min, max) per sample over all calls since the last one, shape [N, 2], float64; then forget.
+    def collect(self) -> dict[str, npt.NDArray[np.generic]]:
+        """What was recorded since the last call; then forget.
 
-        Several sites of one point see the same tensor, so their calls are merged by sample where the
-        counts match, and appended otherwise. Without a call there are no rows.
+        `rows`: float64 [samples, channels, 2], or 4 with percentiles: (min, max, lower, upper).
+        `values`, `counts`, `channels`: the distributions of all channels, one after another, if wanted.
+        Without a forward there are no rows.
         """
-        if not self.minima:
-            return torch.empty((0, 2), dtype=torch.float64)
-        sizes = {values.shape[0] for values in self.minima}
-        if len(sizes) == 1:
-            low = torch.stack(self.minima).amin(0)
-            high = torch.stack(self.maxima).amax(0)
-        else:
-            low, high = torch.cat(self.minima), torch.cat(self.maxima)
-        self.minima, self.maxima = [], []
-        return torch.stack([low, high], 1)
+        wide = 2 if self.wanted.percentiles is None else 4
+        if not self._extremes:
+            return {"rows": np.empty((0, 1, wide))}
+        rows = _pool(self._extremes)
+        if self.wanted.percentiles is not None:
+            rows = torch.cat([rows, _sample_percentiles(self._kept, self.wanted.percentiles)], 2)
+        found: dict[str, npt.NDArray[np.generic]] = {"rows": rows.cpu().numpy()}
+        if self._counted:
+            merged = [Distribution.merge(parts) for parts in zip(*self._counted, strict=True)]
+            found["values"] = np.concatenate([part.values for part in merged])
+            found["counts"] = np.concatenate([part.counts for part in merged])
+            found["channels"] = np.repeat(
+                np.arange(len(merged), dtype=np.int32), [len(part.values) for part in merged]
+            )
+        self._forget()
+        return found
+
+
+def channel_values(x: Tensor, axis: int | None) -> Tensor:
+    """[samples, channels, values]; a single channel without an axis."""
+    if axis is None:
+        return x.reshape(x.shape[0], 1, -1)
+    return x.movedim(axis, 1).reshape(x.shape[0], x.shape[axis], -1)
+
+
+def _pool(calls: list[Tensor]) -> Tensor:
+    if len({call.shape[0] for call in calls}) > 1:
+        return torch.cat(calls)
+    every = torch.stack(calls)
+    return torch.stack([every[..., 0].amin(0), every[..., 1].amax(0)], 2)
+
+
+def _sample_percentiles(calls: list[Tensor], percentiles: tuple[float, float]) -> Tensor:
+    alike = len({call.shape[0] for call in calls}) == 1
+    found = []
+    for rows in [torch.cat(calls, 2)] if alike else calls:
+        ordered = rows.sort(2).values.double()
+        last = ordered.shape[2] - 1
+        columns = []
+        for percent in percentiles:
+            position = percent / 100 * last
+            below = min(int(position), last)
+            low, high = ordered[..., below], ordered[..., min(below + 1, last)]
+            columns.append(low + (high - low) * (position - below))
+        found.append(torch.stack(columns, 2))
+    return torch.cat(found)

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from raysearch.calibration.calibrate import activation_range, calibrate, observe_shard, weight_scales
-from raysearch.calibration.observer import MinMaxObserver
+from raysearch.calibration.calibrate import calibrate, observe_shard, weight_ranges
+from raysearch.calibration.grid import affine_range
+from raysearch.calibration.observer import Observer, Wanted
+from raysearch.calibration.rules import choose_rules
 from raysearch.calibration.weights import min_max_scale, mse_scale
 from raysearch.cluster.pool import LocalPool
 from raysearch.errors import DataError
@@ -132,8 +134,8 @@ def test_weight_ranges_are_the_estimators(estimator, function):
             assert ranges[name, bits].scale.tolist() == expected.tolist()
             assert not ranges[name, bits].zero_point.any()
             assert ranges[name, bits].signed
-    unit = weight_scales(replica, setup, estimator, "head.weight")
-    assert sorted(unit) == ["2", "5", "8"]
+    unit = weight_ranges(replica, setup, choose_rules(setup, estimator, "mse", {}), "head.weight")
+    assert sorted(unit) == sorted(f"{b}|{f}" for b in (2, 5, 8) for f in ("scale", "zero_point", "signed"))
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -142,8 +144,8 @@ def test_weight_ranges_are_the_estimators(estimator, function):
     [(0.2, 3.1), (0.0, 1.0), (-3.1, -0.2), (-1.0, 0.0), (-0.7, 2.9), (-1e-8, 1e4), (-5.0, 1e-9), (0.0, 0.0)],
 )
 def test_zero_is_exactly_on_the_grid(low, high, bits):
-    found = activation_range(low, high, bits)
     _, top = quant_levels(bits, signed=False)
+    found = affine_range(np.array([low]), np.array([high]), (0, top))
     scale, zero = float(found.scale[0]), int(found.zero_point[0])
     assert 0 <= zero <= top
     quantizer = AsymmetricQuantizer()
@@ -222,28 +224,46 @@ def test_the_replica_is_left_as_found_by_a_failure():
 
     replica = make_replica(samples(), [29], forward)
     setup = place(make_replica(samples(), [29]))
+    wanted = {name: Wanted(None, 12, (1, 99)) for name in setup.of_kind("activation")}
     before = state_of(replica.model)
     with pytest.raises(Fault):
-        observe_shard(replica, setup, 0)
+        observe_shard(replica, setup, wanted, 0)
     assert state_of(replica.model) == before
     # In the middle of a forward, where the tap of additions is active.
     replica.forward = default_forward
     replica.shards = {"calibration": [torch.zeros(3, 5)]}
     with pytest.raises(RuntimeError, match="shapes"):
-        observe_shard(replica, setup, 0)
+        observe_shard(replica, setup, wanted, 0)
     assert state_of(replica.model) == before
     assert torch.add(torch.ones(2), torch.ones(2)).tolist() == [2, 2]
 
 
-def test_an_observer_merges_calls_by_sample_and_forgets():
-    observer = MinMaxObserver()
+def test_an_observer_pools_calls_by_sample_and_forgets():
+    observer = Observer()
+
+    def collected():
+        return observer.collect()["rows"][:, 0]
+
     first, second = torch.tensor([[1.0, 5.0], [2.0, 3.0]]), torch.tensor([[0.0, 4.0], [2.5, 9.0]])
     assert observer(first) is first
     observer(second)
-    assert observer.collect().tolist() == [[0.0, 5.0], [2.0, 9.0]]
-    assert observer.collect().shape == (0, 2)
+    assert collected().tolist() == [[0.0, 5.0], [2.0, 9.0]]
+    assert collected().shape == (0, 2)
     observer(first)
     observer(first[:1])
-    assert observer.collect().tolist() == [[1.0, 5.0], [2.0, 3.0], [1.0, 5.0]]
+    assert collected().tolist() == [[1.0, 5.0], [2.0, 3.0], [1.0, 5.0]]
     observer(torch.tensor([[1.0, float("nan")]]))
-    assert observer.collect().isnan().all()
+    assert np.isnan(collected()).all()
+
+
+def test_an_observer_counts_a_tensor_with_several_readers_once():
+    observer = Observer(Wanted(None, 12, (0, 50)))
+    x = torch.tensor([[1.0, 2.0, 4.0]])
+    for _ in range(3):
+        observer(x)
+    x += 8
+    observer(x)
+    found = observer.collect()
+    assert found["values"].tolist() == [1, 2, 4, 9, 10, 12]
+    assert found["counts"].tolist() == [1] * 6
+    assert found["rows"].tolist() == [[[1, 12, 1, 6.5]]]

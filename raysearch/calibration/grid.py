@@ -1,0 +1,60 @@
+"""From an interval to the scale and zero point of a quantizer's own grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from raysearch.quantizer import point_levels
+from raysearch.quantizer.quantizer import SMALLEST_SCALE
+from raysearch.records import QuantizationPoint, QuantizerRange, QuantizerSpec
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def spec_of(point: QuantizationPoint) -> QuantizerSpec:
+    """The point's kind of quantizer, or the default of its kind."""
+    if point.spec is not None:
+        return point.spec
+    if point.kind == "weight":
+        return QuantizerSpec("symmetric", signed=True)
+    return QuantizerSpec("asymmetric")
+
+
+def levels_of(point: QuantizationPoint, num_bits: int, *, signed: bool) -> tuple[int, int]:
+    """(lowest code, highest code) of the point's quantizer.
+
+    Raises:
+        PlacementError: the grid does not exist; names the quantizer.
+    """
+    return point_levels(point, num_bits, signed=signed)
+
+
+def affine_grid(low: float, high: float, levels: tuple[int, int]) -> tuple[float, int]:
+    """(scale, zero point) of [low, high] widened to 0, with 0 exactly on the grid.
+
+    s = (high − low)/(top − bottom), z = bottom + rne(−low/s): the grid is as wide as the interval and lies
+    at most half a step beside it.
+    """
+    bottom, top = levels
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = max((high - low) / (top - bottom), SMALLEST_SCALE)
+    return scale, int(np.clip(bottom + np.rint(-low / scale), bottom, top))
+
+
+def symmetric_scale(peak: float, levels: tuple[int, int]) -> float:
+    """The scale that puts the highest code on `peak`."""
+    return max(peak / levels[1], SMALLEST_SCALE)
+
+
+def affine_range(low: FloatArray, high: FloatArray, levels: tuple[int, int]) -> QuantizerRange:
+    """Range of an asymmetric quantizer, one scale and zero point a channel."""
+    grids = [affine_grid(float(a), float(b), levels) for a, b in zip(low, high, strict=True)]
+    scales = np.array([scale for scale, _ in grids], np.float32)
+    return QuantizerRange(scales, np.array([zero for _, zero in grids], np.int32), False)
+
+
+def symmetric_range(peak: FloatArray, levels: tuple[int, int], *, signed: bool) -> QuantizerRange:
+    """Range of a symmetric quantizer, one scale a channel."""
+    scales = np.array([symmetric_scale(float(value), levels) for value in peak], np.float32)
+    return QuantizerRange(scales, np.zeros(scales.shape, np.int32), signed)

@@ -1,0 +1,208 @@
+"""The range of one quantizer at one width, from what was observed of its tensor."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from raysearch.calibration.clipping import entropy_peak, mse_interval, mse_peak
+from raysearch.calibration.grid import (
+    affine_range,
+    levels_of,
+    spec_of,
+    symmetric_range,
+)
+from raysearch.calibration.observer import Wanted
+from raysearch.calibration.reference import reference_affine, reference_interval, reference_scale
+from raysearch.calibration.statistics import Estimator, Statistics, interval, peak
+from raysearch.errors import DataError
+from raysearch.records import QuantizationPoint, QuantizerRange
+
+FloatArray = npt.NDArray[np.float64]
+
+REFERENCE_ESTIMATORS = frozenset(
+    {"min_max", "mean_min_max", "mixed_min_max", "threesigma", "percentile", "mean_percentile"}
+)
+"""Estimators that the reference has too."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one quantizer's range is found.
+
+    Attributes:
+        estimator: the definition.
+        percentiles: lower and upper percentile, for the two that use them.
+        reference: the reference's definitions instead of ours, for its six estimators.
+    """
+
+    estimator: Estimator
+    percentiles: tuple[float, float] = (0.1, 99.9)
+    reference: bool = False
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the reference's definition is what counts."""
+        return self.reference and self.estimator in REFERENCE_ESTIMATORS
+
+    def wanted(self, axis: int | None, exact_bits: int, rounded_bits: int) -> Wanted:
+        """What must be observed for it.
+
+        Args:
+            axis: dimension of the channels in the observed tensor.
+            exact_bits: significant bits where values must be kept one by one.
+            rounded_bits: significant bits otherwise.
+        """
+        counted = self.estimator in ("threesigma", "percentile", "mse", "entropy")
+        if self.is_reference:
+            exact = counted or self.estimator == "mean_percentile"
+            return Wanted(axis, exact_bits if exact else 0)
+        own = self.percentiles if self.estimator == "mean_percentile" else None
+        return Wanted(axis, rounded_bits if counted else 0, own)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything seen of one quantizer's tensor, checked.
+
+    Attributes:
+        batches: what was seen of each shard.
+        whole: the shards merged.
+    """
+
+    batches: tuple[Statistics, ...]
+    whole: Statistics
+
+    @classmethod
+    def check(cls, point: QuantizationPoint, batches: Sequence[Statistics], whole: Statistics) -> Observed:
+        """What was seen of a point's tensor.
+
+        Raises:
+            DataError: nothing was, it is not finite, or it has another number of channels than the point;
+                names the quantizer.
+        """
+        if not len(whole.rows):
+            raise DataError(
+                f"no forward of the calibration data reads the activation '{point.id}'; leave it float "
+                f"(placement.ignored_scopes), or give a Task(forward=...) that runs the whole model."
+            )
+        if not np.isfinite(whole.rows).all():
+            if point.kind == "weight":
+                raise DataError(f"the weight '{point.id}' holds NaN or infinity; load intact weights.")
+            raise DataError(
+                f"the activation '{point.id}' takes NaN or infinity on the calibration data; leave it float "
+                f"(placement.ignored_scopes) or mend the data."
+            )
+        if whole.rows.shape[1] != point.num_scales:
+            raise DataError(
+                f"the {point.kind} '{point.id}' has {whole.rows.shape[1]} channels where its quantizer "
+                f"holds {point.num_scales} scales; place the quantizers anew."
+            )
+        return cls(tuple(batch for batch in batches if len(batch.rows)), whole)
+
+
+def find_range(point: QuantizationPoint, seen: Observed, rule: Rule, num_bits: int) -> QuantizerRange:
+    """The range of a point at a width, on the levels of its own quantizer.
+
+    Symmetric: signed when the data has negative values in any channel (one flag a quantizer), unless the
+    spec says so itself; then the highest code lies on the interval's magnitude. Asymmetric: the interval is
+    widened to 0, and 0 is exactly on the grid. A channel of an activation that was always 0 takes the
+    interval of the widest one, since nothing is known of it.
+
+    Raises:
+        DataError: the interval has zero width; names the quantizer.
+    """
+    spec = spec_of(point)
+    if spec.mode == "asymmetric":
+        levels = levels_of(point, num_bits, signed=False)
+        low, high = _interval(point, seen, rule, levels)
+        low, high = _filled(point, rule, np.minimum(low, 0.0), np.maximum(high, 0.0))
+        return (reference_affine if rule.is_reference else affine_range)(low, high, levels)
+    signed = bool((seen.whole.low < 0).any()) if spec.signed is None else spec.signed
+    if not rule.is_reference:
+        levels = levels_of(point, num_bits, signed=signed)
+        magnitude = _peak(point, seen, rule, levels, signed)
+        _, magnitude = _filled(point, rule, np.zeros_like(magnitude), magnitude)
+        return symmetric_range(magnitude, levels, signed=signed)
+    low, high = _reference(point, seen, rule, symmetric=True)
+    magnitude, signed = reference_scale(low, high, spec.signed)
+    return symmetric_range(magnitude, levels_of(point, num_bits, signed=signed), signed=signed)
+
+
+def warn_of_clipping(point: QuantizationPoint, seen: Observed) -> None:
+    """Say so when an unsigned symmetric quantizer was asked for and the data has negative values."""
+    spec = spec_of(point)
+    if spec.mode == "symmetric" and spec.signed is False and (seen.whole.low < 0).any():
+        warnings.warn(
+            f"the quantizer '{point.id}' is unsigned, but its tensor goes down to "
+            f"{float(seen.whole.low.min()):.4g}: negative values become 0. Leave `signed` out to take the "
+            f"sign from the data.",
+            stacklevel=2,
+        )
+
+
+def _interval(
+    point: QuantizationPoint, seen: Observed, rule: Rule, levels: tuple[int, int]
+) -> tuple[FloatArray, FloatArray]:
+    whole = seen.whole
+    if rule.is_reference:
+        return _reference(point, seen, rule, symmetric=False)
+    if rule.estimator == "mse":
+        ends = [
+            mse_interval(distribution, float(a), float(b), levels)
+            for distribution, a, b in zip(whole.distributions, whole.low, whole.high, strict=True)
+        ]
+        return np.array([a for a, _ in ends]), np.array([b for _, b in ends])
+    if rule.estimator == "entropy":
+        low, high = np.minimum(whole.low, 0.0), np.maximum(whole.high, 0.0)
+        # The levels of 0 … max |x|: all of them when the data has one sign, half when it is balanced.
+        share = np.maximum(-low, high) / np.maximum(high - low, np.finfo(np.float64).tiny)
+        sizes = np.maximum(np.rint((levels[1] - levels[0] + 1) * share), 2).astype(int)
+        pairs = zip(whole.distributions, sizes, strict=True)
+        clip = np.array([entropy_peak(distribution, int(size)) for distribution, size in pairs])
+        return np.maximum(low, -clip), np.minimum(high, clip)
+    return interval(whole, rule.estimator, rule.percentiles, per_channel=point.axis is not None)
+
+
+def _peak(
+    point: QuantizationPoint, seen: Observed, rule: Rule, levels: tuple[int, int], signed: bool
+) -> FloatArray:
+    whole = seen.whole
+    if rule.estimator not in ("mse", "entropy"):
+        per_channel = point.axis is not None
+        return peak(whole, rule.estimator, rule.percentiles, per_channel=per_channel, signed=signed)
+    tops = np.maximum(np.abs(whole.low), np.abs(whole.high)) if signed else np.maximum(whole.high, 0.0)
+    if rule.estimator == "mse":
+        pairs = zip(whole.distributions, tops, strict=True)
+        return np.array([mse_peak(distribution, float(top), levels) for distribution, top in pairs])
+    kept = [d if signed else d.where(d.values >= 0) for d in whole.distributions]
+    return np.array([entropy_peak(distribution, levels[1] + 1) for distribution in kept])
+
+
+def _reference(
+    point: QuantizationPoint, seen: Observed, rule: Rule, *, symmetric: bool
+) -> tuple[FloatArray, FloatArray]:
+    use_means = point.kind == "activation" and point.axis is None
+    return reference_interval(
+        seen.batches, rule.estimator, rule.percentiles, symmetric=symmetric, use_means=use_means
+    )
+
+
+def _filled(
+    point: QuantizationPoint, rule: Rule, low: FloatArray, high: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    # Weights stay as they are: a pruned channel is 0 for good, and any scale says so exactly.
+    empty = low >= high
+    if point.kind == "weight" or not empty.any():
+        return low, high
+    if empty.all():
+        raise DataError(
+            f"the range of the activation '{point.id}' has zero width: by '{rule.estimator}' it is 0 on the "
+            f"calibration data. Leave it float (placement.ignored_scopes), give data that reaches it, or "
+            f"set calibration.overrides['{point.id}'] to 'min_max'."
+        )
+    return np.where(empty, low.min(), low), np.where(empty, high.max(), high)
