@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raysearch.api import export_run, inspect, report, resolve, retrieve, run, status
+    from raysearch.compress import create_compressed_model
     from raysearch.config import Config, load_config
     from raysearch.controller import QuantizationController, create_controller
     from raysearch.errors import BadInputError, RaysearchError, RunError
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "api": ("export_run", "inspect", "report", "resolve", "retrieve", "run", "status"),
+    "compress": ("create_compressed_model",),
     "config": ("Config", "load_config"),
     "controller": ("QuantizationController", "create_controller"),
     "errors": ("BadInputError", "RaysearchError", "RunError"),
@@ -44,6 +46,7 @@ __all__ = [
     "RunStatus",
     "Task",
     "__version__",
+    "create_compressed_model",
     "create_controller",
     "export_run",
     "inspect",

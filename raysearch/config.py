@@ -13,6 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from raysearch.errors import ConfigError
 
 Width = Annotated[int, Field(ge=2, le=8)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Estimator = Literal[
+    "mse",
+    "entropy",
+    "min_max",
+    "mean_min_max",
+    "mixed_min_max",
+    "threesigma",
+    "percentile",
+    "mean_percentile",
+]
 
 
 class Section(BaseModel):
@@ -21,13 +32,26 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class OverrideConfig(Section):
+    """What is set for the layers or quantizers of one scope; null leaves it as it is."""
+
+    bits: Width | tuple[Width, ...] | None = None
+    mode: Literal["symmetric", "asymmetric"] | None = None
+    granularity: Literal["per_channel", "per_tensor"] | None = None
+    signed: bool | None = None
+    pinned: Width | None = None
+
+
 class PlacementConfig(Section):
     """Where quantizers go and which widths they may take."""
 
     weight_bit_widths: tuple[Width, ...] = Field((2, 3, 4, 8), min_length=1)
     activation_bit_widths: tuple[Width, ...] = Field((8,), min_length=1)
     pins: dict[str, Width] = Field(default_factory=dict)
+    target_scopes: tuple[str, ...] = ()
     ignored_scopes: tuple[str, ...] = ()
+    overrides: dict[str, OverrideConfig] = Field(default_factory=dict)
+    profile: str = "any"
 
 
 class CalibrationConfig(Section):
@@ -35,8 +59,11 @@ class CalibrationConfig(Section):
 
     num_samples: int = Field(256, ge=1)
     shard_size: int = Field(32, ge=1)
-    weights: Literal["mse", "min_max"] = "mse"
-    activations: Literal["min_max", "mean_min_max"] = "min_max"
+    weights: Estimator = "mse"
+    activations: Estimator = "mse"
+    overrides: dict[str, Estimator] = Field(default_factory=dict)
+    percentiles: tuple[Percent, Percent] = (0.1, 99.9)
+    reference: bool = False
 
 
 class ObjectiveConfig(Section):
@@ -174,8 +201,12 @@ def _value(text: str) -> Any:
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
-    # A pin's name has dots of its own: placement.pins.block.conv=8 sets pins["block.conv"].
-    parts = key.split(".", 2) if key.startswith("placement.pins.") else key.split(".")
+    # A scope has dots of its own: placement.pins.block.conv=8 sets pins["block.conv"].
+    parts = key.split(".")
+    if key.startswith(("placement.pins.", "placement.overrides.", "calibration.overrides.")):
+        parts = key.split(".", 2)
+    if parts[:2] == ["placement", "overrides"] and len(parts) > 2:
+        parts = [*parts[:2], *parts[2].rsplit(".", 1)]
     for part in reversed(parts):
         value = {part: value}
     return dict(value)
@@ -194,7 +225,10 @@ def _explain(error: ValidationError) -> str:
     for entry in error.errors():
         where = ".".join(str(part) for part in entry["loc"])
         if entry["type"] == "extra_forbidden":
-            near = get_close_matches(where, _known_keys(), n=1, cutoff=0.3)
+            known = _known_keys()
+            if entry["loc"][:2] == ("placement", "overrides"):
+                known = [".".join([*map(str, entry["loc"][:-1]), key]) for key in OverrideConfig.model_fields]
+            near = get_close_matches(where, known, n=1, cutoff=0.3)
             hint = f"; the nearest known one is '{near[0]}'" if near else ""
             parts.append(f"the setting '{where}' is unknown{hint}")
         else:

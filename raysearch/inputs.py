@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from raysearch.calibration import choose_rules
 from raysearch.config import Config
 from raysearch.errors import ConfigError, DataError
 from raysearch.evaluation import Batch, Divergence, materialise, output_tensor, training_batches
@@ -51,6 +52,7 @@ class Inputs:
 
 def place(task: Task, config: Config) -> QuantizerSetup:
     """The placement stage, with a configuration's settings."""
+    overrides = config.placement.overrides.items()
     return place_quantizers(
         task.model,
         task.example_inputs,
@@ -58,6 +60,9 @@ def place(task: Task, config: Config) -> QuantizerSetup:
         activation_bit_widths=config.placement.activation_bit_widths,
         pins=config.placement.pins,
         ignored_scopes=config.placement.ignored_scopes,
+        target_scopes=config.placement.target_scopes,
+        overrides={scope: values.model_dump(exclude_none=True) for scope, values in overrides},
+        profile=config.placement.profile,
     )
 
 
@@ -75,6 +80,8 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     _check_settings(task, config)
     setup = place(task, config)
     check_achievable(parsed, CostModel(setup))
+    ranges = config.calibration
+    choose_rules(setup, ranges.weights, ranges.activations, ranges.overrides, ranges.percentiles)
     calibration = materialise(
         task.calibration, config.calibration.num_samples, config.calibration.shard_size, "calibration"
     )

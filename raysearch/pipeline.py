@@ -94,6 +94,9 @@ class Walk:
                 len(self.inputs.calibration),
                 weights=settings.weights,
                 activations=settings.activations,
+                overrides=settings.overrides,
+                percentiles=settings.percentiles,
+                reference=settings.reference,
             )
         self.store.save_ranges(ranges)
         self._log.clear("calibration")

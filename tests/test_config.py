@@ -70,3 +70,16 @@ def test_workers_are_no_part_of_a_run_but_threads_are():
 def test_settings_survive_the_command_line_of_a_job(values):
     config = load_config(overrides=values)
     assert load_config(assignments=settings_as_text(config)) == config
+
+
+def test_overrides_are_read_and_a_misspelt_key_is_named():
+    rules = "placement.overrides.re:^blocks\\.\\d+.bits=[2, 4]"
+    config = load_config(assignments=[rules, "placement.overrides.block.conv.mode=asymmetric"])
+    found = config.placement.overrides
+    assert found["re:^blocks\\.\\d+"].bits == (2, 4)
+    assert found["block.conv"].mode == "asymmetric"
+    assert load_config(assignments=settings_as_text(config)) == config
+    with pytest.raises(ConfigError, match=r"overrides.fc.bit' is unknown; .*'placement.overrides.fc.bits'"):
+        load_config(overrides={"placement": {"overrides": {"fc": {"bit": 4}}}})
+    with pytest.raises(ConfigError, match=r"profil' is unknown; .*'placement.profile'"):
+        load_config(assignments=["placement.profil=any"])

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from raysearch.controller.attach import attach_activation, attach_weight, check_weight
-from raysearch.controller.controller import QuantizationController, check_assignment
-from raysearch.quantizer import AsymmetricQuantizer, Quantizer, SymmetricQuantizer
+from raysearch.controller.checks import check_assignment
+from raysearch.controller.controller import QuantizationController
+from raysearch.controller.held import Observer
+from raysearch.controller.parts import AdjacentGroups, NonWeightQuantizer, Stages, WeightQuantizer
+from raysearch.quantizer import Quantizer, make_quantizer
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 
 
 def create_controller(
-    model: nn.Module, setup: QuantizerSetup, ranges: RangeTable, assignment: BitAssignment
+    model: nn.Module,
+    setup: QuantizerSetup,
+    ranges: RangeTable,
+    assignment: BitAssignment,
+    *,
+    config: Mapping[str, Any] | None = None,
+    observer: Observer | None = None,
+    stages: Stages | None = None,
+    range_init_params: Mapping[str, Any] | None = None,
 ) -> QuantizationController:
     """Put fake-quantizers into `model`, in place, and hand over their controller.
 
@@ -23,6 +37,10 @@ def create_controller(
         ranges: calibrated ranges; one is needed for each quantizer at its assigned width.
         assignment: group id → bit-width. A group that it leaves out stays float: its quantizers are there
             but disabled.
+        config: NNCF-style; its `params` make the schedule staged.
+        observer: told of every change of the controller.
+        stages: finds ranges and widths for `init_range` and `init_precision`.
+        range_init_params: settings that `init_range()` uses when it is given none.
 
     Raises:
         PlacementError: the setup belongs to another model, the model has quantizers already, a width is not
@@ -32,12 +50,7 @@ def create_controller(
     weights = setup.of_kind("weight")
     for point in weights.values():
         check_weight(model, point)
-    quantizers: dict[str, Quantizer] = {
-        name: SymmetricQuantizer(point.shape, point.axis, len(point.shape))
-        if point.kind == "weight"
-        else AsymmetricQuantizer()
-        for name, point in setup.points.items()
-    }
+    quantizers: dict[str, Quantizer] = {name: make_quantizer(point) for name, point in setup.points.items()}
     attach_activation(model, setup, {name: quantizers[name] for name in setup.of_kind("activation")})
     for name, point in weights.items():
         attach_weight(model, point, quantizers[name])
@@ -45,6 +58,23 @@ def create_controller(
     if device is not None:
         for quantizer in quantizers.values():
             quantizer.to(device)
-    controller = QuantizationController(model, setup, ranges, quantizers)
+    weight_parts = {
+        name: WeightQuantizer(quantizers[name], model.get_submodule(point.layer), point.sites)
+        for name, point in weights.items()
+    }
+    others = setup.of_kind("activation").items()
+    controller = QuantizationController(
+        model,
+        config,
+        observer,
+        weight_parts,
+        {name: NonWeightQuantizer(quantizers[name], point.sites) for name, point in others},
+        AdjacentGroups.of(setup),
+        {name: point.shape for name, point in setup.points.items()},
+        build_time_range_init_params=range_init_params,
+        setup=setup,
+        ranges=ranges,
+        stages=stages,
+    )
     controller.apply(assignment)
     return controller

@@ -12,21 +12,34 @@ from torch.nn.utils import parametrize
 
 from raysearch.controller.attach import home
 from raysearch.errors import PlacementError
-from raysearch.quantizer import AsymmetricQuantizer, SymmetricQuantizer, dequantize
+from raysearch.quantizer import Quantizer, dequantize
 from raysearch.records import QuantizationPoint, QuantizerSetup, Site
 
 
 class Dequantize(nn.Module):
-    """Parametrization of a stripped weight: int8 codes → codes·scale, in the dtype the weight had.
+    """Parametrization of a stripped weight: int8 codes q → (q − z)·scale, in the dtype the weight had.
 
     While exporting to ONNX it emits DequantizeLinear, so that the file holds the codes.
+
+    Attributes:
+        scale: float32, shape [1, …, C, …, 1] or [1].
+        zero_point: int8, shape of `scale`; None means 0 everywhere, and is not stored.
     """
 
     scale: Tensor
+    zero_point: Tensor | None
 
-    def __init__(self, scale: Tensor, num_bits: int, axis: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        scale: Tensor,
+        num_bits: int,
+        axis: int | None,
+        dtype: torch.dtype = torch.float32,
+        zero_point: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
         self.dtype = dtype
         self.num_bits = num_bits
         self.axis = axis
@@ -34,18 +47,19 @@ class Dequantize(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """The weight."""
         if torch.onnx.is_in_onnx_export():
-            scale = self.scale.reshape(-1)
+            scale = self.scale.reshape(() if self.axis is None else (-1,))
             zero = torch.zeros(scale.shape, dtype=torch.int8)
             result: Tensor = torch.onnx.ops.symbolic(
                 "DequantizeLinear",
-                (codes, scale, zero),
-                {"axis": self.axis},
+                (codes, scale, zero if self.zero_point is None else self.zero_point.reshape(scale.shape)),
+                {} if self.axis is None else {"axis": self.axis},
                 dtype=torch.float32,
                 shape=codes.shape,
                 version=21,
             )
             return result.to(self.dtype)
-        return dequantize(codes, self.scale, 0).to(self.dtype)
+        zero_point = 0 if self.zero_point is None else self.zero_point
+        return dequantize(codes, self.scale, zero_point).to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -54,19 +68,21 @@ class StrippedWeight:
 
     Attributes:
         name: quantizer id, the parameter's former qualified name.
-        codes: int8, the weight's shape.
-        scale: float32, shape [1, …, C, …, 1].
+        codes: int8, the weight's shape; unsigned ones are moved down by 2^(b−1).
+        scale: float32, shape [1, …, C, …, 1], or [1] per tensor.
         num_bits: width of the codes.
-        axis: channel axis of the scale.
+        axis: channel axis of the scale; of one scale per tensor, None.
         aliases: further qualified names that share it (tied weights).
+        zero_point: int8, shape of `scale`; None when every code 0 stands for the value 0.
     """
 
     name: str
     codes: Tensor
     scale: Tensor
     num_bits: int
-    axis: int
+    axis: int | None
     aliases: tuple[str, ...]
+    zero_point: Tensor | None = None
 
 
 def strip(
@@ -89,22 +105,20 @@ def strip(
     for point in weights:
         _strip_weight(model, point, form)
     for point in setup.of_kind("activation").values():
-        quantizer = activation_quantizer(model, point)
-        scale = quantizer.effective_scale().detach()
-        quantizer.scale = nn.Parameter(scale, requires_grad=False)
+        activation_quantizer(model, point).freeze()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval()
 
 
-def activation_quantizer(model: nn.Module, point: QuantizationPoint) -> AsymmetricQuantizer:
+def activation_quantizer(model: nn.Module, point: QuantizationPoint) -> Quantizer:
     """The quantizer of an activation point.
 
     Raises:
         PlacementError: the model has none there.
     """
     found = getattr(*home(model, point.sites[0]), None)
-    if not isinstance(found, AsymmetricQuantizer):
+    if not isinstance(found, Quantizer):
         raise PlacementError(
             f"the model has no quantizer '{point.id}'; it was not made by create_controller."
         )
@@ -129,11 +143,12 @@ def stripped_weights(model: nn.Module, setup: QuantizerSetup) -> dict[str, Strip
                 step.num_bits,
                 step.axis,
                 tuple(name for name in map(_name, point.sites) if name != point.id),
+                step.zero_point,
             )
     return found
 
 
-def stripped_quantizers(model: nn.Module, setup: QuantizerSetup) -> dict[str, AsymmetricQuantizer]:
+def stripped_quantizers(model: nn.Module, setup: QuantizerSetup) -> dict[str, Quantizer]:
     """The enabled activation quantizers of a model, keyed by quantizer id."""
     every = {p.id: activation_quantizer(model, p) for p in setup.of_kind("activation").values()}
     return {name: quantizer for name, quantizer in every.items() if quantizer.enabled}
@@ -144,10 +159,13 @@ def _strip_weight(model: nn.Module, point: QuantizationPoint, form: str) -> None
     owner = model.get_submodule(point.sites[0].module)
     original = owner.parametrizations[point.sites[0].name].original  # type: ignore[index,union-attr]
     with torch.no_grad():
-        codes = quantizer.codes(original)
-        scale = quantizer.effective_scale().detach().clone()
-        values = dequantize(codes, scale, 0) if quantizer.enabled else original.detach().clone()
-    step = Dequantize(scale, quantizer.num_bits, quantizer.axis or 0, original.dtype)
+        # One container for every grid: unsigned codes move down until they fit int8.
+        shift = 0 if quantizer.signed else -(2 ** (quantizer.num_bits - 1))
+        codes = (quantizer.codes(original).to(torch.int16) + shift).to(torch.int8)
+        grid = quantizer.affine().shifted(shift)
+        zero_point = None if grid.is_symmetric else grid.zero_point.to(torch.int8)
+        step = Dequantize(grid.scale, quantizer.num_bits, quantizer.axis, original.dtype, zero_point)
+        values = step(codes) if quantizer.enabled else original.detach().clone()
     shared = nn.Parameter(values.to(original.dtype), requires_grad=False)
     for site in point.sites:
         module = model.get_submodule(site.module)
@@ -160,11 +178,11 @@ def _strip_weight(model: nn.Module, point: QuantizationPoint, form: str) -> None
             module.register_parameter(site.name, shared)
 
 
-def _weight_quantizer(model: nn.Module, site: Site) -> SymmetricQuantizer:
+def _weight_quantizer(model: nn.Module, site: Site) -> Quantizer:
     module = model.get_submodule(site.module)
     if parametrize.is_parametrized(module, site.name):
         found = _parametrizations(model, site)[0]
-        if isinstance(found, SymmetricQuantizer):
+        if isinstance(found, Quantizer):
             return found
     raise PlacementError(
         f"'{_name(site)}' has no weight quantizer: the model was stripped before, or was not made by "

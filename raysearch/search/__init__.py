@@ -3,6 +3,7 @@
 from raysearch.search.decoder import Decoder
 from raysearch.search.journal import STUDY_NAME, write_journal
 from raysearch.search.knapsack import Knapsack
+from raysearch.search.ratio import check_ratio, choose, solve_ratio
 from raysearch.search.sampler import SAMPLERS, KnapsackThompsonSampler
 from raysearch.search.space import Limit, OptionSpace, make_limits
 from raysearch.search.study import Evaluate, OnBatch, search_assignment
@@ -20,8 +21,11 @@ __all__ = [
     "OnBatch",
     "OptionSpace",
     "Surrogate",
+    "check_ratio",
+    "choose",
     "make_limits",
     "make_surrogate",
     "search_assignment",
+    "solve_ratio",
     "write_journal",
 ]

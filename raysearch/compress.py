@@ -1,0 +1,176 @@
+"""`create_compressed_model`: from a float model and a configuration to a controller, in one call."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from raysearch.calibration import adapt_batch_norm, apply_batch_norm
+from raysearch.config import Config
+from raysearch.controller import QuantizationController, create_controller
+from raysearch.controller.state import check_same_setup, check_state, ranges_in
+from raysearch.errors import ConfigError
+from raysearch.evaluation import Forward, Loss, default_forward
+from raysearch.evaluation.batches import materialise
+from raysearch.model_stages import ModelStages
+from raysearch.nncf_config import NncfConfig, read_nncf_config
+from raysearch.placement import place_quantizers
+from raysearch.records import BitAssignment, QuantizerSetup, QuantizerSpec
+
+
+def create_compressed_model(
+    model: nn.Module,
+    config: Config | Mapping[str, Any] | str | os.PathLike[str],
+    example_inputs: tuple[Any, ...] = (),
+    *,
+    data: Any = None,
+    forward: Forward = default_forward,
+    loss: Loss | None = None,
+    compression_state: Mapping[str, Any] | None = None,
+) -> tuple[QuantizationController, nn.Module]:
+    """Place, calibrate and attach quantizers; choose widths where the configuration says how.
+
+    Every group starts at its widest admissible width. The model is quantized in place, and handed back.
+
+    Args:
+        model: the float model; it is modified.
+        config: raysearch's `Config`, or NNCF's configuration as a mapping or the path of its JSON file.
+        example_inputs: positional arguments of the forward; NNCF's `input_info` makes them where they are
+            left out.
+        data: what is calibrated on: a data set, a loader, or batches. Not needed with a state.
+        forward: (model, batch) → outputs.
+        loss: (outputs, batch) → scalar, for traces of the task's loss.
+        compression_state: what `controller.get_compression_state()` gave: nothing is calibrated or chosen;
+            load the model's state dict afterwards.
+
+    Returns:
+        The controller and the model.
+
+    Raises:
+        ConfigError: a key is unknown or not supported, or there are no example inputs.
+        PlacementError: a scope fits nothing, or no width is left.
+        BudgetError: the compression ratio or the budget cannot be met.
+        DataError: there is no data to calibrate on.
+        StorageError: the state is damaged, or of another model or configuration; names the quantizer.
+    """
+    if isinstance(config, Config):
+        return _typed(model, config, example_inputs, data, forward, loss, compression_state)
+    source = config if isinstance(config, Mapping) else Path(config)
+    settings = read_nncf_config(source)
+    inputs = example_inputs or settings.inputs
+    setup = _with_kinds(
+        place_quantizers(
+            model,
+            _given(inputs),
+            weight_bit_widths=settings.weight_bits,
+            activation_bit_widths=settings.activation_bits,
+            ignored_scopes=settings.ignored,
+            target_scopes=settings.targets,
+            overrides=settings.overrides,
+        ),
+        settings,
+    )
+    stages = ModelStages(copy.deepcopy(model), data, forward, loss)
+    options = {"params": settings.params}
+    controller = _attach(model, setup, stages, settings.ranges, options, compression_state)
+    kind, params = settings.precision
+    if kind and compression_state is None:
+        controller.apply(controller.init_precision(kind, params))
+    if settings.norm_samples and compression_state is None:
+        batches = materialise(data, settings.norm_samples, stages.shard_size, "BatchNorm adaptation")
+        apply_batch_norm(model, adapt_batch_norm(model, batches, forward, settings.norm_samples))
+    return controller, model
+
+
+def _typed(
+    model: nn.Module,
+    config: Config,
+    example_inputs: tuple[Any, ...],
+    data: Any,
+    forward: Forward,
+    loss: Loss | None,
+    state: Mapping[str, Any] | None,
+) -> tuple[QuantizationController, nn.Module]:
+    placement = config.placement
+    overrides = {scope: v.model_dump(exclude_none=True) for scope, v in placement.overrides.items()}
+    setup = place_quantizers(
+        model,
+        _given(example_inputs),
+        weight_bit_widths=placement.weight_bit_widths,
+        activation_bit_widths=placement.activation_bit_widths,
+        pins=placement.pins,
+        ignored_scopes=placement.ignored_scopes,
+        target_scopes=placement.target_scopes,
+        overrides=overrides,
+        profile=placement.profile,
+    )
+    stages = ModelStages(copy.deepcopy(model), data, forward, loss, config.calibration.shard_size)
+    ranges = {"num_init_samples": config.calibration.num_samples}
+    return _attach(model, setup, stages, ranges, {}, state), model
+
+
+def _given(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not inputs:
+        raise ConfigError(
+            "no example inputs: pass example_inputs=(...,), or input_info in the configuration."
+        )
+    return inputs
+
+
+def _attach(
+    model: nn.Module,
+    setup: QuantizerSetup,
+    stages: ModelStages,
+    ranges: Mapping[str, Any],
+    config: Mapping[str, Any],
+    state: Mapping[str, Any] | None,
+) -> QuantizationController:
+    if state is None:
+        table = stages.calibrate(setup, ranges)
+        assignment = BitAssignment.extreme(setup, -1)
+    else:
+        check_state(state)
+        table, assignment = ranges_in(state["ranges"]), BitAssignment(state["assignment"])
+        check_same_setup(setup, state["setup"])
+    controller = create_controller(
+        model, setup, table, assignment, config=config, stages=stages, range_init_params=ranges
+    )
+    if state is not None:
+        controller.load_state(state)
+    return controller
+
+
+def _with_kinds(setup: QuantizerSetup, settings: NncfConfig) -> QuantizerSetup:
+    """What the sections `weights` and `activations` say of all quantizers that no override changed."""
+    points = dict(setup.points)
+    for name, point in setup.points.items():
+        values = settings.kinds[point.kind]
+        if point.spec is None and {"mode", "signed", "logarithm_scale"} & set(values):
+            default: Literal["symmetric", "asymmetric"]
+            default = "symmetric" if point.kind == "weight" else "asymmetric"
+            mode = values.get("mode", default)
+            signed = values.get("signed", True if point.kind == "weight" else None)
+            point = replace(
+                point,
+                spec=QuantizerSpec(
+                    mode=mode,
+                    signed=signed if mode == "symmetric" else None,
+                    logarithm_scale=bool(values.get("logarithm_scale", False)),
+                ),
+            )
+        if "per_channel" in values:
+            if point.kind == "weight" and not values["per_channel"]:
+                point = replace(point, axis=None)
+            elif point.kind == "activation" and values["per_channel"]:
+                raise ConfigError(
+                    "activations.per_channel is not supported for all activations: integer kernels take one "
+                    "scale per tensor; set it by scope_overrides.activations where a target has them."
+                )
+        points[name] = point
+    return QuantizerSetup(points, setup.groups, setup.pairs)

@@ -1,0 +1,88 @@
+"""The same quantizers on every rank: broadcast from rank 0 in the order of their ids, then verified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from raysearch.errors import ConfigError, PlacementError, RunError
+from raysearch.quantizer import Quantizer
+from raysearch.records import BitAssignment, QuantizerSetup
+
+
+def broadcast_quantizers(
+    quantizers: Mapping[str, Quantizer], setup: QuantizerSetup, assignment: BitAssignment
+) -> BitAssignment:
+    """Give every rank the widths, ranges, signs and switches of rank 0.
+
+    Returns:
+        The assignment of rank 0.
+
+    Raises:
+        ConfigError: there is no process group.
+        PlacementError: the ranks hold different setups; nothing was sent.
+        RunError: a quantizer differs after the broadcast.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ConfigError(
+            "distributed() needs a process group; call torch.distributed.init_process_group first."
+        )
+    device = next((q.device for q in quantizers.values()), torch.device("cpu"))
+    marks = _gather(_mark(setup.fingerprint().encode()), device)
+    if len({tuple(mark.tolist()) for mark in marks}) > 1:
+        raise PlacementError(
+            "the ranks hold different quantizer setups, so their quantizers cannot be made equal; build the "
+            "same model with the same configuration on every rank."
+        )
+    bits = torch.tensor([assignment.bits.get(g, 0) for g in setup.groups], dtype=torch.int64, device=device)
+    dist.broadcast(bits, 0)
+    for name in sorted(quantizers):
+        state = quantizers[name].state_dict()
+        for key, value in state.items():
+            sent = value.detach().clone().to(device)
+            dist.broadcast(sent, 0)
+            state[key] = sent.to(value.device)
+        quantizers[name].load_state_dict(state)
+    verify_quantizers(quantizers, device)
+    return BitAssignment({g: b for g, b in zip(setup.groups, bits.tolist(), strict=True) if b})
+
+
+def verify_quantizers(quantizers: Mapping[str, Quantizer], device: torch.device) -> None:
+    """Compare a hash of every quantizer's state over the ranks.
+
+    Raises:
+        RunError: names the quantizers that differ.
+    """
+    names = sorted(quantizers)
+    gathered = _gather(torch.cat([_mark(_bytes(quantizers[name])) for name in names]), device)
+    first = gathered[0].reshape(len(names), -1)
+    unequal = [
+        name
+        for row, name in enumerate(names)
+        if any(not torch.equal(first[row], other.reshape(len(names), -1)[row]) for other in gathered)
+    ]
+    if unequal:
+        raise RunError(f"after the broadcast the ranks still differ at {', '.join(unequal)}.")
+
+
+def _bytes(quantizer: Quantizer) -> bytes:
+    parts = [repr((quantizer.num_bits, quantizer.enabled, quantizer.levels)).encode()]
+    for key, value in quantizer.state_dict().items():
+        parts.append(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return b"".join(parts)
+
+
+def _mark(data: bytes) -> Tensor:
+    digest = blake2b(data, digest_size=16).digest()
+    return torch.tensor(list(digest), dtype=torch.uint8)
+
+
+def _gather(mark: Tensor, device: torch.device) -> list[Tensor]:
+    placed = mark.to(device)
+    every = [torch.empty_like(placed) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, placed)
+    return [value.cpu() for value in every]

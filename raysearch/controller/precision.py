@@ -1,0 +1,90 @@
+"""What `init_precision` is asked for: types, their keys, and the widths that constraints leave."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from raysearch.controller.names import refuse_unknown
+from raysearch.errors import ConfigError, PlacementError
+from raysearch.placement.scopes import match
+from raysearch.records import QuantizerSetup
+
+PRECISION_KEYS: Mapping[str, tuple[str, ...]] = {
+    "hawq": (
+        "bits", "compression_ratio", "bitwidth_assignment_mode", "num_data_points", "iter_number", "traces",
+        "trace_loss", "seed",
+    ),
+    "manual": ("bitwidth_per_scope",),
+    "search": (
+        "bits", "budget", "num_trials", "batch_size", "surrogate", "sampler", "num_data_points",
+        "num_probes", "trace_loss", "seed",
+    ),
+}  # fmt: skip
+"""Type → the keys it reads."""
+
+REFUSED_KEYS: Mapping[str, str] = {
+    "tolerance": "it stops the reference's joint estimate by the movement of a sum and says nothing about "
+    "the error; raysearch takes iter_number probes per layer and reports a standard error for each",
+    "traces_per_layer_path": "the file is a bare tensor without names that needs unpickling; give 'traces', "
+    "a mapping of quantizer id to trace, or a JSON file of it",
+    "dump_init_precision_data": "raysearch run writes traces.parquet, sensitivity.parquet and front.parquet",
+    "dump_hawq_data": "raysearch run writes traces.parquet, sensitivity.parquet and front.parquet",
+}  # fmt: skip
+
+
+def check_request(kind: str, params: Mapping[str, Any]) -> None:
+    """Refuse a type or a key that is not known.
+
+    Raises:
+        ConfigError: lists the valid types, or names the nearest key.
+    """
+    if kind not in PRECISION_KEYS:
+        hint = " What 'autoq' did is 'search' here." if kind == "autoq" else ""
+        raise ConfigError(
+            f"precision_init_type '{kind}' is unknown; valid: {', '.join(PRECISION_KEYS)}.{hint}"
+        )
+    for key in params:
+        if key in REFUSED_KEYS:
+            raise ConfigError(f"the key '{key}' of {kind} is not supported: {REFUSED_KEYS[key]}.")
+    refuse_unknown(params, PRECISION_KEYS[kind], f"the params of {kind}")
+
+
+def narrow(
+    setup: QuantizerSetup, bits: Sequence[int] | None, constraints: Mapping[str, Iterable[int]]
+) -> QuantizerSetup:
+    """The setup with the widths that are left.
+
+    `bits` narrows the weights, and the activations that admit several widths. A constraint maps a quantizer
+    id, a layer or a glob to widths, and narrows whatever it fits. Warns where no group has a choice left.
+
+    Raises:
+        PlacementError: nothing is left for a group; names it and what it admits.
+    """
+    wanted: dict[str, set[int]] = {}
+    for scope, widths in constraints.items():
+        for point in match(scope, setup.points.values(), "precision_constraints"):
+            group = setup.group_of(point.id)
+            wanted[group.id] = wanted.get(group.id, set(group.bit_widths)) & set(widths)
+    groups = {}
+    for name, group in setup.groups.items():
+        left = set(group.bit_widths)
+        # An activation's single width is the device's, not a choice that the user's bits could take away.
+        if bits is not None and (setup.group_kind(name) == "weight" or len(left) > 1):
+            left &= set(bits)
+        left &= wanted.get(name, left)
+        if not left:
+            raise PlacementError(
+                f"no width is left for '{name}': it admits {', '.join(map(str, group.bit_widths))}, "
+                f"and bits={list(bits or [])} and the constraints admit none of them."
+            )
+        groups[name] = replace(group, bit_widths=tuple(sorted(left)))
+    if all(len(group.bit_widths) < 2 for group in groups.values()):
+        warnings.warn(
+            "every quantizer has one admissible width, so there is nothing to choose; admit more widths "
+            "('bits', or another target_device: NPU or TRIAL)",
+            stacklevel=3,
+        )
+    return QuantizerSetup(setup.points, groups, setup.pairs)

@@ -1,0 +1,205 @@
+"""What a controller asks the stages for: ranges and precision, in this process, on the user's data."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from raysearch.calibration import calibrate
+from raysearch.cluster.pool import LocalPool
+from raysearch.controller import QuantizationController, refuse_unknown
+from raysearch.errors import ConfigError, DataError
+from raysearch.evaluation import (
+    Divergence,
+    Forward,
+    Loss,
+    Replica,
+    default_forward,
+    materialise,
+    output_tensor,
+)
+from raysearch.evaluation.divergence import check_outputs
+from raysearch.records import (
+    BitAssignment,
+    CostModel,
+    QuantizerGroup,
+    QuantizerSetup,
+    RangeTable,
+    check_achievable,
+    parse_budgets,
+)
+from raysearch.search import check_ratio, search_assignment, solve_ratio
+from raysearch.sensitivity import TrialEvaluator, measure_sensitivity
+from raysearch.sensitivity.perturbation import measure_perturbations
+from raysearch.sensitivity.traces import measure_traces
+
+CHANCE = 0.98
+"""Share of the greatest entropy above which outputs count as guesses."""
+
+
+@dataclass
+class ModelStages:
+    """Runs calibration, sensitivity and search for one controller.
+
+    Attributes:
+        model: a float copy of the model; it is given the present weights before every use.
+        data: what is calibrated on: a data set, a loader or batches; None: nothing is known.
+        forward: (model, batch) → outputs.
+        loss: (outputs, batch) → scalar, for traces of the task's loss.
+        ranges: NNCF's `initializer.range`: `num_init_samples`, `type`, `params`.
+        shard_size: samples in one forward.
+    """
+
+    model: nn.Module
+    data: Any
+    forward: Forward = default_forward
+    loss: Loss | None = None
+    shard_size: int = 32
+
+    def find_ranges(
+        self, controller: QuantizationController, points: Iterable[str], params: Mapping[str, Any] | None
+    ) -> RangeTable:
+        """Ranges of some quantizers at every width their groups admit."""
+        self.refresh(controller)
+        wanted = set(points)
+        kept = {n: p for n, p in controller.setup.points.items() if n in wanted}
+        groups = {
+            name: QuantizerGroup(name, members, group.bit_widths)
+            for name, group in controller.setup.groups.items()
+            if (members := tuple(p for p in group.points if p in kept))
+        }
+        return self.calibrate(QuantizerSetup(kept, groups), params or {})
+
+    def calibrate(self, setup: QuantizerSetup, params: Mapping[str, Any]) -> RangeTable:
+        """Ranges of a setup on the float model; `params` as in `initializer.range`."""
+        refuse_unknown(params, ("num_init_samples", "type", "params"), "initializer.range")
+        kind = str(params.get("type", "mse"))
+        percentiles = dict(params.get("params", {}))
+        refuse_unknown(percentiles, ("min_percentile", "max_percentile"), "initializer.range.params")
+        bounds = (percentiles.get("min_percentile", 0.1), percentiles.get("max_percentile", 99.9))
+        replica, shards = self._replica(int(params.get("num_init_samples", 256)))
+        options: dict[str, Any] = {"weights": kind, "activations": kind, "percentiles": bounds}
+        return calibrate(setup, LocalPool(replica), shards, **options)
+
+    def find_precision(
+        self, kind: str, controller: QuantizationController, setup: QuantizerSetup, params: Mapping[str, Any]
+    ) -> BitAssignment:
+        """The assignment of "hawq" or "search" within a setup's widths."""
+        return (self._hawq if kind == "hawq" else self._search)(controller, setup, dict(params))
+
+    def refresh(self, controller: QuantizationController) -> None:
+        """Give the float copy the present weights and buffers of the controller's model."""
+        state = {}
+        for name, value in controller.model.state_dict().items():
+            plain = name.replace(".original", "").replace("parametrizations.", "")
+            if isinstance(value, torch.Tensor):
+                state[plain] = value.detach()
+        own = self.model.state_dict()
+        self.model.load_state_dict({name: state.get(name, value) for name, value in own.items()})
+
+    def _hawq(
+        self, controller: QuantizationController, setup: QuantizerSetup, params: dict[str, Any]
+    ) -> BitAssignment:
+        target = float(params.get("compression_ratio", 1.5))
+        mode = params.get("bitwidth_assignment_mode", "liberal")
+        if mode not in ("liberal", "strict"):
+            raise ConfigError(f"bitwidth_assignment_mode is {mode!r}; known: liberal, strict.")
+        check_ratio(setup, target, mode)
+        self.refresh(controller)
+        pool, shards = self._pool(int(params.get("num_data_points", 100)))
+        given = params.get("traces")
+        if given is not None:
+            traces = _given_traces(given, setup)
+        else:
+            measured = measure_traces(
+                setup,
+                pool,
+                shards,
+                num_probes=max(2, int(params.get("iter_number", 16))),
+                probe_chunk=8,
+                loss=params.get("trace_loss", "divergence"),
+                seed=int(params.get("seed", 0)),
+            )
+            traces = {name: trace.value for name, trace in measured.items()}
+        negative = [name for name, value in traces.items() if value < 0]
+        if negative:
+            warnings.warn(f"negative traces count as 0: {', '.join(negative)}", stacklevel=4)
+        # A floor far below every trace: among equals the wider width is then the better one.
+        floor = 1e-9 * max((v for v in traces.values() if v > 0), default=1.0)
+        errors = measure_perturbations(setup, controller.ranges, pool)
+        omegas = {
+            (g.id, bits): sum(max(traces[p], floor) * errors[p, bits] for p in g.points)
+            for g in setup.groups.values()
+            if setup.group_kind(g.id) == "weight"
+            for bits in g.bit_widths
+        }
+        return solve_ratio(setup, omegas, target, mode)
+
+    def _search(
+        self, controller: QuantizationController, setup: QuantizerSetup, params: dict[str, Any]
+    ) -> BitAssignment:
+        texts = params.pop("budget", None)
+        if texts is None:
+            raise ConfigError("init_precision('search') needs the key 'budget', such as 'avg_bits<=4'.")
+        budgets = parse_budgets([texts] if isinstance(texts, str) else texts)
+        check_achievable(budgets, CostModel(setup))
+        self.refresh(controller)
+        pool, shards = self._pool(int(params.pop("num_data_points", 256)))
+        table = measure_sensitivity(
+            setup,
+            controller.ranges,
+            lambda part: pool,
+            shards,
+            num_probes=int(params.pop("num_probes", 16)),
+            trace_loss=params.pop("trace_loss", "divergence"),
+            seed=int(params.get("seed", 0)),
+        )
+        evaluate = TrialEvaluator(setup, controller.ranges, pool, shards)
+        return search_assignment(table, setup, budgets, evaluate, **params).best.assignment
+
+    def _pool(self, num_samples: int) -> tuple[LocalPool, int]:
+        replica, shards = self._replica(num_samples)
+        outputs = replica.float_outputs("calibration", 0)
+        if replica.divergence.kind == "kl":
+            p = outputs.double().softmax(-1)
+            entropy = float(-(p * p.clamp_min(1e-300).log()).sum(-1).mean())
+            if entropy > CHANCE * math.log(outputs.shape[-1]):
+                warnings.warn(
+                    "the float model's outputs are at chance level, so the measured sensitivity is noise; "
+                    "train it first",
+                    stacklevel=5,
+                )
+        return LocalPool(replica), shards
+
+    def _replica(self, num_samples: int) -> tuple[Replica, int]:
+        if self.data is None:
+            raise DataError("no data is known to calibrate on; give create_compressed_model(..., data=...).")
+        shards = materialise(self.data, num_samples, self.shard_size, "calibration")
+        divergence = Divergence("kl")
+        replica = Replica(
+            copy.deepcopy(self.model), self.forward, {"calibration": shards}, divergence, self.loss
+        )
+        outputs = output_tensor(replica.float_outputs("calibration", 0))
+        if outputs.ndim != 2 or check_outputs(outputs, divergence):
+            replica.divergence = Divergence("mse")
+        return replica, len(shards)
+
+
+def _given_traces(given: Any, setup: QuantizerSetup) -> dict[str, float]:
+    if isinstance(given, str | Path):
+        given = json.loads(Path(given).read_text())
+    names = setup.of_kind("weight")
+    refuse_unknown(given, names, "traces")
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise ConfigError(f"traces has no value for {', '.join(missing)}.")
+    return {name: float(given[name]) for name in names}

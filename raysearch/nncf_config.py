@@ -1,0 +1,235 @@
+"""NNCF's configuration: its documented keys are read, unknown ones refused, and what is not done says why."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raysearch.controller import refuse_unknown
+from raysearch.errors import ConfigError
+
+ROOT_KEYS = ("input_info", "target_device", "compression", "log_dir")
+SECTION_KEYS = (
+    "algorithm", "initializer", "weights", "activations", "scope_overrides", "ignored_scopes",
+    "target_scopes", "preset", "params", "overflow_fix", "quantize_inputs", "quantize_outputs",
+    "export_to_onnx_standard_ops", "validate_scopes",
+)  # fmt: skip
+KIND_KEYS = ("bits", "mode", "signed", "per_channel", "logarithm_scale")
+OVERRIDE_KEYS = ("bits", "mode", "signed", "per_channel")
+RANGE_KEYS = ("num_init_samples", "type", "params")
+WIDTHS: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "ANY": ((8,), (8,)),
+    "CPU": ((8,), (8,)),
+    "GPU": ((8,), (8,)),
+    "NPU": ((2, 4, 8), (4, 8)),
+    "TRIAL": ((2, 3, 4, 5, 6, 7, 8), (2, 3, 4, 5, 6, 7, 8)),
+}
+"""Device → widths of weights and of activations, as the reference's tables have them for matrix products."""
+
+REFUSED: Mapping[str, str] = {
+    "overflow_fix": "'enable' and 'first_layer_only' halve the range of 8-bit weights, which are then 7-bit "
+    "weights; ask for 7 bits, by bits or scope_overrides, and R and the size tell the truth",
+    "quantize_outputs": "the model's outputs stay float; quantize what reads them",
+    "quantize_inputs": "inputs are quantized where a layer reads them; name '<layer>.input' in ignored_scopes"
+    " to leave one float",
+    "validate_scopes": "a scope that fits nothing is always an error",
+    "export_to_onnx_standard_ops": "raysearch exports standard QuantizeLinear and DequantizeLinear always",
+}
+_HARMLESS = {
+    "overflow_fix": "disable", "quantize_outputs": False, "quantize_inputs": True, "validate_scopes": True,
+    "export_to_onnx_standard_ops": True,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NncfConfig:
+    """What was read.
+
+    Attributes:
+        device: the target device.
+        weight_bits: admissible widths of weights.
+        activation_bits: admissible widths of activations.
+        kinds: "weight" and "activation" → the keys of `KIND_KEYS` that were set, less `bits`.
+        overrides: scope → settings, as `place_quantizers` takes them.
+        ignored: scopes that stay float.
+        targets: scopes that alone are quantized.
+        ranges: the `range` initializer.
+        norm_samples: samples for BatchNorm adaptation; 0: none.
+        precision: type and params of the precision initializer; ("", {}) when there is none.
+        params: the schedule.
+        inputs: example inputs made from `input_info`; () when there is none.
+    """
+
+    device: str
+    weight_bits: tuple[int, ...]
+    activation_bits: tuple[int, ...]
+    kinds: Mapping[str, Mapping[str, Any]]
+    overrides: Mapping[str, Mapping[str, Any]]
+    ignored: tuple[str, ...]
+    targets: tuple[str, ...]
+    ranges: Mapping[str, Any]
+    norm_samples: int
+    precision: tuple[str, Mapping[str, Any]]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[Tensor, ...] = ()
+
+
+def read_nncf_config(source: Mapping[str, Any] | str | Path) -> NncfConfig:
+    """Read a mapping, or a JSON file.
+
+    Raises:
+        ConfigError: a key is unknown (the nearest is named) or not supported (the reason is told), or a value
+            does not fit.
+    """
+    data = _load(source)
+    refuse_unknown(data, ROOT_KEYS, "the configuration")
+    device = str(data.get("target_device", "ANY")).upper()
+    refuse_unknown([device], WIDTHS, "target_device")
+    section = _section(data.get("compression", {"algorithm": "quantization"}))
+    for key, value in section.items():
+        if key in REFUSED and value != _HARMLESS[key]:
+            raise ConfigError(f"compression.{key} = {value!r} is not supported: {REFUSED[key]}.")
+    initializer = dict(section.get("initializer", {}))
+    refuse_unknown(initializer, ("range", "precision", "batchnorm_adaptation"), "compression.initializer")
+    precision = dict(initializer.get("precision", {}))
+    kind = str(precision.pop("type", "")) if precision else ""
+    kinds = {name: _kind(section, name + "s") for name in ("weight", "activation")}
+    _preset(section, device, kinds)
+    norm = dict(initializer.get("batchnorm_adaptation", {}))
+    refuse_unknown(norm, ("num_bn_adaptation_samples",), "batchnorm_adaptation")
+    searched = precision.get("bits", (2, 4, 8)) if kind in ("hawq", "search") else ()
+    if kind == "manual":
+        searched = WIDTHS[device][0]
+    bits = [
+        _widths(kinds[n].pop("bits", None), searched, WIDTHS[device][i], n, device)
+        for i, n in enumerate(kinds)
+    ]
+    ranges = initializer.get("range", {})
+    if not isinstance(ranges, Mapping):
+        raise ConfigError(
+            "initializer.range as a list is not supported: give one type here, and per-scope estimators by "
+            "raysearch's own calibration.overrides."
+        )
+    refuse_unknown(ranges, RANGE_KEYS, "initializer.range")
+    return NncfConfig(
+        device,
+        bits[0],
+        bits[1],
+        kinds,
+        _overrides(section.get("scope_overrides", {})),
+        tuple(to_scope(s) for s in _texts(section.get("ignored_scopes", []))),
+        tuple(to_scope(s) for s in _texts(section.get("target_scopes", []))),
+        ranges,
+        int(norm.get("num_bn_adaptation_samples", 0)),
+        (kind, precision),
+        dict(section.get("params", {})),
+        _inputs(data.get("input_info", [])),
+    )
+
+
+def to_scope(text: str, activation: bool = False) -> str:
+    """NNCF's scope as ours: `{re}…`, "Net/Conv2d[conv1]/conv2d_0", or a dotted name or glob as it is."""
+    if text.startswith("{re}"):
+        return "re:" + text.removeprefix("{re}")
+    levels = re.findall(r"\[([^\]]+)\]", text) if "/" in text else []
+    if levels:
+        name = ".".join(levels)
+        return f"{name}.input" if activation else rf"re:^{re.escape(name)}(\.|$)"
+    return text
+
+
+def _load(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    if isinstance(source, Mapping):
+        return dict(source)
+    try:
+        return dict(json.loads(Path(source).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"the NNCF configuration '{source}' cannot be read: {error}.") from error
+
+
+def _section(value: Any) -> dict[str, Any]:
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise ConfigError("compression lists several algorithms; raysearch does 'quantization' alone.")
+        value = value[0]
+    section = dict(value)
+    if section.get("algorithm", "quantization") != "quantization":
+        raise ConfigError(
+            f"compression.algorithm is {section['algorithm']!r}; raysearch does 'quantization'."
+        )
+    refuse_unknown(section, SECTION_KEYS, "compression")
+    return section
+
+
+def _kind(section: Mapping[str, Any], name: str) -> dict[str, Any]:
+    values = dict(section.get(name, {}))
+    refuse_unknown(values, KIND_KEYS, f"compression.{name}")
+    if values.get("mode", "symmetric") not in ("symmetric", "asymmetric"):
+        raise ConfigError(f"compression.{name}.mode is {values['mode']!r}; known: symmetric, asymmetric.")
+    return values
+
+
+def _preset(section: Mapping[str, Any], device: str, kinds: dict[str, dict[str, Any]]) -> None:
+    preset = section.get("preset", "")
+    if not preset:
+        return
+    if device == "NPU":
+        raise ConfigError("preset is not for target_device 'NPU'; set weights.mode and activations.mode.")
+    refuse_unknown([preset], ("performance", "mixed"), "compression.preset")
+    kinds["weight"].setdefault("mode", "symmetric")
+    kinds["activation"].setdefault("mode", "symmetric" if preset == "performance" else "asymmetric")
+
+
+def _widths(wanted: Any, searched: Any, table: tuple[int, ...], name: str, device: str) -> tuple[int, ...]:
+    asked = {int(wanted)} if wanted is not None else set(searched) or {8}
+    if name == "activation" and wanted is None and not asked & set(table):
+        asked = {8}
+    found = tuple(sorted(asked & set(table)))
+    if not found:
+        raise ConfigError(
+            f"target_device '{device}' admits {', '.join(map(str, table))} bits for a {name}, and the "
+            f"configuration asks for {', '.join(map(str, sorted(asked)))}; choose NPU, TRIAL or other bits."
+        )
+    return found
+
+
+def _overrides(value: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    refuse_unknown(value, ("weights", "activations"), "compression.scope_overrides")
+    found: dict[str, dict[str, Any]] = {}
+    for kind, scopes in value.items():
+        for scope, settings in scopes.items():
+            refuse_unknown(settings, OVERRIDE_KEYS, f"scope_overrides.{kind}['{scope}']")
+            entry = {k: v for k, v in settings.items() if k in ("mode", "signed")}
+            if "bits" in settings:
+                entry["pinned"] = settings["bits"]
+            if "per_channel" in settings:
+                entry["granularity"] = "per_channel" if settings["per_channel"] else "per_tensor"
+            found[to_scope(scope, kind == "activations")] = entry
+    return found
+
+
+def _texts(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [str(v) for v in value]
+
+
+def _inputs(info: Any) -> tuple[Tensor, ...]:
+    entries = [info] if isinstance(info, Mapping) else list(info)
+    made: list[Tensor] = []
+    for entry in entries:
+        refuse_unknown(entry, ("sample_size", "type", "filler", "keyword"), "input_info")
+        if "keyword" in entry:
+            raise ConfigError(
+                "input_info.keyword is not supported: give example_inputs as positional arguments."
+            )
+        size = [int(s) for s in entry["sample_size"]]
+        kind = torch.int64 if entry.get("type", "float") == "long" else torch.float32
+        make = torch.zeros if entry.get("filler") == "zeros" or kind == torch.int64 else torch.ones
+        made.append(make(size, dtype=kind))
+    return tuple(made)

@@ -1,0 +1,86 @@
+"""Strip and export of weights whose quantizers are not the default ones."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from raysearch.controller import attach_activation, attach_weight, stripped_weights
+from raysearch.controller.stripped import strip
+from raysearch.errors import ExportError
+from raysearch.export.onnx_target import write_onnx
+from raysearch.export.packed import write_packed
+from raysearch.placement import place_quantizers
+from raysearch.quantizer import Learning, make_quantizer, point_levels
+from raysearch.records import QuantizerRange, QuantizerSetup, QuantizerSpec
+from tests import models
+from tests.oracles import WIDTHS, run
+
+SPECS = {
+    "asymmetric": QuantizerSpec("asymmetric"),
+    "asymmetric half": QuantizerSpec("asymmetric", half_range=True),
+    "unsigned": QuantizerSpec(signed=False),
+    "signed": QuantizerSpec(signed=True),
+    "log": QuantizerSpec(signed=True, logarithm_scale=True),
+}
+
+
+def build(
+    spec: QuantizerSpec, learning: Learning, axis: int | None, snap: bool = True
+) -> tuple[nn.Module, QuantizerSetup]:
+    model, inputs = models.build("digits"), models.inputs("digits")
+    placed = place_quantizers(model, inputs, weight_bit_widths=WIDTHS, activation_bit_widths=WIDTHS)
+    points = {
+        name: replace(p, spec=spec, axis=axis if p.kind == "weight" else None)
+        for name, p in placed.points.items()
+    }
+    setup = replace(placed, points=points)
+    made = {name: make_quantizer(p, learning=learning, snap=snap) for name, p in points.items()}
+    for index, (name, point) in enumerate(points.items()):
+        bits = WIDTHS[1:][index % 6]
+        low, high = point_levels(point, bits)
+        rng = np.random.default_rng(index)
+        zero = rng.integers(low, high + 1, point.num_scales) if spec.mode == "asymmetric" else 0
+        scale = rng.uniform(0.5, 1, point.num_scales) / (high - low)
+        zero_point = np.broadcast_to(zero, scale.shape).astype(np.int32)
+        made[name].set_range(bits, QuantizerRange(scale.astype(np.float32), zero_point, low < 0))
+    attach_activation(model, setup, {name: made[name] for name in setup.of_kind("activation")})
+    for name, point in setup.of_kind("weight").items():
+        attach_weight(model, point, made[name])
+    return model.eval(), setup
+
+
+@pytest.mark.parametrize("form", ["integer", "float"])
+@pytest.mark.parametrize("axis", [0, 1, None])
+@pytest.mark.parametrize("learning", ["step", "range"])
+@pytest.mark.parametrize("spec", SPECS)
+def test_strip_is_bit_equal(
+    spec: str, learning: Learning, axis: int | None, form: Literal["integer", "float"]
+) -> None:
+    model, setup = build(SPECS[spec], learning, axis, snap=learning == "step")
+    inputs = models.inputs("digits")
+    expected = run(model, inputs)
+    stripped = strip(model, setup, do_copy=True, form=form)
+    assert torch.equal(run(stripped, inputs), expected)
+    assert torch.equal(run(model, inputs), expected)
+    for weight in stripped_weights(stripped, setup).values():
+        assert weight.codes.dtype == torch.int8
+        assert weight.axis == axis
+        half = 2 ** (weight.num_bits - 1)
+        assert -half <= int(weight.codes.min()) <= int(weight.codes.max()) < half
+        assert (weight.zero_point is None) == ("signed" in spec.split() or spec == "log")
+
+
+def test_what_a_target_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
+    inputs = models.inputs("digits")
+    for axis, reason in ((0, "zero points"), (None, "one scale per tensor")):
+        model, setup = build(SPECS["asymmetric"], "step", axis)
+        stripped = strip(model, setup, do_copy=False, form="integer")
+        with pytest.raises(ExportError, match=rf"the weight 'stem\.weight' has {reason}"):
+            write_packed(stripped, setup, inputs, tmp_path)
+        with pytest.raises(ExportError, match=r"the weight 'stem\.weight' has zero points"):
+            write_onnx(stripped, stripped_weights(stripped, setup), inputs, tmp_path / "model.onnx")

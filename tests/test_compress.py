@@ -1,0 +1,139 @@
+"""create_compressed_model from NNCF's configuration and from ours; init_precision and init_range on data."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+import raysearch
+from raysearch.config import load_config
+from raysearch.errors import BudgetError, ConfigError, PlacementError, StorageError
+from raysearch.nncf_config import read_nncf_config, to_scope
+from raysearch.records import compression_ratio
+from tests import models
+from tests.oracles import run
+
+INFO = {"input_info": {"sample_size": [2, 1, 8, 8]}}
+DATA = [models.inputs("digits", n)[0] for n in (8, 9)]
+RANGE = {"range": {"num_init_samples": 16, "type": "min_max"}}
+
+
+def config(device="TRIAL", **section):
+    section = {"algorithm": "quantization", "initializer": RANGE, **section}
+    return {**INFO, "target_device": device, "compression": section}
+
+
+def build(settings, **options):
+    return raysearch.create_compressed_model(models.build("digits"), settings, data=DATA, **options)
+
+
+def test_the_default_is_eight_bits_and_strips_to_the_same_values(tmp_path):
+    path = tmp_path / "nncf.json"
+    path.write_text(json.dumps(config("ANY")))
+    controller, model = build(path)
+    assert set(controller.assignment.bits.values()) == {8}
+    assert controller.compression_rate == pytest.approx(1)
+    expected = run(model.eval(), models.inputs("digits"))
+    assert torch.equal(run(controller.strip_model(do_copy=True), models.inputs("digits")), expected)
+
+
+@pytest.mark.filterwarnings("ignore:the float model's outputs are at chance level")
+def test_hawq_keeps_the_ratio_and_leaves_the_controller_alone():
+    controller, model = build(config(weights={"bits": 8}, activations={"bits": 8}))
+    hawq = {**config(initializer={**RANGE, "precision": {"type": "hawq", "compression_ratio": 1.5}})}
+    chosen, _ = build(hawq)
+    assert compression_ratio(chosen.setup, chosen.assignment) >= 1.5
+    before = run(model.eval(), models.inputs("digits"))
+    strict = {"compression_ratio": 2, "bitwidth_assignment_mode": "strict", "iter_number": 2}
+    found = chosen.init_precision("hawq", strict)
+    again = chosen.init_precision("hawq", strict)
+    assert found == again
+    assert compression_ratio(chosen.setup, found) >= 2
+    with pytest.raises(BudgetError, match="compression ratio 9"):
+        chosen.init_precision("hawq", {"compression_ratio": 9})
+    found = chosen.init_precision("search", {"budget": "avg_bits<=4", "num_trials": 4, "num_probes": 2})
+    chosen.apply(found)
+    assert chosen.statistics()["costs"]["avg_bits"] <= 4
+    assert torch.equal(run(model, models.inputs("digits")), before)
+    assert set(controller.assignment.bits.values()) == {8}
+
+
+def test_init_range_follows_the_weights_and_leaves_flags_alone():
+    controller, model = build(config())
+    quantizer = controller.all_quantizations["stem.weight"]
+    quantizer.scale.requires_grad_(False)
+    controller.disable_activation_quantization()
+    before = quantizer.scale.detach().clone()
+    with torch.no_grad():
+        model.stem.parametrizations.weight.original.mul_(2)
+    report = controller.init_range()
+    assert report.kept == ()
+    torch.testing.assert_close(quantizer.scale.detach(), 2 * before)
+    assert not quantizer.scale.requires_grad
+    assert not controller.all_quantizations["stem.input"].enabled
+    controller.load_state(controller.get_compression_state())
+    assert controller.init_range().initialised == ()
+    assert controller.init_range(force=True).kept == ()
+
+
+def test_a_state_builds_the_same_controller_without_data():
+    controller, model = build(config(weights={"bits": 4}))
+    state, values = controller.get_compression_state(), copy.deepcopy(model.state_dict())
+    settings = config(weights={"bits": 4})
+    other, fresh = raysearch.create_compressed_model(
+        models.build("digits"), settings, compression_state=state
+    )
+    fresh.load_state_dict(values)
+    example = models.inputs("digits")
+    assert torch.equal(run(fresh.eval(), example), run(model.eval(), example))
+    assert other.assignment == controller.assignment
+    wave = {**settings, "input_info": {"sample_size": [2, 2, 10]}}
+    with pytest.raises(StorageError, match=r"quantizer '"):
+        raysearch.create_compressed_model(models.build("wave"), wave, compression_state=state)
+
+
+def test_our_own_configuration():
+    settings = load_config(overrides={"placement": {"weight_bit_widths": [2, 4], "pins": {"head": 4}}})
+    controller, _ = build(settings, example_inputs=models.inputs("digits"))
+    assert controller.setup.groups["head.weight"].bit_widths == (4,)
+    assert controller.assignment.bits["stem.weight"] == 4
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ({"target_devise": "ANY"}, "nearest known one is 'target_device'"),
+        (config(ignored_scope=[]), "nearest known one is 'ignored_scopes'"),
+        (config(weights={"bit": 4}), "nearest known one is 'bits'"),
+        (config(initializer={"presision": {}}), "nearest known one is 'precision'"),
+        (config(overflow_fix="enable"), "'enable' is not supported: .*7-bit"),
+        (config("NPU", preset="mixed"), "preset is not for target_device 'NPU'"),
+        (config("ANY", weights={"bits": 4}), "'ANY' admits 8 bits for a weight"),
+        (config(initializer={"range": []}), "as a list is not supported"),
+        ({"compression": {"algorithm": "pruning"}}, "raysearch does 'quantization'"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(spoil, message):
+    with pytest.raises(ConfigError, match=message):
+        read_nncf_config(spoil)
+
+
+def test_scopes_of_the_reference_are_ours():
+    assert to_scope("Digits/Block[block]/Conv2d[depthwise]/conv2d_0", True) == "block.depthwise.input"
+    assert to_scope("{re}block.*") == "re:block.*"
+    controller, _ = build(config(ignored_scopes=["Digits/Linear[head]/linear_0"]))
+    assert not {"head.weight", "head.input"} & set(controller.setup.points)
+    with pytest.raises(PlacementError, match="nowhere"):
+        build(config(ignored_scopes=["nowhere"]))
+    with pytest.raises(ConfigError, match="no example inputs"):
+        raysearch.create_compressed_model(models.build("digits"), {"target_device": "TRIAL"})
+
+
+def test_d38_a_model_that_guesses_is_warned_of():
+    controller, _ = build(config(initializer=RANGE, weights={"bits": 4}))
+    with (
+        pytest.warns(UserWarning, match="at chance level"),
+        pytest.warns(UserWarning, match="one admissible width"),
+    ):
+        controller.init_precision("hawq", {"compression_ratio": 0.9})
