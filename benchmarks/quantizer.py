@@ -85,7 +85,7 @@ def main() -> None:
     heading = [
         f"{options.date}, {processor()}, one thread, torch {torch.__version__}. CPU time in µs, median of",
         f"{options.rounds} interleaved rounds in one process; per channel, gradients of weight and scale.",
-        "Made by `benchmarks/quantizer.py`. Other load on the machine narrows the ratios of small weights.",
+        "Made by `benchmarks/quantizer.py`.",
     ]
     lines = [
         "# Fake-quantize, forward and backward",

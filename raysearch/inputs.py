@@ -14,7 +14,7 @@ from torch import nn
 
 from raysearch.calibration import choose_rules
 from raysearch.config import Config
-from raysearch.errors import ConfigError, DataError
+from raysearch.errors import ConfigError, DataError, PlacementError
 from raysearch.evaluation import Batch, Divergence, materialise, output_tensor, training_batches
 from raysearch.evaluation.batches import tensors_of
 from raysearch.evaluation.divergence import check_outputs
@@ -73,12 +73,13 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
         BudgetError: a budget cannot be read or met.
         ConfigError: settings that contradict the task.
         CaptureError: the model cannot be captured.
-        PlacementError: a pin or scope fits nothing.
+        PlacementError: a pin or scope fits nothing, or the profile couples widths that the search cannot.
         DataError: data is empty or not finite, or the model's output on it is not.
     """
     parsed = parse_budgets(budgets)
     _check_settings(task, config)
     setup = place(task, config)
+    _check_pairs(setup, config)
     check_achievable(parsed, CostModel(setup))
     ranges = config.calibration
     choose_rules(setup, ranges.weights, ranges.activations, ranges.overrides, ranges.percentiles)
@@ -137,6 +138,16 @@ def _feed(digest: Any, name: str, tensor: torch.Tensor) -> None:
     digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+
+
+def _check_pairs(setup: QuantizerSetup, config: Config) -> None:
+    if setup.pairs:
+        name, pairs = next(iter(setup.pairs.items()))
+        raise PlacementError(
+            f"the profile '{config.placement.profile}' allows '{name}' and its input only the width pairs "
+            f"{', '.join(map(str, pairs))}, and the search does not couple widths yet. Leave one activation "
+            f"width (placement.activation_bit_widths) or one weight width, or use another profile."
+        )
 
 
 def _check_settings(task: Task, config: Config) -> None:

@@ -113,6 +113,13 @@ def test_nan_in_the_model_names_the_layer(tmp_path):
     assert "'norm'" in refuse_run(task, tmp_path)
 
 
+def test_a_profile_that_couples_widths_is_refused_by_name(tmp_path):
+    placement = {"profile": "npu-like", "activation_bit_widths": [4, 8]}
+    text = refuse_run(toy_task.make_task(), tmp_path, placement=placement)
+    assert "npu-like" in text
+    assert "placement.activation_bit_widths" in text
+
+
 def test_a_model_that_cannot_be_captured(tmp_path):
     task = raysearch.Task(Branching(), (torch.zeros(1, 4),), [torch.randn(8, 4)])
     text = refuse_run(task, tmp_path)
