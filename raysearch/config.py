@@ -10,20 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from raysearch.calibration import Estimator
 from raysearch.errors import ConfigError
 
 Width = Annotated[int, Field(ge=2, le=8)]
 Percent = Annotated[float, Field(ge=0, le=100)]
-Estimator = Literal[
-    "mse",
-    "entropy",
-    "min_max",
-    "mean_min_max",
-    "mixed_min_max",
-    "threesigma",
-    "percentile",
-    "mean_percentile",
-]
 
 
 class Section(BaseModel):
