@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -153,10 +154,17 @@ def job_run_status(
         if address is None:
             raise
         return _from_job(run, _newest(run, address, token_file))
-    if address is not None and status.state == "running":
+    if address is None or status.state == "done":
+        return status
+    if status.state == "running":
         job = _newest(run, address, token_file)
-        if job.is_final:
-            return replace(_from_job(run, job), stage=status.stage, seconds=status.seconds)
+        ended = replace(_from_job(run, job), stage=status.stage, seconds=status.seconds)
+        return ended if job.is_final else status
+    # A run that was stopped or failed may have been submitted again, and its new job not yet begun.
+    with suppress(JobError):
+        job = _newest(run, address, token_file)
+        if not job.is_final:
+            return replace(_from_job(run, job), seconds=status.seconds)
     return status
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import raysearch
+from tests.heads import wait_until
 
 from . import toy_task
 from .commands import QUICK, TOY, document
@@ -45,17 +46,19 @@ def test_a_search_is_submitted_watched_and_retrieved(ray_head, tmp_path):
 def test_a_cancelled_search_says_so_and_an_unknown_one_is_named(ray_head, tmp_path):
     spec = f"{os.path.relpath(toy_task.__file__)}:make_task"
     config = raysearch.load_config(assignments=[*QUICK, "sensitivity.num_probes=20000"])
-    job = raysearch.submit(
-        spec,
-        "avg_bits<=3.5",
-        tmp_path,
-        address=ray_head.address,
-        config=config,
-        working_dir=Path(toy_task.__file__).parent,
-        token_file=str(ray_head.token_file),
-    )
+    options = {
+        "address": ray_head.address,
+        "config": config,
+        "working_dir": Path(toy_task.__file__).parent,
+        "token_file": str(ray_head.token_file),
+    }
+    job = raysearch.submit(spec, "avg_bits<=3.5", tmp_path, **options)
+    wait_until(lambda: job.status().stage.startswith("sensitivity"), 120)
     assert job.cancel().state == "cancelled"
     assert job.wait(30).state == "cancelled"
+    again = raysearch.submit(spec, "avg_bits<=3.5", tmp_path, run_id=job.run_id, resume=True, **options)
+    assert again.status().state == "running", "the new job counts, not the state that the old one left"
+    assert again.cancel().state == "cancelled"
     unknown = raysearch.Job("nothing", str(tmp_path), ray_head.address, str(ray_head.token_file))
     with pytest.raises(raysearch.RunError, match="no job of the run nothing"):
         unknown.logs()
