@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raysearch.api import export_run, inspect, report, resolve, retrieve, run, status
+    from raysearch.api import export_run, inspect, load_sensitivity, report, resolve, retrieve, run, status
     from raysearch.compress import create_compressed_model
     from raysearch.config import Config, load_config
     from raysearch.controller import QuantizationController, create_controller
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "api": ("export_run", "inspect", "report", "resolve", "retrieve", "run", "status"),
+    "api": ("export_run", "inspect", "load_sensitivity", "report", "resolve", "retrieve", "run", "status"),
     "compress": ("create_compressed_model",),
     "config": ("Config", "load_config"),
     "controller": ("QuantizationController", "create_controller"),
@@ -52,6 +52,7 @@ __all__ = [
     "inspect",
     "load_config",
     "load_model",
+    "load_sensitivity",
     "load_task",
     "report",
     "resolve",

@@ -30,6 +30,7 @@ from raysearch.records import (
     RunResult,
     RunStatus,
     SearchTrial,
+    SensitivityTable,
     check_achievable,
     parse_budgets,
 )
@@ -139,6 +140,22 @@ def inspect(task: Task | str, config: Config | None = None) -> tuple[QuantizerSe
     """
     setup = place(load_task(task), config or Config())
     return setup, CostModel(setup)
+
+
+def load_sensitivity(
+    run: str | os.PathLike[str], storage: str | os.PathLike[str] | None = None
+) -> tuple[QuantizerSetup, SensitivityTable, BitAssignment | None]:
+    """What a run measured, and what it chose once its search is done; nothing is computed.
+
+    Returns:
+        The setup, the sensitivity table, and the winning assignment or None.
+
+    Raises:
+        StorageError: there is no such run, or it has no sensitivity table yet.
+    """
+    store = resolve_run(run, storage)
+    chosen = store.load_search().best.assignment if store.has("search") else None
+    return store.load_setup(), store.load_sensitivity(), chosen
 
 
 def resolve(

@@ -13,7 +13,9 @@ from raysearch import api, console, job
 from raysearch.artifacts import resolve_run
 from raysearch.command import Show, command
 from raysearch.config import load_config
+from raysearch.errors import ConfigError
 from raysearch.records import CostModel, parse_budgets
+from raysearch.report import sensitivity_rows
 
 app = typer.Typer(
     help="Mixed-precision quantization search for PyTorch on Ray.",
@@ -42,10 +44,22 @@ TokenOption = Annotated[str | None, typer.Option("--token-file", help="file with
 
 @app.command()
 def inspect(
-    task: TaskArgument, config: ConfigOption = None, settings: SetOption = [], as_json: JsonOption = False
+    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="as for `run`")] = None,
+    config: ConfigOption = None,
+    settings: SetOption = [],
+    sensitivity: Annotated[
+        str | None, typer.Option("--sensitivity", metavar="RUN", help="show what a run measured instead")
+    ] = None,
+    storage: StorageOption = api.DEFAULT_STORAGE,
+    as_json: JsonOption = False,
 ) -> None:
-    """Layers, groups, options, costs and achievable budgets; no compute spent."""
+    """Layers, groups, options, costs and achievable budgets of a task, or the sensitivities of a run."""
     with command(as_json) as show:
+        if sensitivity is not None:
+            _show_sensitivity(sensitivity, storage, show)
+            return
+        if task is None:
+            raise ConfigError("inspect needs a TASK (path/to/file.py:factory), or --sensitivity RUN.")
         setup, model = api.inspect(task, load_config(config, settings))
 
         def draw(out: Console) -> None:
@@ -282,6 +296,15 @@ def export(
 def main() -> None:
     """Entry point."""
     app()
+
+
+def _show_sensitivity(run: str, storage: str, show: Show) -> None:
+    setup, table, chosen = api.load_sensitivity(run, storage)
+    bits = dict(chosen.bits) if chosen else None
+    show(
+        {"fingerprint": table.fingerprint, "groups": sensitivity_rows(setup, table, bits)},
+        lambda out: out.print(console.sensitivity_table(setup, table, bits)),
+    )
 
 
 def _show_status(found: Any, show: Show) -> None:

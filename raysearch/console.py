@@ -17,7 +17,9 @@ from raysearch.records import (
     QuantizerSetup,
     RunResult,
     RunStatus,
+    SensitivityTable,
 )
+from raysearch.report import sensitivity_grid
 
 LINE_EVERY_SECONDS = 30.0
 
@@ -140,6 +142,17 @@ def inspection(setup: QuantizerSetup, model: CostModel) -> dict[str, object]:
         "achievable": {kind: [model.lowest[kind], model.highest[kind]] for kind in model.lowest},
         "reference": model.reference,
     }
+
+
+def sensitivity_table(
+    setup: QuantizerSetup, table: SensitivityTable, assignment: Mapping[str, int] | None
+) -> Table:
+    """Traces, perturbations and responses, a row a group."""
+    grid = sensitivity_grid(setup, table, assignment)
+    shown = Table(*grid.columns, title=f"sensitivity {table.fingerprint}")
+    for row in grid.rows:
+        shown.add_row(row.name, *row.cells)
+    return shown
 
 
 def excess_lines(budgets: Iterable[Budget], model: CostModel, costs: Mapping[str, float]) -> Sequence[str]:

@@ -9,8 +9,8 @@ from raysearch.config import Config, Section
 NAMES = [
     "BadInputError", "BitAssignment", "Config", "Job", "QuantizationController", "QuantizerSetup",
     "RaysearchError", "RunError", "RunResult", "RunStatus", "Task", "__version__", "create_compressed_model",
-    "create_controller", "export_run", "inspect", "load_config", "load_model", "load_task", "report",
-    "resolve", "retrieve", "run", "status", "submit",
+    "create_controller", "export_run", "inspect", "load_config", "load_model", "load_sensitivity",
+    "load_task", "report", "resolve", "retrieve", "run", "status", "submit",
 ]  # fmt: skip
 
 

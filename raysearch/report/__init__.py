@@ -1,5 +1,6 @@
-"""The HTML report, from saved records only."""
+"""The HTML report and the tables of a run, from saved records only."""
 
 from raysearch.report.page import render_report
+from raysearch.report.sensitivity_view import predicted_shares, sensitivity_grid, sensitivity_rows
 
-__all__ = ["render_report"]
+__all__ = ["predicted_shares", "render_report", "sensitivity_grid", "sensitivity_rows"]

@@ -138,3 +138,15 @@ def test_the_users_model_is_left_as_it_was(tmp_path):
     assert task.model.training
     assert not task.model.conv.weight.requires_grad
     assert not any(module._forward_pre_hooks for module in task.model.modules())
+
+
+def test_inspect_shows_what_a_run_measured(finished):
+    storage, result = finished
+    shown = document(command("inspect", "--sensitivity", "toy", "--storage", storage, "--json"))
+    groups = {row["group"]: row for row in shown["groups"]}
+    assert {name: row["chosen"] for name, row in groups.items()} == result["assignment"]
+    assert sum(row["share"] for row in groups.values()) == pytest.approx(1)
+    assert all(row["traces"] for row in groups.values() if row["kind"] == "weight")
+    text = command("inspect", "--sensitivity", "toy", "--storage", storage)
+    assert all(name in text.stdout for name in groups)
+    assert command("inspect").returncode == 2

@@ -4,14 +4,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from run_samples import (
-    make_fine_tune,
-    make_manifest,
-    make_result,
-    make_search,
-    make_sensitivity,
-    make_setup,
-)
 
 from raysearch.errors import ConfigError
 from raysearch.records import (
@@ -25,6 +17,15 @@ from raysearch.records import (
     Trace,
 )
 from raysearch.report import render_report
+
+from .run_samples import (
+    make_fine_tune,
+    make_manifest,
+    make_result,
+    make_search,
+    make_sensitivity,
+    make_setup,
+)
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
