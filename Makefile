@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PROCESSES ?= 2
 
 .PHONY: install demo test lint types fences bench docs clean
 
@@ -20,7 +21,7 @@ demo: install  ## train a small net, search under avg_bits<=3, compare with unif
 	$(BIN)/python examples/digits/compare.py --storage runs --run-id digits
 
 test: install lint types fences  ## lint, types, import fences, tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

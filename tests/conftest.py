@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.heads import Head, started_head
+
+
+class TogetherScheduling(LoadScopeScheduling):
+    """With several test processes: all files that use a Ray in one of them, and any file in one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "ray" if _uses_ray(self.config.rootpath / file) else file
+
+
+@cache
+def _uses_ray(file: Path) -> bool:
+    return re.search(r"\bray_(cluster|head)\b", file.read_text()) is not None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    """What each process gets: a whole file at a time, so that its fixtures are made once."""
+    return TogetherScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
