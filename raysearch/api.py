@@ -259,7 +259,7 @@ def export_run(
 def _session(config: Config, address: str) -> Iterator[Callable[[Replica], Pool]]:
     cluster = config.cluster
     if cluster.workers == 0:
-        yield _local_pool
+        yield partial(_local_pool, deterministic=cluster.deterministic)
         return
     from raysearch.cluster.ray_pool import RayPool
     from raysearch.cluster.session import ray_session
@@ -269,17 +269,18 @@ def _session(config: Config, address: str) -> Iterator[Callable[[Replica], Pool]
         cluster.workers,
         cpus_per_worker=max(cluster.cpus_per_worker, config.training.cpus_per_worker),
         num_train_workers=config.training.num_workers,
-    ):
+    ) as session:
         yield partial(
             RayPool,
             num_workers=cluster.workers,
             threads=cluster.threads,
             cpus_per_worker=cluster.cpus_per_worker,
-            gpus_per_worker=cluster.gpus_per_worker,
+            gpus_per_worker=cluster.num_gpus(session.resources.get("GPU", 0) > 0),
+            deterministic=cluster.deterministic,
             unit_timeout=cluster.unit_timeout_seconds,
             startup_timeout=cluster.startup_timeout_seconds,
         )
 
 
-def _local_pool(replica: Replica) -> Pool:
-    return LocalPool(replica.place())
+def _local_pool(replica: Replica, deterministic: bool) -> Pool:
+    return LocalPool(replica.place(), deterministic=deterministic)

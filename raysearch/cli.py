@@ -309,8 +309,7 @@ def _show_sensitivity(run: str, storage: str, show: Show) -> None:
 
 def _show_status(found: Any, show: Show) -> None:
     def draw(out: Console) -> None:
-        share = f" {found.done}/{found.total}" if found.total else ""
-        out.print(f"{found.run_id}: {found.state}, {found.stage}{share}")
+        out.print(f"{found.run_id}: {found.state}, {console.progress_text(found)}")
         if found.message:
             out.print(found.message)
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raysearch.calibration import Estimator
 from raysearch.errors import ConfigError
@@ -113,15 +113,41 @@ class ValidationConfig(Section):
 
 
 class ClusterConfig(Section):
-    """The fleet. Nothing here changes a result, except `threads` and `device`, which change rounding."""
+    """The fleet. Only `threads`, `device` and `deterministic` can change a result: its rounding."""
 
     workers: int = Field(1, ge=0)
     cpus_per_worker: float = Field(1.0, gt=0)
-    gpus_per_worker: float = Field(0.0, ge=0)
+    gpus_per_worker: float | None = Field(None, ge=0)
     threads: int = Field(1, ge=1)
     device: Literal["cpu", "cuda", "auto"] = "cpu"
+    deterministic: bool = True
     unit_timeout_seconds: float = Field(600.0, gt=0)
     startup_timeout_seconds: float = Field(300.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> ClusterConfig:
+        if self.device == "cuda" and self.gpus_per_worker == 0:
+            raise ValueError(
+                "cluster.device is 'cuda', but cluster.gpus_per_worker is 0; give 1, or the fraction of a "
+                "GPU that each worker gets"
+            )
+        if self.device == "cpu" and self.gpus_per_worker:
+            raise ValueError(
+                "cluster.gpus_per_worker is set, but cluster.device is 'cpu', so the GPUs would be reserved "
+                "and idle; set cluster.device to 'cuda' or 'auto'"
+            )
+        return self
+
+    def num_gpus(self, cluster_has_gpus: bool) -> float:
+        """GPUs that an actor asks for: as set, else one where it will compute on one.
+
+        Example:
+            >>> ClusterConfig(device="auto").num_gpus(True), ClusterConfig().num_gpus(True)
+            (1.0, 0.0)
+        """
+        if self.gpus_per_worker is not None:
+            return self.gpus_per_worker
+        return 1.0 if self.device == "cuda" or (self.device == "auto" and cluster_has_gpus) else 0.0
 
 
 class Config(Section):
@@ -141,7 +167,7 @@ class Config(Section):
     def fixed(self) -> dict[str, Any]:
         """The settings that a resumed run must share: all but where and on how many workers it runs."""
         data = self.model_dump(mode="json")
-        data["cluster"] = {key: data["cluster"][key] for key in ("threads", "device")}
+        data["cluster"] = {key: data["cluster"][key] for key in ("threads", "device", "deterministic")}
         return data
 
 

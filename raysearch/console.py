@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from raysearch.artifacts import redact
@@ -31,35 +31,75 @@ def out() -> Console:
 
 
 class ProgressLines:
-    """A listener: one moving line on a terminal, else a line a stage and every 30 seconds, on stderr."""
+    """A listener: one moving bar on a terminal, else a line a stage and every 30 seconds, on stderr."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         self._stage = ""
         self._printed = 0.0
-        self._console = Console(stderr=True, highlight=False)
-        self._live = self._console.status("starting") if self._console.is_terminal else None
-        if self._live:
+        self._console = console or Console(stderr=True, highlight=False)
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TimeElapsedColumn(),
+        )
+        self._live = Progress(*columns, console=self._console, transient=True)
+        self._bar = self._live.add_task("starting", total=None)
+        if self._console.is_terminal:
             self._live.start()
 
     def __call__(self, status: RunStatus) -> None:
         """Show a status."""
-        share = f" {status.done}/{status.total}" if status.total else ""
-        text = f"{status.run_id}  {status.stage}{share}" if status.state == "running" else ""
-        if self._live:
-            if text:
-                self._live.update(text)
-            else:
-                self._live.stop()
+        if status.state != "running":
+            self.close()
+            return
+        text = f"{status.run_id}  {progress_text(status)}"
+        is_new = status.stage != self._stage
+        self._stage = status.stage
+        if self._console.is_terminal:
+            if is_new:
+                self._live.reset(self._bar)
+            self._live.update(self._bar, description=text, completed=status.done, total=status.total or None)
             return
         now = time.monotonic()
-        if text and (status.stage != self._stage or now - self._printed > LINE_EVERY_SECONDS):
-            self._stage, self._printed = status.stage, now
-            print(text, file=sys.stderr, flush=True)
+        if is_new or now - self._printed > LINE_EVERY_SECONDS:
+            self._printed = now
+            self._console.print(text, soft_wrap=True, markup=False)
 
     def close(self) -> None:
-        """Take the moving line away."""
-        if self._live:
+        """Take the moving bar away."""
+        if self._console.is_terminal:
             self._live.stop()
+
+
+def progress_text(status: RunStatus) -> str:
+    """Stage, units done of all, rate and remaining time, as far as they are known.
+
+    Example:
+        >>> status = RunStatus("r", "running", "search", 30, 90, rate=0.5, remaining_seconds=120.0)
+        >>> progress_text(status)
+        'search 30/90, 0.50 units/s, 2m 00s left'
+    """
+    parts = [f"{status.stage} {status.done}/{status.total}" if status.total else status.stage]
+    if status.rate and status.state == "running":
+        parts.append(f"{status.rate:.2f} units/s" if status.rate < 10 else f"{status.rate:.0f} units/s")
+        if status.remaining_seconds:
+            parts.append(f"{duration_text(status.remaining_seconds)} left")
+    return ", ".join(parts)
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as people read them.
+
+    Example:
+        >>> duration_text(7), duration_text(90), duration_text(7260)
+        ('7s', '1m 30s', '2h 01m')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}m {rest:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
 
 
 def cost_text(kind: str, value: float) -> str:

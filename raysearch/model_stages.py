@@ -88,7 +88,7 @@ class ModelStages:
         bounds = (percentiles.get("min_percentile", 0.1), percentiles.get("max_percentile", 99.9))
         replica, shards = self._replica(int(params.get("num_init_samples", 256)))
         options: dict[str, Any] = {"weights": kind, "activations": kind, "percentiles": bounds}
-        return calibrate(setup, LocalPool(replica), shards, **options)
+        return calibrate(setup, LocalPool(replica, deterministic=False), shards, **options)
 
     def find_precision(
         self, kind: str, controller: QuantizationController, setup: QuantizerSetup, params: Mapping[str, Any]
@@ -178,7 +178,7 @@ class ModelStages:
                     "train it first",
                     stacklevel=5,
                 )
-        return LocalPool(replica), shards
+        return LocalPool(replica, deterministic=False), shards
 
     def _replica(self, num_samples: int) -> tuple[Replica, int]:
         if self.data is None:

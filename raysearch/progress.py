@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from raysearch.artifacts import RunStore
 from raysearch.records import RunStatus
@@ -14,6 +16,32 @@ from raysearch.records import RunStatus
 Listener = Callable[[RunStatus], None]
 
 WRITE_EVERY_SECONDS = 1.0
+RATE_SECONDS = 60.0
+
+
+class RateMeter:
+    """Units a second over the last `RATE_SECONDS`, or over the last unit where one takes longer.
+
+    Units that a resumed run reads are not counted: measuring begins with the first count of a stage, and
+    again when its count goes back, as it does with each batch of trials.
+    """
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._done = 0
+        self._points: deque[tuple[float, int]] = deque()
+
+    def measure(self, stage: str, done: int, now: float) -> float:
+        """Take in a count at a time in seconds, and give the rate; 0 while nothing was finished."""
+        if stage != self._stage or done < self._done:
+            self._points.clear()
+        self._stage, self._done = stage, done
+        if not self._points or now - self._points[-1][0] >= WRITE_EVERY_SECONDS:
+            self._points.append((now, done))
+        while len(self._points) > 1 and now - self._points[1][0] >= RATE_SECONDS:
+            self._points.popleft()
+        since, before = self._points[0]
+        return (done - before) / (now - since) if now > since else 0.0
 
 
 class Progress:
@@ -26,6 +54,7 @@ class Progress:
     def __init__(self, store: RunStore, listener: Listener) -> None:
         self._store, self._listener = store, listener
         self._written = 0.0
+        self._meter = RateMeter()
         earlier = store.load_status().seconds if store.has("status") else {}
         self.seconds: dict[str, float] = dict(earlier)
         self._status = RunStatus(store.run_id, "running", seconds=self.seconds)
@@ -43,9 +72,15 @@ class Progress:
             self.tell("running", name, done=self._status.done, total=self._status.total)
 
     def units(self, stage: str, done: int, total: int) -> None:
-        """Finished units of a stage."""
+        """Finished units of a stage, with their rate and the time that the rest will take."""
         now = time.monotonic()
-        self._status = self._record("running", stage, done, total, "")
+        rate = self._meter.measure(stage, done, now)
+        remaining = (total - done) / rate if rate else None
+        self._status = replace(
+            self._record("running", stage, done, total, ""),
+            rate=round(rate, 4),
+            remaining_seconds=None if remaining is None else round(remaining, 1),
+        )
         self._listener(self._status)
         if now - self._written >= WRITE_EVERY_SECONDS or done == total:
             self._written = now

@@ -33,6 +33,7 @@ def test_a_pin_may_have_dots_in_its_name():
         ("placement.weight_bit_widths=[9]", "placement.weight_bit_widths"),
         ("search.sampler=best", "search.sampler"),
         ("cluster.workers=-1", "cluster.workers"),
+        ("cluster.gpus_per_worker=0.5", "cluster.device is 'cpu'"),
     ],
 )
 def test_wrong_settings_are_named(text, part):

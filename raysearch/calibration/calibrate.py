@@ -118,7 +118,7 @@ def calibrate_model(
     device = "cpu" if first is None else str(first.device)
     with frozen_eval(model):
         replica = Replica(model, forward, {"calibration": shards}, Divergence("mse"), device=device)
-        return calibrate(setup, LocalPool(replica), len(shards), **options)
+        return calibrate(setup, LocalPool(replica, deterministic=False), len(shards), **options)
 
 
 def activation_wants(point: QuantizationPoint, rule: Rule) -> Wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 
 from raysearch.cluster.pool import Key, UnitFunction, owned_value
 from raysearch.cluster.shipping import Shipment, dumps, loads
+from raysearch.determinism import pin_threads, set_reproducible
 from raysearch.errors import PoolError
 
 _log = logging.getLogger(__name__)
@@ -23,9 +24,13 @@ _POLL_SECONDS = 1.0
 class ReplicaWorker:
     """Holds one replica and runs units on it; `Fleet` makes actors of it."""
 
-    def __init__(self, replica: Shipment, threads: int) -> None:
+    def __init__(self, replica: Shipment, threads: int, deterministic: bool, has_gpu: bool) -> None:
         # Ray derives the number from the CPUs an actor asks for, and results may depend on it.
-        torch.set_num_threads(threads)
+        pin_threads(threads)
+        if not has_gpu:
+            # Ray leaves all GPUs in sight of an actor that asked for none; they are other actors'.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        set_reproducible(deterministic)
         self._replica = loads(replica)
         self._batch = -1
         self._function: UnitFunction
@@ -82,17 +87,23 @@ class Fleet:
         *,
         size: int,
         threads: int,
+        deterministic: bool,
         num_cpus: float,
         num_gpus: float,
         startup_timeout: float,
     ) -> None:
         self.startup_timeout = startup_timeout
         self._size = size
-        self._threads = threads
+        self._settings = (threads, deterministic, num_gpus > 0)
         self._asked = {name: amount for name, amount in (("CPU", num_cpus), ("GPU", num_gpus)) if amount}
         # Ray's own restarts lose the constructor's arguments the second time, so the driver respawns.
+        # Spread over the nodes, so that memory and bandwidth are, and one lost node costs few workers.
         self._actor_class: Any = ray.remote(
-            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, max_task_retries=0
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
         )(ReplicaWorker)
         # A later actor needs the replica again, so the reference lives as long as the fleet.
         self._replica_ref: ray.ObjectRef[Any] | None = ray.put(dumps(replica, "the replica"))
@@ -107,7 +118,7 @@ class Fleet:
     def top_up(self) -> None:
         """Ask for as many actors as are missing, without waiting for them."""
         while len(self.members) < self._size:
-            actor = self._actor_class.remote(self._replica_ref, self._threads)
+            actor = self._actor_class.remote(self._replica_ref, *self._settings)
             self.members.append(Member(actor, actor.__ray_ready__.remote(), time.monotonic()))
 
     def muster(self) -> None:

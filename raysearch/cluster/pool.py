@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from raysearch.determinism import reproducible
 from raysearch.errors import RaysearchError, UnitError
 
 Key = tuple[str | int, ...]
@@ -53,8 +54,15 @@ class Pool(Protocol):
 class LocalPool:
     """One replica in this process, units one after another in the order given: the reference."""
 
-    def __init__(self, replica: Any) -> None:
+    def __init__(self, replica: Any, *, deterministic: bool = True) -> None:
+        """Take the replica as it is.
+
+        Args:
+            replica: the first argument of every unit.
+            deterministic: see `raysearch.determinism.set_reproducible`, which holds during each unit only.
+        """
         self._replica = replica
+        self._deterministic = deterministic
 
     def run(
         self, function: UnitFunction, units: Mapping[Key, tuple[Any, ...]], shared: tuple[Any, ...] = ()
@@ -62,7 +70,8 @@ class LocalPool:
         """See `Pool.run`."""
         for key, arguments in units.items():
             try:
-                value = function(self._replica, *shared, *arguments)
+                with reproducible(self._deterministic):
+                    value = function(self._replica, *shared, *arguments)
             except RaysearchError:
                 raise
             except Exception as error:
@@ -82,8 +91,19 @@ def failed_unit(key: Key, function: UnitFunction, error: BaseException, details:
         error: what it raised.
         details: the traceback, where `error` has lost its own on the way here.
     """
-    name = getattr(function, "__qualname__", repr(function))
-    return UnitError(f"the unit {key} of {name} failed: {error!r}{details and chr(10) + details}")
+    name = function_name(function)
+    text = f"the unit {key} of {name} failed: {error!r}"
+    if "does not have a deterministic implementation" in str(error):
+        text += (
+            ". Set cluster.deterministic=false to allow this operation: the run may then give other last "
+            "digits each time, or on another number of workers"
+        )
+    return UnitError(text + (details and f"\n{details}"))
+
+
+def function_name(function: UnitFunction) -> str:
+    """What a unit function is called in messages and metrics."""
+    return str(getattr(function, "__qualname__", repr(function)))
 
 
 def owned_value(key: Key, value: Any) -> dict[str, np.ndarray]:

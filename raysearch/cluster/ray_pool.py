@@ -26,7 +26,15 @@ from ray.exceptions import (
 )
 
 from raysearch.cluster.fleet import Call, Fleet, Member
-from raysearch.cluster.pool import Key, UnitFunction, UnitValue, failed_unit, owned_value
+from raysearch.cluster.metrics import FleetMetrics
+from raysearch.cluster.pool import (
+    Key,
+    UnitFunction,
+    UnitValue,
+    failed_unit,
+    function_name,
+    owned_value,
+)
 from raysearch.cluster.shipping import dumps
 from raysearch.errors import ConfigError, PoolError, RaysearchError, UnitError
 
@@ -69,6 +77,7 @@ class RayPool:
         *,
         num_workers: int,
         threads: int = 1,
+        deterministic: bool = True,
         cpus_per_worker: float = 1.0,
         gpus_per_worker: float = 0.0,
         depth: int = 2,
@@ -83,8 +92,9 @@ class RayPool:
             replica: the first argument of every unit; each worker holds a private copy on the CPU.
             num_workers: how many actors.
             threads: of torch in each worker; results may depend on it, so it is not derived.
+            deterministic: whether operations without a deterministic implementation are refused.
             cpus_per_worker: logical CPUs that an actor reserves.
-            gpus_per_worker: GPUs that an actor reserves; a fraction shares one.
+            gpus_per_worker: GPUs that an actor reserves, and the only ones it sees; a fraction shares one.
             depth: units in flight per worker; with 2 a worker never waits for the driver.
             unit_timeout: seconds a unit may take, counted from when its worker starts on it.
             startup_timeout: seconds until a worker must be ready, counted only while a run waits.
@@ -112,10 +122,12 @@ class RayPool:
         self._max_unit_retries = max_unit_retries
         self._max_deaths = num_workers + max_deaths
         self._num_batches = 0
+        self._metrics = FleetMetrics()
         self._fleet = Fleet(
             replica,
             size=num_workers,
             threads=threads,
+            deterministic=deterministic,
             num_cpus=cpus_per_worker,
             num_gpus=gpus_per_worker,
             startup_timeout=startup_timeout,
@@ -170,18 +182,21 @@ class RayPool:
         return None
 
     def _fill(self, batch: _Batch) -> None:
-        while batch.queue:
-            key = batch.queue[0]
-            takers = [member for member in self._fleet.members if self._can_take(member, batch, key)]
-            if not takers:
-                return
-            member = min(takers, key=lambda member: len(member.calls))
-            arguments = dumps(tuple(batch.units[key]), f"the arguments of the unit {key}")
-            ref = member.actor.run.remote(batch.number, batch.call_ref, key, arguments)
-            member.calls.append(Call(ref, batch.queue.popleft(), time.monotonic()))
+        """Hand out units, to the workers with the fewest first; one look at each worker per load."""
+        for load in range(self._depth):
+            for member in self._fleet.members:
+                if not batch.queue:
+                    return
+                if len(member.calls) == load and self._can_take(member, batch, batch.queue[0]):
+                    self._send(member, batch, batch.queue.popleft())
+
+    def _send(self, member: Member, batch: _Batch, key: Key) -> None:
+        arguments = dumps(tuple(batch.units[key]), f"the arguments of the unit {key}")
+        ref = member.actor.run.remote(batch.number, batch.call_ref, key, arguments)
+        member.calls.append(Call(ref, key, time.monotonic()))
 
     def _can_take(self, member: Member, batch: _Batch, key: Key) -> bool:
-        if not member.is_ready or len(member.calls) >= self._depth:
+        if not member.is_ready:
             return False
         if batch.blame[key]:
             return not member.calls
@@ -215,10 +230,12 @@ class RayPool:
         except RayTaskError as task_error:
             error = task_error
         del member.calls[0]
+        now = time.monotonic()
         if member.calls:
             # A queued unit starts when the one before it ends.
-            member.calls[0].clock = time.monotonic()
+            member.calls[0].clock = now
         if error is None:
+            self._metrics.unit_done(function_name(batch.function), now - call.clock)
             batch.finished.append((call.key, owned_value(call.key, value)))
         elif isinstance(error.cause, RaysearchError):
             raise error.cause from error
@@ -228,6 +245,7 @@ class RayPool:
     def _replace(self, member: Member, batch: _Batch, reason: Exception) -> None:
         """Kill a worker, queue its units again and put another in its place."""
         self._fleet.kill(member)
+        self._metrics.worker_died(function_name(batch.function))
         batch.queue.extendleft(call.key for call in reversed(member.calls))
         batch.deaths += 1
         if getattr(reason, "actor_init_failed", False):

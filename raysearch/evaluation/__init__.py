@@ -4,6 +4,7 @@ from raysearch.evaluation.batches import Batch, batch_size, materialise, trainin
 from raysearch.evaluation.divergence import Divergence
 from raysearch.evaluation.forward import Forward, Loss, default_forward, output_tensor
 from raysearch.evaluation.measure import evaluate_model
+from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 from raysearch.evaluation.replica import Replica
 
 __all__ = [
@@ -11,11 +12,13 @@ __all__ = [
     "Divergence",
     "Forward",
     "Loss",
+    "MicrobatchState",
     "Replica",
     "batch_size",
     "default_forward",
     "evaluate_model",
     "materialise",
     "output_tensor",
+    "run_in_microbatches",
     "training_batches",
 ]

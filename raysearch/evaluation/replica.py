@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from raysearch.evaluation.batches import Batch, map_tensors
 from raysearch.evaluation.divergence import Divergence
 from raysearch.evaluation.forward import Forward, Loss, frozen_eval, output_tensor
+from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 
 
 @dataclass
@@ -58,12 +59,30 @@ class Replica:
 
     def shard(self, data: str, index: int) -> Batch:
         """One shard on the worker's device."""
+        # A unit works on one shard at a time, so an error below is about the last one that was asked for.
+        self.cache["shard"] = f"shard {index} of the {data} data"
         return map_tensors(self.shards[data][index], lambda tensor: tensor.to(self.device))
 
+    def microbatches(self, work: str) -> MicrobatchState:
+        """How many samples fit this worker's memory at once, for one kind of work ("forward", …)."""
+        sizes: dict[str, MicrobatchState] = self.cache.setdefault("microbatches", {})
+        return sizes.setdefault(work, MicrobatchState())
+
     def run(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The judged output of a model on a batch, without gradient."""
+        """The judged output of a model on a batch, without gradient.
+
+        A batch that does not fit in memory is run in pieces, see `run_in_microbatches`.
+
+        Raises:
+            UnitError: one sample alone does not fit; the message names the shard.
+        """
+
+        def judged(part: Batch) -> Tensor:
+            return output_tensor(self.forward(model, part))
+
         with frozen_eval(model), torch.no_grad():
-            return output_tensor(self.forward(model, batch))
+            name = self.cache.get("shard", "a batch")
+            return run_in_microbatches(judged, batch, self.microbatches("forward"), name=name)
 
     def float_outputs(self, data: str, index: int) -> Tensor:
         """The float model's output on a shard; computed once per worker and shard."""

@@ -25,6 +25,8 @@ class RunStatus:
         seconds: stage → seconds spent.
         updated: Unix time of this record.
         message: the error of a failed run, or a remark.
+        rate: units a second over the last minute or so; 0 while unknown.
+        remaining_seconds: until the stage's units are done at that rate; None while unknown.
     """
 
     run_id: str
@@ -35,6 +37,8 @@ class RunStatus:
     seconds: Mapping[str, float] = field(default_factory=dict)
     updated: float = 0.0
     message: str = ""
+    rate: float = 0.0
+    remaining_seconds: float | None = None
 
     def to_json(self) -> str:
         """The status as JSON text."""

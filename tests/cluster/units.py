@@ -101,7 +101,13 @@ def weights(model: nn.Module) -> dict[str, np.ndarray]:
 
 def nap(_: Any, seconds: float) -> dict[str, np.ndarray]:
     time.sleep(seconds)
-    return {"pid": np.array(os.getpid()), "threads": np.array(torch.get_num_threads())}
+    return {
+        "pid": np.array(os.getpid()),
+        "node": np.array(os.environ.get("RAY_NODE_ID", "")),
+        "threads": np.array(torch.get_num_threads()),
+        "is_deterministic": np.array(torch.are_deterministic_algorithms_enabled()),
+        "sees_gpus": np.array(os.environ.get("CUDA_VISIBLE_DEVICES") != ""),
+    }
 
 
 def raise_value_error(_: Any, number: int, folder: str) -> dict[str, np.ndarray]:
