@@ -81,6 +81,15 @@ def trace_with_trouble(
     return trace(model, scale, layer, low, high)
 
 
+def trace_and_nap(model: nn.Module, seconds: float, layer: str, low: int, high: int) -> dict[str, np.ndarray]:
+    """`trace`, slowly, with the node it ran on."""
+    from ray import get_runtime_context
+
+    time.sleep(seconds)
+    node = get_runtime_context().get_node_id()
+    return {**trace(model, 1.0, layer, low, high), "node": np.array(node)}
+
+
 def die_if(_: Any, is_poison: bool) -> dict[str, np.ndarray]:
     if is_poison:
         os._exit(1)
@@ -103,7 +112,6 @@ def nap(_: Any, seconds: float) -> dict[str, np.ndarray]:
     time.sleep(seconds)
     return {
         "pid": np.array(os.getpid()),
-        "node": np.array(os.environ.get("RAY_NODE_ID", "")),
         "threads": np.array(torch.get_num_threads()),
         "is_deterministic": np.array(torch.are_deterministic_algorithms_enabled()),
         "sees_gpus": np.array(os.environ.get("CUDA_VISIBLE_DEVICES") != ""),

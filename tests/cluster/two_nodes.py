@@ -1,0 +1,76 @@
+"""A pool on a cluster of two nodes, of which one is lost; run as a module, prints what happened as JSON.
+
+Ray reads how fast a node counts as dead from the environment, before it starts: hence a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+
+os.environ |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "8"}
+
+import ray
+from ray.cluster_utils import Cluster
+
+from raysearch.cluster.pool import LocalPool
+from raysearch.cluster.ray_pool import RayPool
+from tests.cluster import units
+
+
+class Counting(logging.Handler):
+    """Counts warnings about workers that were replaced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replaced = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.replaced += "is replaced" in record.getMessage()
+
+
+def main() -> None:
+    # Four CPUs a node: without spreading, both workers would sit on the head.
+    options = {"num_cpus": 4, "object_store_memory": 80 << 20}
+    cluster = Cluster(
+        initialize_head=True, connect=False, head_node_args={"include_dashboard": False, **options}
+    )
+    second = cluster.add_node(**options)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    counting = Counting()
+    logging.getLogger("raysearch.cluster").addHandler(counting)
+    work = units.trace_units(5, 4)
+    nodes: set[str] = set()
+    removed_after = 0
+    got: dict[str, list[float]] = {}
+    started = time.monotonic()
+    with contextlib.closing(RayPool(units.small_model(), num_workers=2)) as pool:
+        for key, value in pool.run(units.trace_and_nap, work, (0.3,)):
+            got[repr(key)] = value["probes"].tolist()
+            nodes.add(str(value["node"]))
+            if len(nodes) == 2 and not removed_after:
+                removed_after = len(got)
+                cluster.remove_node(second, allow_graceful=False)
+    seconds = time.monotonic() - started
+    reference = {
+        repr(key): value["probes"].tolist()
+        for key, value in LocalPool(units.small_model()).run(units.trace, work, (1.0,))
+    }
+    facts = {
+        "is_equal": got == reference,
+        "nodes": len(nodes),
+        "removed_after": removed_after,
+        "units": len(work),
+        "replaced": counting.replaced,
+        "seconds": seconds,
+    }
+    print("FACTS", json.dumps(facts), flush=True)
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
