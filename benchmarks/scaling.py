@@ -47,6 +47,42 @@ FLEET: dict[str, Any] = {
     "slow_share": 0.1,
     "slow_factor": 1.3,
 }
+PAGE = """\
+# How the fleet scales
+
+{date}, torch {torch}, one thread a worker, {cores} CPU cores shared with other work (load average
+{load:.0f} at the start, {load_after:.0f} at the end). Made by `benchmarks/scaling.py`.
+
+## 1 → 2 actors, measured
+
+{rounds} interleaved rounds after one that warms up; start-up excluded. With more runnable processes than
+cores, wall time measures the neighbours. The share s of the CPU time that only the driver spends bounds
+the speed-up on an idle machine: 1 / (s + (1 − s)/2).
+
+{stages}
+
+## Through the driver, measured
+
+{units} no-op units a round on 2 actors, which share the cores with the driver.
+
+{driver}
+
+## {workers} workers, simulated
+
+Not measured: a discrete-event model (`fleet_simulation.py`) of {per_worker} units a worker. Unit times
+are drawn from those of the traces above, with the stragglers of a busy machine among them, and scaled to
+the median of the case. The driver takes {driver_ms:.2f} ms a unit, one after another, as measured above
+with the log. Assumed: start-up in 30–90 s, one death in 100 worker-hours, noticed after 30 s, its units
+run again; one node of 8 workers in ten is 1.3 times slower; depth 2. Efficiency is useful work at normal
+speed / (workers · time to the last answer), start-up included.
+
+{curves}
+
+![efficiency over workers](scaling.png)
+
+One driver hands out {rate:.0f} units a second, so {workers} workers starve with units below
+{shortest:.1f} s. With short units the run itself is short, and the start-up is most of what is lost.
+"""
 
 
 class Timed:
@@ -233,54 +269,25 @@ def main() -> None:
     curves = simulated(shape, driver_seconds)
     RESULTS.mkdir(exist_ok=True)
     draw(curves, RESULTS / "scaling.png")
-    lines = [
-        "# How the fleet scales",
-        "",
-        (
-            f"{options.date}, torch {torch.__version__}, one thread a worker, {os.cpu_count()} CPU cores "
-            f"shared with other work (load average {load:.0f} at the start, {os.getloadavg()[0]:.0f} at the end). "
-            "Made by `benchmarks/scaling.py`."
-        ),
-        "",
-        "## 1 → 2 actors, measured",
-        "",
-        (
-            f"{options.rounds} interleaved rounds after one that warms up; start-up excluded. With more runnable "
-            "processes than cores, wall time measures the neighbours; the share of CPU that only the driver can "
-            "spend bounds the speed-up from above on an idle machine (Amdahl: 1 / (s + (1 − s)/2))."
-        ),
-        "",
-        *stage_lines(stages),
-        "",
-        "## Through the driver, measured",
-        "",
-        f"{options.units} no-op units a round on 2 actors, which share the cores with the driver.",
-        "",
-        *driver_lines(driver),
-        "",
-        "## 1,000 workers, simulated",
-        "",
-        (
-            f"Not measured: a discrete-event model (`fleet_simulation.py`) of {UNITS_PER_WORKER} units a worker. "
-            "Unit times are drawn from those of the traces above, the stragglers of a busy machine among them, and scaled to the "
-            f"median of the case. The driver takes {driver_seconds * 1e3:.2f} ms a unit one after another, as "
-            "measured above with the log. Assumed: start-up in 30–90 s, one death in 100 worker-hours, noticed "
-            "after 30 s, its units run again; one node of 8 workers in ten is 1.3 times slower; depth 2. "
-            "Efficiency is useful work at normal speed / (workers · time to the last answer), start-up included."
-        ),
-        "",
-        *curve_lines(curves),
-        "",
-        "![efficiency over workers](scaling.png)",
-        "",
-        (
-            f"One driver hands out {1 / driver_seconds:.0f} units a second, so {WORKERS[-1]} workers starve with "
-            f"units below {WORKERS[-1] * driver_seconds:.1f} s. With short units the run itself is short, and the "
-            "start-up is most of what is lost."
-        ),
-    ]
-    (RESULTS / "scaling.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    page = PAGE.format(
+        date=options.date,
+        torch=torch.__version__,
+        cores=os.cpu_count(),
+        load=load,
+        load_after=os.getloadavg()[0],
+        rounds=options.rounds,
+        units=options.units,
+        stages="\n".join(stage_lines(stages)),
+        driver="\n".join(driver_lines(driver)),
+        curves="\n".join(curve_lines(curves)),
+        per_worker=UNITS_PER_WORKER,
+        driver_ms=driver_seconds * 1e3,
+        rate=1 / driver_seconds,
+        workers=WORKERS[-1],
+        shortest=WORKERS[-1] * driver_seconds,
+    )
+    (RESULTS / "scaling.md").write_text(page)
+    print(page)
 
 
 if __name__ == "__main__":
