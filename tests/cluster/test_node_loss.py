@@ -8,7 +8,7 @@ import pytest
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_lost_node_changes_nothing_and_workers_are_spread_over_nodes() -> None:
+def test_workers_are_spread_over_nodes_of_which_one_may_be_lost_and_share_gpus() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
     done = subprocess.run(
         [sys.executable, "-m", "tests.cluster.two_nodes"],
@@ -23,3 +23,4 @@ def test_a_lost_node_changes_nothing_and_workers_are_spread_over_nodes() -> None
     assert 0 < facts["removed_after"] < facts["units"], "the node was lost while units were running"
     assert facts["replaced"] >= 1
     assert facts["is_equal"]
+    assert (facts["sharing_workers"], facts["their_gpus"]) == (2, ["0"]), "two halves of one GPU"

@@ -128,7 +128,7 @@ def test_work_is_spread_and_a_death_between_runs_blames_no_unit(caplog):
         answers = [value for _, value in pool.run(units.nap, {(n,): (0.3,) for n in range(8)})]
         assert len({int(value["pid"]) for value in answers}) == 2
         assert {int(value["threads"]) for value in answers} == {2}
-        assert all(value["is_deterministic"] and not value["sees_gpus"] for value in answers)
+        assert all(value["is_deterministic"] and value["gpus"] == "" for value in answers)
         ray.kill(pool._fleet.members[0].actor)
         assert len(list(pool.run(units.nap, {(n,): (0.3,) for n in range(4)}))) == 4
     assert caplog.text.count("working on None") == 1

@@ -32,11 +32,21 @@ class Counting(logging.Handler):
         self.replaced += "is replaced" in record.getMessage()
 
 
+def wait_for_both(pool: RayPool) -> None:
+    """Until two workers answer: on a busy machine one may start when the other is nearly done."""
+    seen: set[int] = set()
+    deadline = time.monotonic() + 90
+    while len(seen) < 2 and time.monotonic() < deadline:
+        seen |= {int(value["pid"]) for _, value in pool.run(units.nap, {(n,): (0.1,) for n in range(6)})}
+
+
 def main() -> None:
     # Four CPUs a node: without spreading, both workers would sit on the head.
     options = {"num_cpus": 4, "object_store_memory": 80 << 20}
     cluster = Cluster(
-        initialize_head=True, connect=False, head_node_args={"include_dashboard": False, **options}
+        initialize_head=True,
+        connect=False,
+        head_node_args={"include_dashboard": False, "num_gpus": 1, **options},
     )
     second = cluster.add_node(**options)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
@@ -48,6 +58,7 @@ def main() -> None:
     got: dict[str, list[float]] = {}
     started = time.monotonic()
     with contextlib.closing(RayPool(units.small_model(), num_workers=2)) as pool:
+        wait_for_both(pool)
         for key, value in pool.run(units.trace_and_nap, work, (0.3,)):
             got[repr(key)] = value["probes"].tolist()
             nodes.add(str(value["node"]))
@@ -55,6 +66,10 @@ def main() -> None:
                 removed_after = len(got)
                 cluster.remove_node(second, allow_graceful=False)
     seconds = time.monotonic() - started
+    # Ray takes a node's word for its GPUs, so the bookkeeping can be seen without one.
+    with contextlib.closing(RayPool(None, num_workers=2, gpus_per_worker=0.5)) as pool:
+        wait_for_both(pool)
+        naps = [value for _, value in pool.run(units.nap, {(n,): (0.5,) for n in range(8)})]
     reference = {
         repr(key): value["probes"].tolist()
         for key, value in LocalPool(units.small_model()).run(units.trace, work, (1.0,))
@@ -66,6 +81,8 @@ def main() -> None:
         "units": len(work),
         "replaced": counting.replaced,
         "seconds": seconds,
+        "sharing_workers": len({int(value["pid"]) for value in naps}),
+        "their_gpus": sorted({str(value["gpus"]) for value in naps}),
     }
     print("FACTS", json.dumps(facts), flush=True)
     ray.shutdown()

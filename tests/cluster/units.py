@@ -114,7 +114,7 @@ def nap(_: Any, seconds: float) -> dict[str, np.ndarray]:
         "pid": np.array(os.getpid()),
         "threads": np.array(torch.get_num_threads()),
         "is_deterministic": np.array(torch.are_deterministic_algorithms_enabled()),
-        "sees_gpus": np.array(os.environ.get("CUDA_VISIBLE_DEVICES") != ""),
+        "gpus": np.array(os.environ.get("CUDA_VISIBLE_DEVICES", "unset")),
     }
 
 
