@@ -125,6 +125,7 @@ def test_every_kind_of_loss_is_one(monkeypatch, caplog):
 
 def test_work_is_spread_and_a_death_between_runs_blames_no_unit(caplog):
     with open_pool(None, num_workers=2, threads=2, max_unit_retries=0) as pool:
+        units.wait_for_workers(pool, 2)
         answers = [value for _, value in pool.run(units.nap, {(n,): (0.3,) for n in range(8)})]
         assert len({int(value["pid"]) for value in answers}) == 2
         assert {int(value["threads"]) for value in answers} == {2}

@@ -32,14 +32,6 @@ class Counting(logging.Handler):
         self.replaced += "is replaced" in record.getMessage()
 
 
-def wait_for_both(pool: RayPool) -> None:
-    """Until two workers answer: on a busy machine one may start when the other is nearly done."""
-    seen: set[int] = set()
-    deadline = time.monotonic() + 90
-    while len(seen) < 2 and time.monotonic() < deadline:
-        seen |= {int(value["pid"]) for _, value in pool.run(units.nap, {(n,): (0.1,) for n in range(6)})}
-
-
 def main() -> None:
     # Four CPUs a node: without spreading, both workers would sit on the head.
     options = {"num_cpus": 4, "object_store_memory": 80 << 20}
@@ -58,7 +50,7 @@ def main() -> None:
     got: dict[str, list[float]] = {}
     started = time.monotonic()
     with contextlib.closing(RayPool(units.small_model(), num_workers=2)) as pool:
-        wait_for_both(pool)
+        units.wait_for_workers(pool, 2)
         for key, value in pool.run(units.trace_and_nap, work, (0.3,)):
             got[repr(key)] = value["probes"].tolist()
             nodes.add(str(value["node"]))
@@ -68,7 +60,7 @@ def main() -> None:
     seconds = time.monotonic() - started
     # Ray takes a node's word for its GPUs, so the bookkeeping can be seen without one.
     with contextlib.closing(RayPool(None, num_workers=2, gpus_per_worker=0.5)) as pool:
-        wait_for_both(pool)
+        units.wait_for_workers(pool, 2)
         naps = [value for _, value in pool.run(units.nap, {(n,): (0.5,) for n in range(8)})]
     reference = {
         repr(key): value["probes"].tolist()

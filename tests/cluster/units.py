@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from raysearch.cluster.pool import Pool
 from raysearch.errors import DataError
 from raysearch.seeding import derive_seed
 
@@ -116,6 +117,14 @@ def nap(_: Any, seconds: float) -> dict[str, np.ndarray]:
         "is_deterministic": np.array(torch.are_deterministic_algorithms_enabled()),
         "gpus": np.array(os.environ.get("CUDA_VISIBLE_DEVICES", "unset")),
     }
+
+
+def wait_for_workers(pool: Pool, count: int) -> None:
+    """Until so many answer: on a busy machine one may start when the others have done all there is."""
+    seen: set[int] = set()
+    deadline = time.monotonic() + 90
+    while len(seen) < count and time.monotonic() < deadline:
+        seen |= {int(value["pid"]) for _, value in pool.run(nap, {(n,): (0.1,) for n in range(3 * count)})}
 
 
 def raise_value_error(_: Any, number: int, folder: str) -> dict[str, np.ndarray]:
