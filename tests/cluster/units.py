@@ -122,7 +122,7 @@ def nap(_: Any, seconds: float) -> dict[str, np.ndarray]:
 def wait_for_workers(pool: Pool, count: int) -> None:
     """Until so many answer: on a busy machine one may start when the others have done all there is."""
     seen: set[int] = set()
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while len(seen) < count and time.monotonic() < deadline:
         seen |= {int(value["pid"]) for _, value in pool.run(nap, {(n,): (0.1,) for n in range(3 * count)})}
 
