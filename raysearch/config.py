@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from raysearch.calibration import Estimator
 from raysearch.errors import ConfigError
+from raysearch.sensitivity.estimators import EstimatorName, TraceLoss
 
 Width = Annotated[int, Field(ge=2, le=8)]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -67,10 +68,21 @@ class ObjectiveConfig(Section):
 class SensitivityConfig(Section):
     """Traces and responses."""
 
-    num_probes: int = Field(16, ge=2)
-    probe_chunk: int = Field(8, ge=1)
+    estimator: EstimatorName = "hutchinson"
+    relative_error: float = Field(0.05, gt=0, allow_inf_nan=False)
+    max_draws: int = Field(256, ge=2)
+    draw_chunk: int | None = Field(None, ge=1)
     option_chunk: int = Field(8, ge=1)
-    trace_loss: Literal["divergence", "loss"] = "divergence"
+    trace_loss: TraceLoss = "divergence"
+
+    @model_validator(mode="after")
+    def _suits_the_loss(self) -> SensitivityConfig:
+        if self.estimator == "xnystrace" and self.trace_loss == "loss":
+            raise ValueError(
+                "the estimator 'xnystrace' is for the divergence, whose blocks are positive semi-definite; "
+                "take 'xtrace' or trace_loss 'divergence'"
+            )
+        return self
 
 
 class SearchConfig(Section):

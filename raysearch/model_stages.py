@@ -40,6 +40,7 @@ from raysearch.records import (
 from raysearch.search import check_ratio, search_assignment, solve_ratio
 from raysearch.sensitivity import TrialEvaluator, measure_sensitivity
 from raysearch.sensitivity.perturbation import measure_perturbations
+from raysearch.sensitivity.stopping import trace_warnings
 from raysearch.sensitivity.traces import measure_traces
 
 CHANCE = 0.98
@@ -120,15 +121,17 @@ class ModelStages:
         if given is not None:
             traces = _given_traces(given, setup)
         else:
+            settings = _trace_settings(params, "iter_number")
             measured = measure_traces(
                 setup,
                 pool,
                 shards,
-                num_probes=max(2, int(params.get("iter_number", 16))),
-                probe_chunk=8,
                 loss=params.get("trace_loss", "divergence"),
                 seed=int(params.get("seed", 0)),
+                **settings,
             )
+            for text in trace_warnings(measured, settings["relative_error"]):
+                warnings.warn(text, stacklevel=4)
             traces = {name: trace.value for name, trace in measured.items()}
         negative = [name for name, value in traces.items() if value < 0]
         if negative:
@@ -159,7 +162,7 @@ class ModelStages:
             controller.ranges,
             lambda part: pool,
             shards,
-            num_probes=int(params.pop("num_probes", 16)),
+            **_trace_settings(params, "max_draws"),
             trace_loss=params.pop("trace_loss", "divergence"),
             seed=int(params.get("seed", 0)),
         )
@@ -192,6 +195,14 @@ class ModelStages:
         if outputs.ndim != 2 or check_outputs(outputs, divergence):
             replica.divergence = Divergence("mse")
         return replica, len(shards)
+
+
+def _trace_settings(params: dict[str, Any], draws_key: str) -> dict[str, Any]:
+    return {
+        "estimator": params.pop("estimator", "hutchinson"),
+        "relative_error": float(params.pop("relative_error", 0.05)),
+        "max_draws": max(2, int(params.pop(draws_key, 256))),
+    }
 
 
 def _given_traces(given: Any, setup: QuantizerSetup) -> dict[str, float]:

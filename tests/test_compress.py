@@ -45,14 +45,21 @@ def test_hawq_keeps_the_ratio_and_leaves_the_controller_alone():
     chosen, _ = build(hawq)
     assert compression_ratio(chosen.setup, chosen.assignment) >= 1.5
     before = run(model.eval(), models.inputs("digits"))
-    strict = {"compression_ratio": 2, "bitwidth_assignment_mode": "strict", "iter_number": 2}
+    strict = {
+        "compression_ratio": 2,
+        "bitwidth_assignment_mode": "strict",
+        "iter_number": 2,
+        "relative_error": 1000,
+    }
     found = chosen.init_precision("hawq", strict)
     again = chosen.init_precision("hawq", strict)
     assert found == again
     assert compression_ratio(chosen.setup, found) >= 2
     with pytest.raises(BudgetError, match="compression ratio 9"):
         chosen.init_precision("hawq", {"compression_ratio": 9})
-    found = chosen.init_precision("search", {"budget": "avg_bits<=4", "num_trials": 4, "num_probes": 2})
+    found = chosen.init_precision(
+        "search", {"budget": "avg_bits<=4", "num_trials": 4, "relative_error": 1000}
+    )
     chosen.apply(found)
     assert chosen.statistics()["costs"]["avg_bits"] <= 4
     assert torch.equal(run(model, models.inputs("digits")), before)

@@ -27,7 +27,7 @@ def uniform_run(bits: int, storage: str) -> raysearch.RunResult:
         storage,
         config={
             "placement": {"weight_bit_widths": [bits]},
-            "sensitivity": {"num_probes": 2},
+            "sensitivity": {"relative_error": 1000, "draw_chunk": 2},
             "search": {"num_trials": 1},
             "export": {"targets": ["packed"]},
         },

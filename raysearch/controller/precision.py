@@ -15,19 +15,19 @@ from raysearch.records import QuantizerSetup
 PRECISION_KEYS: Mapping[str, tuple[str, ...]] = {
     "hawq": (
         "bits", "compression_ratio", "bitwidth_assignment_mode", "num_data_points", "iter_number", "traces",
-        "trace_loss", "seed",
+        "estimator", "relative_error", "trace_loss", "seed",
     ),
     "manual": ("bitwidth_per_scope",),
     "search": (
         "bits", "budget", "num_trials", "batch_size", "surrogate", "sampler", "num_data_points",
-        "num_probes", "trace_loss", "seed",
+        "estimator", "relative_error", "max_draws", "trace_loss", "seed",
     ),
 }  # fmt: skip
 """Type → the keys it reads."""
 
 REFUSED_KEYS: Mapping[str, str] = {
     "tolerance": "it stops the reference's joint estimate by the movement of a sum and says nothing about "
-    "the error; raysearch takes iter_number probes per layer and reports a standard error for each",
+    "the error; raysearch ends a layer's draws at a standard error of relative_error, or at iter_number",
     "traces_per_layer_path": "the file is a bare tensor without names that needs unpickling; give 'traces', "
     "a mapping of quantizer id to trace, or a JSON file of it",
     "dump_init_precision_data": "raysearch run writes traces.parquet, sensitivity.parquet and front.parquet",

@@ -22,18 +22,26 @@ class Trace:
     Attributes:
         point: the weight's quantizer id.
         value: the estimate; negative values are possible for losses with negative curvature.
-        stderr: standard error over data and probes together (what the estimate is off by).
-        probe_stderr: the part of it that more probes would remove.
-        num_probes: probes per shard.
+        stderr: standard error over data and probes together (what the estimate is off by); its square is
+            the sum of the two below, where both are known.
+        probe_stderr: the part of it that more draws would remove; 0 for a deterministic estimator.
+        data_stderr: the part of it that more samples would remove; NaN where one shard alone was measured
+            by an estimator that does not see single samples.
+        num_draws: draws per shard, each one estimate of the trace.
         num_samples: samples seen.
+        estimator: how it was drawn, as in `sensitivity.estimator`.
+        converged: whether the probe error came down to what was wanted.
     """
 
     point: str
     value: float
     stderr: float
     probe_stderr: float
-    num_probes: int
+    data_stderr: float
+    num_draws: int
     num_samples: int
+    estimator: str
+    converged: bool
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ class SensitivityTable:
 
 def _rows(record: type, values: object, fingerprint: str) -> pa.Table:
     entries = [asdict(value) for value in values]  # type: ignore[attr-defined]
-    types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+    types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
     schema = pa.schema(
         [(field.name, types[str(field.type)]) for field in fields(record)],
         metadata={"fingerprint": fingerprint},

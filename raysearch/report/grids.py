@@ -82,10 +82,10 @@ def layers_grid(setup: QuantizerSetup, widths: Mapping[str, int]) -> Grid:
 def trace_grid(table: SensitivityTable) -> Grid:
     """Every trace with its standard error."""
     rows = (
-        Row(t.point, (number(t.value), number(t.stderr), number(t.num_probes), number(t.num_samples)))
+        Row(t.point, (number(t.value), number(t.stderr), number(t.num_draws), number(t.num_samples)))
         for t in table.traces.values()
     )
-    return Grid(("weight", "average trace", "standard error", "probes", "samples"), tuple(rows))
+    return Grid(("weight", "average trace", "standard error", "draws", "samples"), tuple(rows))
 
 
 def option_grid(table: SensitivityTable) -> Grid:

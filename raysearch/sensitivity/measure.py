@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 from raysearch.cluster.pool import Pool
 from raysearch.records import OptionEffect, QuantizerSetup, RangeTable, SensitivityTable, Trace
+from raysearch.sensitivity.estimators import TraceEstimator, TraceLoss
 from raysearch.sensitivity.perturbation import measure_perturbations
 from raysearch.sensitivity.responses import measure_responses
-from raysearch.sensitivity.traces import TraceLoss, measure_traces, unreached
+from raysearch.sensitivity.stopping import trace_warnings
+from raysearch.sensitivity.traces import measure_traces
 
 
 def measure_sensitivity(
@@ -18,8 +20,10 @@ def measure_sensitivity(
     pool: Callable[[str], Pool],
     num_shards: int,
     *,
-    num_probes: int = 16,
-    probe_chunk: int = 8,
+    estimator: str | TraceEstimator = "hutchinson",
+    relative_error: float = 0.05,
+    max_draws: int = 256,
+    draw_chunk: int | None = None,
     option_chunk: int = 8,
     trace_loss: TraceLoss = "divergence",
     seed: int = 0,
@@ -27,8 +31,8 @@ def measure_sensitivity(
 ) -> SensitivityTable:
     """Measure the float model once, for every budget to come.
 
-    Cost: per calibration shard ⌈num_probes / probe_chunk⌉ gradients with graph, num_probes · L
-    Hessian-vector products, and one forward an option.
+    Cost: per calibration shard the estimator's draws, each weight's until its error over probes is small
+    enough, and one forward an option.
 
     Args:
         setup: points, groups and their widths.
@@ -36,8 +40,10 @@ def measure_sensitivity(
         pool: the fleet by name of the part ("traces", "perturbations", "responses"), so that units of
             each part can be kept apart on disk.
         num_shards: calibration shards.
-        num_probes: Rademacher probes per weight and shard.
-        probe_chunk: probes in a unit; part of the method, not of the cluster.
+        estimator: how traces are drawn, by name or an object.
+        relative_error: a weight's draws end when its standard error over probes is this share of its trace.
+        max_draws: the most draws per weight and shard.
+        draw_chunk: draws in a unit; part of the method, not of the cluster. None: what suits the estimator.
         option_chunk: options in a unit.
         trace_loss: "divergence" (label-free) or "loss" (the task's).
         seed: the run's seed.
@@ -47,13 +53,15 @@ def measure_sensitivity(
         setup,
         pool("traces"),
         num_shards,
-        num_probes=num_probes,
-        probe_chunk=probe_chunk,
+        estimator=estimator,
+        relative_error=relative_error,
+        max_draws=max_draws,
+        draw_chunk=draw_chunk,
         loss=trace_loss,
         seed=seed,
     )
-    for name in unreached(traces):
-        warnings.warn(f"the loss does not depend on '{name}', or only linearly; its trace is 0", stacklevel=2)
+    for text in trace_warnings(traces, relative_error):
+        warnings.warn(text, stacklevel=2)
     perturbations = measure_perturbations(setup, ranges, pool("perturbations"))
     responses = measure_responses(setup, ranges, pool("responses"), num_shards, option_chunk=option_chunk)
     effects = {}

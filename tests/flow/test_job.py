@@ -11,6 +11,11 @@ from . import toy_task
 from .commands import QUICK, TOY, document
 from .commands import raysearch as command
 
+ENDLESS = (
+    "sensitivity.estimator=hutchinson",
+    "sensitivity.relative_error=1e-9",
+    "sensitivity.max_draws=20000",
+)
 SETS = [part for text in [*QUICK, "training.epochs=1"] for part in ("--set", text)]
 
 
@@ -45,7 +50,7 @@ def test_a_search_is_submitted_watched_and_retrieved(ray_head, tmp_path):
 @pytest.mark.slow
 def test_a_cancelled_search_says_so_and_an_unknown_one_is_named(ray_head, tmp_path):
     spec = f"{os.path.relpath(toy_task.__file__)}:make_task"
-    config = raysearch.load_config(assignments=[*QUICK, "sensitivity.num_probes=20000"])
+    config = raysearch.load_config(assignments=[*QUICK, *ENDLESS])
     options = {
         "address": ray_head.address,
         "config": config,

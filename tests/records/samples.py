@@ -45,7 +45,10 @@ def small_table() -> SensitivityTable:
         (group, bits): OptionEffect(group, bits, setup.group_kind(group), 0.1, 0.2 / bits, 0.3, 1e-17)
         for group, bits in setup.options()
     }
-    traces = {"a": Trace("a", -0.25, 0.01, 0.005, 8, 64), "b": Trace("b", 1 / 3, 0.0, 0.0, 8, 64)}
+    traces = {
+        "a": Trace("a", -0.25, 0.01, 0.005, 0.008, 8, 64, "hutchinson", False),
+        "b": Trace("b", 1 / 3, 0.0, 0.0, 0.0, 1, 64, "ggn-exact", True),
+    }
     return SensitivityTable(traces, effects, delta @ delta.T, "mark")
 
 

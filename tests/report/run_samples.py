@@ -51,7 +51,9 @@ def make_sensitivity(setup: QuantizerSetup, negative: bool = False) -> Sensitivi
         value = float(np.exp(random.normal(0, 2)))
         if negative and random.random() < 0.3:
             value = -value / 10
-        traces[point] = Trace(point, value, abs(value) * 0.2, abs(value) * 0.1, 32, 256)
+        traces[point] = Trace(
+            point, value, abs(value) * 0.2, abs(value) * 0.1, abs(value) * 0.17, 32, 256, "ggn", True
+        )
     effects = {}
     for group, bits in setup.options():
         response = float(np.exp(random.normal(0, 1)) * 4.0 ** (2 - bits))

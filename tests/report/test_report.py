@@ -152,8 +152,8 @@ def test_skipped_training_says_why():
 def test_odd_numbers_do_not_break_a_figure():
     setup = make_setup(2, "l{}")
     traces = {
-        "l0.weight": Trace("l0.weight", float("nan"), float("nan"), 0.0, 1, 1),
-        "l1.weight": Trace("l1.weight", -1e-9, float("inf"), 0.0, 1, 1),
+        "l0.weight": Trace("l0.weight", float("nan"), float("nan"), 0.0, float("nan"), 1, 1, "joint", False),
+        "l1.weight": Trace("l1.weight", -1e-9, float("inf"), 0.0, float("inf"), 1, 1, "joint", False),
     }
     effects = {
         (g, b): OptionEffect(g, b, setup.group_kind(g), 0.0, 0.0, 0.0, 0.0) for g, b in setup.options()

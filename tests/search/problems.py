@@ -71,7 +71,7 @@ def make_table(setup: QuantizerSetup, seed: int = 0, coupling: float = 0.5) -> S
             g, bits, kind, error, error * scale[g] ** 2, response, response * float(rng.uniform(0.8, 1.2))
         )
     weights = setup.of_kind("weight")
-    traces = {p: Trace(p, float(rng.uniform(0.1, 2)), 0.05, 0.01, 8, 64) for p in weights}
+    traces = {p: Trace(p, float(rng.uniform(0.1, 2)), 0.05, 0.01, 0.049, 8, 64, "ggn", True) for p in weights}
     return SensitivityTable(traces, effects, gram, f"table-{seed}")
 
 

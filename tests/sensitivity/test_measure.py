@@ -21,7 +21,7 @@ from tests.sensitivity.nets import ShuffledPool, make_ranges, make_replica, make
 # As a task file is: code that workers have no name for.
 register_by_value(nets)
 
-METHOD = {"num_probes": 6, "probe_chunk": 4, "option_chunk": 3, "seed": 11, "fingerprint": "f"}
+METHOD = {"relative_error": 0.3, "draw_chunk": 4, "option_chunk": 3, "seed": 11, "fingerprint": "f"}
 
 
 @pytest.fixture(autouse=True)

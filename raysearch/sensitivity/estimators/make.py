@@ -1,0 +1,61 @@
+"""Estimators by name; a module is imported when its estimator is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal
+
+from raysearch.errors import ConfigError
+from raysearch.sensitivity.estimators.protocol import TraceEstimator
+
+EstimatorName = Literal["hutchinson", "joint", "xnystrace", "xtrace", "ggn", "ggn-top", "ggn-exact", "fisher"]
+"""What `sensitivity.estimator` may say."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where an estimator is.
+
+    Attributes:
+        module: in this folder.
+        factory: called without arguments.
+        draw_chunk: draws in a unit of work, where the user sets none: the graph that a unit builds should
+            cost little beside its draws.
+    """
+
+    module: str
+    factory: str
+    draw_chunk: int
+
+
+ESTIMATORS: Mapping[str, Entry] = {
+    "hutchinson": Entry("hutchinson", "Hutchinson", 8),
+    "joint": Entry("joint", "JointHutchinson", 32),
+    "xnystrace": Entry("xnystrace", "XNysTrace", 2),
+    "xtrace": Entry("xtrace", "XTrace", 2),
+}
+
+
+def make_estimator(name: str) -> TraceEstimator:
+    """The estimator of a name, with its defaults.
+
+    Raises:
+        ConfigError: the name is unknown; the known ones are listed.
+    """
+    entry = _entry(name)
+    module = import_module(f"raysearch.sensitivity.estimators.{entry.module}")
+    estimator: TraceEstimator = getattr(module, entry.factory)()
+    return estimator
+
+
+def default_chunk(name: str) -> int:
+    """Draws in a unit of work of a named estimator; 8 for one that is not listed."""
+    return ESTIMATORS[name].draw_chunk if name in ESTIMATORS else 8
+
+
+def _entry(name: str) -> Entry:
+    if name not in ESTIMATORS:
+        raise ConfigError(f"the trace estimator '{name}' is unknown; known: {', '.join(ESTIMATORS)}.")
+    return ESTIMATORS[name]
