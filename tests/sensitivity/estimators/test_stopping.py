@@ -79,12 +79,12 @@ def test_the_order_in_which_units_finish_changes_nothing(estimator):
         assert measure(ShuffledPool(LocalPool(make_replica("conv")), seed), estimator) == expected
 
 
-@pytest.mark.parametrize("budget", [0, 1, 7, 31])
+@pytest.mark.parametrize("budget", [0, 7, 23])
 def test_a_resumed_run_stops_where_an_undisturbed_one_does(budget):
     replica = make_replica("conv")
     watched = Watched(replica)
     expected = measure(watched)
-    assert len(watched.seen) > 31
+    assert len(watched.seen) > 23
     log = Memory()
     dying = DyingPool(ShuffledPool(LocalPool(replica), budget), budget)
     with pytest.raises(ConnectionError):
