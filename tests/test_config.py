@@ -34,11 +34,23 @@ def test_a_pin_may_have_dots_in_its_name():
         ("search.sampler=best", "search.sampler"),
         ("cluster.workers=-1", "cluster.workers"),
         ("cluster.gpus_per_worker=0.5", "cluster.device is 'cpu'"),
+        ("sensitivity.estimator=hutchinsen", "sensitivity.estimator"),
+        ("sensitivity.relative_error=0", "sensitivity.relative_error"),
+        ("sensitivity.relative_error=inf", "sensitivity.relative_error"),
+        ("sensitivity.max_draws=1", "sensitivity.max_draws"),
+        ("sensitivity.draw_chunk=0", "sensitivity.draw_chunk"),
     ],
 )
 def test_wrong_settings_are_named(text, part):
     with pytest.raises(ConfigError, match=part):
         load_config(assignments=[text])
+
+
+def test_an_estimator_that_does_not_suit_the_loss_is_refused():
+    wanted = ["sensitivity.estimator=xnystrace", "sensitivity.trace_loss=loss"]
+    with pytest.raises(ConfigError, match="take 'xtrace' or trace_loss 'divergence'"):
+        load_config(assignments=wanted)
+    assert load_config(assignments=wanted[:1]).sensitivity.estimator == "xnystrace"
 
 
 def test_workers_are_no_part_of_a_run_but_threads_are():

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from raysearch.records import (
     SearchResult,
     SensitivityTable,
     TargetCheck,
+    Trace,
     trials_from_table,
     trials_to_table,
 )
@@ -83,9 +85,18 @@ def test_sensitivity_table():
     table = small_table()
     again = SensitivityTable.from_tables(table.traces_table(), table.effects_table(), table.gram_table())
     assert again.traces == table.traces
+    assert [t.converged for t in again.traces.values()] == [False, True]
     assert list(again.effects.items()) == list(table.effects.items())
     assert np.array_equal(again.gram, table.gram)
     assert again.fingerprint == "mark"
+
+
+def test_an_unknown_data_error_is_kept():
+    trace = Trace("a", 1.0, 0.1, 0.1, float("nan"), 8, 32, "hutchinson", True)
+    one = SensitivityTable({"a": trace}, small_table().effects, small_table().gram, "mark")
+    again = SensitivityTable.from_tables(one.traces_table(), one.effects_table(), one.gram_table())
+    assert math.isnan(again.traces["a"].data_stderr)
+    assert again.traces["a"].probe_stderr == 0.1
 
 
 def _tables() -> dict[str, pa.Table]:
@@ -97,6 +108,7 @@ def _tables() -> dict[str, pa.Table]:
     "change",
     [
         {"traces": _tables()["traces"].drop_columns(["stderr"])},
+        {"traces": _tables()["traces"].drop_columns(["data_stderr", "estimator", "converged"])},
         {"effects": _tables()["effects"].replace_schema_metadata(None)},
         {"effects": _tables()["effects"].slice(1)},
         {"gram": _tables()["gram"].slice(1)},

@@ -17,8 +17,8 @@ from raysearch.sensitivity.estimators.hutchinson import Hutchinson
 from raysearch.sensitivity.measure import measure_sensitivity
 from raysearch.sensitivity.stopping import unreached
 from raysearch.sensitivity.traces import measure_traces, reduce_trace
-from tests.sensitivity.dense import gauss_newton
-from tests.sensitivity.nets import make_ranges, make_replica, make_setup
+from tests.sensitivity.dense import gauss_newton, output_hessian
+from tests.sensitivity.nets import inputs_of, make_ranges, make_replica, make_setup
 
 T_975 = {7: 2.365, 15: 2.131, 31: 2.040}
 SHARED, SINGLE = Hutchinson(), Hutchinson(probe_per_sample=True)
@@ -75,7 +75,7 @@ def test_stated_errors_cover_the_truth_at_their_rate(data_sd, probe_sd, per_samp
     quantile = T_975[31 if per_sample else 7]
     rate = np.mean([abs(trace.value - 1) <= quantile * trace.stderr for trace in found])
     # Where the probe error is the larger estimate of the two it is taken, so the rate may be higher.
-    assert 0.93 <= rate <= (0.97 if data_sd else 0.995)
+    assert 0.93 <= rate <= (0.975 if data_sd else 0.995)
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
@@ -93,37 +93,77 @@ def test_the_errors_over_data_and_over_draws_are_unbiased(sizes, per_sample):
     assert squares[0] == pytest.approx(1 / sum(sizes), rel=0.3)
 
 
-def test_the_probe_error_covers_the_dense_trace_in_95_of_100_runs():
-    replica = make_replica("relu", sizes=(8,))
-    setup = make_setup("relu", replica)
-    truth = {name: dense_trace(replica, name, 0) for name in setup.of_kind("weight")}
-    hits = []
+class Formula:
+    """Hutchinson's draws for softmax regression, (Vx)ᵀΛ(Vx) with V of ±1; fast enough for 200 runs."""
+
+    name, deterministic = "formula", False
+
+    def __init__(self, per_sample):
+        self.per_sample = per_sample
+
+    def draw(self, replica, weights, loss, seed, shard, lo, hi):
+        inputs = replica.shards["calibration"][shard][0].double().numpy()
+        curvature = output_hessian(replica, replica.float_outputs("calibration", shard)).numpy()
+        rows = []
+        for k in range(lo, hi):
+            shape = (len(inputs) if self.per_sample else 1, 4, 6)
+            probe = np.random.default_rng([seed, shard, k]).choice([-1.0, 1.0], shape)
+            image = (probe @ inputs[:, :, None])[:, :, 0]
+            rows.append(np.einsum("ni,nij,nj->n", image, curvature, image))
+        found = np.array(rows)
+        return {weights[0]: found if self.per_sample else found.mean(axis=1, keepdims=True)}
+
+
+def softmax_regression(population, chosen):
+    """A replica with shards of 16 of the chosen samples, and its setup."""
+    replica = make_replica("linear", sizes=(1,), scale=1.0)
+    replica.shards = {
+        "calibration": [(part, torch.zeros(len(part))) for part in population[chosen].split(16)]
+    }
+    return replica
+
+
+def true_trace(replica, inputs):
+    curvature = output_hessian(replica, replica.model(inputs).detach())
+    return float((curvature.diagonal(dim1=1, dim2=2).sum(1) * inputs.double().square().sum(1)).mean()) / 24
+
+
+def test_the_formula_is_what_hutchinson_estimates():
+    population = inputs_of("linear", 96, 1)
+    replica = softmax_regression(population, slice(0, 16))
+    assert true_trace(replica, population[:16]) == pytest.approx(
+        dense_trace(replica, "0.weight", 0), rel=1e-5
+    )
+    drawn = [
+        m.draw(replica, ("0.weight",), "divergence", 0, 0, 0, 300)["0.weight"]
+        for m in (SHARED, Formula(False))
+    ]
+    for values in drawn:
+        error = values.std(ddof=1) / math.sqrt(300)
+        assert values.mean() / 24 == pytest.approx(true_trace(replica, population[:16]), abs=4 * error / 24)
+    assert drawn[0].std() == pytest.approx(drawn[1].std(), rel=0.2)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_intervals_of_whole_measurements_cover_the_truth_at_their_rate(per_sample):
+    population = inputs_of("linear", 20_000, 1)
+    setup = make_setup("linear", make_replica("linear"))
+    truth = true_trace(softmax_regression(population, slice(0, 1)), population)
+    inside, outside = [], []
     for seed in range(200):
-        options = {"relative_error": 0.15, "draw_chunk": 8, "seed": seed}
-        traces = measure_traces(setup, LocalPool(replica), 1, **options)
-        # One shard: the total error is the probe error, and no claim is made about data.
-        assert all(math.isnan(trace.data_stderr) for trace in traces.values())
-        hits += [abs(trace.value - truth[name]) <= T_975[15] * trace.stderr for name, trace in traces.items()]
-    assert np.mean(hits) >= 0.95
-
-
-@pytest.mark.parametrize("estimator", [SHARED, SINGLE])
-def test_the_total_error_covers_the_trace_of_the_whole_population_in_95_of_100_runs(estimator):
-    population = make_replica("linear", sizes=(1600,), scale=1.0)
-    setup = make_setup("linear", population)
-    inputs, labels = population.shards["calibration"][0]
-    truth = dense_trace(population, "0.weight", 0)
-    order = np.random.default_rng(0).permuted(np.tile(np.arange(1600), (200, 1)), axis=1)
-    hits = []
-    for seed, drawn in enumerate(order):
-        cut = torch.from_numpy(drawn[:32]).reshape(8, 4)
-        population.shards = {"calibration": [(inputs[c], labels[c]) for c in cut]}
-        population.cache.clear()
-        options = {"estimator": estimator, "relative_error": 0.15, "draw_chunk": 2, "seed": seed}
-        trace = measure_traces(setup, LocalPool(population), 8, **options)["0.weight"]
-        quantile = T_975[31 if estimator.per_sample else 7]
-        hits.append(abs(trace.value - truth) <= quantile * trace.stderr)
-    assert np.mean(hits) >= 0.95
+        chosen = torch.from_numpy(np.random.default_rng(seed).choice(20_000, 256, replace=False))
+        replica = softmax_regression(population, chosen)
+        trace = measure_traces(setup, LocalPool(replica), 16, estimator=Formula(per_sample), seed=seed)[
+            "0.weight"
+        ]
+        sample = true_trace(replica, population[chosen])
+        # Two standard errors; the total one is known from 16 shards where samples are not seen singly.
+        inside.append(abs(trace.value - sample) <= 2 * trace.probe_stderr)
+        outside.append(abs(trace.value - truth) <= (2 if per_sample else T_975[15]) * trace.stderr)
+        assert trace.probe_stderr <= 0.05 * trace.value
+    # 200 runs at 95 %: 92 % is two standard deviations below.
+    assert np.mean(inside) >= 0.92
+    assert np.mean(outside) >= 0.92
 
 
 def test_one_shard_and_a_deterministic_estimator():
