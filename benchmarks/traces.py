@@ -232,7 +232,7 @@ def main() -> None:
         "# Hessian traces: gradients for a standard error of 5 % on every layer",
         "",
         f"{options.date}, {processor()}, one thread, torch {torch.__version__}. ResNet-8, width 8,",
-        "on 32 digits, nine weights, one shard. A gradient is a forward and backward on the batch, in CPU",
+        "on 32 digits, ten weights, one shard. A gradient is a forward and backward on the batch, in CPU",
         "time of the same process. Draws are extrapolated from the variance of those that were made:",
         f"{options.joint} joint ones and {options.block} block-wise ones (±20 %), {options.accurate} of",
         "XTrace and XNysTrace (±70 %, but 2 are the least that tells an error). Every layer ends by itself,",
