@@ -8,23 +8,47 @@ from typing import Any
 
 from torch import nn
 
+from raysearch.cluster.pool import Pool
 from raysearch.controller import create_controller
-from raysearch.evaluation import Replica, batch_size, evaluate_model
+from raysearch.evaluation import Batch, Replica, batch_size, evaluate_model
+from raysearch.evaluation.sampling import random_shards
 from raysearch.export import export_model
 from raysearch.inputs import Inputs
 from raysearch.records import BitAssignment, ExportManifest, RangeTable
+from raysearch.seeding import derive_seed
+from raysearch.sensitivity.measured import MeasuredObjective
 from raysearch.training import Recipe, TrainingSettings, load_checkpoint
 
 
-def make_replica(inputs: Inputs) -> Replica:
+def make_replica(inputs: Inputs, search: list[Batch]) -> Replica:
     """What each worker holds; a deep copy, so that the user's model is never touched."""
     return Replica(
         copy.deepcopy(inputs.task.model),
         inputs.task.run,
-        {"calibration": inputs.calibration},
+        {"calibration": inputs.calibration, "search": search},
         inputs.divergence,
         inputs.task.loss,
         inputs.config.cluster.device,
+    )
+
+
+def search_shards(inputs: Inputs) -> tuple[list[Batch], bool]:
+    """A random sample of the validation data for the search; whether its single samples are shuffled."""
+    settings = inputs.config.search
+    seed = derive_seed(inputs.config.seed, "search-samples")
+    return random_shards(inputs.validation, settings.num_samples, settings.shard_size, seed)
+
+
+def make_objective(inputs: Inputs, ranges: RangeTable, pool: Pool, per_sample: bool) -> MeasuredObjective:
+    """Measures the search's trials on the pool."""
+    objective = inputs.config.search.objective
+    return MeasuredObjective(
+        inputs.setup,
+        ranges,
+        pool,
+        objective=objective,
+        metric=inputs.task.metrics.get(objective),
+        per_sample=per_sample,
     )
 
 

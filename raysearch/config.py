@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from raysearch.calibration import Estimator
 from raysearch.errors import ConfigError
@@ -86,12 +87,33 @@ class SensitivityConfig(Section):
 
 
 class SearchConfig(Section):
-    """The study."""
+    """The study, what it measures and on how many validation samples (0: all of them)."""
 
     num_trials: int = Field(64, ge=1)
     batch_size: int = Field(8, ge=1)
     surrogate: Literal["response", "hawq", "weight-error", "single-loss"] = "response"
-    sampler: Literal["auto", "tpe", "random"] = "auto"
+    sampler: str = "auto"
+    enqueue: tuple[dict[str, Width], ...] = ()
+    num_samples: int = Field(512, ge=0)
+    shard_size: int = Field(64, ge=1)
+    objective: str = "divergence"
+    direction: Literal["auto", "minimize", "maximize"] = "auto"
+    racing_error: float = Field(0.05, ge=0, lt=1)
+    num_finalists: int = Field(4, ge=0)
+    front: Literal["none", "size", "bops", "avg_bits", "act_bits"] = "none"
+
+    @field_validator("enqueue", mode="before")
+    @classmethod
+    def _read_files(cls, value: Any) -> Any:
+        # Read here, so that a record of the settings holds the widths and not the name of a file.
+        return [_assignment(item) for item in value] if isinstance(value, list | tuple) else value
+
+    @property
+    def maximize(self) -> bool:
+        """Whether more of the objective is better: of a metric, unless said otherwise."""
+        if self.direction == "auto":
+            return self.objective not in ("divergence", "loss")
+        return self.direction == "maximize"
 
 
 class TrainingConfig(Section):
@@ -220,6 +242,17 @@ def load_config(
         return Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
+
+
+def _assignment(item: Any) -> Any:
+    """Group → width; a text is the path of a JSON file with it, or of a run's best.json."""
+    if not isinstance(item, str):
+        return item
+    try:
+        data = json.loads(Path(item).expanduser().read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the assignment file '{item}' cannot be read: {error}") from error
+    return data["assignment"] if isinstance(data, dict) and "assignment" in data else data
 
 
 def _value(text: str) -> Any:

@@ -14,14 +14,23 @@ from torch import nn
 
 from raysearch.calibration import choose_rules
 from raysearch.config import Config
-from raysearch.errors import ConfigError, DataError, PlacementError
+from raysearch.errors import BudgetError, ConfigError, DataError, PlacementError
 from raysearch.evaluation import Batch, Divergence, materialise, output_tensor, training_batches
 from raysearch.evaluation.batches import tensors_of
 from raysearch.evaluation.divergence import check_outputs
 from raysearch.evaluation.forward import check_finite_forward, frozen_eval
 from raysearch.export import TARGETS
 from raysearch.placement import place_quantizers
-from raysearch.records import Budget, CostModel, QuantizerSetup, check_achievable, parse_budgets
+from raysearch.records import (
+    BitAssignment,
+    Budget,
+    CostModel,
+    QuantizerSetup,
+    check_achievable,
+    excesses,
+    parse_budgets,
+)
+from raysearch.search import check_sampler
 from raysearch.task import Task
 
 
@@ -81,6 +90,8 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     setup = place(task, config)
     _check_pairs(setup, config)
     check_achievable(parsed, CostModel(setup))
+    for index, bits in enumerate(config.search.enqueue):
+        _check_enqueued(index, BitAssignment(bits), parsed, setup)
     ranges = config.calibration
     choose_rules(setup, ranges.weights, ranges.activations, ranges.overrides, ranges.percentiles)
     calibration = materialise(
@@ -150,11 +161,30 @@ def _check_pairs(setup: QuantizerSetup, config: Config) -> None:
         )
 
 
+def _check_enqueued(
+    index: int, assignment: BitAssignment, budgets: Sequence[Budget], setup: QuantizerSetup
+) -> None:
+    assignment.check(setup)
+    model = CostModel(setup)
+    over = [text for text, by in excesses(budgets, model, model.costs(assignment)).items() if by > 0]
+    if over:
+        raise BudgetError(
+            f"search.enqueue[{index}] exceeds the budget {', '.join(over)}; lower some of its widths or "
+            "leave it out."
+        )
+
+
 def _check_settings(task: Task, config: Config) -> None:
     for target in config.export.targets or ():
         if target not in TARGETS:
             raise ConfigError(f"export.targets names '{target}'; known targets: {', '.join(TARGETS)}.")
+    check_sampler(config.search.sampler)
+    objective = config.search.objective
+    if objective not in ("divergence", "loss", *task.metrics):
+        known = ", ".join(("divergence", "loss", *task.metrics))
+        raise ConfigError(f"search.objective is '{objective}'; known for this task: {known}.")
     wants_loss = {
+        "search.objective": objective == "loss",
         "training.objective": config.training.objective == "loss" and task.train is not None,
         "sensitivity.trace_loss": config.sensitivity.trace_loss == "loss",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,15 @@ from pathlib import Path
 from torch import nn
 
 from raysearch.artifacts import RunStore, UnitLog
-from raysearch.assembly import export, make_recipe, make_replica, strip_checkpoint, validate
+from raysearch.assembly import (
+    export,
+    make_objective,
+    make_recipe,
+    make_replica,
+    search_shards,
+    strip_checkpoint,
+    validate,
+)
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import Pool
 from raysearch.cluster.resuming import ResumingPool
@@ -30,10 +38,14 @@ from raysearch.records import (
     SensitivityTable,
 )
 from raysearch.report import render_report
-from raysearch.search import search_assignment, write_journal
-from raysearch.sensitivity import TrialEvaluator, measure_sensitivity
+from raysearch.search import Race, ShardValues, search_assignment, write_journal
+from raysearch.sensitivity import measure_sensitivity
 from raysearch.training import fine_tune
 
+NO_VALIDATION = (
+    "The task has no validation data: trials, metrics and the surrogates' agreement rest on the calibration "
+    "samples, so they look better than on new data."
+)
 PoolMaker = Callable[[Replica], Pool]
 
 
@@ -51,6 +63,7 @@ class Walk:
         self._log = UnitLog(self.store)
         self._stack = ExitStack()
         self._pool: Pool | None = None
+        self._shards, self._per_sample = search_shards(self.inputs)
 
     def run(self) -> RunResult:
         """Walk from the first stage that has no record to the result."""
@@ -75,7 +88,7 @@ class Walk:
     def pool(self, part: str) -> Pool:
         """The fleet, remembering the units of one part of a stage."""
         if self._pool is None:
-            self._pool = self.make_pool(make_replica(self.inputs))
+            self._pool = self.make_pool(make_replica(self.inputs, self._shards))
             self._stack.callback(self._pool.close)
 
         def tell(done: int, total: int) -> None:
@@ -131,17 +144,21 @@ class Walk:
         if self.store.has("search"):
             return self.store.load_search()
         settings = self.inputs.config.search
-        shards = len(self.inputs.calibration)
 
-        def measure(assignments: Mapping[int, BitAssignment]) -> Mapping[int, float]:
-            return TrialEvaluator(self.inputs.setup, ranges, self.pool("search"), shards)(assignments)
+        def measure(
+            assignments: Mapping[int, BitAssignment], shards: Sequence[int]
+        ) -> Mapping[int, Mapping[int, ShardValues]]:
+            # The fleet starts with the first measurement: a resumed search may have none left.
+            pool = self.pool("search")
+            return make_objective(self.inputs, ranges, pool, self._per_sample)(assignments, shards)
 
+        front = None if settings.front == "none" else settings.front
         with self.progress.stage("search"):
             found = search_assignment(
                 table,
                 self.inputs.setup,
                 self.inputs.budgets,
-                measure,
+                Race(measure, len(self._shards), settings.racing_error, settings.maximize),
                 num_trials=settings.num_trials,
                 batch_size=settings.batch_size,
                 surrogate=settings.surrogate,
@@ -149,16 +166,29 @@ class Walk:
                 seed=self.inputs.config.seed,
                 previous=self.store.load_trials(),
                 on_batch=self.store.save_trials,
+                enqueue=[BitAssignment(bits) for bits in settings.enqueue],
+                objective=settings.objective,
+                maximize=settings.maximize,
+                front=front,
+                num_finalists=settings.num_finalists,
             )
-            self._save_journal(found)
+            self._save_journal(found, front)
         self.store.save_search(found)
         self._log.clear("search")
         return found
 
-    def _save_journal(self, found: SearchResult) -> None:
+    def _save_journal(self, found: SearchResult, front: str | None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "study.journal"
-            write_journal(path, found.trials, self.inputs.setup, self.inputs.budgets)
+            write_journal(
+                path,
+                found.trials,
+                self.inputs.setup,
+                self.inputs.budgets,
+                objective=found.objective,
+                maximize=found.maximize,
+                front=front,
+            )
             self.store.storage.write_file("study.journal", path)
 
     def _fine_tune(self, ranges: RangeTable, assignment: BitAssignment) -> FineTuneResult:
@@ -208,7 +238,8 @@ class Walk:
         metrics: Mapping[str, Mapping[str, float]],
         manifest: ExportManifest,
     ) -> RunResult:
-        notes = tuple(note for note in (tuned.skipped, *manifest.notes) if note)
+        seen = "" if self.inputs.task.validation is not None else NO_VALIDATION
+        notes = tuple(note for note in (seen, tuned.skipped, *manifest.notes) if note)
         result = RunResult(
             run_id=self.store.run_id,
             storage=self.store.uri,

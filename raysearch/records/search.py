@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -22,23 +23,35 @@ _SCHEMA = pa.schema(
         ("assignment", pa.string()),
         ("costs", pa.string()),
         ("excess", pa.string()),
+        ("num_samples", pa.int64()),
+        ("rounds", pa.string()),
+        ("system_attrs", pa.string()),
     ]
 )
+_ADDED = {"num_samples": 0, "rounds": "{}", "system_attrs": "{}"}
+"""Columns that tables of older runs lack, and what they mean there."""
 
 
 @dataclass(frozen=True)
 class SearchTrial:
     """One assignment that was measured.
 
+    States: "COMPLETE" (measured on all samples), "PRUNED" (stopped early: worse than the best one with a
+    stated error rate), "FAIL" (no finite value).
+
     Attributes:
         number: the trial's number in the study.
         assignment: group id → bit-width.
         costs: kind → cost.
         excess: budget expression → (cost − limit)/limit; all ≤ 0, since every trial is feasible.
-        value: the measured divergence, mean per sample; NaN when `state` is "FAIL".
+        value: the measured objective, mean per sample; NaN when `state` is "FAIL". Of a stopped trial the
+            estimate: the best one's mean on all samples plus the mean difference on those it was given.
         predicted: what the surrogate predicted.
         source: who proposed it: a warm start's name or the sampler's.
-        state: "COMPLETE" or "FAIL".
+        state: "COMPLETE", "PRUNED" or "FAIL".
+        num_samples: samples the value rests on; 0 when they were not counted.
+        rounds: samples seen → mean on them, for each round of the race.
+        system_attrs: what Optuna's sampler noted about the trial and needs again to go on from it.
     """
 
     number: int
@@ -49,6 +62,9 @@ class SearchTrial:
     predicted: float
     source: str
     state: str = "COMPLETE"
+    num_samples: int = 0
+    rounds: Mapping[int, float] = field(default_factory=dict)
+    system_attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,11 +72,16 @@ class SearchResult:
     """The outcome of a search.
 
     Attributes:
-        best: the trial with the least measured value among the feasible ones.
+        best: the complete trial with the best measured value.
         trials: all trials in number order.
-        front: trials that no other trial beats in both measured value and size, by size.
+        front: complete trials that no other one beats in both measured value and `front_cost`, by cost.
         lower_bound: the least additive surrogate value any feasible assignment can have.
         reasons: what the winner is compared with: source name → best measured value of that source.
+        agreement: surrogate → Spearman's rank correlation of its predictions with the measured values of
+            all complete trials; NaN when one of both is constant.
+        objective: what was measured: "divergence", "loss" or a metric's name.
+        maximize: whether more is better.
+        front_cost: the cost of the front, a key of `SearchTrial.costs`.
     """
 
     best: SearchTrial
@@ -68,6 +89,18 @@ class SearchResult:
     front: tuple[SearchTrial, ...]
     lower_bound: float
     reasons: Mapping[str, float]
+    agreement: Mapping[str, float] = field(default_factory=dict)
+    objective: str = "divergence"
+    maximize: bool = False
+    front_cost: str = "size"
+
+    def margins(self) -> dict[str, float]:
+        """Source → by how much the winner is better than the best of that source, in the objective's unit.
+
+        None is negative: every warm start is measured on all samples, and the winner is the best trial.
+        """
+        sign = -1.0 if self.maximize else 1.0
+        return {name: sign * (value - self.best.value) for name, value in self.reasons.items()}
 
     def to_json(self) -> str:
         """`best.json`: the winner, its costs, and what it was compared with."""
@@ -81,7 +114,13 @@ class SearchResult:
                 "trial": self.best.number,
                 "source": self.best.source,
                 "lower_bound": self.lower_bound,
+                "objective": self.objective,
+                "maximize": self.maximize,
+                "front_cost": self.front_cost,
                 "best_value_by_source": dict(self.reasons),
+                "better_by": self.margins(),
+                # JSON knows no NaN: a correlation that does not exist is null.
+                "agreement": {k: v if math.isfinite(v) else None for k, v in self.agreement.items()},
             },
             indent=1,
         )
@@ -97,8 +136,17 @@ class SearchResult:
             data = json.loads(best)
             every = trials_from_table(trials)
             winner = next(trial for trial in every if trial.number == data["trial"])
+            agreement = {k: math.nan if v is None else v for k, v in data.get("agreement", {}).items()}
             return cls(
-                winner, every, trials_from_table(front), data["lower_bound"], data["best_value_by_source"]
+                winner,
+                every,
+                trials_from_table(front),
+                data["lower_bound"],
+                data["best_value_by_source"],
+                agreement,
+                data.get("objective", "divergence"),
+                data.get("maximize", False),
+                data.get("front_cost", "size"),
             )
         except (ValueError, KeyError, TypeError, StopIteration) as error:
             raise StorageError(f"best.json is damaged: {error!r}. Run `raysearch run --resume`.") from error
@@ -116,6 +164,9 @@ def trials_to_table(trials: tuple[SearchTrial, ...]) -> pa.Table:
             "assignment": json.dumps(dict(trial.assignment.bits)),
             "costs": json.dumps(dict(trial.costs)),
             "excess": json.dumps(dict(trial.excess)),
+            "num_samples": trial.num_samples,
+            "rounds": json.dumps(dict(trial.rounds)),
+            "system_attrs": json.dumps(dict(trial.system_attrs)),
         }
         for trial in trials
     ]
@@ -139,8 +190,11 @@ def trials_from_table(table: pa.Table) -> tuple[SearchTrial, ...]:
                 predicted=row["predicted"],
                 source=row["source"],
                 state=row["state"],
+                num_samples=row["num_samples"],
+                rounds={int(seen): mean for seen, mean in json.loads(row["rounds"]).items()},
+                system_attrs=json.loads(row["system_attrs"]),
             )
-            for row in table.to_pylist()
+            for row in ({**_ADDED, **row} for row in table.to_pylist())
         )
     except (KeyError, ValueError, TypeError) as error:
         raise StorageError(f"trials.parquet is damaged: {error!r}. Start the run anew.") from error

@@ -121,7 +121,8 @@ def trials_figure(search: SearchResult) -> str:
             over_number.scatter([t.number for t in mine], [t.value for t in mine], label=source, **look)
             over_size.scatter([_size(t) for t in mine], [t.value for t in mine], **look)
         if done:
-            best = np.minimum.accumulate([t.value for t in done])
+            running = np.maximum if search.maximize else np.minimum
+            best = running.accumulate([t.value for t in done])
             over_number.step([t.number for t in done], best, where="post", color=INK, linewidth=1)
         front = [t for t in search.front if math.isfinite(t.value)]
         over_size.plot(
@@ -134,7 +135,7 @@ def trials_figure(search: SearchResult) -> str:
             markeredgecolor=INK, linestyle="none", label="chosen",
         )  # fmt: skip
         set_scale(over_number, "y", [t.value for t in done])
-        over_number.set(xlabel="trial (line: best so far)", ylabel="measured divergence")
+        over_number.set(xlabel="trial (line: best so far)", ylabel=f"measured {search.objective}")
         over_number.xaxis.set_major_locator(MaxNLocator(integer=True))
         over_size.set_xlabel("size, kB")
         for axes in (over_number, over_size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -98,9 +99,19 @@ def option_grid(table: SensitivityTable) -> Grid:
 
 
 def sources_grid(search: SearchResult) -> Grid:
-    """What the chosen assignment was compared with, best first."""
-    ordered = sorted(search.reasons.items(), key=lambda item: (item[1] != item[1], item[1], item[0]))
-    return Grid(("source", "measured divergence"), tuple(Row(n, (number(v),)) for n, v in ordered))
+    """What the chosen assignment was compared with, best first, and by how much it is better."""
+    sign = -1 if search.maximize else 1
+    margins = search.margins()
+    ordered = sorted(search.reasons.items(), key=lambda item: (sign * item[1], item[0]))
+    rows = tuple(Row(name, (number(value), number(margins[name]))) for name, value in ordered)
+    return Grid(("source", f"measured {search.objective}", "chosen is better by"), rows)
+
+
+def agreement_grid(search: SearchResult) -> Grid:
+    """How well each surrogate ranks what was measured, best first."""
+    ordered = sorted(search.agreement.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0]))
+    rows = tuple(Row(name, (number(value),)) for name, value in ordered)
+    return Grid(("surrogate", "rank correlation"), rows)
 
 
 def checks_grid(manifest: ExportManifest) -> Grid:

@@ -1,12 +1,16 @@
 """Which width for which group: cost limits, surrogates, exact decoding, and the measured search."""
 
+from raysearch.search.agreement import rank_correlation, surrogate_agreement
+from raysearch.search.batches import Evaluate, OnBatch
 from raysearch.search.decoder import Decoder
 from raysearch.search.journal import STUDY_NAME, write_journal
 from raysearch.search.knapsack import Knapsack
+from raysearch.search.racing import Measured, MeasureShards, Race, ShardValues
 from raysearch.search.ratio import check_ratio, choose, solve_ratio
-from raysearch.search.sampler import SAMPLERS, KnapsackThompsonSampler
+from raysearch.search.sampler import KnapsackThompsonSampler
+from raysearch.search.samplers import SAMPLERS, check_sampler
 from raysearch.search.space import Limit, OptionSpace, make_limits
-from raysearch.search.study import Evaluate, OnBatch, search_assignment
+from raysearch.search.study import search_assignment
 from raysearch.search.surrogates import SURROGATES, Surrogate, make_surrogate
 
 __all__ = [
@@ -18,14 +22,21 @@ __all__ = [
     "Knapsack",
     "KnapsackThompsonSampler",
     "Limit",
+    "MeasureShards",
+    "Measured",
     "OnBatch",
     "OptionSpace",
+    "Race",
+    "ShardValues",
     "Surrogate",
     "check_ratio",
+    "check_sampler",
     "choose",
     "make_limits",
     "make_surrogate",
+    "rank_correlation",
     "search_assignment",
     "solve_ratio",
+    "surrogate_agreement",
     "write_journal",
 ]

@@ -7,20 +7,31 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from raysearch.records import Budget, QuantizerSetup, SearchTrial
-from raysearch.search.optuna_forms import freeze_trial, quiet_optuna
-from raysearch.search.sampler import make_distributions
+from raysearch.search.optuna_forms import (
+    STUDY_NAME,
+    freeze_trial,
+    make_distributions,
+    make_study,
+    quiet_optuna,
+)
 from raysearch.search.space import OptionSpace
 
-STUDY_NAME = "raysearch"
+__all__ = ["STUDY_NAME", "write_journal"]
 
 
 def write_journal(
-    path: str | Path, trials: Sequence[SearchTrial], setup: QuantizerSetup, budgets: Sequence[Budget]
+    path: str | Path,
+    trials: Sequence[SearchTrial],
+    setup: QuantizerSetup,
+    budgets: Sequence[Budget],
+    *,
+    objective: str = "divergence",
+    maximize: bool = False,
+    front: str | None = None,
 ) -> None:
     """Write all trials, with their constraints, as the study "raysearch" of a journal file.
 
@@ -32,6 +43,9 @@ def write_journal(
         trials: all trials in number order.
         setup: the setup they belong to.
         budgets: the budgets they keep.
+        objective: what was measured.
+        maximize: whether more of it is better.
+        front: the second objective, a kind of cost; None: the study has one.
 
     Example:
         `optuna.load_study(study_name="raysearch", storage=JournalStorage(JournalFileBackend(path)))`, or
@@ -42,10 +56,9 @@ def write_journal(
     # The folder lies beside the file, so that the move is within one file system.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder, quiet_optuna():
         backend = JournalFileBackend(str(Path(folder) / path.name))
-        study = optuna.create_study(
-            storage=JournalStorage(backend), study_name=STUDY_NAME, direction="minimize"
-        )
+        study = make_study(maximize, front, JournalStorage(backend))
+        study.set_user_attr("objective", objective)
         study.set_user_attr("budgets", [budget.text for budget in budgets])
         study.set_user_attr("setup_fingerprint", setup.fingerprint())
-        study.add_trials([freeze_trial(trial, distributions) for trial in trials])
+        study.add_trials([freeze_trial(trial, distributions, front) for trial in trials])
         os.replace(Path(folder) / path.name, path)

@@ -10,7 +10,14 @@ from raysearch.records import SearchResult, SearchTrial
 
 
 def summarise(
-    trials: Sequence[SearchTrial], lower_bound: float, warm_values: Mapping[str, float]
+    trials: Sequence[SearchTrial],
+    lower_bound: float,
+    warm_values: Mapping[str, float],
+    *,
+    agreement: Mapping[str, float],
+    objective: str = "divergence",
+    maximize: bool = False,
+    front_cost: str = "size",
 ) -> SearchResult:
     """The result of trials.
 
@@ -19,33 +26,57 @@ def summarise(
         lower_bound: the least additive surrogate value of any feasible assignment.
         warm_values: warm start's name → measured value, NaN when it was not measured or failed; a warm
             start that equals another has no trial of its own, yet a value.
+        agreement: see `surrogate_agreement`.
+        objective: what was measured.
+        maximize: whether more is better.
+        front_cost: the cost of the front.
 
     Raises:
         RunError: no trial is complete.
     """
-    done = [trial for trial in trials if trial.state == "COMPLETE" and is_kept(trial)]
+    done = completed(trials)
     if not done:
-        raise RunError(f"none of the {len(trials)} trials gave a finite divergence.")
+        raise RunError(f"none of the {len(trials)} trials gave a finite {objective}.")
+    better = max if maximize else min
     reasons = {name: value for name, value in warm_values.items() if math.isfinite(value)}
     for trial in done:
-        reasons[trial.source] = min(trial.value, reasons.get(trial.source, math.inf))
-    return SearchResult(min(done, key=rank), tuple(trials), pareto_front(done), lower_bound, reasons)
+        reasons[trial.source] = better(trial.value, reasons.get(trial.source, trial.value))
+    return SearchResult(
+        best=best_of(done, maximize),
+        trials=tuple(trials),
+        front=pareto_front(done, front_cost, maximize),
+        lower_bound=lower_bound,
+        reasons=reasons,
+        agreement=agreement,
+        objective=objective,
+        maximize=maximize,
+        front_cost=front_cost,
+    )
 
 
-def is_kept(trial: SearchTrial) -> bool:
-    """Whether a trial keeps every budget."""
-    return all(excess <= 0 for excess in trial.excess.values())
+def completed(trials: Sequence[SearchTrial]) -> list[SearchTrial]:
+    """The trials that were measured on all samples and keep every budget."""
+    return [t for t in trials if t.state == "COMPLETE" and all(excess <= 0 for excess in t.excess.values())]
 
 
-def rank(trial: SearchTrial) -> tuple[float, float, int]:
-    """Least measured value first; equal ones by size, then by number."""
-    return trial.value, trial.costs["size"], trial.number
+def best_of(trials: Sequence[SearchTrial], maximize: bool = False) -> SearchTrial:
+    """The best measured value; equal ones by size, then by number."""
+    return ranked(trials, maximize)[0]
 
 
-def pareto_front(trials: Sequence[SearchTrial]) -> tuple[SearchTrial, ...]:
-    """The trials that no other beats in both value and size, by size; equal ones once."""
+def ranked(trials: Sequence[SearchTrial], maximize: bool = False) -> list[SearchTrial]:
+    """Best measured value first; equal ones by size, then by number."""
+    sign = -1 if maximize else 1
+    return sorted(trials, key=lambda t: (sign * t.value, t.costs["size"], t.number))
+
+
+def pareto_front(
+    trials: Sequence[SearchTrial], cost: str = "size", maximize: bool = False
+) -> tuple[SearchTrial, ...]:
+    """The trials that no other beats in both value and a cost, by cost; equal ones once."""
+    sign = -1 if maximize else 1
     front: list[SearchTrial] = []
-    for trial in sorted(trials, key=lambda t: (t.costs["size"], t.value, t.number)):
-        if not front or trial.value < front[-1].value:
+    for trial in sorted(trials, key=lambda t: (t.costs[cost], sign * t.value, t.number)):
+        if not front or sign * trial.value < sign * front[-1].value:
             front.append(trial)
     return tuple(front)

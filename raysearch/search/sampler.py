@@ -1,52 +1,24 @@
-"""The samplers: knapsack-Thompson, and Optuna's TPE and random search made feasible."""
+"""The knapsack-Thompson sampler: what is believed of each option is drawn, and the draw decoded exactly."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.study import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from raysearch.errors import ConfigError
 from raysearch.records import BitAssignment
 from raysearch.search.decoder import SMALL_SPACE, Decoder
 from raysearch.search.local_search import descend
-from raysearch.search.space import FloatArray, IntArray, OptionSpace
+from raysearch.search.optuna_forms import make_distributions
+from raysearch.search.space import FloatArray, IntArray
 from raysearch.search.surrogates import Surrogate
-from raysearch.seeding import derive_seed
 
-SAMPLERS = ("auto", "thompson", "tpe", "random")
 MAX_TRIES = 20
-
-
-def make_distributions(space: OptionSpace) -> dict[str, BaseDistribution]:
-    """One categorical parameter a group, its choices the bit-widths."""
-    groups = space.setup.groups.values()
-    return {group.id: CategoricalDistribution(group.bit_widths) for group in groups}
-
-
-def make_sampler(
-    name: str, surrogate: Surrogate, decoder: Decoder, seed: int, first_number: int
-) -> BaseSampler:
-    """The sampler of one batch; `auto` is `thompson`.
-
-    Optuna's samplers keep a generator that is no part of the study, so each batch gets a new one, seeded
-    by its first trial number: a replayed study then continues as the interrupted one would have.
-
-    Raises:
-        ConfigError: the name is unknown.
-    """
-    if name in ("auto", "thompson"):
-        return KnapsackThompsonSampler(surrogate, decoder, seed)
-    batch_seed = derive_seed(seed, "search", name, first_number) % 2**32
-    if name == "tpe":
-        return FeasibleSampler(TPESampler(seed=batch_seed), surrogate, decoder)
-    if name == "random":
-        return FeasibleSampler(RandomSampler(seed=batch_seed), surrogate, decoder)
-    raise ConfigError(f"the sampler '{name}' is unknown; known: {', '.join(SAMPLERS)}.")
 
 
 class KnapsackThompsonSampler(BaseSampler):
@@ -61,15 +33,27 @@ class KnapsackThompsonSampler(BaseSampler):
 
     A proposal depends on nothing but (seed, trial number, finished and running trials), bit for bit.
 
+    What it keeps between asks only saves time. One ask of 54 groups × 4 widths: see benchmarks/study.py.
+
     Args:
         surrogate: the prior.
         decoder: the limits.
         seed: the run's seed.
         sigma: σ, the prior's relative standard deviation.
+        levels: decoders with tighter limits, taken in turn by trial number, for a whole front; default: the
+            limits alone.
     """
 
-    def __init__(self, surrogate: Surrogate, decoder: Decoder, seed: int, sigma: float = 0.6) -> None:
+    def __init__(
+        self,
+        surrogate: Surrogate,
+        decoder: Decoder,
+        seed: int,
+        sigma: float = 0.6,
+        levels: Sequence[Decoder] = (),
+    ) -> None:
         self._surrogate, self._decoder, self._seed, self._sigma = surrogate, decoder, seed, sigma
+        self._levels = tuple(levels) or (decoder,)
         self._costs = np.maximum(surrogate.option_costs, 0.0)
         self._optimum = decoder.decode(self._costs)
         total = float(decoder.space.take(self._costs, self._optimum).sum())
@@ -78,6 +62,7 @@ class KnapsackThompsonSampler(BaseSampler):
         several = surrogate.space.valid.sum(axis=1, keepdims=True) > 1
         self._free = np.flatnonzero(surrogate.space.valid & several)
         self._kept: tuple[list[int], tuple[FloatArray, FloatArray]] | None = None
+        self._choices: dict[int, IntArray] = {}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All groups at once."""
@@ -89,15 +74,16 @@ class KnapsackThompsonSampler(BaseSampler):
         """A feasible bit-width for every group."""
         space = self._decoder.space
         trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and t.params]
-        used = {_choices(space, t).tobytes() for t in trials}
+        used = {self._choices_of(t).tobytes() for t in trials}
         if not used:
             return dict(space.assignment(self._optimum).bits)
-        done = [t for t in trials if t.state == TrialState.COMPLETE]
+        done = [t for t in trials if t.state in _MEASURED]
         # The asks of one batch see the same finished trials.
         numbers = [t.number for t in done]
         if self._kept is None or self._kept[0] != numbers:
-            self._kept = numbers, self._posterior(done)
+            self._kept = numbers, self._posterior(done, study.directions[0] == StudyDirection.MAXIMIZE)
         mean, spread = self._kept[1]
+        decoder = self._levels[trial.number % len(self._levels)]
         rng = np.random.default_rng([self._seed, trial.number])
         costs = self._costs / self._unit
         found = self._optimum
@@ -106,9 +92,9 @@ class KnapsackThompsonSampler(BaseSampler):
             # Rounded, so that the last bits of another linear algebra library do not matter.
             theta = np.zeros_like(costs)
             np.put(theta, self._free, np.round(mean + noise, 9))
-            found = self._decoder.decode(costs * (1 + theta))
+            found = decoder.decode(costs * (1 + theta))
             if self._surrogate.gram is not None:
-                found = descend(self._surrogate, self._decoder, found, extra=self._costs * theta)
+                found = descend(self._surrogate, decoder, found, extra=self._costs * theta)
             if found.tobytes() not in used:
                 break
         else:
@@ -136,14 +122,21 @@ class KnapsackThompsonSampler(BaseSampler):
         best: IntArray = left[int(np.argmin(self._surrogate.predict(np.stack(left))))]
         return best
 
-    def _posterior(self, done: list[FrozenTrial]) -> tuple[FloatArray, FloatArray]:
+    def _choices_of(self, trial: FrozenTrial) -> IntArray:
+        if trial.number not in self._choices:
+            self._choices[trial.number] = self._decoder.space.choices(BitAssignment(trial.params))
+        return self._choices[trial.number]
+
+    def _posterior(self, done: list[FrozenTrial], maximize: bool) -> tuple[FloatArray, FloatArray]:
         """Mean [Q] of δ and a factor F [Q, Q] of its covariance F·Fᵀ, Q the options that are free."""
         size = len(self._free)
         if not done:
             return np.zeros(size), self._sigma * np.eye(size)
         space = self._decoder.space
-        choices = np.stack([_choices(space, t) for t in done])
-        values = np.array([t.value for t in done], dtype=np.float64)
+        choices = np.stack([self._choices_of(t) for t in done])
+        values = np.array([t.values[0] for t in done], dtype=np.float64)
+        if maximize:
+            values = -values
         predicted = self._surrogate.predict(choices) / self._unit
         warm = np.array([str(t.user_attrs.get("source", "")).startswith(_FIT_ON) for t in done])
         target = values / (self._unit * _slope(values[warm], predicted[warm] * self._unit)) - predicted
@@ -160,42 +153,8 @@ class KnapsackThompsonSampler(BaseSampler):
         return mean, factor
 
 
-class FeasibleSampler(BaseSampler):
-    """Another sampler whose proposals are repaired downwards, the least surrogate harm first."""
-
-    def __init__(self, inner: BaseSampler, surrogate: Surrogate, decoder: Decoder) -> None:
-        self._inner, self._surrogate, self._decoder = inner, surrogate, decoder
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All groups at once."""
-        return make_distributions(self._decoder.space)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """What the inner sampler proposes, made feasible."""
-        inner = self._inner
-        params = inner.sample_relative(study, trial, inner.infer_relative_search_space(study, trial))
-        for name, distribution in search_space.items():
-            if name not in params:
-                params[name] = inner.sample_independent(study, trial, name, distribution)
-        space = self._decoder.space
-        choices = space.choices(BitAssignment(params))
-        repaired = self._decoder.repair(choices, self._surrogate.option_costs)
-        return dict(space.assignment(repaired).bits)
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """A width for a group that has only one."""
-        return self._inner.sample_independent(study, trial, param_name, param_distribution)
-
-
 _FIT_ON = ("additive", "quadratic")
-
-
-def _choices(space: OptionSpace, trial: FrozenTrial) -> IntArray:
-    return space.choices(BitAssignment(trial.params))
+_MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def _slope(values: FloatArray, predicted: FloatArray) -> float:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
-import optuna
-from optuna.trial import Trial, TrialState
+import numpy as np
 
-from raysearch.errors import ConfigError, RunError, StorageError
+from raysearch.errors import ConfigError
 from raysearch.records import (
+    COST_KINDS,
     BitAssignment,
     Budget,
     CostModel,
@@ -18,31 +18,26 @@ from raysearch.records import (
     SearchTrial,
     SensitivityTable,
     check_achievable,
-    excesses,
 )
-from raysearch.search.decoder import SMALL_SPACE, Decoder
-from raysearch.search.optuna_forms import freeze_trial, quiet_optuna
+from raysearch.search.agreement import surrogate_agreement
+from raysearch.search.batches import BatchSearch, Evaluate, OnBatch
+from raysearch.search.decoder import Decoder
 from raysearch.search.outcome import summarise
-from raysearch.search.sampler import SAMPLERS, make_distributions, make_sampler
+from raysearch.search.racing import Race
+from raysearch.search.samplers import check_sampler, make_samplers
 from raysearch.search.space import OptionSpace, make_limits
-from raysearch.search.surrogates import Surrogate, make_surrogate
-from raysearch.search.warm_starts import WarmStart, distinct, warm_starts
+from raysearch.search.surrogates import make_surrogate
+from raysearch.search.warm_starts import distinct, warm_starts
 
-Evaluate = Callable[[Mapping[int, BitAssignment]], Mapping[int, float]]
-"""Measures a batch: trial number → assignment in, trial number → divergence out (NaN: it failed)."""
-
-OnBatch = Callable[[tuple[SearchTrial, ...]], None]
-"""Told all trials so far after each batch, so that they can be saved."""
-
-PATIENCE = 32
-"""Trials without a new assignment after which the search ends."""
+NUM_LEVELS = 8
+"""Limits on the cost of a front between which the sampler changes from trial to trial."""
 
 
 def search_assignment(
     table: SensitivityTable,
     setup: QuantizerSetup,
     budgets: Sequence[Budget],
-    evaluate: Evaluate,
+    evaluate: Evaluate | Race,
     *,
     num_trials: int = 64,
     batch_size: int = 8,
@@ -52,29 +47,40 @@ def search_assignment(
     previous: Sequence[SearchTrial] = (),
     on_batch: OnBatch | None = None,
     enqueue: Sequence[BitAssignment] = (),
+    objective: str = "divergence",
+    maximize: bool = False,
+    front: str | None = None,
+    num_finalists: int = 4,
 ) -> SearchResult:
-    """Find the assignment of least measured divergence within all budgets.
+    """Find the assignment of best measured value within all budgets.
 
     The trials depend on the arguments alone, not on when or in which order values arrive; `batch_size` is
     one of the arguments. An assignment is measured once: a repeated proposal is answered from what is
-    known. Every trial keeps every budget. The uniform widths that fit are always measured, so the result
-    is never worse than they are.
+    known. Every trial keeps every budget. Every warm start (uniform widths that fit, greedy, the exact
+    optimum of HAWQ's Ω and of the surrogate at several tightnesses, the user's own) is measured on all
+    samples, so the result is never worse than any of them on the measured objective.
 
     Args:
         table: what every option does alone and in pairs.
         setup: groups and their widths.
         budgets: limits that must all hold.
-        evaluate: measures one batch of new assignments.
-        num_trials: trials in all, warm starts included; the required warm starts are run in any case.
+        evaluate: measures one batch of new assignments; a `Race` stops those that cannot win.
+        num_trials: trials in all, warm starts included; the warm starts are run in any case.
         batch_size: trials asked for before their values are told.
         surrogate: one of `SURROGATES`.
-        sampler: one of `SAMPLERS`.
+        sampler: one of `SAMPLERS`, or "module:Class", see `make_samplers`.
         seed: the run's seed.
         previous: trials of an interrupted run with the same other arguments. Its complete batches are
             replayed, the values of an incomplete one are used when it is asked for again, and the search
             goes on bit for bit as it would have.
         on_batch: called after each batch.
         enqueue: assignments to measure besides the warm starts.
+        objective: what `evaluate` measures, for records and messages.
+        maximize: whether more of it is better.
+        front: a kind of cost that is minimised as a second objective; the trials then spread over its whole
+            range within the budgets, and none is stopped early.
+        num_finalists: so many stopped assignments, the best by their estimates, are measured on all samples
+            in the end.
 
     Returns:
         The best trial, all trials, the Pareto front, and what the winner is compared with.
@@ -85,162 +91,58 @@ def search_assignment(
         StorageError: `previous` is of another search, or the table of another setup.
         RunError: more than half of the trials failed, or a value is missing.
     """
-    if num_trials < 1 or batch_size < 1:
-        raise ConfigError(f"num_trials ({num_trials}) and batch_size ({batch_size}) must be at least 1.")
-    if sampler not in SAMPLERS:
-        raise ConfigError(f"the sampler '{sampler}' is unknown; known: {', '.join(SAMPLERS)}.")
+    if num_trials < 1 or batch_size < 1 or num_finalists < 0:
+        raise ConfigError(
+            f"num_trials ({num_trials}) and batch_size ({batch_size}) must be at least 1, and num_finalists "
+            f"({num_finalists}) at least 0."
+        )
+    if front is not None and front not in COST_KINDS:
+        raise ConfigError(f"the front's cost '{front}' is unknown; known: {', '.join(COST_KINDS)}.")
+    check_sampler(sampler)
     model = CostModel(setup)
     check_achievable(budgets, model)
     space = OptionSpace(setup)
     decoder = Decoder(space, make_limits(space, budgets, model))
     scores = make_surrogate(surrogate, table, space)
     named = warm_starts(table, scores, decoder, enqueue)
-    search = _Search(decoder, scores, model, budgets, sampler, seed)
-    search.begin(distinct(named), num_trials, previous, batch_size)
+    levels: list[Decoder] = []
+    if front is not None:
+        widest = model.costs(space.assignment(decoder.decode(scores.option_costs)))[front]
+        levels = _levels(space, budgets, model, front, widest)
+    starts = distinct(named)
+    total = max(num_trials, len(starts))
+    samplers = make_samplers(sampler, scores, decoder, seed, num_trials=total, levels=levels)
+    search = BatchSearch(
+        decoder, scores, model, budgets, samplers,
+        sampler="thompson" if sampler == "auto" else sampler,
+        maximize=maximize, front=front,
+    )  # fmt: skip
+    search.begin(starts, total, previous, batch_size)
     search.loop(evaluate, batch_size, on_batch)
-    values = {start.source: search.known.get(start.choices.tobytes(), math.nan) for start in named}
-    return summarise(search.trials, decoder.lower_bound(scores.option_costs), values)
+    search.finish(evaluate, num_finalists, on_batch)
+    known = search.known
+    values = {s.source: known[s.choices.tobytes()].value for s in named if s.choices.tobytes() in known}
+    return summarise(
+        search.trials,
+        decoder.lower_bound(scores.option_costs),
+        values,
+        agreement=surrogate_agreement(search.trials, table, space, maximize),
+        objective=objective,
+        maximize=maximize,
+        front_cost=front or "size",
+    )
 
 
-class _Search:
-    """One study and what has been measured.
-
-    Attributes:
-        trials: the told trials, in number order.
-        known: choices, as bytes → measured value, NaN for a failure.
-    """
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        surrogate: Surrogate,
-        model: CostModel,
-        budgets: Sequence[Budget],
-        sampler: str,
-        seed: int,
-    ) -> None:
-        self.decoder, self.surrogate, self.model, self.budgets = decoder, surrogate, model, budgets
-        self.sampler, self.seed = sampler, seed
-        self.space = decoder.space
-        self.trials: list[SearchTrial] = []
-        self.known: dict[bytes, float] = {}
-        self.total = 0
-        self.distributions = make_distributions(self.space)
-        feasible = decoder.feasible(SMALL_SPACE)
-        self.num_feasible = math.inf if feasible is None else len(feasible)
-        with quiet_optuna():
-            self.study = optuna.create_study(direction="minimize")
-
-    def begin(
-        self, starts: list[WarmStart], num_trials: int, previous: Sequence[SearchTrial], batch_size: int
-    ) -> None:
-        """Replay complete batches, remember the values of the rest, and enqueue the open warm starts."""
-        self.total = max(num_trials, sum(start.required for start in starts))
-        starts = starts[: self.total]
-        previous = sorted(previous, key=lambda trial: trial.number)
-        if [trial.number for trial in previous] != list(range(len(previous))):
-            raise StorageError("the saved trials are not numbered 0, 1, 2, …; start the search anew.")
-        complete = len(previous) // batch_size * batch_size
-        for trial in previous:
-            choices = self.space.choices(trial.assignment)
-            other_start = trial.number < len(starts) and choices.tolist() != (
-                starts[trial.number].choices.tolist()
-            )
-            if other_start or not self.decoder.is_feasible(choices):
-                raise StorageError(
-                    f"the saved trial {trial.number} belongs to another search (other budgets, sensitivity "
-                    "or warm starts); start the search anew."
-                )
-            self.known.setdefault(choices.tobytes(), trial.value)
-        with quiet_optuna():
-            for trial in previous[:complete]:
-                self.study.add_trial(freeze_trial(trial, self.distributions))
-            for start in starts[complete:]:
-                bits = dict(self.space.assignment(start.choices).bits)
-                self.study.enqueue_trial(bits, user_attrs={"source": start.source})
-        self.trials = list(previous[:complete])
-
-    def loop(self, evaluate: Evaluate, batch_size: int, on_batch: OnBatch | None) -> None:
-        """Ask, measure and tell batches until the trials or the assignments are used up."""
-        while not self._is_over(batch_size):
-            batch = self._ask(min(batch_size, self.total - len(self.trials)))
-            self._measure(batch, evaluate)
-            self._tell(batch)
-            if on_batch is not None:
-                on_batch(tuple(self.trials))
-            self._check_failures(batch_size)
-
-    def _is_over(self, batch_size: int) -> bool:
-        if len(self.trials) >= self.total:
-            return True
-        keys = [trial.assignment.digest() for trial in self.trials]
-        if len(set(keys)) >= self.num_feasible:
-            return True
-        recent = max(PATIENCE, 2 * batch_size)
-        return len(keys) > recent and set(keys[-recent:]) <= set(keys[:-recent])
-
-    def _ask(self, count: int) -> list[tuple[Trial, BitAssignment]]:
-        with quiet_optuna():
-            self.study.sampler = make_sampler(
-                self.sampler, self.surrogate, self.decoder, self.seed, len(self.trials)
-            )
-            batch = [self.study.ask(self.distributions) for _ in range(count)]
-        # In group order, whichever order the parameters were set in.
-        asked = [(trial, trial.params) for trial in batch]
-        return [(t, BitAssignment({g: int(params[g]) for g in self.space.groups})) for t, params in asked]
-
-    def _measure(self, batch: list[tuple[Trial, BitAssignment]], evaluate: Evaluate) -> None:
-        new: dict[bytes, int] = {}
-        for trial, assignment in batch:
-            key = self.space.choices(assignment).tobytes()
-            if key not in self.known:
-                new.setdefault(key, trial.number)
-        if not new:
-            return
-        by_number = {trial.number: assignment for trial, assignment in batch}
-        values = evaluate({number: by_number[number] for number in new.values()})
-        if missing := sorted(set(new.values()) - set(values)):
-            raise RunError(f"the evaluator gave no value for the trials {missing}.")
-        self.known.update({key: float(values[number]) for key, number in new.items()})
-
-    def _tell(self, batch: list[tuple[Trial, BitAssignment]]) -> None:
-        with quiet_optuna():
-            for trial, assignment in batch:
-                record = self._record(trial, assignment)
-                for name, excess in record.excess.items():
-                    trial.set_constraint(name, excess)
-                trial.set_user_attr("costs", dict(record.costs))
-                trial.set_user_attr("predicted", record.predicted)
-                trial.set_user_attr("source", record.source)
-                if record.state == "COMPLETE":
-                    self.study.tell(trial, record.value)
-                else:
-                    self.study.tell(trial, state=TrialState.FAIL)
-                self.trials.append(record)
-
-    def _record(self, trial: Trial, assignment: BitAssignment) -> SearchTrial:
-        choices = self.space.choices(assignment)
-        costs = self.model.costs(assignment)
-        value = self.known[choices.tobytes()]
-        name = "thompson" if self.sampler == "auto" else self.sampler
-        return SearchTrial(
-            number=trial.number,
-            assignment=assignment,
-            costs=costs,
-            excess=excesses(self.budgets, self.model, costs),
-            value=value if math.isfinite(value) else math.nan,
-            predicted=float(self.surrogate.predict(choices)),
-            source=str(trial.user_attrs.get("source", name)),
-            state="COMPLETE" if math.isfinite(value) else "FAIL",
-        )
-
-    def _check_failures(self, batch_size: int) -> None:
-        failed = [trial for trial in self.trials if trial.state == "FAIL"]
-        early = len(self.trials) < min(2 * batch_size, self.total)
-        if len(failed) * 2 > len(self.trials) and not early:
-            seen = ", ".join(f"{trial.number} ({trial.source})" for trial in failed[:5])
-            raise RunError(
-                f"{len(failed)} of {len(self.trials)} trials gave no finite divergence, among them {seen}. "
-                "Check that the calibrated model gives finite outputs at the lowest widths, or allow only "
-                "higher ones."
-            )
+def _levels(
+    space: OptionSpace, budgets: Sequence[Budget], model: CostModel, front: str, widest: float
+) -> list[Decoder]:
+    """Decoders within the budgets and under limits on the front's cost, geometric from widest to least."""
+    least = model.lowest[front]
+    if widest <= least or not math.isfinite(widest):
+        return []
+    # The least itself leaves nothing to choose, so the last level lies above it.
+    limits = np.geomspace(widest, least, NUM_LEVELS + 1)[:-1]
+    return [
+        Decoder(space, make_limits(space, [*budgets, Budget(front, x, False, f"{front}<={x:.6g}")], model))
+        for x in map(float, limits)
+    ]

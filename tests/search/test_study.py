@@ -200,8 +200,8 @@ def test_enqueued_assignments_are_measured():
 def test_refusals():
     with pytest.raises(ConfigError, match="must be at least 1"):
         run(num_trials=0)
-    with pytest.raises(ConfigError, match="sampler 'gp' is unknown; known: auto"):
-        run(sampler="gp")
+    with pytest.raises(ConfigError, match="sampler 'cma' is unknown; known: auto"):
+        run(sampler="cma")
     with pytest.raises(BudgetError, match="cannot be met"):
         search_assignment(TABLE, SETUP, parse_budgets(["avg_bits<=1"]), MEASURE)
 

@@ -1,0 +1,187 @@
+"""Racing: every candidate on few samples first, the rest of the samples for those that may still win.
+
+A candidate c is compared with the best assignment so far, i, whose values are known on all N samples. With
+d = c − i per sample, "c is no worse" says that the mean of d is at most 0. The samples are in random order,
+so under it the t-th difference has a conditional mean of at most m_t = −Σ_{s<t} d_s / (N − t + 1); and since
+no value is below 0, it is at least −M_t, M_t the greatest i among the samples not seen yet. Hence
+
+    W_t = mean over f of Π_{s≤t} (1 + f·(d_s − m_s)/(M_s + m_s)),   0 < f < 1,
+
+starts at 1 and is expected never to grow: by Ville's inequality it ever reaches 1/ε with probability at most
+ε. The candidate is stopped when it does (Waudby-Smith and Ramdas 2020, sampling without replacement). The
+rate holds for any distribution of the values and any number of looks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from raysearch.errors import ConfigError, RunError
+from raysearch.records import BitAssignment
+from raysearch.search.space import FloatArray
+
+ShardValues = tuple[FloatArray, FloatArray]
+"""Values [n] of one shard, and how many samples each stands for [n]: each sample alone, or the shard."""
+
+MeasureShards = Callable[
+    [Mapping[int, BitAssignment], Sequence[int]], Mapping[int, Mapping[int, ShardValues]]
+]
+"""Measures assignments on some shards: trial number → shard → values. Samples are in random order."""
+
+FRACTIONS = tuple(2.0**-k for k in range(1, 9))
+"""f of the bets; their mean is nearly as good as the best of them, which is not known beforehand."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of an assignment.
+
+    Attributes:
+        value: its mean, or the estimate of it when it was stopped; NaN when it is not finite.
+        num_samples: samples seen; 0 when they were not counted.
+        rounds: samples seen → mean on them.
+        stopped: whether it was stopped.
+    """
+
+    value: float
+    num_samples: int = 0
+    rounds: Mapping[int, float] = field(default_factory=dict)
+    stopped: bool = False
+
+
+class Race:
+    """Measures batches in rounds of 1, 2, 4, … shards in all, and stops what cannot win.
+
+    Decided on whole rounds, so the result does not depend on when or in which order values arrive.
+
+    Args:
+        measure: measures assignments on some shards.
+        num_shards: shards in all.
+        error: ε, the probability with which a candidate that is no worse than the best one is stopped; 0
+            stops none.
+        maximize: whether more is better. Then a value counts as 1 − value, and nothing is stopped unless all
+            values lie in 0 … 1.
+
+    Raises:
+        ConfigError: ε is not in [0, 1), or there is no shard.
+    """
+
+    def __init__(
+        self, measure: MeasureShards, num_shards: int, error: float = 0.05, maximize: bool = False
+    ) -> None:
+        if not 0 <= error < 1:
+            raise ConfigError(f"the race's error rate is {error}; it must be at least 0 and below 1.")
+        if num_shards < 1:
+            raise ConfigError("a race needs at least one shard to measure on.")
+        self._measure, self._num_shards, self._error, self._maximize = measure, num_shards, error, maximize
+        self._known: dict[str, list[ShardValues]] = {}
+
+    def __call__(
+        self,
+        assignments: Mapping[int, BitAssignment],
+        kept: Collection[int] = (),
+        best: BitAssignment | None = None,
+    ) -> dict[int, Measured]:
+        """Measure a batch.
+
+        Args:
+            assignments: trial number → assignment.
+            kept: numbers that are never stopped, such as the warm starts.
+            best: the best assignment so far, measured on all shards; None: nothing is stopped.
+        """
+        racing = self._error > 0 and best is not None and len(set(assignments) - set(kept)) > 0
+        reference = self._values_of(best) if racing and best is not None else None
+        running, seen = dict(assignments), {n: list[ShardValues]() for n in assignments}
+        rounds: dict[int, dict[int, float]] = {n: {} for n in assignments}
+        done: dict[int, Measured] = {}
+        first = 0
+        for last in self._rounds(racing):
+            got = self._measure(running, range(first, last))
+            for number in sorted(running):
+                seen[number] += [_checked(got, number, shard) for shard in range(first, last)]
+                mean, count = _mean(seen[number])
+                rounds[number][count] = mean
+                if not math.isfinite(mean):
+                    done[number] = Measured(math.nan, count, {})
+                elif last == self._num_shards:
+                    done[number] = Measured(mean, count, rounds[number])
+                    self._known[assignments[number].digest()] = seen[number]
+                elif reference is not None and number not in kept and self._loses(seen[number], reference):
+                    estimate = _mean(reference)[0] + mean - _mean(reference[:last])[0]
+                    done[number] = Measured(estimate, count, rounds[number], stopped=True)
+            running = {number: a for number, a in running.items() if number not in done}
+            first = last
+            if not running:
+                break
+        return done
+
+    def _rounds(self, racing: bool) -> list[int]:
+        if not racing:
+            return [self._num_shards]
+        return [*(2**k for k in range(64) if 2**k < self._num_shards), self._num_shards]
+
+    def _values_of(self, best: BitAssignment) -> list[ShardValues]:
+        if best.digest() not in self._known:
+            got = self._measure({-1: best}, range(self._num_shards))
+            self._known[best.digest()] = [_checked(got, -1, shard) for shard in range(self._num_shards)]
+        return self._known[best.digest()]
+
+    def _loses(self, seen: list[ShardValues], reference: list[ShardValues]) -> bool:
+        candidate, best = _flat(seen), _flat(reference)
+        if self._maximize:
+            candidate, best = 1 - candidate, 1 - best
+            if max(candidate.max(), best.max()) > 1:
+                return False
+        if min(candidate.min(), best.min()) < 0:
+            return False
+        sizes = np.concatenate([size for _, size in reference])
+        weight = sizes / sizes.mean()
+        return log_wealth(candidate * weight[: len(candidate)], best * weight) >= -math.log(self._error)
+
+
+def log_wealth(candidate: FloatArray, best: FloatArray) -> float:
+    """Log of the greatest W_t over the seen samples: evidence that the candidate's mean is the greater one.
+
+    Args:
+        candidate: values [n] ≥ 0 of the candidate on the first n samples.
+        best: values [N] ≥ 0 of the best one on all samples, in the same random order.
+
+    Returns:
+        ∞ when the remaining samples cannot make up for what was seen.
+    """
+    n, total = len(candidate), len(best)
+    difference = candidate - best[:n]
+    before = np.concatenate([[0.0], np.cumsum(difference)[:-1]])
+    allowed = -before / (total - np.arange(n))
+    # The greatest value among the samples from t on, which bounds how much better the candidate can be.
+    most = np.maximum.accumulate(best[::-1])[::-1][:n]
+    room = most + allowed
+    if (room <= 1e-12 * max(float(best.max()), 1e-300)).any():
+        # Either all is decided (the rest would have to be below 0), or all values are 0 and nothing differs.
+        return math.inf if float(difference.sum()) > 0 else -math.inf
+    gains = (difference - allowed) / room
+    logs = [np.cumsum(np.log1p(np.maximum(f * gains, -f))) for f in FRACTIONS]
+    stacked = np.stack(logs)
+    top = stacked.max(axis=0)
+    wealth = top + np.log(np.exp(stacked - top).mean(axis=0))
+    return float(wealth.max())
+
+
+def _checked(got: Mapping[int, Mapping[int, ShardValues]], number: int, shard: int) -> ShardValues:
+    if number not in got or shard not in got[number]:
+        raise RunError(f"the evaluator gave no value for the trial {number} on shard {shard}.")
+    return got[number][shard]
+
+
+def _flat(shards: Sequence[ShardValues]) -> FloatArray:
+    return np.concatenate([values for values, _ in shards])
+
+
+def _mean(shards: Sequence[ShardValues]) -> tuple[float, int]:
+    total = sum(float(values @ sizes) for values, sizes in shards)
+    count = sum(float(sizes.sum()) for _, sizes in shards)
+    return total / count, int(count)
