@@ -133,8 +133,10 @@ class FeasibleSampler(BaseSampler):
         return self._inner.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Passed on."""
+        """Passed on; an enqueued trial, which is not sampled, is born into the present generation."""
         self._inner.before_trial(study, trial)
+        if isinstance(self._inner, NSGAIISampler):
+            self._inner.get_trial_generation(study, trial)
 
     def after_trial(
         self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
@@ -156,7 +158,7 @@ class ListingSampler(BaseSampler):
             count = len(decoder.space.groups)
             raise ConfigError(
                 f"the sampler 'brute' lists every assignment, and {count} groups have more than "
-                f" {SMALL_SPACE}. Admit fewer widths, or use the sampler 'auto'."
+                f"{SMALL_SPACE}. Admit fewer widths, or use the sampler 'auto'."
             )
         if len(every) > num_trials:
             raise ConfigError(
