@@ -128,8 +128,8 @@ def compare(seeds: Iterable[int], num_trials: int) -> list[str]:
                 work.append(recorded.forwards / (distinct * num_shards))
             name = f"{sampler}, racing" if error else sampler
             lines.append(
-                f"| {text} | {len(feasible)} | {name} | {max(starts):.4f} | {statistics.median(ratios):.4f} | "
-                f"{max(ratios):.4f} | {max(asked)} | {statistics.median(work):.0%} |"
+                f"| {text} | {len(feasible)} | {name} | {max(starts):.4f} | "
+                f"{statistics.median(ratios):.4f} | {max(ratios):.4f} | {max(asked)} | {statistics.median(work):.0%} |"
             )
             print(lines[-1], flush=True)
     return lines
@@ -190,15 +190,15 @@ def main() -> None:
     lines = [
         "# The search",
         "",
-        f"{options.date}, {platform.processor() or platform.machine()}, one thread, optuna {optuna.__version__}.",
-        "Made by `benchmarks/study.py`.",
+        f"{options.date}, {platform.processor() or platform.machine()}, one thread,",
+        f"optuna {optuna.__version__}. Made by `benchmarks/study.py`.",
         "",
         "## Against brute force",
         "",
         f"The digits net, its {FREE} largest weights free in 2, 4, 8 bits, the others at 8: all {3**FREE}",
-        "assignments measured on 256 validation samples (KL divergence to the float net). Found value over the",
-        f"true optimum within the budget, {options.seeds} seeds, {options.trials} trials. *Warm start* is the",
-        "best of the seeds alone. *Work* is forwards over those of measuring each distinct trial whole.",
+        "assignments measured on 256 validation samples (KL divergence to the float net). Found value over",
+        f"the true optimum within the budget, {options.seeds} seeds, {options.trials} trials. *Warm start* is",
+        "the best of the seeds alone. *Work* is forwards over those of measuring each distinct trial whole.",
         "",
         "| budget | feasible | sampler | warm start | median | worst | distinct trials | work |",
         "|---|---|---|---|---|---|---|---|",
