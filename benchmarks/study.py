@@ -127,10 +127,17 @@ def compare(seeds: Iterable[int], num_trials: int) -> list[str]:
                 asked.append(distinct)
                 work.append(recorded.forwards / (distinct * num_shards))
             name = f"{sampler}, racing" if error else sampler
-            lines.append(
-                f"| {text} | {len(feasible)} | {name} | {max(starts):.4f} | "
-                f"{statistics.median(ratios):.4f} | {max(ratios):.4f} | {max(asked)} | {statistics.median(work):.0%} |"
+            cells = (
+                text,
+                len(feasible),
+                name,
+                f"{max(starts):.4f}",
+                f"{statistics.median(ratios):.4f}",
+                f"{max(ratios):.4f}",
+                max(asked),
+                f"{statistics.median(work):.0%}",
             )
+            lines.append(f"| {' | '.join(map(str, cells))} |")
             print(lines[-1], flush=True)
     return lines
 
@@ -197,8 +204,8 @@ def main() -> None:
         "",
         f"The digits net, its {FREE} largest weights free in 2, 4, 8 bits, the others at 8: all {3**FREE}",
         "assignments measured on 256 validation samples (KL divergence to the float net). Found value over",
-        f"the true optimum within the budget, {options.seeds} seeds, {options.trials} trials. *Warm start* is",
-        "the best of the seeds alone. *Work* is forwards over those of measuring each distinct trial whole.",
+        f"the true optimum within the budget, {options.seeds} seeds, {options.trials} trials. *Warm start*",
+        "is the best of the seeds alone. *Work* is forwards over those of measuring every trial whole.",
         "",
         "| budget | feasible | sampler | warm start | median | worst | distinct trials | work |",
         "|---|---|---|---|---|---|---|---|",

@@ -92,7 +92,7 @@ class SearchConfig(Section):
     num_trials: int = Field(64, ge=1)
     batch_size: int = Field(8, ge=1)
     surrogate: Literal["response", "hawq", "weight-error", "single-loss"] = "response"
-    sampler: str = "auto"
+    sampler: str = Field("auto", pattern=r"^(auto|thompson|tpe|nsga2|gp|random|brute|[\w.]+:[\w.]+)$")
     enqueue: tuple[dict[str, Width], ...] = ()
     num_samples: int = Field(512, ge=0)
     shard_size: int = Field(64, ge=1)

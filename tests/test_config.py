@@ -96,3 +96,25 @@ def test_overrides_are_read_and_a_misspelt_key_is_named():
         load_config(overrides={"placement": {"overrides": {"fc": {"bit": 4}}}})
     with pytest.raises(ConfigError, match=r"profil' is unknown; .*'placement.profile'"):
         load_config(assignments=["placement.profil=any"])
+
+
+def test_enqueued_assignments_are_read_from_files_and_travel_as_widths(tmp_path):
+    plain, best = tmp_path / "plain.json", tmp_path / "best.json"
+    plain.write_text('{"a.weight": 4, "b.0.weight": 8}')
+    best.write_text('{"assignment": {"a.weight": 2, "b.0.weight": 8}, "trial": 3}')
+    config = load_config(overrides={"search": {"enqueue": [str(plain), str(best), {"a.weight": 3}]}})
+    expected = ({"a.weight": 4, "b.0.weight": 8}, {"a.weight": 2, "b.0.weight": 8}, {"a.weight": 3})
+    assert config.search.enqueue == expected
+    assert load_config(assignments=settings_as_text(config)) == config
+    with pytest.raises(ConfigError, match=r"search\.enqueue.*none\.json' cannot be read"):
+        load_config(overrides={"search": {"enqueue": [str(tmp_path / "none.json")]}})
+
+
+def test_a_metric_is_maximised_unless_said_otherwise():
+    def maximize(**search):
+        return load_config(overrides={"search": search}).search.maximize
+
+    assert not maximize()
+    assert not maximize(objective="loss")
+    assert maximize(objective="accuracy")
+    assert not maximize(objective="error", direction="minimize")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def batches(sizes):
     starts = np.cumsum([0, *sizes])
     return [
         {"x": torch.arange(a, b).reshape(-1, 1).float(), "y": (torch.arange(a, b),)}
-        for a, b in zip(starts[:-1], starts[1:], strict=True)
+        for a, b in pairwise(starts)
     ]
 
 
