@@ -30,10 +30,10 @@ class Task:
         model: the float model, an `nn.Module`. It is never changed; raysearch works on copies.
         example_inputs: tuple of positional arguments for one `model(*example_inputs)`; dimension 0 is the
             batch. The graph is captured and exported with them.
-        calibration: a map-style `Dataset`, or an iterable of batches: ranges, sensitivity and measured
-            trials use its first `calibration.num_samples` samples. No labels are needed.
-        validation: the same kind: float and quantized metrics, and the choice of the best QAT epoch.
-            Default: the calibration samples.
+        calibration: a map-style `Dataset`, or an iterable of batches: ranges and sensitivity use its first
+            `calibration.num_samples` samples. No labels are needed.
+        validation: the same kind: the search measures its trials on a random sample of it; float and
+            quantized metrics, and the choice of the best QAT epoch. Default: the calibration samples.
         train: a `Dataset`, or batches that can be iterated every epoch. Without it there is no QAT
             (post-training quantization only), and the run says so.
         forward: `forward(model, batch) -> outputs`. Default: a tensor is the input; of a tuple or list the

@@ -15,6 +15,7 @@ QUICK = [
     "sensitivity.draw_chunk=2",
     "search.num_trials=16",
     "search.batch_size=4",
+    "search.shard_size=16",
     "training.epochs=2",
 ]
 
