@@ -1,0 +1,165 @@
+"""The convolution, linear and embedding calls of one forward: which weight each reads, its input, its output.
+
+A torch function mode sees every such call, of a module or functional. An output is kept as the edge of the
+autograd graph that it left, so a ReLU or an addition that overwrites it later changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from raysearch.placement.functions import OPENED
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_EMBEDDING = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+
+_SIGNATURES: dict[Any, tuple[str, tuple[str, ...]]] = {
+    F.linear: ("linear", ("input", "weight", "bias")),
+    F.conv1d: ("conv", _CONV),
+    F.conv2d: ("conv", _CONV),
+    F.conv3d: ("conv", _CONV),
+    F.conv_transpose1d: ("conv_transpose", _TRANSPOSED),
+    F.conv_transpose2d: ("conv_transpose", _TRANSPOSED),
+    F.conv_transpose3d: ("conv_transpose", _TRANSPOSED),
+    F.embedding: ("embedding", _EMBEDDING),
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call that reads a weight.
+
+    Attributes:
+        kind: "conv", "conv_transpose", "linear" or "embedding".
+        weight: name of the parameter.
+        part: (offset, shape, stride) of the part of the parameter that is read.
+        input: what the call reads beside the weight.
+        settings: the call's other arguments by name.
+        output: edge of the autograd graph from which the output's cotangent is read.
+        shape: of the output.
+        sources: nodes from which all arguments but the weight came.
+    """
+
+    kind: str
+    weight: str
+    part: tuple[int, tuple[int, ...], tuple[int, ...]]
+    input: Tensor
+    settings: Mapping[str, Any]
+    output: GradientEdge
+    shape: tuple[int, ...]
+    sources: tuple[Node, ...]
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """Equal for the same call in the next forward, whatever the batch."""
+        return (self.kind, self.weight, self.part, len(self.shape))
+
+
+class CallCapture(TorchFunctionMode):
+    """While active, records the calls that read one of the given parameters, in the order they are made."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self._names: dict[int, str] = {}
+        for name, weight in weights.items():
+            pointer = weight.untyped_storage().data_ptr()
+            # Parameters that share memory cannot be told apart by it.
+            self._names[pointer] = "" if pointer in self._names else name
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Record the call, if it is one of those."""
+        kwargs = kwargs or {}
+        if func in OPENED:
+            with self:
+                return OPENED[func](*args, **kwargs)
+        if func not in _SIGNATURES:
+            return func(*args, **kwargs)
+        kind, names = _SIGNATURES[func]
+        bound = dict(zip(names, args, strict=False)) | kwargs
+        name = self._name_of(bound["weight"])
+        if not name or not _has_plain_gradient(kind, bound):
+            return func(*args, **kwargs)
+        others = (value for key, value in bound.items() if key != "weight")
+        sources = tuple(
+            get_gradient_edge(v).node for v in others if isinstance(v, Tensor) and v.requires_grad
+        )
+        output = func(*args, **kwargs)
+        if not output.requires_grad:
+            return output
+        if output._is_view():
+            # An in-place operation on a view would leave the graph that the edge is taken from.
+            output = output.clone()
+        weight = bound["weight"]
+        part = (weight.storage_offset(), tuple(weight.shape), weight.stride())
+        settings = {k: v for k, v in bound.items() if k not in ("input", "weight", "bias")}
+        edge, shape = get_gradient_edge(output), tuple(output.shape)
+        self.calls.append(Call(kind, name, part, bound["input"].detach(), settings, edge, shape, sources))
+        return output
+
+    def _name_of(self, weight: Any) -> str:
+        if not isinstance(weight, Tensor) or not weight.requires_grad:
+            return ""
+        return self._names.get(weight.untyped_storage().data_ptr(), "")
+
+
+def _has_plain_gradient(kind: str, bound: Mapping[str, Any]) -> bool:
+    if kind == "embedding":
+        return not (bound.get("max_norm") or bound.get("scale_grad_by_freq") or bound.get("sparse"))
+    weight = bound["weight"]
+    if kind == "linear":
+        return bool(weight.ndim == 2 and bound["input"].ndim >= 2)
+    return bool(bound["input"].ndim == weight.ndim)
+
+
+def reached_otherwise(output: Tensor, calls: list[Call], weights: Mapping[str, Tensor]) -> set[str]:
+    """Weights on which the output depends by a way that leads through none of the recorded calls.
+
+    Walks the autograd graph; below the output of a recorded call it goes on with all arguments but the
+    weight.
+    """
+    if not output.requires_grad:
+        return set()
+    sources = {call.output.node: call.sources for call in calls}
+    leaves = {get_gradient_edge(weight).node: name for name, weight in weights.items()}
+    waiting = [get_gradient_edge(output).node]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        following = sources.get(node)
+        if following is None:
+            following = tuple(below for below, _ in node.next_functions if below is not None)
+        for below in following:
+            if below not in seen:
+                seen.add(below)
+                waiting.append(below)
+    return {leaves[node] for node in seen if node in leaves}
+
+
+def parts_are_apart(calls: list[Call]) -> bool:
+    """Whether the parts of one weight that the calls read are equal or share no element."""
+    parts = sorted({call.part for call in calls})
+    if any(not _is_dense(shape, stride) for _, shape, stride in parts):
+        return False
+    ends = [offset + prod(shape) for offset, shape, _ in parts]
+    return all(end <= part[0] for end, part in zip(ends, parts[1:], strict=False))
+
+
+def _is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    expected = 1
+    for step, size in sorted((step, size) for step, size in zip(stride, shape, strict=True) if size > 1):
+        if step != expected:
+            return False
+        expected *= size
+    return True

@@ -1,0 +1,265 @@
+"""The Gauss-Newton trace by per-sample gradient norms along a factor of the output Hessian.
+
+With Λ = Σ_k (F w_k)(F w_k)ᵀ per sample and J the Jacobian of its outputs in a weight, Tr(Jᵀ Λ J) =
+Σ_k ‖Jᵀ F w_k‖²: squared norms of per-sample gradients for known output cotangents. One backward serves all
+layers, and stops at their outputs. Piecewise-linear networks are linear in one layer's own weights, so that
+this is the trace of the Hessian's block; for others it is its positive semi-definite part.
+
+Source: Schraudolph 2002 (Gauss-Newton products); Dangel et al. 2022, arXiv:2106.02624 (ViViT: per-sample
+factors); Hutchinson 1990 (random signs).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raysearch.errors import ConfigError, DataError
+from raysearch.evaluation import Replica, batch_size
+from raysearch.evaluation.batches import map_tensors
+from raysearch.evaluation.forward import frozen_eval
+from raysearch.seeding import derive_seed
+from raysearch.sensitivity.estimators.loss_at_outputs import is_one_position, loss_curvature
+from raysearch.sensitivity.estimators.output_factor import (
+    EigenFactor,
+    OutputFactor,
+    as_outputs,
+    divergence_factor,
+)
+from raysearch.sensitivity.estimators.protocol import TraceLoss
+from raysearch.sensitivity.estimators.sample_gradients import COLUMNS_PER_PASS, SampleGradients, enable
+
+CHUNK_SIZE = 8
+"""Samples whose graph is held at once."""
+MAX_EXACT_OUTPUTS = 64
+
+
+Column = tuple[Tensor, range]
+"""A cotangent by position, [n, P, C], and the draws that it counts for."""
+
+
+class _GaussNewton(ABC):
+    """What the estimators share: columns of Λ's factor in, traces per sample out."""
+
+    name: str
+    deterministic: bool
+    per_sample = True
+
+    def __init__(self, chunk_size: int = CHUNK_SIZE, samples_per_shard: int | None = None) -> None:
+        for option, value in (("chunk_size", chunk_size), ("samples_per_shard", samples_per_shard)):
+            if value is not None and value < 1:
+                raise ConfigError(
+                    f"{option} of the estimator '{self.name}' is {value}; it must be at least 1."
+                )
+        self.chunk_size, self.samples_per_shard = chunk_size, samples_per_shard
+
+    def draw(
+        self,
+        replica: Replica,
+        weights: tuple[str, ...],
+        loss: TraceLoss,
+        seed: int,
+        shard: int,
+        lo: int,
+        hi: int,
+    ) -> Mapping[str, np.ndarray]:
+        """Draws lo … hi−1 on one calibration shard, sample by sample; see `TraceEstimator`.
+
+        With `samples_per_shard` = m, each draw takes m samples with replacement, sample n with probability
+        q_n = Tr Λ_n / Σ Tr Λ, and its m columns hold t_n / (N q_n): their mean is unbiased for the mean of
+        the shard's N traces t_n.
+
+        Raises:
+            TaskError: see `loss_curvature`; or the output has not one row a sample.
+            DataError: a trace is not finite.
+        """
+        curvature = _Curvature(replica, loss, shard)
+        generators = [
+            torch.Generator().manual_seed(derive_seed(seed, "ggn", shard, index)) for index in range(lo, hi)
+        ]
+        if self.samples_per_shard is None:
+            every = torch.arange(curvature.num_samples)
+            found = self._measure(curvature, weights, every, generators)
+        else:
+            found = self._sampled(curvature, weights, self.samples_per_shard, generators)
+        for name, values in found.items():
+            if not np.isfinite(values).all():
+                raise DataError(
+                    f"the trace of '{name}' is not finite on calibration shard {shard}: the model's output or "
+                    f"its derivative is not. Mend the data, or leave the layer float "
+                    f"(placement.ignored_scopes)."
+                )
+        return found
+
+    @abstractmethod
+    def _columns(self, factor: OutputFactor, generators: list[torch.Generator]) -> Iterator[Column]:
+        """Cotangents whose squared gradient norms, summed over those that count for a draw, are the draw."""
+
+    def _sampled(
+        self, curvature: _Curvature, weights: tuple[str, ...], count: int, generators: list[torch.Generator]
+    ) -> dict[str, np.ndarray]:
+        sizes = curvature.traces()
+        likely = sizes / sizes.sum() if sizes.sum() > 0 else torch.full_like(sizes, 1 / len(sizes))
+        rows: dict[str, list[np.ndarray]] = {name: [] for name in weights}
+        for generator in generators:
+            picked = likely.multinomial(count, replacement=True, generator=generator)
+            scale = (1 / (len(sizes) * likely[picked])).numpy()
+            for name, values in self._measure(curvature, weights, picked, [generator]).items():
+                rows[name].append(values[0] * scale)
+        return {name: np.stack(found) for name, found in rows.items()}
+
+    def _measure(
+        self,
+        curvature: _Curvature,
+        weights: tuple[str, ...],
+        samples: Tensor,
+        generators: list[torch.Generator],
+    ) -> dict[str, np.ndarray]:
+        replica, draws = curvature.replica, len(generators)
+        found = {name: np.zeros((draws, len(samples))) for name in weights}
+        with frozen_eval(replica.model):
+            enable(replica)
+            for start in range(0, len(samples), self.chunk_size):
+                chosen = samples[start : start + self.chunk_size]
+                place = slice(start, start + len(chosen))
+                gradients = SampleGradients(replica, weights, curvature.batch_of(chosen))
+                outputs = gradients.output.detach()
+                columns = self._columns(curvature.factor(outputs, chosen), generators)
+                while part := list(islice(columns, COLUMNS_PER_PASS)):
+                    norms = gradients.squared_norms([curvature.restored(c, outputs) for c, _ in part])
+                    for name, values in norms.items():
+                        for value, (_, counts_for) in zip(values.numpy(), part, strict=True):
+                            found[name][counts_for.start : counts_for.stop, place] += value
+        return found
+
+
+class GaussNewton(_GaussNewton):
+    """Leading eigenvectors exact, and one random-sign draw of the rest.
+
+    A draw is Σ_{i≤k} ‖Jᵀ v_i‖² + ‖Jᵀ r‖², v_i = F w_i, r = F (I − WWᵀ) ε with random signs ε. For k = 1 it is
+    the mean of ‖Jᵀ s‖² over the pair s = r ± v_1: the same signs, but the leading eigenvector's flipped,
+    which cancels every cross term with it. With several positions a sample, v_i is a random-sign sum over
+    them.
+
+    Work for a shard: one forward and, where a sample has one position, k + (hi − lo) backwards to the layers'
+    outputs; else (k + 1)(hi − lo).
+
+    Args:
+        name: "ggn" (k = 1, the default) or "ggn-top" (k = 2).
+        num_exact: k; taken from the name where it is not given.
+        chunk_size: samples whose graph is held at once; it changes rounding only.
+        samples_per_shard: backward only so many samples of a shard, drawn by Tr Λ; None means all.
+    """
+
+    deterministic = False
+
+    def __init__(
+        self,
+        name: str = "ggn",
+        *,
+        num_exact: int | None = None,
+        chunk_size: int = CHUNK_SIZE,
+        samples_per_shard: int | None = None,
+    ) -> None:
+        self.name = name
+        super().__init__(chunk_size, samples_per_shard)
+        self.num_exact = num_exact if num_exact is not None else (2 if name == "ggn-top" else 1)
+
+    def _columns(self, factor: OutputFactor, generators: list[torch.Generator]) -> Iterator[Column]:
+        _, positions, size = factor.shape
+        count = min(self.num_exact, size)
+        basis = factor.leading(count)
+        if positions == 1:
+            for index in range(count):
+                yield factor.apply(basis[..., index]), range(len(generators))
+        for draw, generator in enumerate(generators):
+            signs = _signs(factor.shape, count, generator).to(basis)
+            if positions > 1:
+                for index in range(count):
+                    of_positions = signs[..., size + index, None]
+                    yield factor.apply(basis[..., index] * of_positions), range(draw, draw + 1)
+            if factor.rank > count:
+                rest = signs[..., :size, None]
+                rest = rest - basis @ (basis.mT @ rest)
+                yield factor.apply(rest[..., 0]), range(draw, draw + 1)
+
+
+class ExactGaussNewton(_GaussNewton):
+    """All columns of the factor: the trace itself. Work: one backward a column, C − 1 for "kl".
+
+    Args:
+        max_outputs: most outputs of a sample.
+        chunk_size: samples whose graph is held at once; it changes rounding only.
+        samples_per_shard: as `GaussNewton`; the draws are then random.
+    """
+
+    name = "ggn-exact"
+
+    def __init__(
+        self,
+        *,
+        max_outputs: int = MAX_EXACT_OUTPUTS,
+        chunk_size: int = CHUNK_SIZE,
+        samples_per_shard: int | None = None,
+    ) -> None:
+        super().__init__(chunk_size, samples_per_shard)
+        self.max_outputs = max_outputs
+        self.deterministic = samples_per_shard is None
+
+    def _columns(self, factor: OutputFactor, generators: list[torch.Generator]) -> Iterator[Column]:
+        n, positions, size = factor.shape
+        if positions * size > self.max_outputs:
+            raise ConfigError(
+                f"the estimator 'ggn-exact' takes one backward for each of {positions * size} outputs of a "
+                f"sample (at most {self.max_outputs}). Set sensitivity.estimator to 'ggn' or 'ggn-top'."
+            )
+        for position in range(positions):
+            for index in range(min(size, factor.rank)):
+                unit = torch.zeros(n, positions, size, dtype=torch.float64)
+                unit[:, position, index] = 1
+                yield factor.apply(unit.to(factor.trace())), range(len(generators))
+
+
+class _Curvature:
+    """Λ of the samples of one shard."""
+
+    def __init__(self, replica: Replica, loss: TraceLoss, shard: int) -> None:
+        self.replica, self._shard = replica, shard
+        self._batch = replica.shard("calibration", shard)
+        self.num_samples = batch_size(self._batch)
+        self._matrices = loss_curvature(replica, self._batch) if loss == "loss" else None
+
+    def batch_of(self, samples: Tensor) -> object:
+        return map_tensors(self._batch, lambda t: t[samples.to(t.device)] if t.ndim else t)
+
+    def factor(self, outputs: Tensor, samples: Tensor) -> OutputFactor:
+        if self._matrices is None:
+            return divergence_factor(outputs, self.replica.divergence)
+        return EigenFactor(self._matrices[samples.to(self._matrices.device)])
+
+    def restored(self, grouped: Tensor, outputs: Tensor) -> Tensor:
+        if self._matrices is not None and is_one_position(outputs):
+            return grouped.reshape(outputs.shape).to(outputs)
+        return as_outputs(grouped, outputs, self.replica.divergence)
+
+    def traces(self) -> Tensor:
+        """Tr Λ of every sample, on the CPU."""
+        if self._matrices is not None:
+            return self._matrices.diagonal(dim1=-2, dim2=-1).sum((1, 2)).clamp(min=0).cpu()
+        outputs = self.replica.float_outputs("calibration", self._shard)
+        return divergence_factor(outputs, self.replica.divergence).trace().clamp(min=0).cpu()
+
+
+def _signs(shape: tuple[int, int, int], extra: int, generator: torch.Generator) -> Tensor:
+    """Random ±1, [n, P, R + extra]: sample after sample from one CPU generator, whatever the chunk."""
+    n, positions, size = shape
+    drawn = [
+        torch.randint(0, 2, (positions, size + extra), generator=generator, dtype=torch.int8)
+        for _ in range(n)
+    ]
+    return torch.stack(drawn) * 2 - 1

@@ -1,0 +1,163 @@
+"""Factors F of the output Hessian, Λ = F Fᵀ, per sample and position.
+
+Λ is block diagonal over the positions of a sample. Its leading directions are known from orthonormal w in the
+factor's own space: Λ − Σ (F w)(F w)ᵀ has the factor F (I − W Wᵀ), whatever w; so an inexact eigenvector costs
+variance, never bias.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from raysearch.errors import TaskError
+from raysearch.evaluation.divergence import Divergence
+
+MAX_DENSE = 64
+"""Most classes whose Λ is decomposed."""
+MAX_DENSE_POSITIONS = 16
+"""Most positions of a sample whose Λ are decomposed one by one."""
+POWER_STEPS = 20
+NEGATIVE_TOLERANCE = 1e-4
+
+
+class OutputFactor(ABC):
+    """F for n samples of P positions and C outputs.
+
+    Attributes:
+        shape: (n, P, R), of what `apply` takes; R is the number of columns of F.
+        rank: rank of F at most.
+    """
+
+    shape: tuple[int, int, int]
+    rank: int
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        """F x, [n, P, R] → [n, P, C]."""
+
+    @abstractmethod
+    def leading(self, count: int) -> Tensor:
+        """Orthonormal W of about the largest ‖F w‖, [n, P, R, count]."""
+
+    @abstractmethod
+    def trace(self) -> Tensor:
+        """Tr Λ of each sample, [n]."""
+
+
+class EigenFactor(OutputFactor):
+    """F = U √λ from the eigendecomposition of Λ, largest first.
+
+    Args:
+        matrix: Λ, [n, P, C, C], float64.
+
+    Raises:
+        TaskError: Λ is indefinite.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+        least, most = float(values.min()), float(values.abs().max())
+        if least < -NEGATIVE_TOLERANCE * most:
+            raise TaskError(
+                f"the task's loss is not convex in the model's output: its second derivative has the "
+                f"eigenvalue {least:.3g} beside {most:.3g}, so there is no Gauss-Newton trace. Set "
+                f"sensitivity.trace_loss to 'divergence', or sensitivity.estimator to 'hessian'."
+            )
+        self._roots = values.flip(-1).clamp(min=0).sqrt()
+        self._vectors = vectors.flip(-1)
+        n, positions, outputs = self._roots.shape
+        self.shape = (n, positions, outputs)
+        roots = self._roots.amax((0, 1))
+        self.rank = int((roots > 1e-7 * roots.max()).sum()) if n else outputs
+
+    def apply(self, x: Tensor) -> Tensor:
+        """U (√λ x)."""
+        applied: Tensor = (self._vectors @ (self._roots * x)[..., None])[..., 0]
+        return applied
+
+    def leading(self, count: int) -> Tensor:
+        """The first eigenvectors, which in the factor's space are unit vectors."""
+        size = self.shape[-1]
+        unit = torch.eye(size, count, dtype=torch.float64, device=self._roots.device)
+        return unit.expand(*self.shape, count)
+
+    def trace(self) -> Tensor:
+        """Σ λ."""
+        return self._roots.square().sum((1, 2))
+
+
+class SoftmaxFactor(OutputFactor):
+    """F = √s (diag(√p) − p √pᵀ), so that F Fᵀ = s (diag(p) − p pᵀ); without decomposition.
+
+    Args:
+        p: probabilities [n, P, C], float64.
+        scale: s.
+    """
+
+    def __init__(self, p: Tensor, scale: float) -> None:
+        self._p, self._root, self._scale = p, p.sqrt(), scale
+        n, positions, outputs = p.shape
+        self.shape, self.rank = (n, positions, outputs), outputs - 1
+
+    def apply(self, x: Tensor) -> Tensor:
+        """√s (√p x − p ⟨√p, x⟩)."""
+        inner = (self._root * x).sum(-1, keepdim=True)
+        return self._scale**0.5 * (self._root * x - self._p * inner)
+
+    def leading(self, count: int) -> Tensor:
+        """Subspace iteration on Fᵀ F from the most probable classes."""
+        top = self._p.topk(count, dim=-1).indices
+        start = torch.zeros(*self.shape, count, dtype=self._p.dtype, device=self._p.device)
+        basis = start.scatter_(2, top[:, :, None, :], 1.0)
+        for _ in range(POWER_STEPS):
+            product = torch.stack([self._squared(basis[..., i]) for i in range(count)], -1)
+            # A certain sample has no curvature; any basis serves it.
+            basis = torch.linalg.qr(product + 1e-30 * basis).Q
+        return basis
+
+    def _squared(self, x: Tensor) -> Tensor:
+        y = self.apply(x)
+        return self._root * (y - (self._p * y).sum(-1, keepdim=True))
+
+    def trace(self) -> Tensor:
+        """S Σ (1 − ‖p‖²) over the positions."""
+        return self._scale * (1 - self._p.square().sum(-1)).sum(1)
+
+
+def divergence_factor(outputs: Tensor, divergence: Divergence) -> OutputFactor:
+    """F of the divergence's Hessian at the float outputs.
+
+    "kl": Λ = (diag(p) − ppᵀ)/P at each of the P positions; decomposed up to 64 classes and 16 positions.
+    "mse": Λ = I/D, D outputs a sample, each a position of its own.
+
+    Args:
+        outputs: z⁰, [n, …].
+        divergence: what is differentiated.
+    """
+    grouped = by_position(outputs, divergence).double()
+    n, positions, classes = grouped.shape
+    if divergence.kind == "mse":
+        return EigenFactor(torch.full((n, positions, 1, 1), 1 / positions, dtype=torch.float64).to(grouped))
+    p = grouped.softmax(-1)
+    if classes <= MAX_DENSE and positions <= MAX_DENSE_POSITIONS:
+        return EigenFactor((torch.diag_embed(p) - p[..., :, None] * p[..., None, :]) / positions)
+    return SoftmaxFactor(p, 1 / positions)
+
+
+def by_position(outputs: Tensor, divergence: Divergence) -> Tensor:
+    """Outputs as [n, P, C]: the classes last for "kl", every output a position for "mse"."""
+    if divergence.kind == "mse":
+        return outputs.reshape(len(outputs), -1, 1)
+    classes = outputs.shape[divergence.class_dim]
+    return outputs.movedim(divergence.class_dim, -1).reshape(len(outputs), -1, classes)
+
+
+def as_outputs(grouped: Tensor, outputs: Tensor, divergence: Divergence) -> Tensor:
+    """The inverse of `by_position`, in the shape and type of `outputs`."""
+    if divergence.kind == "mse":
+        return grouped.reshape(outputs.shape).to(outputs)
+    moved = outputs.movedim(divergence.class_dim, -1)
+    return grouped.reshape(moved.shape).movedim(-1, divergence.class_dim).to(outputs)
