@@ -34,7 +34,7 @@ from raysearch.sensitivity.estimators.output_factor import (
 from raysearch.sensitivity.estimators.protocol import TraceLoss
 from raysearch.sensitivity.estimators.sample_gradients import COLUMNS_PER_PASS, SampleGradients, enable
 
-CHUNK_SIZE = 8
+CHUNK_SIZE = 16
 """Samples whose graph is held at once."""
 MAX_EXACT_OUTPUTS = 64
 
@@ -90,8 +90,8 @@ class _GaussNewton(ABC):
         for name, values in found.items():
             if not np.isfinite(values).all():
                 raise DataError(
-                    f"the trace of '{name}' is not finite on calibration shard {shard}: the model's output or "
-                    f"its derivative is not. Mend the data, or leave the layer float "
+                    f"the trace of '{name}' is not finite on calibration shard {shard}: the model's output "
+                    f"or its derivative is not. Mend the data, or leave the layer float "
                     f"(placement.ignored_scopes)."
                 )
         return found
@@ -219,7 +219,7 @@ class ExactGaussNewton(_GaussNewton):
                 f"sample (at most {self.max_outputs}). Set sensitivity.estimator to 'ggn' or 'ggn-top'."
             )
         for position in range(positions):
-            for index in range(min(size, factor.rank)):
+            for index in range(factor.num_columns):
                 unit = torch.zeros(n, positions, size, dtype=torch.float64)
                 unit[:, position, index] = 1
                 yield factor.apply(unit.to(factor.trace())), range(len(generators))

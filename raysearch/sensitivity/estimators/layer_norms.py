@@ -180,10 +180,12 @@ def _windows(call: Call, x: Tensor, positions: tuple[int, ...] | None) -> Tensor
             view = view.narrow(2 + axis, 0, positions[axis])
         view = view[..., :: dilation[axis]]
     # [n·k, C, positions…, kernel…] → [n, groups, C/groups · kernel…, k · positions…]
-    view = view.unflatten(0, (n, k)).unflatten(2, (groups, -1))
+    view = view.reshape(n, k, groups, -1, *view.shape[2:])
     spatial, taps = range(4, 4 + rank), range(4 + rank, 4 + 2 * rank)
     view = view.permute(0, 2, 3, *taps, 1, *spatial)
-    return view.reshape(n, groups, x.shape[2] // groups * int(torch.Size(kernel).numel()), -1)
+    num_weights = x.shape[2] // groups * int(torch.Size(kernel).numel())
+    windows: Tensor = view.reshape(n, groups, num_weights, -1)
+    return windows
 
 
 def _padding(call: Call, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:

@@ -45,11 +45,11 @@ def loss_curvature(replica: Replica, batch: Batch) -> Tensor:
     outputs, value = _loss_of_outputs(replica, batch, "sensitivity.trace_loss is 'loss', but")
     (gradient,) = torch.autograd.grad(value, outputs, create_graph=True)
     blocks = _blocks(outputs, replica)
-    n, positions, size = blocks.shape
+    n, size = blocks.shape[0], blocks.shape[-1]
     if size > MAX_DENSE:
         raise TaskError(
-            f"the Hessian of the task's loss over {size} outputs is not decomposed (at most {MAX_DENSE}). Set "
-            f"sensitivity.trace_loss to 'divergence': for cross-entropy the two are the same matrix."
+            f"the Hessian of the task's loss over {size} outputs is not decomposed (at most {MAX_DENSE}). "
+            f"Set sensitivity.trace_loss to 'divergence': for cross-entropy the two are the same matrix."
         )
 
     def times(direction: Tensor) -> Tensor:
@@ -114,9 +114,9 @@ def _loss_of_outputs(replica: Replica, batch: Batch, user: str) -> tuple[Tensor,
         found = torch.autograd.grad(value, [leaf, *others], retain_graph=True, allow_unused=True)
     if found[0] is None or any(g is not None and bool(g.any()) for g in found[1:]):
         raise TaskError(
-            f"the task's loss does not depend on the model's output of shape {tuple(judged.shape)} alone. Give "
-            f"Task(loss=...) a function of the judged output (the tensor, its logits or its first element), "
-            f"or set sensitivity.trace_loss to 'divergence'."
+            f"the task's loss does not depend on the model's output of shape {tuple(judged.shape)} alone. "
+            f"Give Task(loss=...) a function of the judged output (the tensor, its logits or its first "
+            f"element), or set sensitivity.trace_loss to 'divergence'."
         )
     return leaf, value
 
@@ -130,7 +130,7 @@ def _replaced(outputs: Any, judged: Tensor, leaf: Tensor) -> Any:
             changed[name] = leaf
         return changed
     if isinstance(outputs, tuple) and hasattr(outputs, "_replace"):
-        names = [n for n in outputs._fields if getattr(outputs, n) is judged]
+        names = [name for name, value in outputs._asdict().items() if value is judged]
         return outputs._replace(**dict.fromkeys(names, leaf))
     if isinstance(outputs, tuple | list):
         return type(outputs)(leaf if value is judged else value for value in outputs)

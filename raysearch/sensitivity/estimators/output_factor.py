@@ -29,10 +29,12 @@ class OutputFactor(ABC):
     Attributes:
         shape: (n, P, R), of what `apply` takes; R is the number of columns of F.
         rank: rank of F at most.
+        num_columns: the first columns of F that are not 0.
     """
 
     shape: tuple[int, int, int]
     rank: int
+    num_columns: int
 
     @abstractmethod
     def apply(self, x: Tensor) -> Tensor:
@@ -71,7 +73,7 @@ class EigenFactor(OutputFactor):
         n, positions, outputs = self._roots.shape
         self.shape = (n, positions, outputs)
         roots = self._roots.amax((0, 1))
-        self.rank = int((roots > 1e-7 * roots.max()).sum()) if n else outputs
+        self.rank = self.num_columns = int((roots > 1e-7 * roots.max()).sum())
 
     def apply(self, x: Tensor) -> Tensor:
         """U (√λ x)."""
@@ -86,7 +88,8 @@ class EigenFactor(OutputFactor):
 
     def trace(self) -> Tensor:
         """Σ λ."""
-        return self._roots.square().sum((1, 2))
+        total: Tensor = self._roots.square().sum((1, 2))
+        return total
 
 
 class SoftmaxFactor(OutputFactor):
@@ -100,12 +103,14 @@ class SoftmaxFactor(OutputFactor):
     def __init__(self, p: Tensor, scale: float) -> None:
         self._p, self._root, self._scale = p, p.sqrt(), scale
         n, positions, outputs = p.shape
-        self.shape, self.rank = (n, positions, outputs), outputs - 1
+        self.shape = (n, positions, outputs)
+        self.rank, self.num_columns = outputs - 1, outputs
 
     def apply(self, x: Tensor) -> Tensor:
         """√s (√p x − p ⟨√p, x⟩)."""
         inner = (self._root * x).sum(-1, keepdim=True)
-        return self._scale**0.5 * (self._root * x - self._p * inner)
+        applied: Tensor = self._scale**0.5 * (self._root * x - self._p * inner)
+        return applied
 
     def leading(self, count: int) -> Tensor:
         """Subspace iteration on Fᵀ F from the most probable classes."""
@@ -124,7 +129,8 @@ class SoftmaxFactor(OutputFactor):
 
     def trace(self) -> Tensor:
         """S Σ (1 − ‖p‖²) over the positions."""
-        return self._scale * (1 - self._p.square().sum(-1)).sum(1)
+        total: Tensor = self._scale * (1 - self._p.square().sum(-1)).sum(1)
+        return total
 
 
 def divergence_factor(outputs: Tensor, divergence: Divergence) -> OutputFactor:

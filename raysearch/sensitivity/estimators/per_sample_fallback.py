@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from raysearch.evaluation.batches import Batch, take
 
 
 def looped_norms(
-    replica: Replica, weights: dict[str, Tensor], batch: Batch, columns: Sequence[Tensor]
+    replica: Replica, weights: Mapping[str, Tensor], batch: Batch, columns: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """‖J_nᵀ s_n‖² of every weight, column s and sample n, [columns, N] in float64.
 

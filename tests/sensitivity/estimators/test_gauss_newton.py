@@ -1,0 +1,254 @@
+"""Estimators against the dense Gauss-Newton matrix and Hessian."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from raysearch.errors import ConfigError, DataError, TaskError
+from raysearch.sensitivity.estimators.gauss_newton import ExactGaussNewton, GaussNewton
+from raysearch.sensitivity.estimators.output_factor import EigenFactor, SoftmaxFactor
+from tests.sensitivity.dense import gauss_newton, hessian
+from tests.sensitivity.estimators.nets import build, weights_of
+from tests.sensitivity.nets import make_replica, make_setup
+
+SMALL = ["linear", "relu", "conv", "depthwise", "tied", "embedding", "attention", "unreached"]
+
+
+def weights_in(name, replica):
+    return tuple(make_setup(name, replica).of_kind("weight"))
+
+
+def exact(replica, weights, loss="divergence", **options):
+    return ExactGaussNewton(**options).draw(replica, weights, loss, 0, 0, 0, 1)
+
+
+def wide_relu(classes, size):
+    replica = make_replica("relu", sizes=(size,))
+    torch.manual_seed(0)
+    replica.model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, classes)).eval()
+    return replica
+
+
+def state_of(model):
+    digest = blake2b()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    flags = [(module.training, len(module._forward_hooks)) for module in model.modules()]
+    grads = [(p.requires_grad, p.grad is None) for p in model.parameters()]
+    return digest.hexdigest(), flags, grads, torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize("kind", ["kl", "mse"])
+@pytest.mark.parametrize("name", SMALL)
+def test_exact_is_the_trace_of_the_dense_matrix(name, kind):
+    replica = make_replica(name, kind=kind, sizes=(5,))
+    weights = weights_in(name, replica)
+    found = exact(replica, weights, chunk_size=3)
+    for weight in weights:
+        truth = float(torch.trace(gauss_newton(replica, weight, 0)))
+        assert found[weight].shape == (1, 5)
+        assert found[weight].mean() == pytest.approx(truth, rel=1e-5), weight
+
+
+@pytest.mark.parametrize("name", ["relu", "conv", "depthwise"])
+def test_for_piecewise_linear_networks_it_is_the_hessian(name):
+    replica = make_replica(name, sizes=(5,))
+    for loss in ("divergence", "loss"):
+        weights = weights_in(name, replica)
+        found = exact(replica, weights, loss)
+        for weight in weights:
+            truth = float(torch.trace(hessian(replica, weight, 0, loss).double()))
+            assert found[weight].mean() == pytest.approx(truth, rel=1e-5), (weight, loss)
+
+
+@pytest.mark.parametrize("kind", ["kl", "mse"])
+@pytest.mark.parametrize("case", ["dense", "language", "attention", "transposed", "conv3d"])
+def test_other_layers_and_dense_outputs(case, kind):
+    # At the float weights the Hessian of the divergence is its Gauss-Newton matrix.
+    replica = build(case, sizes=(3,), kind=kind)
+    weights = weights_of(replica)
+    found = exact(replica, weights)
+    for weight in weights:
+        if weight in ("words.weight", "head.weight") and case == "language":
+            continue  # two names of one tensor, which `dense` would change one of
+        truth = float(torch.trace(hessian(replica, weight, 0, "divergence").double()))
+        assert found[weight].mean() == pytest.approx(truth, rel=2e-5), weight
+
+
+LOSSES = {
+    "mean": lambda z, batch: F.cross_entropy(z, batch[1]),
+    "sum": lambda z, batch: F.cross_entropy(z, batch[1], reduction="sum"),
+    "weighted": lambda z, batch: F.cross_entropy(z, batch[1], torch.tensor([1.0, 2.0, 0.5, 3.0])),
+    "squares": lambda z, batch: (z - F.one_hot(batch[1], 4)).square().mean(),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_the_tasks_own_loss(kind):
+    replica = make_replica("relu", sizes=(5,))
+    replica.loss = LOSSES[kind]
+    weights = weights_in("relu", replica)
+    found = exact(replica, weights, "loss")
+    for weight in weights:
+        truth = float(torch.trace(hessian(replica, weight, 0, "loss").double()))
+        assert found[weight].mean() == pytest.approx(truth, rel=1e-5)
+
+
+def test_the_tasks_own_loss_over_a_dense_output():
+    replica = build("dense", sizes=(2,))
+    replica.shards = {"calibration": [(torch.randn(2, 2, 5, 5), torch.randint(0, 4, (2, 5, 5)))]}
+    replica.loss = LOSSES["mean"]
+    found = GaussNewton().draw(replica, weights_of(replica), "loss", 0, 0, 0, 150)
+    for weight in weights_of(replica):
+        truth = float(torch.trace(hessian(replica, weight, 0, "loss").double()))
+        draws = found[weight].mean(1)
+        assert abs(draws.mean() - truth) <= 5 * draws.std(ddof=1) / 150**0.5
+
+
+@pytest.mark.parametrize(("loss", "message"), [
+    (lambda z, batch: -z.square().mean(), "not convex"),
+    (lambda z, batch: z.mean(0).square().sum(), "couples samples"),
+    (lambda z, batch: z.square(), "must be a scalar"),
+    (lambda z, batch: torch.tensor(1.0), "alone"),
+    (None, "no loss"),
+])  # fmt: skip
+def test_a_loss_without_a_gauss_newton_trace_is_refused(loss, message):
+    replica = make_replica("relu")
+    replica.loss = loss
+    before = state_of(replica.model)
+    with pytest.raises(TaskError, match=message):
+        GaussNewton().draw(replica, ("0.weight",), "loss", 0, 0, 0, 1)
+    assert state_of(replica.model) == before
+
+
+ESTIMATORS = {
+    "ggn": GaussNewton(),
+    "ggn-top": GaussNewton("ggn-top"),
+    "sampled": GaussNewton(samples_per_shard=4),
+    "exact, sampled": ExactGaussNewton(samples_per_shard=4),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_draws_are_unbiased_and_cover_the_truth(name):
+    replica = wide_relu(7, size=8)
+    weights = weights_of(replica)
+    truth = exact(replica, weights)
+    runs = 60 if ESTIMATORS[name].samples_per_shard else 200
+    draws = ESTIMATORS[name].draw(replica, weights, "divergence", 11, 0, 0, runs * 8)
+    for weight in weights:
+        t = truth[weight].mean()
+        values = draws[weight].mean(1).reshape(runs, 8)
+        spread = values.std() / values.size**0.5
+        assert spread > 1e-5 * t
+        assert abs(values.mean() - t) <= 5 * spread
+        errors = values.std(1, ddof=1) / 8**0.5
+        # Student's t of 7 degrees; at 95 %, four standard deviations below. The runs that draw samples have
+        # the skewed noise of the data, for which t promises less.
+        least = 0.80 if runs < 200 else 0.89
+        assert np.mean(np.abs(values.mean(1) - t) <= 2.365 * errors) >= least
+
+
+@pytest.mark.parametrize("kind", ["kl", "mse"])
+def test_draws_over_many_positions_are_unbiased(kind):
+    replica = build("dense", sizes=(3,), kind=kind)
+    weights = weights_of(replica)
+    truth = exact(replica, weights)
+    draws = GaussNewton().draw(replica, weights, "divergence", 2, 0, 0, 400)
+    for weight in weights:
+        values = draws[weight].mean(1)
+        assert abs(values.mean() - truth[weight].mean()) <= 5 * values.std() / 20
+
+
+def test_a_pair_varies_less_than_plain_signs_and_two_exact_directions_less_still():
+    replica = make_replica("conv", sizes=(16,))
+    weights = weights_in("conv", replica)
+    plain, pair, top = (GaussNewton(num_exact=k) for k in (0, 1, 2))
+    spread = {}
+    for key, estimator in (("plain", plain), ("pair", pair), ("top", top)):
+        found = estimator.draw(replica, weights, "divergence", 4, 0, 0, 60)
+        spread[key] = np.array([found[w].mean(1).std() / found[w].mean() for w in weights])
+    assert (spread["pair"] < 0.6 * spread["plain"]).all()
+    assert (spread["top"] < 0.6 * spread["pair"]).all()
+
+
+@pytest.mark.parametrize("estimator", ["ggn", "sampled"])
+@pytest.mark.parametrize("case", ["dense", "grouped, strided", "hidden"])
+def test_a_draw_is_the_same_whatever_it_is_computed_with(case, estimator):
+    weights = weights_of(build(case))
+
+    def draw(lo, hi, replica):
+        return ESTIMATORS[estimator].draw(replica, weights, "divergence", 7, 0, lo, hi)
+
+    together = draw(0, 5, build(case))
+    kept = build(case)
+    for lo, hi in ((3, 5), (0, 1), (1, 3)):
+        part = draw(lo, hi, kept)
+        for weight in weights:
+            assert (part[weight] == together[weight][lo:hi]).all()
+    assert any((together[w][0] != together[w][1]).any() for w in weights)
+
+
+def test_the_chunk_of_samples_changes_rounding_only():
+    replica = build("grouped, strided", sizes=(7,))
+    weights = weights_of(replica)
+    one, other = (
+        GaussNewton(chunk_size=size).draw(replica, weights, "divergence", 0, 0, 0, 2) for size in (2, 7)
+    )
+    for weight in weights:
+        assert one[weight] == pytest.approx(other[weight], rel=1e-4)
+
+
+def test_the_factor_without_decomposition_is_one_of_the_same_matrix():
+    p = torch.randn(3, 2, 6, dtype=torch.float64).mul(2).softmax(-1)
+    p[0, 0] = torch.eye(6, dtype=torch.float64)[2]  # certain: no curvature at all
+    matrix = (torch.diag_embed(p) - p[..., :, None] * p[..., None, :]) / 2
+    for factor in (SoftmaxFactor(p, 0.5), EigenFactor(matrix)):
+        columns = torch.stack([factor.apply(row.expand(3, 2, 6)) for row in torch.eye(6).double()], -1)
+        assert torch.allclose(columns @ columns.mT, matrix, atol=1e-12)
+        assert torch.allclose(factor.trace(), matrix.diagonal(dim1=2, dim2=3).sum((1, 2)))
+        basis = factor.leading(2)
+        assert torch.allclose(basis.mT @ basis, torch.eye(2).double().expand(3, 2, 2, 2), atol=1e-9)
+        largest = torch.linalg.eigvalsh(matrix)[..., -1]
+        assert (columns @ basis[..., :1]).square().sum((2, 3))[1:].numpy() == pytest.approx(
+            largest[1:].numpy(), rel=1e-2
+        )
+
+
+def test_many_classes_without_decomposition():
+    replica = wide_relu(70, size=6)
+    weights = weights_of(replica)
+    truth = exact(replica, weights, max_outputs=70)
+    draws = GaussNewton().draw(replica, weights, "divergence", 0, 0, 0, 300)
+    for weight in weights:
+        values = draws[weight].mean(1)
+        assert abs(values.mean() - truth[weight].mean()) <= 5 * values.std() / 300**0.5
+    with pytest.raises(ConfigError, match=r"70 outputs .* 'ggn' or 'ggn-top'"):
+        exact(replica, weights)
+
+
+@pytest.mark.parametrize("estimator", ["ggn", "exact, sampled"])
+def test_the_model_is_left_as_it_was(estimator):
+    replica = make_replica("conv")
+    replica.model.train()
+    replica.model.stem.weight.requires_grad_(False)
+    before = state_of(replica.model)
+    ESTIMATORS[estimator].draw(replica, ("stem.weight", "conv.weight"), "loss", 0, 0, 0, 2)
+    assert state_of(replica.model) == before
+    replica.shards["calibration"][0][0][0] = float("nan")
+    with pytest.raises((DataError, TaskError, RuntimeError)):
+        ESTIMATORS[estimator].draw(replica, ("stem.weight", "conv.weight"), "divergence", 0, 0, 0, 2)
+    assert state_of(replica.model) == before
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(ConfigError, match="chunk_size"):
+        GaussNewton(chunk_size=0)
+    with pytest.raises(ConfigError, match="samples_per_shard"):
+        ExactGaussNewton(samples_per_shard=0)
