@@ -273,8 +273,9 @@ def table(rows: dict[str, dict[str, Any]]) -> list[str]:
     ]
     for name, row in rows.items():
         lines.append(
-            f"| {name} | {row['layers']} | {row['ggn']:.1f} | {row['ggn error']:.2%} | {row['ggn-top']:.1f} | "
-            f"{row['ggn-top error']:.2%} | {row['ggn-exact']:.1f} | {row['peak']:.2f}x |"
+            f"| {name} | {row['layers']} | {row['ggn']:.1f} | {row['ggn error']:.2%} | "
+            f"{row['ggn-top']:.1f} | {row['ggn-top error']:.2%} | "
+            f"{row['ggn-exact']:.1f} | {row['peak']:.2f}x |"
         )
     lines += ["", "| network | iterations | gradients | its error | ggn's error | gradients / ggn's |"]
     lines += ["|---|---|---|---|---|---|"]
@@ -293,20 +294,20 @@ def report(rows: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
 
 {options.date}, {processor()}, one thread, torch {torch.__version__}.
 CPU time in units of one gradient (forward and backward of the same {SHARD} samples), median of
-{SAMPLES // SHARD} shards, in one process. Images of 32×32 pixels, noisy mixtures of ten prototypes; ten outputs;
-{options.steps} steps of training. Errors are those of one draw on {SAMPLES} samples, relative to the exact trace
-of the same samples, on the worst layer: root mean square of {options.draws} draws. Peak memory is resident memory
-over that of one gradient of {SHARD} samples, each in a process of its own.
+{SAMPLES // SHARD} shards, in one process. Images of 32×32 pixels, noisy mixtures of ten prototypes; ten
+outputs; {options.steps} steps of training. Errors are those of one draw on {SAMPLES} samples, relative to the
+exact trace of the same samples, on the worst layer: root mean square of {options.draws} draws. Peak memory
+is resident memory over that of one gradient of {SHARD} samples, each in a process of its own.
 Made by `python -m benchmarks.gauss_newton`.
 
 {{estimators}}
 
 ggn: a pair of draws. ggn-top: two exact directions and a draw. exact: nine columns.
 
-The joint scheme that NNCF uses, written anew, at its defaults: one Rademacher probe for all layers, the graph
-built each time, at most {options.limit} iterations, stopped when the sum of average traces moves by less than
-1 %. Here on {JOINT_SAMPLES} samples, in gradients of {JOINT_SAMPLES} samples; ggn's error is on the same
-{JOINT_SAMPLES} samples, its cost that of the first table.
+The joint scheme that NNCF uses, written anew, at its defaults: one Rademacher probe for all layers, the
+graph built each time, at most {options.limit} iterations, stopped when the sum of average traces moves by
+less than 1 %. Here on {JOINT_SAMPLES} samples, in gradients of {JOINT_SAMPLES} samples; ggn's error is on
+the same {JOINT_SAMPLES} samples, its cost that of the first table.
 
 {{joint}}
 """

@@ -130,8 +130,9 @@ def _replaced(outputs: Any, judged: Tensor, leaf: Tensor) -> Any:
             changed[name] = leaf
         return changed
     if isinstance(outputs, tuple) and hasattr(outputs, "_replace"):
-        names = [name for name, value in outputs._asdict().items() if value is judged]
-        return outputs._replace(**dict.fromkeys(names, leaf))
+        named: Any = outputs
+        names = [name for name, value in named._asdict().items() if value is judged]
+        return named._replace(**dict.fromkeys(names, leaf))
     if isinstance(outputs, tuple | list):
         return type(outputs)(leaf if value is judged else value for value in outputs)
     changed = copy.copy(outputs)
