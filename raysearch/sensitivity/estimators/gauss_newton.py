@@ -34,7 +34,7 @@ from raysearch.sensitivity.estimators.output_factor import (
 from raysearch.sensitivity.estimators.protocol import TraceLoss
 from raysearch.sensitivity.estimators.sample_gradients import COLUMNS_PER_PASS, SampleGradients, enable
 
-CHUNK_SIZE = 16
+CHUNK_SIZE = 8
 """Samples whose graph is held at once."""
 MAX_EXACT_OUTPUTS = 64
 
