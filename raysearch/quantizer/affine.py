@@ -65,18 +65,16 @@ class AffineForm:
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, low: Any, high: Any, gamma: float) -> Tensor:
-        # In place on fresh temporaries: an allocation costs as much as two passes over a weight.
-        levels = torch.div(x, scale).round_()
-        return torch.clamp_(levels, low, high).mul_(scale)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Any, high: Any, gamma: float) -> Tensor:
+        _FakeQuantize._keep(ctx, x, scale, low, high, gamma)
+        return _values(x, scale, low, high)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, scale, low, high, gamma = inputs
+    def _keep(ctx: Any, x: Tensor, scale: Tensor, low: Any, high: Any, gamma: float) -> None:
         # Bounds per channel are tensors; saved with the others, so that nothing is kept alive by the graph.
         tensors = (low, high) if isinstance(low, Tensor) else ()
         ctx.save_for_backward(x, scale, *tensors)
-        ctx.bounds = (None if tensors else (low, high), gamma)  # type: ignore[attr-defined]
+        ctx.bounds = (None if tensors else (low, high), gamma)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -86,6 +84,23 @@ class _FakeQuantize(torch.autograd.Function):
         # While a graph of the gradient is built, nothing may change in place.
         derive = _gradients if tensors or torch.is_grad_enabled() else _gradients_in_place
         return derive(x, scale, low, high, gamma, grad, ctx.needs_input_grad[1])
+
+
+class _TransformableFakeQuantize(_FakeQuantize):
+    # torch.func and the compiler want the two halves apart; apart, torch binds the signature anew at every
+    # call, which costs more than the arithmetic on a small weight.
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, low: Any, high: Any, gamma: float) -> Tensor:  # type: ignore[override]
+        return _values(x, scale, low, high)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _FakeQuantize._keep(ctx, *inputs)
+
+
+def _values(x: Tensor, scale: Tensor, low: Any, high: Any) -> Tensor:
+    # In place on fresh temporaries: an allocation costs as much as two passes over a weight.
+    return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
 
 
 def _bounds(zero_point: ZeroPoint, quant_min: int, quant_max: int) -> tuple[Any, Any]:
@@ -114,21 +129,20 @@ def _gradients_in_place(
 ) -> tuple[Tensor | None, ...]:
     """The same in a third of the time: three temporaries, and a mask without booleans.
 
-    hardtanh's backward passes g strictly between two bounds. rne takes a tie to the even side, so the tie
+    hardtanh's backward selects between two bounds, strictly. rne takes a tie to the even side, so the tie
     half a step beyond an even end belongs to that end, and the bound lies one float further out.
     """
-    # Clamped, so that an overflowing quotient times 0 is 0; what is beyond the ends stays beyond them.
-    v = torch.div(x, scale).clamp_(low - 1, high + 1)
-    eps = torch.finfo(v.dtype).eps
-    below = (low - 0.5) * (1.0 if low % 2 else 1.0 + 0.75 * eps)
-    above = (high + 0.5) * (1.0 if high % 2 else 1.0 + 0.75 * eps)
+    v = torch.div(x, scale)
+    above_one = 1.0 + 0.75 * torch.finfo(v.dtype).eps
+    below = (low - 0.5) * (1.0 if low % 2 else above_one)
+    above = (high + 0.5) * (1.0 if high % 2 else above_one)
     passed = torch.ops.aten.hardtanh_backward(grad, v, below, above)
     if not with_scale:
         return passed, None, None, None, None
-    levels = v.round().clamp_(low, high)
-    # −g·(c − m·v) = (v − c)·m·g + c·(m·g − g): neither term cancels.
-    v.sub_(levels).mul_(passed).addcmul_(levels, passed - grad)
-    return passed, v.sum_to_size(scale.shape).mul(-gamma), None, None, None
+    # m·v selected, not multiplied: with a tiny scale v overflows, and 0·inf would be NaN.
+    slope = torch.ops.aten.hardtanh_backward(v, v, below, above)
+    slope.sub_(v.round_().clamp_(low, high)).mul_(grad)
+    return passed, slope.sum_to_size(scale.shape).mul_(-gamma), None, None, None
 
 
 def fake_quantize(
@@ -156,5 +170,10 @@ def fake_quantize(
     Source: Esser et al., Learned Step Size Quantization, ICLR 2020, equations 1–5.
     """
     low, high = _bounds(zero_point, quant_min, quant_max)
-    result: Tensor = _FakeQuantize.apply(x, scale, low, high, gamma)  # type: ignore[no-untyped-call]
+    function = _TransformableFakeQuantize if _is_transformed() else _FakeQuantize
+    result: Tensor = function.apply(x, scale, low, high, gamma)  # type: ignore[no-untyped-call]
     return result
+
+
+def _is_transformed() -> bool:
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
