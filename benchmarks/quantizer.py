@@ -19,7 +19,7 @@ from torch import Tensor
 
 from raysearch.quantizer import fake_quantize, quant_levels
 
-SHAPES = ((64, 64, 3, 3), (128, 128, 3, 3), (256, 256, 3, 3), (512, 512, 3, 3))
+SHAPES = tuple((n, n, 3, 3) for n in (16, 32, 64, 128, 256, 512))
 RESULT = Path(__file__).parent / "results" / "quantizer.md"
 NAMES = ("raysearch", "torch native", "plain autograd")
 
