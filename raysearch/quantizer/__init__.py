@@ -8,8 +8,8 @@ from raysearch.quantizer.learned_range import (
     SymmetricRangeQuantizer,
 )
 from raysearch.quantizer.learned_step import AsymmetricQuantizer, StepQuantizer, SymmetricQuantizer
-from raysearch.quantizer.levels import MAX_BITS, MIN_BITS, grid_levels, quant_levels
-from raysearch.quantizer.quantizer import SMALLEST_SCALE, Quantizer, spec_levels
+from raysearch.quantizer.levels import MAX_BITS, MIN_BITS, grid_levels, quant_levels, spec_levels
+from raysearch.quantizer.quantizer import SMALLEST_SCALE, Quantizer
 from raysearch.quantizer.reference import (
     asymmetric_from_min_max,
     fake_quantize_range,

@@ -7,7 +7,8 @@ from typing import Literal
 from raysearch.errors import PlacementError
 from raysearch.quantizer.learned_range import AsymmetricRangeQuantizer, SymmetricRangeQuantizer
 from raysearch.quantizer.learned_step import AsymmetricQuantizer, SymmetricQuantizer
-from raysearch.quantizer.quantizer import Quantizer, spec_levels
+from raysearch.quantizer.levels import spec_levels
+from raysearch.quantizer.quantizer import Quantizer
 from raysearch.records import QuantizationPoint
 
 Learning = Literal["step", "range"]

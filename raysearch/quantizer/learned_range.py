@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Self
 
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 
 from raysearch.errors import DataError, ExportError
 from raysearch.quantizer.affine import AffineForm
-from raysearch.quantizer.learned_step import scale_shape
 from raysearch.quantizer.quantizer import SMALLEST_SCALE, Kind, Quantizer
 from raysearch.quantizer.reference import (
     EPSILON,
@@ -24,16 +24,11 @@ from raysearch.records import QuantizerSpec
 
 
 class RangeQuantizer(Quantizer):
-    """A quantizer whose parameters are the ends of its range.
+    """A quantizer whose parameters are the ends of its range."""
 
-    Args of every subclass: those of `SymmetricQuantizer`.
-    """
-
-    logarithmic: bool
-
+    @abstractmethod
     def grid(self) -> RangeGrid:
         """The grid in force, in constants."""
-        raise NotImplementedError
 
     def set_min_max(self, num_bits: int, low: Tensor, high: Tensor) -> None:
         """Take the extremes of the data by the reference's rule; one value a channel.
@@ -54,8 +49,9 @@ class RangeQuantizer(Quantizer):
     def _codes(self, x: Tensor) -> Tensor:
         return self.grid().levels(x) + self.zero_points()
 
+    @abstractmethod
     def _take_min_max(self, num_bits: int, low: Tensor, high: Tensor) -> None:
-        raise NotImplementedError
+        """Take finite extremes in the shape of the scale."""
 
     def _positive(self, parameter: Tensor) -> Tensor:
         parameter = parameter.detach() if self.frozen else parameter
@@ -74,20 +70,10 @@ class SymmetricRangeQuantizer(RangeQuantizer):
     """
 
     mode = "symmetric"
+    default_kind = "weight"
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        axis: int | None,
-        ndim: int,
-        *,
-        kind: Kind = "weight",
-        spec: QuantizerSpec | None = None,
-        name: str = "",
-    ) -> None:
-        super().__init__(kind, axis, spec, name)
-        self.logarithmic = spec is not None and spec.logarithm_scale
-        self.scale = nn.Parameter(self._stored(torch.ones(scale_shape(shape, axis, ndim))))
+    def _make_parameters(self, shape: Sequence[int], view: Sequence[int]) -> None:
+        self.scale = nn.Parameter(self._stored(torch.ones(view)))
 
     def grid(self) -> RangeGrid:
         """The grid in force, in constants."""
@@ -133,25 +119,26 @@ class AsymmetricRangeQuantizer(RangeQuantizer):
     """
 
     mode = "asymmetric"
+    default_kind = "activation"
 
     def __init__(
         self,
-        shape: Sequence[int],
-        axis: int | None,
-        ndim: int,
+        shape: Sequence[int] = (),
+        axis: int | None = None,
+        ndim: int = 1,
         *,
-        kind: Kind = "activation",
+        kind: Kind | None = None,
         spec: QuantizerSpec | None = None,
         name: str = "",
         snap: bool = False,
     ) -> None:
-        super().__init__(kind, axis, spec, name)
-        self.logarithmic = spec is not None and spec.logarithm_scale
+        super().__init__(shape, axis, ndim, kind=kind, spec=spec, name=name)
         self.snap = snap
-        view = scale_shape(shape, axis, ndim)
+        self._fixed_zero: int | None = None
+
+    def _make_parameters(self, shape: Sequence[int], view: Sequence[int]) -> None:
         self.input_low = nn.Parameter(torch.zeros(view))
         self.input_range = nn.Parameter(self._stored(torch.ones(view)))
-        self._fixed_zero: int | None = None
 
     def grid(self) -> RangeGrid:
         """The grid in force, in constants."""

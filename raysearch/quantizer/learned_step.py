@@ -10,16 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.quantizer.affine import ZeroPoint, fake_quantize, quantize
-from raysearch.quantizer.quantizer import SMALLEST_SCALE, Kind, Quantizer
-from raysearch.records import QuantizerSpec
-
-
-def scale_shape(shape: Sequence[int], axis: int | None, ndim: int) -> list[int]:
-    """[1, …, C, …, 1] with C sizes along `axis`, or [1] per tensor."""
-    if axis is None:
-        return [1]
-    axis %= ndim
-    return [shape[axis] if d == axis else 1 for d in range(ndim)]
+from raysearch.quantizer.quantizer import SMALLEST_SCALE, Quantizer
 
 
 class StepQuantizer(Quantizer):
@@ -36,22 +27,10 @@ class StepQuantizer(Quantizer):
 
     zero_point: int | Tensor
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        axis: int | None,
-        ndim: int,
-        *,
-        kind: Kind,
-        spec: QuantizerSpec | None = None,
-        name: str = "",
-    ) -> None:
-        super().__init__(kind, axis, spec, name)
+    def _make_parameters(self, shape: Sequence[int], view: Sequence[int]) -> None:
         self._sample_elements = math.prod(shape)
-        view = scale_shape(shape, axis, ndim)
-        self.logarithmic = spec is not None and spec.logarithm_scale
         self.scale = nn.Parameter(torch.zeros(view) if self.logarithmic else torch.ones(view))
-        if self.mode == "asymmetric" and axis is not None:
+        if self.mode == "asymmetric" and self.axis is not None:
             self.register_buffer("zero_point", torch.zeros(view, dtype=torch.int32))
         else:
             self.zero_point = 0
@@ -121,48 +100,14 @@ class StepQuantizer(Quantizer):
 
 
 class SymmetricQuantizer(StepQuantizer):
-    """Levels around 0: the default for weights, one scale per channel of `axis`.
-
-    Args:
-        shape: of the tensor it acts on.
-        axis: channel axis; None is one scale per tensor.
-        ndim: dimensions of that tensor.
-        kind: "weight" or "activation".
-        spec: the kind of grid; None is signed, narrow at 8 bits.
-        name: quantizer id, for messages.
-    """
+    """Levels around 0: the default for weights, signed, narrow at 8 bits, one scale per channel."""
 
     mode = "symmetric"
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        axis: int | None,
-        ndim: int,
-        *,
-        kind: Kind = "weight",
-        spec: QuantizerSpec | None = None,
-        name: str = "",
-    ) -> None:
-        super().__init__(shape, axis, ndim, kind=kind, spec=spec, name=name)
+    default_kind = "weight"
 
 
 class AsymmetricQuantizer(StepQuantizer):
-    """Unsigned codes with a zero point, 0 exactly on the grid: the default for activations, per tensor.
-
-    Args: those of `SymmetricQuantizer`.
-    """
+    """Unsigned codes with a zero point, 0 exactly on the grid: the default for activations, per tensor."""
 
     mode = "asymmetric"
-
-    def __init__(
-        self,
-        shape: Sequence[int] = (),
-        axis: int | None = None,
-        ndim: int = 1,
-        *,
-        kind: Kind = "activation",
-        spec: QuantizerSpec | None = None,
-        name: str = "",
-    ) -> None:
-        super().__init__(shape, axis, ndim, kind=kind, spec=spec, name=name)
+    default_kind = "activation"

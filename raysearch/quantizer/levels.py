@@ -1,6 +1,11 @@
-"""Integer levels of a bit-width."""
+"""Integer levels of a bit-width, and the shape of a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 from raysearch.errors import PlacementError
+from raysearch.records import QuantizerSpec
 
 MIN_BITS = 2
 MAX_BITS = 8
@@ -51,3 +56,39 @@ def grid_levels(
             f"full range."
         )
     return low, high
+
+
+def spec_levels(
+    spec: QuantizerSpec | None, num_bits: int, *, signed: bool, name: str = ""
+) -> tuple[int, int]:
+    """(quant_min, quant_max) of a spec at a width; None is the default grid of weights or activations.
+
+    Args:
+        spec: the kind of quantizer. Its narrow range holds at every width, and not for asymmetric grids.
+        num_bits: 2–8.
+        signed: the sign in force of a symmetric quantizer.
+        name: the quantizer, for messages.
+
+    Raises:
+        PlacementError: the width is outside 2–8, or no level above 0 is left.
+    """
+    try:
+        if spec is None:
+            return quant_levels(num_bits, signed=signed)
+        symmetric = spec.mode == "symmetric"
+        return grid_levels(
+            num_bits,
+            signed=signed and symmetric,
+            narrow_range=spec.narrow_range and symmetric,
+            half_range=spec.half_range,
+        )
+    except PlacementError as error:
+        raise PlacementError(f"the quantizer '{name}': {error}" if name else str(error)) from error
+
+
+def scale_shape(shape: Sequence[int], axis: int | None, ndim: int) -> list[int]:
+    """[1, …, C, …, 1] with C sizes along `axis`, or [1] per tensor."""
+    if axis is None:
+        return [1]
+    axis %= ndim
+    return [shape[axis] if d == axis else 1 for d in range(ndim)]

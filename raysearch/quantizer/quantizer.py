@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from raysearch.errors import ExportError, PlacementError, StorageError
 from raysearch.quantizer.affine import AffineForm
-from raysearch.quantizer.levels import MAX_BITS, MIN_BITS, grid_levels, quant_levels
+from raysearch.quantizer.levels import MAX_BITS, MIN_BITS, scale_shape, spec_levels
 from raysearch.records import QuantizerRange, QuantizerSpec
 
 SMALLEST_SCALE = 2.0**-100
@@ -18,37 +20,58 @@ SMALLEST_SCALE = 2.0**-100
 Kind = Literal["weight", "activation"]
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """Fake-quantizes its input with a learned range; passes it through while disabled.
 
     A value is (q − z)·s of an integer code q, and strip reads the same s and z as the forward.
+
+    Args of every subclass:
+        shape: of the tensor it acts on; of an activation, one sample with a batch of 1 before it.
+        axis: channel axis of that tensor; None is one scale per tensor.
+        ndim: its dimensions.
+        kind: "weight" or "activation"; None is what the subclass is the default for.
+        spec: the kind of grid; None is the default of the kind.
+        name: quantizer id, for messages.
 
     Attributes:
         name: quantizer id, for messages.
         kind: "weight" or "activation".
         spec: the kind of grid; None is the default of its kind (signed weights are narrow at 8 bits).
         axis: channel axis of the tensor it acts on; None is per tensor.
+        logarithmic: whether a learned length is stored as its logarithm.
         num_bits: bit-width in force.
         signed: whether codes are signed.
         enabled: whether it quantizes.
         frozen: whether its range is kept from learning.
     """
 
-    mode: Literal["symmetric", "asymmetric"]
+    mode: ClassVar[Literal["symmetric", "asymmetric"]]
+    default_kind: ClassVar[Kind]
 
-    def __init__(self, kind: Kind, axis: int | None, spec: QuantizerSpec | None, name: str) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int] = (),
+        axis: int | None = None,
+        ndim: int = 1,
+        *,
+        kind: Kind | None = None,
+        spec: QuantizerSpec | None = None,
+        name: str = "",
+    ) -> None:
         super().__init__()
         if spec is not None and spec.mode != self.mode:
             raise PlacementError(f"'{name}' is to be {spec.mode}, which no {type(self).__name__} is.")
         self.name = name
-        self.kind = kind
+        self.kind: Kind = kind or self.default_kind
         self.spec = spec
         self.axis = axis
+        self.logarithmic = spec is not None and spec.logarithm_scale
         self.num_bits = 8
         forced = True if spec is None or spec.signed is None else spec.signed
         self.signed = self.mode == "symmetric" and forced
         self.enabled = True
         self.frozen = False
+        self._make_parameters(shape, scale_shape(shape, axis, ndim))
 
     @property
     def levels(self) -> tuple[int, int]:
@@ -63,13 +86,13 @@ class Quantizer(nn.Module):
         """
         return spec_levels(self.spec, num_bits, signed=signed and self.mode == "symmetric", name=self.name)
 
+    @abstractmethod
     def effective_scale(self) -> Tensor:
         """The positive step s the forward uses."""
-        raise NotImplementedError
 
+    @abstractmethod
     def zero_points(self) -> Tensor:
         """Codes of the value 0, int32, in the shape of `effective_scale`."""
-        raise NotImplementedError
 
     def set_range(self, num_bits: int, value: QuantizerRange) -> None:
         """Take a calibrated range; what was learned is overwritten.
@@ -112,9 +135,9 @@ class Quantizer(nn.Module):
         """Integer codes of x by the very arithmetic of `forward`; int8 if signed, else uint8."""
         return self._codes(x.float()).to(torch.int8 if self.signed else torch.uint8)
 
+    @abstractmethod
     def learned(self) -> list[tuple[nn.Parameter, float]]:
         """Its learnable parameters, each with the size that one step of training is measured against."""
-        raise NotImplementedError
 
     def freeze(self, frozen: bool = True) -> Self:
         """Keep the range as it is, or let it learn again; values do not change."""
@@ -166,14 +189,21 @@ class Quantizer(nn.Module):
         rest = f"enabled={self.enabled}" + (", frozen" if self.frozen else "")
         return f"{self.num_bits} bits, levels {self.levels}, {where}, {rest}"
 
+    @abstractmethod
+    def _make_parameters(self, shape: Sequence[int], view: Sequence[int]) -> None:
+        """Register what is learned, in the shape `view` of the scale."""
+
+    @abstractmethod
     def _fake_quantize(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The quantized values of float32 ones."""
 
+    @abstractmethod
     def _codes(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Their integer codes, in float32."""
 
+    @abstractmethod
     def _take(self, scale: Tensor, zero_point: Tensor) -> None:
-        raise NotImplementedError
+        """Take a calibrated range of the width in force."""
 
     def _stored_zero(self) -> int:
         return 0
@@ -215,31 +245,3 @@ class Quantizer(nn.Module):
             "DequantizeLinear", (codes, scale, zero), dtype=torch.float32, shape=x.shape, version=21
         )
         return result
-
-
-def spec_levels(
-    spec: QuantizerSpec | None, num_bits: int, *, signed: bool, name: str = ""
-) -> tuple[int, int]:
-    """(quant_min, quant_max) of a spec at a width; None is the default grid of weights or activations.
-
-    Args:
-        spec: the kind of quantizer. Its narrow range holds at every width, and not for asymmetric grids.
-        num_bits: 2–8.
-        signed: the sign in force of a symmetric quantizer.
-        name: the quantizer, for messages.
-
-    Raises:
-        PlacementError: the width is outside 2–8, or no level above 0 is left.
-    """
-    try:
-        if spec is None:
-            return quant_levels(num_bits, signed=signed)
-        symmetric = spec.mode == "symmetric"
-        return grid_levels(
-            num_bits,
-            signed=signed and symmetric,
-            narrow_range=spec.narrow_range and symmetric,
-            half_range=spec.half_range,
-        )
-    except PlacementError as error:
-        raise PlacementError(f"the quantizer '{name}': {error}" if name else str(error)) from error
