@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.calibration.distribution import EXACT_BITS, SIGNIFICANT_BITS
-from raysearch.calibration.grid import levels_of, spec_of
+from raysearch.calibration.grid import levels_of
 from raysearch.calibration.observer import Observer, Wanted
 from raysearch.calibration.ranges import Observed, Rule, find_range, warn_of_clipping
 from raysearch.calibration.rules import choose_rules
@@ -175,14 +175,14 @@ def _look_at(point: QuantizationPoint, weight: Tensor, rule: Rule) -> Observed:
 
 
 def _needs_counts(point: QuantizationPoint, weight: Tensor) -> bool:
-    spec = spec_of(point)
+    spec = point.grid_spec
     return spec.mode == "symmetric" and spec.signed is False and bool((weight < 0).any())
 
 
 def _weight_range(
     point: QuantizationPoint, weight: Tensor, seen: Observed, rule: Rule, bits: int
 ) -> QuantizerRange:
-    spec = spec_of(point)
+    spec = point.grid_spec
     if rule.is_reference or rule.estimator not in ("mse", "min_max") or _needs_counts(point, weight):
         return find_range(point, seen, rule, bits)
     if spec.mode == "asymmetric":

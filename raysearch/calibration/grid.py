@@ -7,18 +7,9 @@ import numpy.typing as npt
 
 from raysearch.quantizer import point_levels
 from raysearch.quantizer.quantizer import SMALLEST_SCALE
-from raysearch.records import QuantizationPoint, QuantizerRange, QuantizerSpec
+from raysearch.records import QuantizationPoint, QuantizerRange
 
 FloatArray = npt.NDArray[np.float64]
-
-
-def spec_of(point: QuantizationPoint) -> QuantizerSpec:
-    """The point's kind of quantizer, or the default of its kind."""
-    if point.spec is not None:
-        return point.spec
-    if point.kind == "weight":
-        return QuantizerSpec("symmetric", signed=True)
-    return QuantizerSpec("asymmetric")
 
 
 def levels_of(point: QuantizationPoint, num_bits: int, *, signed: bool) -> tuple[int, int]:

@@ -13,7 +13,6 @@ from raysearch.calibration.clipping import entropy_peak, mse_interval, mse_peak
 from raysearch.calibration.grid import (
     affine_range,
     levels_of,
-    spec_of,
     symmetric_range,
 )
 from raysearch.calibration.observer import Wanted
@@ -116,7 +115,7 @@ def find_range(point: QuantizationPoint, seen: Observed, rule: Rule, num_bits: i
     Raises:
         DataError: the interval has zero width; names the quantizer.
     """
-    spec = spec_of(point)
+    spec = point.grid_spec
     if spec.mode == "asymmetric":
         levels = levels_of(point, num_bits, signed=False)
         low, high = _interval(point, seen, rule, levels)
@@ -135,7 +134,7 @@ def find_range(point: QuantizationPoint, seen: Observed, rule: Rule, num_bits: i
 
 def warn_of_clipping(point: QuantizationPoint, seen: Observed) -> None:
     """Say so when an unsigned symmetric quantizer was asked for and the data has negative values."""
-    spec = spec_of(point)
+    spec = point.grid_spec
     if spec.mode == "symmetric" and spec.signed is False and (seen.whole.low < 0).any():
         warnings.warn(
             f"the quantizer '{point.id}' is unsigned, but its tensor goes down to "

@@ -11,18 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from raysearch.calibration.distribution import Distribution
 from raysearch.calibration.statistics import Estimator, Statistics, three_sigma
+from raysearch.quantizer import asymmetric_from_min_max, symmetric_from_min_max, tune_range
 from raysearch.records import QuantizerRange
 
 FloatArray = npt.NDArray[np.float64]
-
-SMALLEST_PEAK = 0.1
-"""Smaller scales of symmetric quantizers become this."""
-
-SMALLEST_SHARE = 0.01
-"""An asymmetric channel's range is at least this share of the widest channel's."""
 
 
 def reference_interval(
@@ -75,53 +71,22 @@ def reference_interval(
 
 
 def reference_scale(low: FloatArray, high: FloatArray, signed: bool | None = None) -> tuple[FloatArray, bool]:
-    """(scale per channel, signed) of a symmetric quantizer; a forced sign wins even against the data.
+    """(scale per channel, signed) of a symmetric quantizer: `symmetric_from_min_max`, in float64.
 
-    scale = max(|low|, |high|), at least 0.1; signed when any channel's low is negative. The scale is the
-    value of the highest code, not a step.
+    The scale is the value of the highest code, not a step; a forced sign wins even against the data.
     """
-    if signed is None:
-        signed = bool((low < 0).any())
-    return np.maximum(np.maximum(np.abs(low), np.abs(high)), SMALLEST_PEAK), signed
-
-
-def reference_span(low: FloatArray, high: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """(low, range) of an asymmetric quantizer per channel.
-
-    r = high − low, R its maximum over channels, c = (clamp(r, 0.01·R, R) − r)/2: (low − c, r + 2c).
-    """
-    width = high - low
-    widest = width.max()
-    more = (np.clip(width, SMALLEST_SHARE * widest, widest) - width) / 2
-    return low - more, width + 2 * more
-
-
-def tune_range(low: float, width: float, num_levels: int) -> tuple[float, float]:
-    """(low, range) moved so that 0 lies on the grid, by stretching the end that costs less.
-
-    n = levels − 1, lo' = min(low, 0), hi' = max(low + range, 0), z = rne(−lo'·n/(hi' − lo')). Either hi'
-    stays and lo = z/(z − n)·hi', or lo' stays and hi = (z − n)/z·lo'; the wider result wins. When z is 0 or
-    n the end in question stays as it is: the outputs then do not quite reach it.
-    """
-    steps = num_levels - 1
-    bottom, top = min(low, 0.0), max(low + width, 0.0)
-    zero = float(np.rint(-bottom * steps / (top - bottom)))
-    moved_low = zero / (zero - steps) * top if zero < steps else bottom
-    moved_high = (zero - steps) / zero * bottom if zero > 0 else top
-    if top - moved_low > moved_high - bottom:
-        return moved_low, top - moved_low
-    return bottom, moved_high - bottom
+    scale, sign = symmetric_from_min_max(torch.from_numpy(low), torch.from_numpy(high), signed=signed)
+    return scale.numpy(), sign
 
 
 def reference_affine(low: FloatArray, high: FloatArray, levels: tuple[int, int]) -> QuantizerRange:
-    """The range whose grid is that of the reference's asymmetric quantizer after `tune_range`."""
-    scales, zeros = [], []
-    for start, width in zip(*reference_span(low, high), strict=True):
-        tuned, span = tune_range(float(start), float(width), levels[1] - levels[0] + 1)
-        scales.append(span / (levels[1] - levels[0]))
-        zeros.append(levels[0] + int(np.rint(-tuned / scales[-1])))
-    zero_points = np.clip(np.array(zeros), *levels).astype(np.int32)
-    return QuantizerRange(np.array(scales, np.float32), zero_points, False)
+    """The range whose grid is that of the reference's asymmetric quantizer, tuned so that 0 is on it."""
+    bottom, top = levels
+    start, width = asymmetric_from_min_max(torch.from_numpy(low), torch.from_numpy(high))
+    tuned, span = tune_range(start, width, top - bottom + 1)
+    scale = span / (top - bottom)
+    zero_point = (bottom + torch.round(-tuned / scale)).clamp(bottom, top)
+    return QuantizerRange(scale.float().numpy(), zero_point.to(torch.int32).numpy(), False)
 
 
 def _percentiles(found: Distribution, percentiles: tuple[float, float]) -> tuple[float, float]:
