@@ -23,7 +23,7 @@ class Dequantize(nn.Module):
 
     Attributes:
         scale: float32, shape [1, …, C, …, 1] or [1].
-        zero_point: int8, shape of `scale`; None means 0 everywhere, and is not stored.
+        zero_point: int8, shape of `scale`; None means 0 everywhere: a symmetric signed weight.
     """
 
     scale: Tensor
@@ -73,7 +73,8 @@ class StrippedWeight:
         num_bits: width of the codes.
         axis: channel axis of the scale; of one scale per tensor, None.
         aliases: further qualified names that share it (tied weights).
-        zero_point: int8, shape of `scale`; None when every code 0 stands for the value 0.
+        zero_point: int8, shape of `scale`; None of a symmetric signed weight, whose code 0 is the value 0.
+        symmetric: whether its zero points follow from the width alone: 0, or −2^(b−1) when it is unsigned.
     """
 
     name: str
@@ -83,6 +84,7 @@ class StrippedWeight:
     axis: int | None
     aliases: tuple[str, ...]
     zero_point: Tensor | None = None
+    symmetric: bool = True
 
 
 def strip(
@@ -144,6 +146,7 @@ def stripped_weights(model: nn.Module, setup: QuantizerSetup) -> dict[str, Strip
                 step.axis,
                 tuple(name for name in map(_name, point.sites) if name != point.id),
                 step.zero_point,
+                point.spec is None or point.spec.mode == "symmetric",
             )
     return found
 
@@ -163,7 +166,8 @@ def _strip_weight(model: nn.Module, point: QuantizationPoint, form: str) -> None
         shift = 0 if quantizer.signed else -(2 ** (quantizer.num_bits - 1))
         codes = (quantizer.codes(original).to(torch.int16) + shift).to(torch.int8)
         grid = quantizer.affine().shifted(shift)
-        zero_point = None if grid.is_symmetric else grid.zero_point.to(torch.int8)
+        plain = quantizer.mode == "symmetric" and not shift
+        zero_point = None if plain else grid.zero_point.to(torch.int8)
         step = Dequantize(grid.scale, quantizer.num_bits, quantizer.axis, original.dtype, zero_point)
         values = step(codes) if quantizer.enabled else original.detach().clone()
     shared = nn.Parameter(values.to(original.dtype), requires_grad=False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raysearch.artifacts import hash_file
 from raysearch.errors import StorageError
-from raysearch.export.model_config import ModelConfig
+from raysearch.export.model_config import ModelConfig, PackedWeight
 from raysearch.export.outputs import NamedOutputs
 from raysearch.export.packed import ARCHITECTURE, CONFIG, FILES, WEIGHTS
 from raysearch.export.packing import packed_length, unpack_codes
@@ -26,9 +26,9 @@ _AGAIN = "Retrieve or export the model again."
 class LoadedModel(nn.Module):
     """A model read from its folder; gives what the stripped module gave, bit for bit.
 
-    Integer weights are held as int8 codes and float32 scales and decoded in the forward. The forward takes
-    the arguments of the original, by position or by keyword. Outputs come as tensors in tuples, lists and
-    dicts. The model is in eval mode for good: `train()` changes nothing.
+    Integer weights are held as int8 codes, float32 scales and int8 zero points, and decoded in the forward.
+    The forward takes the arguments of the original, by position or by keyword. Outputs come as tensors in
+    tuples, lists and dicts. The model is in eval mode for good: `train()` changes nothing.
 
     Attributes:
         config: the content of config.json.
@@ -123,7 +123,9 @@ def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
     expected = {name: (spec.shape, spec.dtype) for name, spec in config.tensors.items()}
     for name, weight in config.weights.items():
         expected[f"{name}.packed"] = ((packed_length(weight.num_codes, weight.bits),), "U8")
-        expected[f"{name}.scale"] = ((weight.shape[weight.axis],), "F32")
+        expected[f"{name}.scale"] = ((weight.num_scales,), "F32")
+        if weight.zero_point == "stored":
+            expected[f"{name}.zero_point"] = ((weight.num_scales,), "I8")
     try:
         with safe_open(path, framework="pt") as file:
             _check_names(path, set(file.keys()), set(expected))
@@ -144,7 +146,21 @@ def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):
             raise StorageError(f"{path}: '{name}.scale' holds values that are not positive. {_AGAIN}")
         stored[f"{name}.scale"] = scale.reshape(weight.scale_shape)
+        if weight.zero_point != 0:
+            stored[f"{name}.zero_point"] = _zero_points(path, name, weight, stored)
     return stored
+
+
+def _zero_points(path: Path, name: str, weight: PackedWeight, stored: dict[str, Tensor]) -> Tensor:
+    if weight.zero_point != "stored":
+        return torch.full(weight.scale_shape, weight.zero_point, dtype=torch.int8)
+    found = stored[f"{name}.zero_point"]
+    half = 1 << (weight.bits - 1)
+    if found.numel() and not (-half <= int(found.min()) and int(found.max()) < half):
+        raise StorageError(
+            f"{path}: '{name}.zero_point' holds values that {weight.bits} bits have no code for. {_AGAIN}"
+        )
+    return found.reshape(weight.scale_shape)
 
 
 def _check_names(path: Path, found: set[str], expected: set[str]) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from raysearch.errors import StorageError
 from raysearch.quantizer import MAX_BITS, MIN_BITS
@@ -19,17 +19,21 @@ VERSION = 1
 class PackedWeight:
     """One integer weight: `<name>.packed` holds its codes, `<name>.scale` its scales.
 
+    A code q stands for (q − z)·scale. Where z may differ from scale to scale, `<name>.zero_point` holds it.
+
     Attributes:
         bits: width of a code.
-        axis: channel axis of the scales.
+        axis: channel axis of the scales; None is one scale for the whole weight.
         shape: the weight's shape.
         aliases: further names of the same weight (tied weights); it is stored once.
+        zero_point: z of every code, or "stored": int8 values, one a scale.
     """
 
     bits: int
-    axis: int
+    axis: int | None
     shape: tuple[int, ...]
     aliases: tuple[str, ...] = ()
+    zero_point: int | Literal["stored"] = 0
 
     @property
     def num_codes(self) -> int:
@@ -37,8 +41,15 @@ class PackedWeight:
         return math.prod(self.shape)
 
     @property
+    def num_scales(self) -> int:
+        """Number of scales, and of zero points where they are stored."""
+        return 1 if self.axis is None else self.shape[self.axis]
+
+    @property
     def scale_shape(self) -> tuple[int, ...]:
-        """[1, …, C, …, 1], which broadcasts to the weight."""
+        """[1, …, C, …, 1], which broadcasts to the weight, or [1]."""
+        if self.axis is None:
+            return (1,)
         return tuple(size if d == self.axis else 1 for d, size in enumerate(self.shape))
 
 
@@ -143,15 +154,19 @@ def _check_format(quantization: dict[str, Any], where: str) -> None:
 
 
 def _weight(name: str, entry: dict[str, Any]) -> PackedWeight:
+    zero = entry["zero_point"]
     found = PackedWeight(
         _size(entry["bits"]),
-        _size(entry["axis"]),
+        None if entry["axis"] is None else _size(entry["axis"]),
         tuple(map(_size, entry["shape"])),
         tuple(map(str, entry["aliases"])),
+        "stored" if zero == "stored" else -_size(-zero),
     )
     if not MIN_BITS <= found.bits <= MAX_BITS:
         raise ValueError(f"'{name}' has {found.bits} bits; allowed: {MIN_BITS}–{MAX_BITS}")
-    if found.axis >= len(found.shape):
+    if found.zero_point not in ("stored", 0, -(2 ** (found.bits - 1))):
+        raise ValueError(f"'{name}' has zero_point {zero!r}")
+    if found.axis is not None and found.axis >= len(found.shape):
         raise ValueError(f"'{name}' has axis {found.axis} and shape {list(found.shape)}")
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
@@ -15,7 +15,7 @@ from raysearch.controller import StrippedWeight, stripped_quantizers, stripped_w
 from raysearch.errors import ExportError
 from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight, TensorSpec
 from raysearch.export.packing import pack_codes
-from raysearch.export.program import capture_program, program_bytes, tensor_slots
+from raysearch.export.program import capture_program, program_bytes, tensor_slots, weight_parts
 from raysearch.records import FLOAT_BITS, QuantizerSetup, packed_bytes
 
 WEIGHTS = "model.safetensors"
@@ -52,7 +52,7 @@ def write_packed(
     """
     weights = stripped_weights(stripped, setup)
     slots = tensor_slots(stripped, weights)
-    integer = {f"{weight}.{part}" for weight in weights for part in ("codes", "scale")}
+    integer = {part for weight in weights.values() for part in weight_parts(weight)}
     others = {name: value for name, value in slots.values() if name not in integer}
     _check_types(others)
     captured = capture_program(stripped, slots, example_inputs)
@@ -61,12 +61,14 @@ def write_packed(
         stream = pack_codes(weight.codes.cpu().numpy(), weight.num_bits, weight.name)
         stored[f"{weight.name}.packed"] = torch.from_numpy(stream)
         stored[f"{weight.name}.scale"] = weight.scale.detach().cpu().reshape(-1).clone()
+        if weight.zero_point is not None and not weight.symmetric:
+            stored[f"{weight.name}.zero_point"] = weight.zero_point.detach().cpu().reshape(-1).clone()
     config = ModelConfig(
         architecture=type(stripped).__name__,
         inputs=input_names(stripped, example_inputs),
         fixed_batch=captured.fixed_batch,
         weights={
-            name: PackedWeight(w.num_bits, _channel_axis(w), tuple(w.codes.shape), w.aliases)
+            name: PackedWeight(w.num_bits, w.axis, tuple(w.codes.shape), w.aliases, _zero_point(w))
             for name, w in weights.items()
         },
         activations={
@@ -83,7 +85,7 @@ def write_packed(
 
 
 def weights_bytes(stripped: nn.Module, setup: QuantizerSetup) -> int:
-    """Bytes of all quantizable weights: codes and scales as they are stored.
+    """Bytes of all quantizable weights: codes, scales and zero points as they are stored.
 
     Codes are really packed and counted, so that the cost model's formula is checked against the bytes. A
     weight that stays float counts as float32, as it does there, also where it is stored in half precision.
@@ -95,6 +97,8 @@ def weights_bytes(stripped: nn.Module, setup: QuantizerSetup) -> int:
             weight = weights[point.id]
             total += pack_codes(weight.codes.cpu().numpy(), weight.num_bits, point.id).nbytes
             total += weight.scale.nbytes
+            if weight.zero_point is not None and not weight.symmetric:
+                total += weight.zero_point.nbytes
         else:
             total += packed_bytes(point, FLOAT_BITS)
     return total
@@ -108,14 +112,10 @@ def input_names(model: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[str,
     return tuple(names[: len(example_inputs)])
 
 
-def _channel_axis(weight: StrippedWeight) -> int:
-    if weight.axis is None or weight.zero_point is not None:
-        what = "one scale per tensor" if weight.axis is None else "zero points"
-        raise ExportError(
-            f"the weight '{weight.name}' has {what}, which the target 'packed' cannot hold yet; give it a "
-            f"symmetric signed quantizer with a scale per channel, or leave it float."
-        )
-    return weight.axis
+def _zero_point(weight: StrippedWeight) -> int | Literal["stored"]:
+    if weight.zero_point is None:
+        return 0
+    return int(weight.zero_point.reshape(-1)[0]) if weight.symmetric else "stored"
 
 
 def _check_types(tensors: dict[str, Tensor]) -> None:

@@ -1,8 +1,8 @@
 """architecture.pt2: the graph of a model whose tensors are all inputs, so that weights are stored once.
 
 The program's forward takes (tensors, arguments): a dict of every parameter and buffer, integer weights as
-`<name>.codes` and `<name>.scale`, and the positional arguments of the model's own forward. Codes are decoded
-in the graph, by the very operations of the stripped module.
+`<name>.codes`, `<name>.scale` and `<name>.zero_point`, and the positional arguments of the model's own
+forward. Codes are decoded in the graph, by the very operations of the stripped module.
 """
 
 from __future__ import annotations
@@ -61,16 +61,24 @@ class _FromTensors(nn.Module):
         return plain(torch.func.functional_call(model, values, arguments, tie_weights=False))
 
 
+def weight_parts(weight: StrippedWeight) -> dict[str, Tensor]:
+    """`<weight>.codes`, `<weight>.scale` and, unless it is symmetric and signed, `<weight>.zero_point`."""
+    parts = {"codes": weight.codes, "scale": weight.scale}
+    if weight.zero_point is not None:
+        parts["zero_point"] = weight.zero_point
+    return {f"{weight.name}.{part}": value for part, value in parts.items()}
+
+
 def tensor_slots(model: nn.Module, weights: Mapping[str, StrippedWeight]) -> dict[str, tuple[str, Tensor]]:
     """Every place that holds a parameter or buffer → the name it is stored under, and the tensor.
 
-    Integer weights are named `<weight>.codes` and `<weight>.scale`, other tensors by their first place. A
+    Parts of integer weights are named as `weight_parts` has them, other tensors by their first place. A
     module that is reached by several paths counts once; a tensor that several modules share has several
     places and one name.
     """
     names: dict[int, str] = {}
     for weight in weights.values():
-        names |= {id(weight.codes): f"{weight.name}.codes", id(weight.scale): f"{weight.name}.scale"}
+        names |= {id(value): name for name, value in weight_parts(weight).items()}
     slots: dict[str, tuple[str, Tensor]] = {}
     for path, module in model.named_modules():
         own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))

@@ -10,17 +10,19 @@ from raysearch.records.assignment import BitAssignment
 from raysearch.records.setup import FLOAT_BITS, QuantizationPoint, QuantizerSetup
 
 SCALE_BYTES = 4
+ZERO_POINT_BYTES = 1
 COST_KINDS = ("avg_bits", "act_bits", "size", "bops")
 
 
 def packed_bytes(point: QuantizationPoint, num_bits: int) -> int:
-    """Bytes of one stored weight: its codes, bit-packed, and its float32 scales.
+    """Bytes of one stored weight: its codes, bit-packed, its float32 scales, and int8 zero points.
 
-    ⌈n·b/8⌉ + 4·(number of scales); a float weight takes 4·n. Weights are symmetric: no zero points.
+    ⌈n·b/8⌉ + 4·(number of scales) + (number of zero points, none if symmetric); a float weight takes 4·n.
     """
     if num_bits == FLOAT_BITS:
         return 4 * point.num_elements
-    return (point.num_elements * num_bits + 7) // 8 + SCALE_BYTES * point.num_scales
+    codes = (point.num_elements * num_bits + 7) // 8
+    return codes + SCALE_BYTES * point.num_scales + ZERO_POINT_BYTES * point.num_zero_points
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,15 @@ class QuantizationPoint:
     spec: QuantizerSpec | None = None
 
     @property
+    def grid_spec(self) -> QuantizerSpec:
+        """`spec`, or the default of the kind: signed symmetric for weights, asymmetric for activations."""
+        if self.spec is not None:
+            return self.spec
+        if self.kind == "weight":
+            return QuantizerSpec("symmetric", signed=True)
+        return QuantizerSpec("asymmetric")
+
+    @property
     def num_elements(self) -> int:
         """Number of weights, or of activation values per sample."""
         count = 1
@@ -93,6 +102,12 @@ class QuantizationPoint:
     def num_scales(self) -> int:
         """Number of scales the quantizer holds."""
         return 1 if self.axis is None else self.shape[self.axis]
+
+    @property
+    def num_zero_points(self) -> int:
+        """Number of zero points that are stored with a weight: one a scale if it is asymmetric, else none."""
+        stored = self.kind == "weight" and self.spec is not None and self.spec.mode == "asymmetric"
+        return self.num_scales if stored else 0
 
     @property
     def layer(self) -> str:
@@ -118,11 +133,13 @@ class QuantizerSetup:
         groups: which of them share a width, and the widths they may take.
         pairs: weight id → the (weight, input) widths that may go together, where a hardware profile does not
             allow every combination of the two groups' widths.
+        unsupported: names of weights of recurrent layers, which stay float.
     """
 
     points: Mapping[str, QuantizationPoint]
     groups: Mapping[str, QuantizerGroup]
     pairs: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    unsupported: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         grouped = [p for group in self.groups.values() for p in group.points]
@@ -178,6 +195,8 @@ class QuantizerSetup:
         }
         if self.pairs:
             data["pairs"] = dict(self.pairs)
+        if self.unsupported:
+            data["unsupported"] = list(self.unsupported)
         return json.dumps(data, indent=1)
 
     @classmethod
@@ -198,7 +217,8 @@ class QuantizerSetup:
                 name: tuple((int(w), int(a)) for w, a in allowed)
                 for name, allowed in data.get("pairs", {}).items()
             }
-            return cls({point.id: point for point in points}, {group.id: group for group in groups}, pairs)
+            named, grouped = {point.id: point for point in points}, {group.id: group for group in groups}
+            return cls(named, grouped, pairs, tuple(map(str, data.get("unsupported", ()))))
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(f"setup.json is damaged: {error}. Start the run anew.") from error
 

@@ -25,7 +25,9 @@ def test_json_round_trip(config):
 def test_the_quantization_config_is_laid_out_as_documented(config):
     data = json.loads(config.to_json())["quantization_config"]
     assert (data["quant_method"], data["format"], data["version"]) == ("raysearch", "bitstream-le", 1)
-    assert data["weights"]["a.weight"] == {"bits": 3, "axis": 1, "shape": [4, 2, 3], "aliases": ["b.weight"]}
+    assert data["weights"]["a.weight"] == {
+        "bits": 3, "axis": 1, "shape": [4, 2, 3], "aliases": ["b.weight"], "zero_point": 0,
+    }  # fmt: skip
     assert data["activations"]["a.input"] == {"bits": 8, "scale": 0.25, "zero_point": 128}
 
 
@@ -42,6 +44,9 @@ def test_a_scale_broadcasts_along_the_axis(config):
         ({"axis": 3}, "has axis 3"),
         ({"shape": [4, -2, 3]}, "-2 is no"),
         ({"shape": [4, 2.0, 3]}, "2.0 is no"),
+        ({"axis": -1}, "-1 is no"),
+        ({"zero_point": -5}, "has zero_point -5"),
+        ({"zero_point": 1}, "no non-negative"),
     ],
 )
 def test_impossible_weights_are_refused(config, change, message):

@@ -2,17 +2,20 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensor
 
-from raysearch.controller import stripped_weights
-from raysearch.errors import ExportError
+from raysearch.calibration import calibrate_model
+from raysearch.controller import create_controller, stripped_weights
+from raysearch.errors import ExportError, StorageError
+from raysearch.export import export_model
 from raysearch.export.load import load_model
 from raysearch.export.outputs import tensor_leaves
 from raysearch.export.packed import weights_bytes, write_packed
-from raysearch.records import CostModel
+from raysearch.placement import place_quantizers
+from raysearch.records import BitAssignment, CostModel
 
-from .nets import WIDTHS, Case, case
+from .nets import NETS, WIDTHS, Case, case
 
 
 def assert_equal(model, net: Case, counts=(1, 2, 9)):
@@ -119,3 +122,60 @@ def test_codes_of_other_bits_are_refused(tmp_path):
     weight.codes.fill_(5)
     with pytest.raises(ExportError, match=rf"'{weight.name}' has codes from 5 to 5; 2 bits hold -2 to 1"):
         write_packed(net.stripped, net.setup, net.example, tmp_path)
+
+
+SPECS = {
+    "asymmetric": {"mode": "asymmetric"},
+    "one scale": {"granularity": "per_tensor"},
+    "one scale, asymmetric": {"mode": "asymmetric", "granularity": "per_tensor"},
+    "unsigned": {"mode": "symmetric", "signed": False},
+}
+
+
+@pytest.mark.filterwarnings("ignore:the quantizer .* is unsigned")
+@pytest.mark.parametrize("spec", SPECS)
+def test_weights_with_zero_points_or_one_scale_are_bit_equal_and_counted(tmp_path, spec):
+    torch.manual_seed(0)
+    model = NETS["waves"][0]().eval()
+    with torch.no_grad():
+        model.down.weight.abs_()  # so that an asymmetric zero point may be 0
+        model.up.weight.add_(0.2)
+    inputs = NETS["waves"][1]
+    names = ("down", "up", "gate")
+    setup = place_quantizers(
+        model, inputs(4), weight_bit_widths=(2, 3, 5, 8), overrides=dict.fromkeys(names, SPECS[spec])
+    )
+    table = calibrate_model(model, setup, inputs(8), forward=forward_one)
+    widths = dict(zip(setup.of_kind("weight"), (3, 8, 2), strict=True))
+    bits = {g.id: widths.get(g.points[0], 8) for g in setup.groups.values()}
+    controller = create_controller(model, setup, table, BitAssignment(bits))
+    trained = model(*inputs(3))
+    stripped = controller.strip_model(do_copy=True)
+    net = Case(stripped, setup, controller.assignment, inputs, inputs(4))
+    manifest = export_model(stripped, setup, net.assignment, net.example, tmp_path, targets=["packed"])
+    assert manifest.weights_bytes == CostModel(setup).costs(net.assignment)["size"]
+    stored = load_file(tmp_path / "model.safetensors")
+    kept = {n for n in stored if n.endswith("weight.zero_point")}
+    assert kept == ({f"{n}.weight.zero_point" for n in names} if "asymmetric" in spec else set())
+    scales = 1 if "one scale" in spec else 5
+    assert stored["down.weight.scale"].shape == (scales,)
+    assert_equal(load_model(tmp_path), net)
+    assert len(trained) == 2
+
+
+def test_zero_points_that_no_code_has_are_refused(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    example = (torch.randn(2, 4),)
+    setup = place_quantizers(model, example, weight_bit_widths=(4,), overrides={"0": SPECS["asymmetric"]})
+    table = calibrate_model(model, setup, example, forward=forward_one)
+    controller = create_controller(model, setup, table, BitAssignment.extreme(setup, 0))
+    write_packed(controller.strip_model(), setup, example, tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    stored["0.weight.zero_point"][1] = 8
+    save_file(stored, tmp_path / "model.safetensors")
+    with pytest.raises(StorageError, match=r"'0\.weight\.zero_point' holds values that 4 bits"):
+        load_model(tmp_path)
+
+
+def forward_one(model, batch):
+    return model(batch)
