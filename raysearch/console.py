@@ -14,6 +14,8 @@ from raysearch.records import (
     BitAssignment,
     Budget,
     CostModel,
+    QuantizationPoint,
+    QuantizerGroup,
     QuantizerSetup,
     RunResult,
     RunStatus,
@@ -134,8 +136,18 @@ def assignment_table(setup: QuantizerSetup, assignment: Mapping[str, int]) -> Ta
 
 
 def layers_table(setup: QuantizerSetup) -> Table:
-    """Every group with its points and widths."""
-    table = Table("group", "kind", "shape", "elements", "MACs", "bit-widths", "shares its width with")
+    """Every group with its points, grid and widths, and what stays float."""
+    table = Table(
+        "group",
+        "kind",
+        "shape",
+        "elements",
+        "MACs",
+        "quantizer",
+        "bit-widths",
+        "pairs",
+        "shares its width with",
+    )
     for group in setup.groups.values():
         points = [setup.points[name] for name in group.points]
         first = points[0]
@@ -145,10 +157,27 @@ def layers_table(setup: QuantizerSetup) -> Table:
             "×".join(map(str, first.shape)),
             f"{sum(p.num_elements for p in points):,}",
             f"{sum(p.macs for p in points):,}" if first.kind == "weight" else "",
+            grid_text(first),
             ", ".join(map(str, group.bit_widths)),
+            " ".join(f"{weight}/{active}" for weight, active in _pairs(setup, group)),
             ", ".join(group.points[1:]),
         )
+    for name in setup.unsupported:
+        table.add_row(name, "weight", "", "", "", "none: a recurrent layer", "float", "", "")
     return table
+
+
+def grid_text(point: QuantizationPoint) -> str:
+    """Mode, sign where it is fixed, and granularity."""
+    spec = point.grid_spec
+    signs = {True: " signed", False: " unsigned", None: ""}
+    sign = signs[spec.signed] if spec.mode == "symmetric" else ""
+    where = "per tensor" if point.axis is None else f"per channel {point.axis}"
+    return f"{spec.mode}{sign}, {where}"
+
+
+def _pairs(setup: QuantizerSetup, group: QuantizerGroup) -> list[tuple[int, int]]:
+    return sorted({pair for name in group.points for pair in setup.pairs.get(name, ())})
 
 
 def widths_table(setup: QuantizerSetup, model: CostModel) -> Table:
@@ -175,9 +204,13 @@ def inspection(setup: QuantizerSetup, model: CostModel) -> dict[str, object]:
                 "bit_widths": list(g.bit_widths),
                 "elements": sum(setup.points[p].num_elements for p in g.points),
                 "macs": sum(setup.points[p].macs for p in g.points),
+                "mode": setup.points[g.points[0]].grid_spec.mode,
+                "axis": setup.points[g.points[0]].axis,
+                "pairs": _pairs(setup, g),
             }
             for g in setup.groups.values()
         },
+        "unsupported": list(setup.unsupported),
         "uniform": {str(bits): model.costs(BitAssignment.uniform(setup, bits)) for bits in widths},
         "achievable": {kind: [model.lowest[kind], model.highest[kind]] for kind in model.lowest},
         "reference": model.reference,

@@ -87,4 +87,4 @@ def narrow(
             "('bits', or another target_device: NPU or TRIAL)",
             stacklevel=3,
         )
-    return QuantizerSetup(setup.points, groups, setup.pairs)
+    return replace(setup, groups=groups)

@@ -103,7 +103,7 @@ def place_quantizers(
     groups, pairs = make_groups(found, points, rules)
     check_placement(found, points, hardware)
     ordered = {name: tuple(sorted(allowed)) for name, allowed in pairs.items()}
-    return QuantizerSetup(points, groups, ordered)
+    return QuantizerSetup(points, groups, ordered, tuple(recurrent))
 
 
 def _keep_needed_pools(graph: CapturedGraph, reads: Reads, profile: Profile) -> None:
