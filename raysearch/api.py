@@ -138,7 +138,8 @@ def inspect(task: Task | str, config: Config | None = None) -> tuple[QuantizerSe
     Raises:
         BadInputError: the task, its model or a scope rule is not usable.
     """
-    setup = place(load_task(task), config or Config())
+    loaded = load_task(task)
+    setup = place(loaded.model, loaded.example_inputs, (config or Config()).placement)
     return setup, CostModel(setup)
 
 

@@ -6,8 +6,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from raysearch.calibration import adapt_batch_norm
 from raysearch.cluster.pool import Pool
 from raysearch.controller import create_controller
 from raysearch.evaluation import Batch, Replica, batch_size, evaluate_model
@@ -67,7 +68,22 @@ def make_recipe(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment) -
         metrics=inputs.task.metrics,
         settings=TrainingSettings(**inputs.config.training.model_dump()),
         seed=inputs.config.seed,
+        norms=adapted_norms(inputs, ranges, assignment),
     )
+
+
+def adapted_norms(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment) -> dict[str, Tensor]:
+    """BatchNorm statistics of the model quantized as assigned, before any training; {} where not asked for.
+
+    A function of the run's inputs alone, so a run that goes on gets the same; statistics that training has
+    moved since are in its checkpoints, which win.
+    """
+    count = inputs.config.calibration.batch_norm_samples
+    if not count:
+        return {}
+    model = copy.deepcopy(inputs.task.model)
+    create_controller(model, inputs.setup, ranges, assignment)
+    return adapt_batch_norm(model, inputs.calibration, inputs.task.run, count)
 
 
 def strip_checkpoint(

@@ -11,13 +11,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-from raysearch.calibration import adapt_batch_norm, apply_batch_norm
 from raysearch.config import Config
 from raysearch.controller import QuantizationController, create_controller
 from raysearch.controller.state import check_same_setup, check_state, ranges_in
 from raysearch.errors import ConfigError
 from raysearch.evaluation import Forward, Loss, default_forward
-from raysearch.evaluation.batches import materialise
+from raysearch.inputs import place
 from raysearch.model_stages import ModelStages
 from raysearch.nncf_config import NncfConfig, read_nncf_config
 from raysearch.placement import place_quantizers
@@ -40,7 +39,8 @@ def create_compressed_model(
 
     Args:
         model: the float model; it is modified.
-        config: raysearch's `Config`, or NNCF's configuration as a mapping or the path of its JSON file.
+        config: raysearch's `Config`, of which `placement` and `calibration` are read, or NNCF's
+            configuration as a mapping or the path of its JSON file.
         example_inputs: positional arguments of the forward; NNCF's `input_info` makes them where they are
             left out.
         data: what is calibrated on: a data set, a loader, or batches. Not needed with a state.
@@ -76,15 +76,14 @@ def create_compressed_model(
         ),
         settings,
     )
-    stages = ModelStages(copy.deepcopy(model), data, forward, loss)
+    stages = ModelStages(copy.deepcopy(model), data, forward, loss, norm_samples=settings.norm_samples)
     options = {"params": settings.params}
     controller = _attach(model, setup, stages, settings.ranges, options, compression_state)
     kind, params = settings.precision
-    if kind and compression_state is None:
-        controller.apply(controller.init_precision(kind, params))
-    if settings.norm_samples and compression_state is None:
-        batches = materialise(data, settings.norm_samples, stages.shard_size, "BatchNorm adaptation")
-        apply_batch_norm(model, adapt_batch_norm(model, batches, forward, settings.norm_samples))
+    if compression_state is None:
+        if kind:
+            controller.apply(controller.init_precision(kind, params))
+        stages.adapt_norms(controller)
     return controller, model
 
 
@@ -97,22 +96,27 @@ def _typed(
     loss: Loss | None,
     state: Mapping[str, Any] | None,
 ) -> tuple[QuantizationController, nn.Module]:
-    placement = config.placement
-    overrides = {scope: v.model_dump(exclude_none=True) for scope, v in placement.overrides.items()}
-    setup = place_quantizers(
-        model,
-        _given(example_inputs),
-        weight_bit_widths=placement.weight_bit_widths,
-        activation_bit_widths=placement.activation_bit_widths,
-        pins=placement.pins,
-        ignored_scopes=placement.ignored_scopes,
-        target_scopes=placement.target_scopes,
-        overrides=overrides,
-        profile=placement.profile,
+    setup = place(model, _given(example_inputs), config.placement)
+    settings = config.calibration
+    stages = ModelStages(
+        copy.deepcopy(model),
+        data,
+        forward,
+        loss,
+        settings.shard_size,
+        settings.batch_norm_samples,
+        estimators={
+            "weights": settings.weights,
+            "activations": settings.activations,
+            "overrides": settings.overrides,
+            "percentiles": settings.percentiles,
+            "reference": settings.reference,
+        },
     )
-    stages = ModelStages(copy.deepcopy(model), data, forward, loss, config.calibration.shard_size)
-    ranges = {"num_init_samples": config.calibration.num_samples}
-    return _attach(model, setup, stages, ranges, {}, state), model
+    controller = _attach(model, setup, stages, {"num_init_samples": settings.num_samples}, {}, state)
+    if state is None:
+        stages.adapt_norms(controller)
+    return controller, model
 
 
 def _given(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -173,4 +177,4 @@ def _with_kinds(setup: QuantizerSetup, settings: NncfConfig) -> QuantizerSetup:
                     "scale per tensor; set it by scope_overrides.activations where a target has them."
                 )
         points[name] = point
-    return QuantizerSetup(points, setup.groups, setup.pairs)
+    return replace(setup, points=points)

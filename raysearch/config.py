@@ -57,6 +57,7 @@ class CalibrationConfig(Section):
     overrides: dict[str, Estimator] = Field(default_factory=dict)
     percentiles: tuple[Percent, Percent] = (0.1, 99.9)
     reference: bool = False
+    batch_norm_samples: int = Field(0, ge=0)
 
 
 class ObjectiveConfig(Section):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from raysearch.calibration import choose_rules
-from raysearch.config import Config
+from raysearch.config import Config, PlacementConfig
 from raysearch.errors import BudgetError, ConfigError, DataError, PlacementError
 from raysearch.evaluation import Batch, Divergence, materialise, output_tensor, training_batches
 from raysearch.evaluation.batches import tensors_of
@@ -59,19 +59,18 @@ class Inputs:
     fingerprints: Mapping[str, str]
 
 
-def place(task: Task, config: Config) -> QuantizerSetup:
+def place(model: nn.Module, example_inputs: tuple[Any, ...], settings: PlacementConfig) -> QuantizerSetup:
     """The placement stage, with a configuration's settings."""
-    overrides = config.placement.overrides.items()
     return place_quantizers(
-        task.model,
-        task.example_inputs,
-        weight_bit_widths=config.placement.weight_bit_widths,
-        activation_bit_widths=config.placement.activation_bit_widths,
-        pins=config.placement.pins,
-        ignored_scopes=config.placement.ignored_scopes,
-        target_scopes=config.placement.target_scopes,
-        overrides={scope: values.model_dump(exclude_none=True) for scope, values in overrides},
-        profile=config.placement.profile,
+        model,
+        example_inputs,
+        weight_bit_widths=settings.weight_bit_widths,
+        activation_bit_widths=settings.activation_bit_widths,
+        pins=settings.pins,
+        ignored_scopes=settings.ignored_scopes,
+        target_scopes=settings.target_scopes,
+        overrides={scope: v.model_dump(exclude_none=True) for scope, v in settings.overrides.items()},
+        profile=settings.profile,
     )
 
 
@@ -87,7 +86,7 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     """
     parsed = parse_budgets(budgets)
     _check_settings(task, config)
-    setup = place(task, config)
+    setup = place(task.model, task.example_inputs, config.placement)
     _check_pairs(setup, config)
     check_achievable(parsed, CostModel(setup))
     for index, bits in enumerate(config.search.enqueue):
@@ -183,6 +182,12 @@ def _check_settings(task: Task, config: Config) -> None:
     if objective not in ("divergence", "loss", *task.metrics):
         known = ", ".join(("divergence", "loss", *task.metrics))
         raise ConfigError(f"search.objective is '{objective}'; known for this task: {known}.")
+    wanted_samples, samples = config.calibration.batch_norm_samples, config.calibration.num_samples
+    if wanted_samples > samples:
+        raise ConfigError(
+            f"calibration.batch_norm_samples is {wanted_samples}, and calibration.num_samples only "
+            f"{samples}; raise the latter."
+        )
     wants_loss = {
         "search.objective": objective == "loss",
         "training.objective": config.training.objective == "loss" and task.train is not None,

@@ -7,14 +7,14 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from raysearch.calibration import calibrate
+from raysearch.calibration import adapt_batch_norm, apply_batch_norm, calibrate, choose_rules
 from raysearch.cluster.pool import LocalPool
 from raysearch.controller import QuantizationController, refuse_unknown
 from raysearch.errors import ConfigError, DataError
@@ -58,6 +58,8 @@ class ModelStages:
         loss: (outputs, batch) → scalar, for traces of the task's loss.
         ranges: NNCF's `initializer.range`: `num_init_samples`, `type`, `params`.
         shard_size: samples in one forward.
+        norm_samples: how many samples BatchNorm statistics are adapted on; 0: they are left alone.
+        estimators: options of `calibrate` that hold where the `range` settings name no type.
     """
 
     model: nn.Module
@@ -65,6 +67,8 @@ class ModelStages:
     forward: Forward = default_forward
     loss: Loss | None = None
     shard_size: int = 32
+    norm_samples: int = 0
+    estimators: Mapping[str, Any] = field(default_factory=dict)
 
     def find_ranges(
         self, controller: QuantizationController, points: Iterable[str], params: Mapping[str, Any] | None
@@ -78,17 +82,21 @@ class ModelStages:
             for name, group in controller.setup.groups.items()
             if (members := tuple(p for p in group.points if p in kept))
         }
-        return self.calibrate(QuantizerSetup(kept, groups), params or {})
+        return self.calibrate(QuantizerSetup(kept, groups), params or {}, controller.setup)
 
-    def calibrate(self, setup: QuantizerSetup, params: Mapping[str, Any]) -> RangeTable:
-        """Ranges of a setup on the float model; `params` as in `initializer.range`."""
-        refuse_unknown(params, ("num_init_samples", "type", "params"), "initializer.range")
-        kind = str(params.get("type", "mse"))
-        percentiles = dict(params.get("params", {}))
-        refuse_unknown(percentiles, ("min_percentile", "max_percentile"), "initializer.range.params")
-        bounds = (percentiles.get("min_percentile", 0.1), percentiles.get("max_percentile", 99.9))
+    def calibrate(
+        self, setup: QuantizerSetup, params: Mapping[str, Any], whole: QuantizerSetup | None = None
+    ) -> RangeTable:
+        """Ranges of a setup on the float model; `params` as in `initializer.range`.
+
+        Args:
+            setup: the points to calibrate.
+            params: samples, type and percentiles; a type given here is that of every point.
+            whole: the setup that scopes of overrides are read against, where `setup` is a part of it.
+        """
+        options = self._range_options(whole or setup, params)
+        options["overrides"] = {n: kind for n, kind in options["overrides"].items() if n in setup.points}
         replica, shards = self._replica(int(params.get("num_init_samples", 256)))
-        options: dict[str, Any] = {"weights": kind, "activations": kind, "percentiles": bounds}
         return calibrate(setup, LocalPool(replica, deterministic=False), shards, **options)
 
     def find_precision(
@@ -96,6 +104,18 @@ class ModelStages:
     ) -> BitAssignment:
         """The assignment of "hawq" or "search" within a setup's widths."""
         return (self._hawq if kind == "hawq" else self._search)(controller, setup, dict(params))
+
+    def adapt_norms(self, controller: QuantizationController) -> None:
+        """Take the controller's BatchNorm statistics anew, with its quantizers as they are switched.
+
+        Nothing is done while no quantizer is on: the float model's own statistics are right then.
+        """
+        if self.norm_samples and any(q.enabled for q in controller.all_quantizations.values()):
+            if self.data is None:
+                raise DataError("no data is known to adapt BatchNorm on; give create_compressed_model data.")
+            batches = materialise(self.data, self.norm_samples, self.shard_size, "BatchNorm adaptation")
+            found = adapt_batch_norm(controller.model, batches, self.forward, self.norm_samples)
+            apply_batch_norm(controller.model, found)
 
     def refresh(self, controller: QuantizationController) -> None:
         """Give the float copy the present weights and buffers of the controller's model."""
@@ -106,6 +126,21 @@ class ModelStages:
                 state[plain] = value.detach()
         own = self.model.state_dict()
         self.model.load_state_dict({name: state.get(name, value) for name, value in own.items()})
+
+    def _range_options(self, setup: QuantizerSetup, params: Mapping[str, Any]) -> dict[str, Any]:
+        refuse_unknown(params, ("num_init_samples", "type", "params"), "initializer.range")
+        percentiles = dict(params.get("params", {}))
+        refuse_unknown(percentiles, ("min_percentile", "max_percentile"), "initializer.range.params")
+        options: dict[str, Any] = {"weights": "mse", "activations": "mse", "overrides": {}}
+        options.update(self.estimators)
+        if "type" in params:
+            options.update(weights=params["type"], activations=params["type"], overrides={})
+        low, high = options.get("percentiles", (0.1, 99.9))
+        bounds = percentiles.get("min_percentile", low), percentiles.get("max_percentile", high)
+        rules = choose_rules(setup, options["weights"], options["activations"], options["overrides"])
+        # By id: a scope that fits one quantizer may fit none of those that are calibrated anew.
+        chosen = {name: rule.estimator for name, rule in rules.items()}
+        return {**options, "overrides": chosen, "percentiles": bounds}
 
     def _hawq(
         self, controller: QuantizationController, setup: QuantizerSetup, params: dict[str, Any]

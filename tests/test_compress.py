@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import raysearch
+from raysearch.calibration import adapt_batch_norm, apply_batch_norm
 from raysearch.config import load_config
 from raysearch.errors import BudgetError, ConfigError, PlacementError, StorageError
+from raysearch.evaluation import materialise
 from raysearch.nncf_config import read_nncf_config, to_scope
 from raysearch.records import compression_ratio
 from tests import models
@@ -144,3 +146,68 @@ def test_d38_a_model_that_guesses_is_warned_of():
         pytest.warns(UserWarning, match="one admissible width"),
     ):
         controller.init_precision("hawq", {"compression_ratio": 0.9})
+
+
+def norms(model):
+    return {n: v.clone() for n, v in model.state_dict().items() if "running" in n}
+
+
+def test_batch_norm_is_adapted_once_the_quantizers_are_in_and_never_by_a_state():
+    start = norms(models.build("digits"))
+    samples = {**RANGE, "batchnorm_adaptation": {"num_bn_adaptation_samples": 16}}
+    controller, model = build(config(initializer=samples, weights={"bits": 2}))
+    quantized = norms(model)
+    assert quantized.keys() == start.keys()
+    assert all(not torch.equal(quantized[name], start[name]) for name in start)
+    _, other = build(config(weights={"bits": 2}))
+    assert all(torch.equal(norms(other)[name], start[name]) for name in start)
+    batches = materialise(DATA, 16, 32, "test")
+    apply_batch_norm(other, adapt_batch_norm(other, batches, num_samples=16))
+    assert all(torch.equal(norms(other)[name], quantized[name]) for name in start)
+    _, resumed = build(config(initializer=samples, weights={"bits": 2}), compression_state=state(controller))
+    assert all(torch.equal(norms(resumed)[name], start[name]) for name in start)
+
+
+def test_d34_a_staged_start_adapts_batch_norm_once_and_not_while_all_is_float():
+    samples = {**RANGE, "batchnorm_adaptation": {"num_bn_adaptation_samples": 16}}
+    starts = {"activations_quant_start_epoch": 1, "weights_quant_start_epoch": 1}
+    controller, model = build(config(initializer=samples, weights={"bits": 2}, params=starts))
+    start = norms(models.build("digits"))
+    controller.scheduler.epoch_step()
+    assert all(torch.equal(norms(model)[name], start[name]) for name in start)
+    controller.scheduler.epoch_step()
+    _, other = build(config(initializer=samples, weights={"bits": 2}))
+    assert all(torch.equal(value, norms(other)[name]) for name, value in norms(model).items())
+    # What training does to the statistics from here on is kept, by a later epoch and by a resume.
+    with torch.no_grad():
+        model.get_buffer(next(iter(start))).add_(1)
+    trained = norms(model)
+    controller.scheduler.epoch_step()
+    controller.load_state(state(controller))
+    assert all(torch.equal(norms(model)[name], trained[name]) for name in trained)
+
+
+def test_our_own_configuration_says_how_ranges_are_found():
+    settings = load_config(
+        overrides={
+            "placement": {"weight_bit_widths": [4]},
+            "calibration": {"weights": "min_max", "overrides": {"head": "mse"}, "num_samples": 16},
+        }
+    )
+    controller, _ = build(settings, example_inputs=models.inputs("digits"))
+    found = {n: controller.ranges[n, 4].scale for n in controller.setup.of_kind("weight")}
+    weights = {n: p for n, p in models.build("digits").named_parameters() if n in found}
+    for name, scale in found.items():
+        axis = controller.setup.points[name].axis
+        peak = weights[name].detach().abs().movedim(axis, 0).flatten(1).amax(1).numpy()
+        assert (scale * 7 == pytest.approx(peak, rel=1e-6)) == (name != "head.weight"), name
+    # Anew for some: a scope that fits none of them is no error, and a given type wins.
+    controller.init_range(points=["stem.weight"])
+    assert controller.ranges["stem.weight", 4].scale.tolist() == found["stem.weight"].tolist()
+    controller.init_range({"type": "min_max", "num_init_samples": 16}, points=["head.weight"])
+    peak = weights["head.weight"].detach().abs().amax(1).numpy()
+    assert controller.ranges["head.weight", 4].scale * 7 == pytest.approx(peak, rel=1e-6)
+
+
+def state(controller):
+    return json.loads(json.dumps(controller.get_compression_state()))

@@ -206,3 +206,8 @@ class QuantizationController(HeldQuantizers):
         if not isinstance(self.stages, NoStages):
             names = [n for n in self.assignment.per_point(self.setup) if self.setup.points[n].kind == kind]
             self.init_range(points=names, force=True)
+
+    def _adapt(self) -> None:
+        # What the layers before a BatchNorm give has changed at a stroke.
+        if not isinstance(self.stages, NoStages):
+            self.stages.adapt_norms(self)

@@ -186,10 +186,13 @@ class HeldQuantizers:
     def _start(self, kind: Kind) -> None:
         """Called when a kind starts after training began."""
 
+    def _adapt(self) -> None:
+        """Called once after the kinds of an epoch have started."""
+
     def _make_scheduler(self) -> Scheduler:
         params = read_schedule(self.config)
         if isinstance(params, ScheduleParams):
-            return StagedScheduler(params, self._switch, self._start)
+            return StagedScheduler(params, self._switch, self._start, self._adapt)
         return Scheduler()
 
     def _tell(self, event: str, **details: Any) -> None:

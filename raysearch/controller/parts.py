@@ -88,6 +88,10 @@ class Stages(Protocol):
         """The assignment that "hawq" or "search" finds within a setup's widths."""
         ...
 
+    def adapt_norms(self, controller: QuantizationController) -> None:
+        """Take BatchNorm statistics anew, with the quantizers as they are, where that was asked for."""
+        ...
+
 
 class NoStages:
     """Stands where no data was given: what needs it says so."""
@@ -111,6 +115,14 @@ class NoStages:
             PlacementError: always.
         """
         raise PlacementError(f"init_precision('{kind}') needs data, and {_NO_DATA}")
+
+    def adapt_norms(self, controller: QuantizationController) -> None:
+        """See `Stages.adapt_norms`.
+
+        Raises:
+            PlacementError: always.
+        """
+        raise PlacementError(f"adapting BatchNorm needs data, and {_NO_DATA}")
 
 
 _NO_DATA = (

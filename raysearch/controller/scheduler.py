@@ -102,6 +102,7 @@ class StagedScheduler(Scheduler):
         params: the epochs and rates.
         switch: turns a kind on or off.
         initialise: finds the ranges of a kind that starts for the first time after training began.
+        adapt: called once after the kinds of an epoch have started, when what is on has changed.
     """
 
     staged = True
@@ -111,10 +112,11 @@ class StagedScheduler(Scheduler):
         params: ScheduleParams,
         switch: Callable[[Kind, bool], None],
         initialise: Callable[[Kind], None],
+        adapt: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         self.params = params
-        self._switch, self._initialise = switch, initialise
+        self._switch, self._initialise, self._adapt = switch, initialise, adapt
         self._optimizer: Optimizer | None = None
         self._base: list[tuple[float, float]] = []
         self.started: set[Kind] = {kind for kind in KINDS if params.start(kind) == 0}
@@ -142,12 +144,14 @@ class StagedScheduler(Scheduler):
                 "they have no effect; call controller.scheduler.attach(optimizer)",
                 stacklevel=2,
             )
-        for kind in KINDS:
-            if self.current_epoch >= self.params.start(kind) and kind not in self.started:
-                self.started.add(kind)
-                self._switch(kind, True)
-                self._initialise(kind)
+        due = [k for k in KINDS if self.current_epoch >= self.params.start(k) and k not in self.started]
+        for kind in due:
+            self.started.add(kind)
+            self._switch(kind, True)
+            self._initialise(kind)
         self.sync()
+        if due:
+            self._adapt()
         self._set_rates()
 
     def get_state(self) -> dict[str, Any]:

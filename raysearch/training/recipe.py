@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from raysearch.controller import QuantizationController, create_controller
 from raysearch.errors import ConfigError
@@ -67,6 +68,7 @@ class Recipe:
         metrics: name → function (outputs, batch) → number.
         settings: how to train.
         seed: the run's seed.
+        norms: buffer → BatchNorm statistics that the quantized model starts from; the teacher keeps its own.
     """
 
     model: nn.Module
@@ -81,10 +83,15 @@ class Recipe:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     settings: TrainingSettings = field(default_factory=TrainingSettings)
     seed: int = 0
+    norms: Mapping[str, Tensor] = field(default_factory=dict)
 
     def build(self) -> QuantizationController:
-        """A controller on a copy of the float model, at the calibrated ranges."""
-        return create_controller(copy.deepcopy(self.model), self.setup, self.ranges, self.assignment)
+        """A controller on a copy of the float model, at the calibrated ranges and with the adapted norms."""
+        model = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for name, value in self.norms.items():
+                model.get_buffer(name).copy_(value)
+        return create_controller(model, self.setup, self.ranges, self.assignment)
 
     @property
     def objective(self) -> Literal["loss", "distill"]:

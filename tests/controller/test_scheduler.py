@@ -17,7 +17,7 @@ class CountingStages:
     """Finds ranges as they are, and remembers for whom."""
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.adapted = [], []
 
     def find_ranges(self, controller, points, params):
         self.asked.append(tuple(points))
@@ -25,6 +25,9 @@ class CountingStages:
 
     def find_precision(self, kind, controller, setup, params):
         raise AssertionError
+
+    def adapt_norms(self, controller):
+        self.adapted.append([n for n, q in controller.all_quantizations.items() if q.enabled])
 
 
 def make(params=None, stages=None):
