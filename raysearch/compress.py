@@ -1,10 +1,10 @@
-"""`create_compressed_model`: from a float model and a configuration to a controller, in one call."""
+"""From a model and a configuration to a controller, and from a controller to files, in one call each."""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +14,14 @@ from torch import nn
 from raysearch.config import Config
 from raysearch.controller import QuantizationController, create_controller
 from raysearch.controller.state import check_same_setup, check_state, ranges_in
-from raysearch.errors import ConfigError
-from raysearch.evaluation import Forward, Loss, default_forward
+from raysearch.errors import ConfigError, ExportError
+from raysearch.evaluation import Batch, Forward, Loss, default_forward
+from raysearch.export import export_model
 from raysearch.inputs import place
 from raysearch.model_stages import ModelStages
 from raysearch.nncf_config import NncfConfig, read_nncf_config
 from raysearch.placement import place_quantizers
-from raysearch.records import BitAssignment, QuantizerSetup, QuantizerSpec
+from raysearch.records import BitAssignment, ExportManifest, QuantizerSetup, QuantizerSpec
 
 
 def create_compressed_model(
@@ -85,6 +86,42 @@ def create_compressed_model(
             controller.apply(controller.init_precision(kind, params))
         stages.adapt_norms(controller)
     return controller, model
+
+
+def export_compressed_model(
+    controller: QuantizationController,
+    example_inputs: tuple[Any, ...],
+    directory: str | os.PathLike[str],
+    *,
+    targets: Sequence[str] | None = None,
+    batches: Iterable[Batch] = (),
+    forward: Forward = default_forward,
+) -> ExportManifest:
+    """What NNCF's `controller.export_model` did: fix the ranges, strip a copy, write and verify the files.
+
+    Args:
+        controller: its model is left quantized, with fixed ranges.
+        example_inputs: positional arguments of the forward; dimension 0 is the batch.
+        directory: the model folder; see `raysearch.export.export_model`, also for what follows.
+        targets: "packed", "onnx"; None means all whose packages are installed.
+        batches: what the files are verified on; none means the example inputs.
+        forward: (model, batch) → outputs.
+
+    Raises:
+        ExportError: a range or a width cannot be exported (names the quantizer), or see `export_model`.
+    """
+    for name, reason in controller.prepare_for_export().not_exportable.items():
+        raise ExportError(f"the quantizer '{name}' cannot be exported: {reason}.")
+    return export_model(
+        controller.strip_model(do_copy=True),
+        controller.setup,
+        controller.assignment,
+        example_inputs,
+        directory,
+        targets=targets,
+        batches=batches,
+        forward=forward,
+    )
 
 
 def _typed(

@@ -8,8 +8,9 @@ import torch
 
 import raysearch
 from raysearch.calibration import adapt_batch_norm, apply_batch_norm
+from raysearch.compress import export_compressed_model
 from raysearch.config import load_config
-from raysearch.errors import BudgetError, ConfigError, PlacementError, StorageError
+from raysearch.errors import BudgetError, ConfigError, ExportError, PlacementError, StorageError
 from raysearch.evaluation import materialise
 from raysearch.nncf_config import read_nncf_config, to_scope
 from raysearch.records import compression_ratio
@@ -207,6 +208,20 @@ def test_our_own_configuration_says_how_ranges_are_found():
     controller.init_range({"type": "min_max", "num_init_samples": 16}, points=["head.weight"])
     peak = weights["head.weight"].detach().abs().amax(1).numpy()
     assert controller.ranges["head.weight", 4].scale * 7 == pytest.approx(peak, rel=1e-6)
+
+
+def test_a_controller_is_exported_in_one_call(tmp_path):
+    controller, model = build(config(weights={"bits": 3}))
+    example = models.inputs("digits")
+    expected = run(model.eval(), example)
+    manifest = export_compressed_model(controller, example, tmp_path, targets=["packed"])
+    assert manifest.costs == controller.statistics()["costs"]
+    assert torch.equal(run(raysearch.load_model(tmp_path), example), expected)
+    assert controller.all_quantizations["stem.weight"].frozen
+    with torch.no_grad():
+        controller.all_quantizations["stem.weight"].scale.fill_(torch.nan)
+    with pytest.raises(ExportError, match=r"'stem\.weight' cannot be exported: its range is not finite"):
+        export_compressed_model(controller, example, tmp_path)
 
 
 def state(controller):

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from raysearch.quantizer import dequantize, fake_quantize, quant_levels, quantize
+from raysearch.quantizer import SymmetricQuantizer, dequantize, fake_quantize, quant_levels, quantize
 from tests.oracles import WIDTHS, fake_quantize_gradients
 
 GRANULARITIES = {"tensor": (1, 1, 1), "axis0": (3, 1, 1), "axis1": (1, 4, 1)}
@@ -126,3 +127,34 @@ def test_functional_grad_takes_it() -> None:
     x, scale = sample("tensor", 4)
     slope = torch.func.grad(lambda t: fake_quantize(t, scale, 0, -8, 7).sum())(x)
     assert set(slope.unique().tolist()) <= {0.0, 1.0}
+
+
+class CountOperations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += "detach" not in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_d44_a_step_costs_no_more_operations() -> None:
+    # The time of a small weight is the number of operations; each costs as much as 10,000 elements.
+    x, scale = sample("axis0", 4)
+    x.requires_grad_()
+    scale.requires_grad_()
+    with CountOperations() as forward:
+        y = fake_quantize(x, scale, 0, -8, 7, 0.5)
+    grad = torch.ones_like(y)
+    with CountOperations() as backward:
+        y.backward(grad)
+    assert (forward.count, backward.count) == (4, 9)
+    quantizer = SymmetricQuantizer((3, 4, 6), 0, 3)
+    with CountOperations() as forward:
+        y = quantizer(x)
+    assert forward.count == 6
+    quantizer.freeze()
+    with CountOperations() as backward:
+        quantizer(x).backward(grad)
+    assert backward.count <= 6 + 2 + 1  # forward; the mask's two; adding to x.grad
