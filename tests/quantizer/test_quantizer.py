@@ -1,5 +1,6 @@
 import copy
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -127,3 +128,22 @@ def test_a_deep_copy_is_independent() -> None:
 def test_it_says_what_it_is() -> None:
     assert "4 bits, levels (-8, 7), per channel of axis 0" in repr(weight_quantizer())
     assert "per tensor" in repr(activation_quantizer())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_the_default_compiler_gives_the_same_bits_at_any_batch_size() -> None:
+    quantizer = AsymmetricQuantizer()
+    quantizer.set_range(4, QuantizerRange(np.array([0.2], np.float32), np.array([3], np.int32), False))
+    compiled = torch.compile(quantizer, fullgraph=True, dynamic=True)
+    for count in (3, 8):
+        x = torch.randn(count, 5, generator=torch.Generator().manual_seed(count))
+        values = []
+        for module in (quantizer, compiled):
+            given = x.clone().requires_grad_()
+            y = module(given)
+            y.backward(x)
+            values.append((y.detach(), given.grad))
+        assert torch.equal(values[0][0], values[1][0])
+        assert torch.equal(values[0][1], values[1][1])
