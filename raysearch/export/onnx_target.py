@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
 import io
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -19,14 +21,17 @@ from raysearch.artifacts import Storage
 from raysearch.controller import StrippedWeight
 from raysearch.errors import ExportError
 from raysearch.evaluation import batch_size
+from raysearch.export.onnx_graph import fuse_regions
+from raysearch.export.onnx_storage import OPSET, choose_containers, code_readers, code_width, store_codes
 from raysearch.export.outputs import plain
 from raysearch.export.program import batch_dims, quiet, widen
 
 FILE = "model.onnx"
 EXTRA = ("onnx", "onnxscript", "onnx_ir", "ml_dtypes", "onnxruntime")
-OPSET = 21
-SPREAD_BITS = 7
 OUTPUT_KEY = "raysearch.outputs"
+SCOPES = "pkg.torch.onnx.name_scopes"
+QUANTIZER = "_quantizer"
+LAYERS = ("QuantizeLinear", "Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def missing_packages() -> list[str]:
@@ -50,12 +55,12 @@ def require_onnx() -> None:
 def write_onnx(
     stripped: nn.Module, weights: dict[str, StrippedWeight], example_inputs: tuple[Any, ...], path: Path
 ) -> int | None:
-    """Write a stripped module as an ONNX file of opset 21.
+    """Write a stripped module as an ONNX file for onnxruntime, of opset 21, or 25 where it holds INT2.
 
-    Weights become initializers of codes with DequantizeLinear: INT4 where every code fits −8 … 7, decoded
-    to INT8 by nodes that runtimes fold at load, else INT8. Activations become QuantizeLinear and
-    DequantizeLinear in a uint8 container at every width. The batch dimension is open where the model
-    allows it.
+    Weights become initializers of codes with DequantizeLinear: INT2, INT4, INT8, or a bit stream at 3, 5, 6
+    and 7 bits, decoded by functions that onnxruntime folds at load. Activations become QuantizeLinear and
+    DequantizeLinear in a uint8 container at every width. BatchNorm goes into scales and biases. The batch
+    dimension is open where the model allows it. Quantizers keep their ids as names of QuantizeLinear nodes.
 
     Args:
         stripped: the stripped module, integer form.
@@ -70,27 +75,58 @@ def write_onnx(
         ExportError: the extra is missing, the exporter refuses the model, or a weight did not arrive.
     """
     require_onnx()
-    import onnx
+    model, fixed_batch = qdq_model(stripped, weights, example_inputs)
+    write_model(model, path)
+    return fixed_batch
+
+
+def qdq_model(
+    stripped: nn.Module,
+    weights: dict[str, StrippedWeight],
+    example_inputs: tuple[Any, ...],
+    *,
+    for_onnxruntime: bool = True,
+) -> tuple[Any, int | None]:
+    """The graph of `write_onnx` as a proto, and the only batch size it takes.
+
+    Args:
+        stripped: the stripped module, integer form.
+        weights: its integer weights.
+        example_inputs: positional arguments of its forward.
+        for_onnxruntime: whether containers and rewrites that only onnxruntime takes may be used.
+    """
     import onnx_ir as ir
     from onnx_ir.passes import Sequential, common
 
-    for weight in weights.values():
-        if weight.zero_point is not None:
-            raise ExportError(
-                f"the weight '{weight.name}' has zero points, which the target 'onnx' cannot hold yet; give "
-                f"it a symmetric signed quantizer, or leave it float."
-            )
     program, fixed_batch = _export(stripped, example_inputs)
     model = program.model
     _check_codes(model, weights)
-    _narrow(model)
+    _name_nodes(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    fuse_regions(model, codes_move=for_onnxruntime)
+    functions = store_codes(model, streams=for_onnxruntime)
     Sequential(
         common.CommonSubexpressionEliminationPass(),
+        common.DeduplicateInitializersPass(size_limit=2**20),
         common.RemoveUnusedNodesPass(),
         common.ClearMetadataAndDocStringPass(),
     )(model)
+    _shorten_names(model, {weight.name for weight in weights.values()})
     model.producer_name, model.producer_version = "raysearch", None
     proto = ir.to_proto(model)
+    proto.functions.extend(functions)
+    del proto.graph.value_info[:]
+    return proto, fixed_batch
+
+
+def write_model(proto: Any, path: Path) -> None:
+    """Check a model by ONNX's own checker, and write it.
+
+    Raises:
+        ExportError: the checker refuses it, or it exceeds 2 GiB.
+    """
+    import onnx
+
     if proto.ByteSize() >= 2**31:
         raise ExportError("the ONNX file would exceed 2 GiB, which is not supported; export 'packed' only.")
     try:
@@ -98,7 +134,37 @@ def write_onnx(
     except Exception as error:
         raise ExportError(f"the ONNX checker refuses the exported file: {error}.") from error
     Storage(path.parent).write_bytes(path.name, proto.SerializeToString(deterministic=True))
-    return fixed_batch
+
+
+def _name_nodes(model: Any) -> None:
+    """Name quantizers by their ids, layers by their modules: profiles and comparisons show these names."""
+    calls: Counter[str] = Counter()
+    for node in model.graph:
+        name = ""
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+        if node.op_type in LAYERS and len(scopes) > 1:
+            name = scopes[-2].removesuffix(QUANTIZER)
+        if name:
+            calls[name] += 1
+            name += f"#{calls[name]}" if calls[name] > 1 else ""
+        node.name = name
+
+
+def _shorten_names(model: Any, kept: set[str]) -> None:
+    """Give values short names, which a file repeats at each use; codes are named after their weights."""
+    graph = model.graph
+    fixed = {*graph.inputs, *graph.outputs}
+    taken = {value.name for value in fixed} | kept
+    fresh = (name for index in itertools.count() if (name := f"v{index:x}") not in taken)
+    for value in list(graph.initializers.values()):
+        if value not in fixed:
+            short = value.name.replace(".parametrizations.", ".").split(".original", 1)
+            is_code = len(short) == 2 and short[1] in ("", ".int8", ".int4", ".int2", ".bits")
+            value.name = "".join(short) if is_code else next(fresh)
+    for node in graph:
+        for value in node.outputs:
+            if value not in fixed:
+                value.name = next(fresh)
 
 
 def _export(stripped: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[Any, int | None]:
@@ -145,21 +211,8 @@ def _is_open(value: Any) -> bool:
     return bool(value.shape) and not isinstance(value.shape[0], int)
 
 
-def _code_initializers(model: Any) -> dict[Any, list[Any]]:
-    """Initializer of int8 codes → the DequantizeLinear nodes that read it.
-
-    Found by what the nodes read: the exporter merges equal initializers, so names would not do.
-    """
-    found: dict[Any, list[Any]] = {}
-    for node in model.graph:
-        value = node.inputs[0] if node.op_type == "DequantizeLinear" else None
-        if value is not None and value.is_initializer() and value.const_value.dtype.name == "INT8":
-            found.setdefault(value, []).append(node)
-    return found
-
-
 def _check_codes(model: Any, weights: dict[str, StrippedWeight]) -> None:
-    stored = {_identity(value.const_value.numpy()) for value in _code_initializers(model)}
+    stored = {_identity(value.const_value.numpy()) for value in code_readers(model)}
     for weight in weights.values():
         if _identity(weight.codes.cpu().numpy()) not in stored:
             raise ExportError(
@@ -170,68 +223,6 @@ def _check_codes(model: Any, weights: dict[str, StrippedWeight]) -> None:
 
 def _identity(codes: npt.NDArray[np.int8]) -> tuple[tuple[int, ...], bytes]:
     return codes.shape, np.ascontiguousarray(codes).tobytes()
-
-
-def _narrow(model: Any) -> None:
-    """Store codes in INT4 where they fit, and spread narrow codes over 7 bits with a smaller scale.
-
-    A width is read off the codes, not off the assignment: a cast to INT4 would wrap others without a word.
-    codes·2^k with scale/2^k is the same weight exactly. Integer kernels round a bias to the grid of input
-    scale times weight scale, which without the shift is coarse at low widths. Seven bits, not eight: pairs of
-    u8·s8 products then fit the 16 bits in which CPUs without VNNI sum them.
-    """
-    import ml_dtypes
-    import onnx_ir as ir
-
-    for value, readers in _code_initializers(model).items():
-        codes = value.const_value.numpy()
-        bits = _width(codes)
-        shift = max(0, SPREAD_BITS - bits)
-        if bits <= 4:
-            narrow = _initializer(model, f"{value.name}.int4", codes.astype(ml_dtypes.int4), ir.DataType.INT4)
-            decoded = _decode(model, narrow, shift)
-        elif shift:
-            spread = (codes.astype(np.int16) << shift).astype(np.int8)
-            decoded = _initializer(model, f"{value.name}.int8", spread, ir.DataType.INT8)
-        else:
-            continue
-        for index, node in enumerate(readers):
-            # A new scale each: the exporter merges equal scales, and another weight may read the old one.
-            scale = node.inputs[1].const_value.numpy() / np.float32(2**shift)
-            name = f"{value.name}.scale{index}"
-            node.replace_input_with(0, decoded)
-            node.replace_input_with(1, _initializer(model, name, scale, ir.DataType.FLOAT))
-        if not value.uses():
-            del model.graph.initializers[value.name]
-
-
-def _width(codes: npt.NDArray[np.int8]) -> int:
-    """The least width that holds all codes."""
-    low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
-    return 1 + max(high.bit_length(), (-1 - low).bit_length() if low < 0 else 0)
-
-
-def _initializer(model: Any, name: str, array: npt.NDArray[Any], dtype: Any) -> Any:
-    import onnx_ir as ir
-
-    tensor = ir.Tensor(array, dtype=dtype, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
-
-
-def _decode(model: Any, narrow: Any, shift: int) -> Any:
-    """Nodes at the head of the graph: Cast(INT32), Mul(2^shift), Cast(INT8); runtimes fold them at load."""
-    import onnx_ir as ir
-
-    factor = _initializer(model, f"{narrow.name}.factor", np.array(2**shift, np.int32), ir.DataType.INT32)
-    wide = ir.node("Cast", [narrow], attributes={"to": int(ir.DataType.INT32)})
-    spread = ir.node("Mul", [wide.outputs[0], factor])
-    codes = ir.node("Cast", [spread.outputs[0]], attributes={"to": int(ir.DataType.INT8)})
-    for node, suffix in ((wide, "int32"), (spread, "spread"), (codes, "int8")):
-        node.outputs[0].name = f"{narrow.name}.{suffix}"
-    model.graph.insert_before(model.graph[0], [wide, spread, codes])
-    return codes.outputs[0]
 
 
 def container_notes(weights: dict[str, StrippedWeight]) -> tuple[str, ...]:

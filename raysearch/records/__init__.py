@@ -16,6 +16,7 @@ from raysearch.records.results import (
     EpochMetrics,
     ExportedFile,
     ExportManifest,
+    LayerFlips,
     FineTuneResult,
     TargetCheck,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "CostModel",
     "EpochMetrics",
     "ExportManifest",
+    "LayerFlips",
     "ExportedFile",
     "FineTuneResult",
     "Option",

@@ -64,6 +64,28 @@ class ExportedFile:
 
 
 @dataclass(frozen=True)
+class LayerFlips:
+    """Codes of one quantized activation that a runtime's kernels round differently, given the same inputs.
+
+    Attributes:
+        name: quantizer id.
+        num_flips: codes that differ.
+        num_codes: codes compared.
+        max_steps: the greatest difference, in steps.
+    """
+
+    name: str
+    num_flips: int
+    num_codes: int
+    max_steps: int
+
+    @property
+    def rate(self) -> float:
+        """Share of codes that differ."""
+        return self.num_flips / max(1, self.num_codes)
+
+
+@dataclass(frozen=True)
 class TargetCheck:
     """How one target's file, run in its own runtime, differs from the stripped module.
 

@@ -1,0 +1,332 @@
+"""Exact rewrites of an exported QDQ graph, after which onnxruntime finds its integer kernels.
+
+Each rewrite gives the same numbers up to float rounding, and none changes a code of a weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+MOVES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
+"""Operations that take integer codes as well as floats, and commute with an increasing function."""
+
+RECTIFIERS = ("Relu", "Clip")
+
+
+def fuse_regions(model: Any, *, codes_move: bool = True) -> None:
+    """Bring every quantized region into the form that integer kernels are fused from.
+
+    In order: transposed weights become transposed codes, BatchNorm goes into the scales and the bias of the
+    layer before it, quantizers move up over poolings and reshapes, rectifiers that a quantizer does anyway
+    disappear, and the bias of a matrix product gets the rank that its integer kernel takes.
+
+    Args:
+        model: an `onnx_ir` model, straight from the exporter; changed in place.
+        codes_move: whether poolings and reshapes may run on codes.
+    """
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type == "Transpose":
+            _transpose_codes(graph, node)
+    for node in list(graph):
+        if node.op_type == "BatchNormalization":
+            _fold_batch_norm(graph, node)
+    for node in list(graph):
+        if node.op_type == "Gemm":
+            _open_gemm(graph, node)
+    if codes_move:
+        # Last first: a quantizer may go up over several operations.
+        for node in reversed(list(graph)):
+            if node.op_type == "QuantizeLinear":
+                _move_up(graph, node)
+    for node in list(graph):
+        if node.op_type in RECTIFIERS:
+            _drop_rectifier(graph, node)
+    for node in list(graph):
+        if node.op_type == "MatMul":
+            _lift_bias(graph, node)
+    for node in list(graph):
+        if node.op_type in ("Conv", "ConvTranspose", "MatMul"):
+            _shield_float_weight(graph, node)
+
+
+def add_initializer(graph: Any, name: str, array: npt.NDArray[Any], dtype: Any = None) -> Any:
+    """A new initializer; a name that is taken gets a number."""
+    import onnx_ir as ir
+
+    free, count = name, 1
+    while free in graph.initializers:
+        free, count = f"{name}.{count}", count + 1
+    tensor = ir.Tensor(array, dtype=dtype, name=free)
+    value = ir.Value(
+        name=free, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def constant(value: Any) -> npt.NDArray[Any] | None:
+    """The array of an initializer, or None of any other value."""
+    if value is None or not value.is_initializer() or value.const_value is None:
+        return None
+    array: npt.NDArray[Any] = value.const_value.numpy()
+    return array
+
+
+def weight_reader(node: Any) -> Any | None:
+    """The DequantizeLinear of integer codes that feeds a layer's weight, or None."""
+    value = node.inputs[1] if len(node.inputs) > 1 else None
+    maker = value.producer() if value is not None else None
+    if maker is None or maker.op_type != "DequantizeLinear" or maker.inputs[0].dtype is None:
+        return None
+    return maker if maker.inputs[0].dtype.name == "INT8" else None
+
+
+def _only_reader(value: Any) -> Any | None:
+    """The node that reads a value, if it is one node and the value is no output of the graph."""
+    readers = {use.node for use in value.uses()}
+    return readers.pop() if len(readers) == 1 and not value.is_graph_output() else None
+
+
+def _axis(node: Any, default: int = 1) -> int:
+    entry = node.attributes.get("axis")
+    return default if entry is None else int(entry.value)
+
+
+def _transpose_codes(graph: Any, node: Any) -> None:
+    import onnx_ir as ir
+
+    reader = node.inputs[0].producer()
+    if reader is None or reader.op_type != "DequantizeLinear" or constant(reader.inputs[0]) is None:
+        return
+    order = [int(dim) for dim in node.attributes["perm"].value]
+    moved = ir.node("Transpose", [reader.inputs[0]], attributes={"perm": order})
+    moved.outputs[0].type = reader.inputs[0].type
+    scale = constant(reader.inputs[1])
+    per_channel = {} if scale is None or not scale.ndim else {"axis": order.index(_axis(reader))}
+    fresh = ir.node("DequantizeLinear", [moved.outputs[0], *reader.inputs[1:]], attributes=per_channel)
+    fresh.outputs[0].type, fresh.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    graph.insert_before(node, [moved, fresh])
+    _replace(graph, node, fresh.outputs[0])
+
+
+def _fold_batch_norm(graph: Any, norm: Any) -> None:
+    """Scale of channel c times f_c = γ/√(σ²+ε), and bias (b − μ)·f + β: the codes stay as they are.
+
+    A negative f gives a negative scale, which the definition of DequantizeLinear allows. Where f is 0 the
+    whole channel is the constant β; its scale stays, over codes of 0.
+    """
+    layer = norm.inputs[0].producer()
+    reader = weight_reader(layer) if layer is not None and layer.op_type == "Conv" else None
+    gamma, beta, mean, variance = (constant(value) for value in norm.inputs[1:5])
+    if reader is None or _only_reader(norm.inputs[0]) is not norm:
+        return
+    if gamma is None or beta is None or mean is None or variance is None:
+        return
+    scale, bias = constant(reader.inputs[1]), constant(layer.inputs[2]) if len(layer.inputs) > 2 else 0.0
+    if scale is None or bias is None:
+        return
+    epsilon = float(norm.attributes["epsilon"].value)
+    factor = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
+    folded = np.broadcast_to(scale, factor.shape) * factor
+    if not np.all(np.abs(folded) > np.finfo(np.float32).tiny):
+        return
+    shift = (np.asarray(bias, np.float64) - mean) * factor + beta
+    _rescale(graph, layer, reader, folded.astype(np.float32))
+    added = add_initializer(graph, f"{norm.inputs[1].name}.folded", shift.astype(np.float32))
+    inputs = [layer.inputs[0], layer.inputs[1], added]
+    fresh = _like(layer, inputs)
+    graph.insert_before(norm, fresh)
+    _replace(graph, norm, fresh.outputs[0])
+    graph.remove(layer, safe=True)
+
+
+def _rescale(graph: Any, layer: Any, reader: Any, scale: npt.NDArray[np.float32]) -> None:
+    import onnx_ir as ir
+
+    # Of its own, never changed in place: the exporter merges equal scales, and layers may share a weight.
+    zero = constant(reader.inputs[2])
+    zeros = np.ascontiguousarray(np.broadcast_to(0 if zero is None else zero, scale.shape)).astype(np.int8)
+    fresh = ir.node(
+        "DequantizeLinear",
+        [
+            reader.inputs[0],
+            add_initializer(graph, f"{reader.inputs[0].name}.scale", scale),
+            add_initializer(graph, f"{reader.inputs[0].name}.zero", zeros),
+        ],
+        attributes={"axis": 0},
+    )
+    fresh.outputs[0].type, fresh.outputs[0].shape = reader.outputs[0].type, reader.outputs[0].shape
+    graph.insert_before(layer, fresh)
+    layer.replace_input_with(1, fresh.outputs[0])
+
+
+def _like(node: Any, inputs: list[Any]) -> Any:
+    import onnx_ir as ir
+
+    fresh = ir.node(node.op_type, inputs, attributes=dict(node.attributes), name=node.name)
+    fresh.metadata_props.update(node.metadata_props)
+    fresh.outputs[0].type, fresh.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    return fresh
+
+
+def _replace(graph: Any, node: Any, value: Any) -> None:
+    """Let a value take the place of a node's only output, its name as an output of the graph too."""
+    old = node.outputs[0]
+    if old.is_graph_output():
+        value.name, old.name = old.name, f"{old.name}.replaced"
+        for index, output in enumerate(graph.outputs):
+            if output is old:
+                graph.outputs[index] = value
+    old.replace_all_uses_with(value)
+    graph.remove(node, safe=True)
+
+
+def _open_gemm(graph: Any, node: Any) -> None:
+    """x·Wᵀ + b of integer weights as Transpose of the codes, MatMul and Add."""
+    import onnx_ir as ir
+
+    reader = weight_reader(node)
+    plain = all(float(node.attributes[name].value) == 1.0 for name in ("alpha", "beta"))
+    if reader is None or not plain or node.attributes["transA"].value or not node.attributes["transB"].value:
+        return
+    turned = ir.node("Transpose", [reader.outputs[0]], attributes={"perm": [1, 0]})
+    product = ir.node("MatMul", [node.inputs[0], turned.outputs[0]], name=node.name)
+    product.metadata_props.update(node.metadata_props)
+    nodes, last = [turned, product], product
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        last = ir.node("Add", [product.outputs[0], node.inputs[2]])
+        nodes.append(last)
+    for made in (product, last):
+        made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    columns, rows = reader.outputs[0].shape
+    turned.outputs[0].type, turned.outputs[0].shape = reader.outputs[0].type, ir.Shape([rows, columns])
+    graph.insert_before(node, nodes)
+    _replace(graph, node, last.outputs[0])
+    _transpose_codes(graph, turned)
+
+
+def _move_up(graph: Any, quantize: Any) -> None:
+    """Quantize(pool(x)) → pool(Quantize(x)), so that the layer before the pooling gives codes."""
+    while True:
+        move = quantize.inputs[0].producer()
+        if move is None or move.op_type not in MOVES or _only_reader(quantize.inputs[0]) is not quantize:
+            return
+        if len([value for value in move.outputs if value.uses()]) != 1 or move.outputs[0].is_graph_output():
+            return
+        last = quantize
+        clip = _only_reader(quantize.outputs[0])
+        if clip is not None and clip.op_type == "Min":
+            last = clip
+        source, after = move.inputs[0], last.outputs[0]
+        graph.remove([quantize, last] if last is not quantize else [quantize])
+        graph.insert_before(move, [quantize, last] if last is not quantize else [quantize])
+        quantize.replace_input_with(0, source)
+        after.replace_all_uses_with(move.outputs[0])
+        move.replace_input_with(0, after)
+        move.outputs[0].type = after.type
+        for value in {quantize.outputs[0], after}:
+            value.shape = source.shape
+
+
+def _drop_rectifier(graph: Any, node: Any) -> None:
+    """Let a quantizer do what ReLU, or ReLU6 as Clip, does before it.
+
+    Rounding is increasing, so clipping to 0 … u before it is clipping to codes z … rne(u/s) + z after it.
+    The container's own ends need no node: a zero point of 0 is ReLU, a top code below rne(u/s) + z is u.
+    """
+    if node.outputs[0].is_graph_output() or not node.outputs[0].uses():
+        return
+    high = np.inf
+    if node.op_type == "Clip":
+        bounds = [constant(value) for value in (*node.inputs[1:], None, None)[:2]]
+        if bounds[0] is None or bounds[1] is None or float(bounds[0]) != 0.0:
+            return
+        high = float(bounds[1])
+    readers = {use.node for use in node.outputs[0].uses()}
+    if any(
+        reader.op_type != "QuantizeLinear" or _grid(reader) is None or reader.outputs[0].is_graph_output()
+        for reader in readers
+    ):
+        return
+    for reader in readers:
+        scale, zero = _grid(reader) or (1.0, 0)
+        if np.isfinite(high):
+            top = int(np.rint(np.float32(high) / np.float32(scale))) + zero
+            if top < _top_code(reader):
+                _clip_codes(graph, reader, "Min", top)
+        if zero:
+            _clip_codes(graph, reader, "Max", zero)
+    node.outputs[0].replace_all_uses_with(node.inputs[0])
+    graph.remove(node, safe=True)
+
+
+def _grid(quantize: Any) -> tuple[float, int] | None:
+    """Scale and zero point of a quantizer per tensor to uint8; None of any other."""
+    scale, zero = constant(quantize.inputs[1]), constant(quantize.inputs[2])
+    if scale is None or zero is None or zero.dtype != np.uint8 or zero.size != 1:
+        return None
+    return float(scale.reshape(())), int(zero.reshape(()))
+
+
+def _clip_codes(graph: Any, quantize: Any, kind: str, bound: int) -> None:
+    import onnx_ir as ir
+
+    codes = quantize.outputs[0]
+    limit = add_initializer(graph, f"{kind.lower()}{bound}", np.array(bound, np.uint8))
+    clip = ir.node(kind, [codes, limit])
+    clip.outputs[0].type, clip.outputs[0].shape = codes.type, codes.shape
+    codes.replace_all_uses_with(clip.outputs[0])
+    clip.replace_input_with(0, codes)
+    graph.insert_after(quantize, clip)
+
+
+def _top_code(quantize: Any) -> int:
+    clip = _only_reader(quantize.outputs[0])
+    bound = constant(clip.inputs[1]) if clip is not None and clip.op_type == "Min" else None
+    return 255 if bound is None else int(bound)
+
+
+def _lift_bias(graph: Any, product: Any) -> None:
+    """Keep onnxruntime from merging MatMul and its bias into a float Gemm.
+
+    A bias of shape [1, N] is enough where rows have more than one dimension before them. Of a plain matrix
+    −b is subtracted, which is the same number.
+    """
+    import onnx_ir as ir
+
+    add = _only_reader(product.outputs[0])
+    if add is None or add.op_type != "Add" or weight_reader(product) is None:
+        return
+    index = 1 if add.inputs[0] is product.outputs[0] else 0
+    bias = constant(add.inputs[index])
+    if bias is None or bias.ndim != 1:
+        return
+    name = f"{add.inputs[index].name}.row"
+    if len(product.outputs[0].shape or ()) != 2:
+        add.replace_input_with(index, add_initializer(graph, name, bias[None]))
+        return
+    fresh = ir.node("Sub", [product.outputs[0], add_initializer(graph, name, -bias[None])])
+    fresh.outputs[0].type, fresh.outputs[0].shape = add.outputs[0].type, add.outputs[0].shape
+    graph.insert_before(add, fresh)
+    _replace(graph, add, fresh.outputs[0])
+
+
+def _shield_float_weight(graph: Any, node: Any) -> None:
+    """Keep a float weight between quantizers float: onnxruntime would round it to 8 bits, per tensor.
+
+    It does so where the layer reads DequantizeLinear directly; a Clip without effect stands in between.
+    """
+    import onnx_ir as ir
+
+    maker = node.inputs[0].producer()
+    if constant(node.inputs[1]) is None or maker is None or maker.op_type != "DequantizeLinear":
+        return
+    lowest = add_initializer(graph, "lowest", np.array(np.finfo(np.float32).min, np.float32))
+    shield = ir.node("Clip", [node.inputs[0], lowest])
+    shield.outputs[0].type, shield.outputs[0].shape = node.inputs[0].type, node.inputs[0].shape
+    graph.insert_before(node, shield)
+    node.replace_input_with(0, shield.outputs[0])
