@@ -1,7 +1,7 @@
 """Codes of one layer at a time: where integer kernels round differently from what the file says.
 
-A network amplifies a flip of one step, so outputs say little about a layer. Here every layer is given the very
-codes that the integer kernels gave it, and computes its next codes as the file says, in float.
+A network amplifies a flip of one step, so outputs say little about a layer. Here every layer is given the
+very codes that the integer kernels gave it, and computes its next codes as the file says, in float.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raysearch.export.onnx_model import load_session
 from raysearch.records import LayerFlips
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -33,7 +34,8 @@ def count_flips(path: Path, feeds: list[Arrays]) -> tuple[LayerFlips, ...]:
 
     model = onnx.load(path)
     names = _code_values(model.graph)
-    fused, single = _session(_with_outputs(model, names), True), _session(_cut(model, names), False)
+    fused = load_session(_with_outputs(model, names).SerializeToString())
+    single = load_session(_cut(model, names).SerializeToString(), optimized=False)
     totals = {name: [0, 0, 0] for name in names}
     for feed in feeds:
         codes = dict(zip(names, fused.run(list(names), feed), strict=True))
@@ -69,7 +71,9 @@ def _with_outputs(model: Any, names: dict[str, str]) -> Any:
     import onnx
 
     copy = onnx.ModelProto.FromString(model.SerializeToString())
-    copy.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.UINT8, None) for n in names)
+    copy.graph.output.extend(
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.UINT8, None) for n in names
+    )
     return copy
 
 
@@ -90,13 +94,3 @@ def _cut(model: Any, names: dict[str, str]) -> Any:
         if name in read
     )
     return copy
-
-
-def _session(model: Any, optimized: bool) -> Any:
-    import onnxruntime as ort
-
-    from raysearch.export.onnx_model import session_options
-
-    return ort.InferenceSession(
-        model.SerializeToString(), session_options(optimized), providers=["CPUExecutionProvider"]
-    )

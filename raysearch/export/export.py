@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,18 +16,22 @@ from raysearch.artifacts import Storage, hash_file
 from raysearch.controller import stripped_weights
 from raysearch.errors import ConfigError, ExportError
 from raysearch.evaluation import Batch, Forward, batch_size, default_forward
-from raysearch.export import onnx_target, packed
+from raysearch.export import onnx_target, openvino_target, packed, pt2_target
+from raysearch.export.code_flips import count_flips
+from raysearch.export.latency import float_twin, paired_seconds
 from raysearch.export.load import MANIFEST, load_model
 from raysearch.export.onnx_model import OnnxModel
 from raysearch.export.verify import (
     Reference,
     check_close,
     check_equal,
+    check_flips,
     compare,
     describe,
     reference_outputs,
     within_tolerance,
 )
+from raysearch.quantizer import Quantizer
 from raysearch.records import (
     BitAssignment,
     CostModel,
@@ -35,7 +41,14 @@ from raysearch.records import (
     TargetCheck,
 )
 
-TARGETS = ("packed", "onnx")
+TARGETS = ("packed", "onnx", "openvino", "pt2")
+DEFAULT_TARGETS = ("packed", "onnx")
+FILES = {
+    "packed": packed.FILES,
+    "onnx": (onnx_target.FILE,),
+    "openvino": (openvino_target.FILE,),
+    "pt2": (pt2_target.FILE,),
+}
 
 
 def export_model(
@@ -48,12 +61,15 @@ def export_model(
     targets: Sequence[str] | None = None,
     batches: Iterable[Batch] = (),
     forward: Forward = default_forward,
+    measure_latency: bool = False,
 ) -> ExportManifest:
     """Write a stripped module as files, and prove that they compute what it computes.
 
-    The packed target must give the stripped module's outputs bit for bit. The ONNX file is run twice: with
-    graph optimizations off, where it must stay within the tolerance of `verify`, and as onnxruntime runs it
-    by default, where integer kernels round differently; that check is recorded, and noted if it is beyond.
+    The packed and pt2 targets must give the stripped module's outputs bit for bit. The ONNX file is run
+    twice: with graph optimizations off, where it must stay within the tolerance of `verify`, and as
+    onnxruntime runs it by default, where integer kernels round differently; that check is recorded, and
+    noted if it is beyond. Its codes are also compared layer by layer (`count_flips`), and kernels that are
+    wrong on this CPU are refused. The OpenVINO file must stay within the tolerance as it runs.
 
     Args:
         stripped: the model from `controller.strip_model(form="integer")`, on the CPU.
@@ -61,9 +77,10 @@ def export_model(
         assignment: the widths it was stripped with.
         example_inputs: positional arguments of its forward; dimension 0 of each tensor is the batch.
         directory: the model folder; made if it is not there. An earlier export in it is replaced.
-        targets: some of `TARGETS`. None means all whose packages are installed.
+        targets: some of `TARGETS`. None means "packed", and "onnx" if its packages are installed.
         batches: what the targets are verified on; none means the example inputs.
         forward: (model, batch) → outputs; it is given the loaded targets as well.
+        measure_latency: whether to time the ONNX file against the network in float.
 
     Returns:
         The manifest, which is also the last file written: manifest.json.
@@ -84,22 +101,34 @@ def export_model(
         )
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (MANIFEST, *packed.FILES, onnx_target.FILE):
+    for name in (MANIFEST, *(file for kept in FILES.values() for file in kept)):
         (folder / name).unlink(missing_ok=True)
     data = list(batches)
     if not data:
         data, forward = [example_inputs], lambda model, arguments: model(*arguments)
     references = reference_outputs(stripped, data, forward)
-    files: list[str] = []
     checks: list[TargetCheck] = []
-    if "packed" in wanted:
-        checks.append(_packed(stripped, setup, example_inputs, folder, references, forward, notes))
-        files.extend(packed.FILES)
-    if "onnx" in wanted:
-        checks.extend(_onnx(stripped, setup, example_inputs, folder, references, forward, notes))
-        files.append(onnx_target.FILE)
-    listed = [ExportedFile(n, hash_file(folder / n), (folder / n).stat().st_size) for n in files]
-    manifest = ExportManifest(tuple(listed), tuple(checks), num_bytes, costs, tuple(notes))
+    job = _Job(stripped, setup, example_inputs, folder, references, forward, notes)
+    for target, write in (("packed", _packed), ("onnx", _onnx), ("openvino", _openvino), ("pt2", _pt2)):
+        if target in wanted:
+            checks.extend(write(job))
+    latency = _latency(job) if measure_latency and "onnx" in wanted else {}
+    listed = {
+        target: [ExportedFile(n, hash_file(folder / n), (folder / n).stat().st_size) for n in FILES[target]]
+        for target in TARGETS
+        if target in wanted
+    }
+    content = num_bytes + _bias_bytes(stripped)
+    ratios = {target: sum(f.size_bytes for f in found) / content for target, found in listed.items()}
+    manifest = ExportManifest(
+        tuple(file for found in listed.values() for file in found),
+        tuple(checks),
+        num_bytes,
+        costs,
+        tuple(notes),
+        ratios,
+        latency,
+    )
     Storage(folder).write_bytes(MANIFEST, manifest.to_json().encode())
     return manifest
 
@@ -108,9 +137,9 @@ def _wanted(targets: Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:
     if targets is None:
         missing = onnx_target.missing_packages()
         if not missing:
-            return TARGETS, []
+            return DEFAULT_TARGETS, []
         note = f'onnx: left out, since {", ".join(missing)} is not installed (pip install "raysearch[onnx]").'
-        return tuple(name for name in TARGETS if name != "onnx"), [note]
+        return tuple(name for name in DEFAULT_TARGETS if name != "onnx"), [note]
     for name in targets:
         if name not in TARGETS:
             raise ConfigError(f"the export target '{name}' is unknown; known: {', '.join(TARGETS)}.")
@@ -118,6 +147,8 @@ def _wanted(targets: Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:
         raise ConfigError(f"no export target is named; known: {', '.join(TARGETS)}.")
     if "onnx" in targets:
         onnx_target.require_onnx()
+    if "openvino" in targets:
+        openvino_target.require_openvino()
     return tuple(targets), []
 
 
@@ -131,50 +162,99 @@ def _check_assignment(stripped: nn.Module, setup: QuantizerSetup, assignment: Bi
             )
 
 
-def _packed(
-    stripped: nn.Module,
-    setup: QuantizerSetup,
-    example_inputs: tuple[Any, ...],
-    folder: Path,
-    references: list[Reference],
-    forward: Forward,
-    notes: list[str],
-) -> TargetCheck:
-    fixed = packed.write_packed(stripped, setup, example_inputs, folder)
-    if fixed is not None:
-        notes.append(f"packed: the model fixes its batch size; the graph takes batches of {fixed} only.")
-        references = _of_size(references, fixed)
-    check = compare("packed", f"torch {torch.__version__}", load_model(folder), references, forward)
+@dataclass(frozen=True)
+class _Job:
+    """What every target is written and verified with."""
+
+    stripped: nn.Module
+    setup: QuantizerSetup
+    example_inputs: tuple[Any, ...]
+    folder: Path
+    references: list[Reference]
+    forward: Forward
+    notes: list[str]
+
+    def fitting(self, target: str, fixed: int | None) -> list[Reference]:
+        """The references that a file takes."""
+        if fixed is None:
+            return self.references
+        what = "graph" if target == "packed" else "file"
+        self.notes.append(
+            f"{target}: the model fixes its batch size; the {what} takes batches of {fixed} only."
+        )
+        return _of_size(self.references, fixed)
+
+
+def _packed(job: _Job) -> list[TargetCheck]:
+    fixed = packed.write_packed(job.stripped, job.setup, job.example_inputs, job.folder)
+    references = job.fitting("packed", fixed)
+    check = compare("packed", f"torch {torch.__version__}", load_model(job.folder), references, job.forward)
     check_equal(check)
-    return check
+    return [check]
 
 
-def _onnx(
-    stripped: nn.Module,
-    setup: QuantizerSetup,
-    example_inputs: tuple[Any, ...],
-    folder: Path,
-    references: list[Reference],
-    forward: Forward,
-    notes: list[str],
-) -> list[TargetCheck]:
-    path = folder / onnx_target.FILE
-    weights = stripped_weights(stripped, setup)
-    fixed = onnx_target.write_onnx(stripped, weights, example_inputs, path)
-    notes.extend(onnx_target.container_notes(weights))
-    if fixed is not None:
-        notes.append(f"onnx: the model fixes its batch size; the file takes batches of {fixed} only.")
-        references = _of_size(references, fixed)
-    checks = []
-    for optimized in (False, True):
-        model = OnnxModel(path, optimized)
-        check = compare("onnx", model.runtime, model, references, forward)
-        if not optimized:
-            check_close(check, references)
-        elif not within_tolerance(check, references):
-            notes.append(f"onnx: {describe(check, references)}.")
-        checks.append(check)
-    return checks
+def _onnx(job: _Job) -> list[TargetCheck]:
+    path = job.folder / onnx_target.FILE
+    weights = stripped_weights(job.stripped, job.setup)
+    fixed = onnx_target.write_onnx(job.stripped, weights, job.example_inputs, path)
+    job.notes.extend(onnx_target.container_notes(weights))
+    references = job.fitting("onnx", fixed)
+    model = OnnxModel(path, optimized=False)
+    model.recorded = []
+    plain = compare("onnx", model.runtime, model, references, job.forward)
+    check_close(plain, references)
+    fused_model = OnnxModel(path)
+    fused = compare("onnx", fused_model.runtime, fused_model, references, job.forward)
+    fused = replace(fused, layers=count_flips(path, model.recorded))
+    if note := check_flips(fused):
+        job.notes.append(f"onnx: {note}")
+    if not within_tolerance(fused, references):
+        job.notes.append(f"onnx: {describe(fused, references)}.")
+    return [plain, fused]
+
+
+def _openvino(job: _Job) -> list[TargetCheck]:
+    path = job.folder / openvino_target.FILE
+    weights = stripped_weights(job.stripped, job.setup)
+    fixed = openvino_target.write_openvino(job.stripped, weights, job.example_inputs, path)
+    job.notes.extend(onnx_target.container_notes(weights, for_onnxruntime=False))
+    references = job.fitting("openvino", fixed)
+    model = openvino_target.OpenVinoModel(path)
+    check = compare("openvino", model.runtime, model, references, job.forward)
+    check_close(check, references)
+    return [check]
+
+
+def _pt2(job: _Job) -> list[TargetCheck]:
+    path = job.folder / pt2_target.FILE
+    fixed = pt2_target.write_pt2(job.stripped, job.example_inputs, path)
+    job.notes.append(pt2_target.NOTE)
+    references = job.fitting("pt2", fixed)
+    check = compare("pt2", f"torch {torch.__version__}", pt2_target.load_pt2(path), references, job.forward)
+    check_equal(check)
+    return [check]
+
+
+def _latency(job: _Job) -> dict[str, float]:
+    path = job.folder / onnx_target.FILE
+    model = OnnxModel(path)
+    model.recorded = []
+    model(*job.example_inputs)
+    with TemporaryDirectory() as scratch:
+        twin = Path(scratch) / onnx_target.FILE
+        onnx_target.write_onnx(float_twin(job.stripped), {}, job.example_inputs, twin)
+        return paired_seconds({"onnx": path, "float": twin}, model.recorded[0])
+
+
+def _bias_bytes(stripped: nn.Module) -> int:
+    """Bytes of float parameters beside the weights; of a BatchNorm only what remains when it is folded."""
+    total = 0
+    for module in stripped.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            total += 4 * module.num_features
+        elif not isinstance(module, Quantizer):
+            total += sum(4 * p.numel() for p in module.parameters(recurse=False) if p.is_floating_point())
+    return total
 
 
 def _of_size(references: list[Reference], fixed: int) -> list[Reference]:

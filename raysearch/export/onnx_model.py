@@ -10,28 +10,33 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.errors import StorageError
-from raysearch.export.onnx_target import OUTPUT_KEY, require_onnx
+from raysearch.export.onnx_target import OUTPUT_KEY, PRECISION, require_onnx
 from raysearch.export.outputs import NamedOutputs, tensor_leaves
 
 
-PRECISION = ("session.x64quantprecision", "1")
-
-
-def session_options(optimized: bool, threads: int | None = None) -> Any:
-    """Options of a quiet CPU session with torch's number of threads, or `threads`.
+def load_session(model: str | bytes, optimized: bool = True, threads: int | None = None) -> Any:
+    """A quiet CPU session of a file or its bytes, with torch's number of threads, or `threads`.
 
     With "session.x64quantprecision" CPUs that sum pairs of u8·s8 products in 16 bits (those without VNNI) use
     a kernel that does not saturate; without it 8-bit weights give wrong numbers there. Other CPUs ignore it.
     """
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(*PRECISION)
-    options.intra_op_num_threads = threads or torch.get_num_threads()
     levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
-    return options
+    for precise in (True, False):
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+        if precise:
+            options.add_session_config_entry(*PRECISION)
+        try:
+            return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception:
+            # onnxruntime 1.32 cannot prepare one weight for two such kernels.
+            if not (precise and optimized):
+                raise
+    raise AssertionError("unreachable")
 
 
 class OnnxModel(nn.Module):
@@ -56,11 +61,8 @@ class OnnxModel(nn.Module):
         require_onnx()
         import onnxruntime as ort
 
-        options = session_options(optimized)
         try:
-            self.session: Any = ort.InferenceSession(
-                os.fspath(path), options, providers=["CPUExecutionProvider"]
-            )
+            self.session: Any = load_session(os.fspath(path), optimized)
         except Exception as error:
             raise StorageError(
                 f"onnxruntime {ort.__version__} cannot load {os.fspath(path)}: {error}. Export it again, or "

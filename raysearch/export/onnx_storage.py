@@ -134,6 +134,15 @@ def _stored(
     if container.kind == "INT8":
         spread = (codes.astype(np.int16) << shift).astype(np.int8)
         return add_initializer(graph, f"{value.name}.int8", spread) if shift else None
+    if container.kind == "INT4" and not shift:
+        # Runtimes that compute with integers past a plain Cast only; see `streams`.
+        array = codes.astype(ml_dtypes.int4)
+        plain = ir.node(
+            "Cast",
+            [add_initializer(graph, f"{value.name}.int4", array, ir.DataType.INT4)],
+            attributes={"to": int(ir.DataType.INT8)},
+        )
+        return _typed(graph, plain, f"{value.name}.codes", codes.shape)
     factor = add_initializer(graph, f"factor{shift}", np.array(2**shift, np.int32))
     attributes: dict[str, Any] = {}
     if container.kind == "bits":
@@ -152,11 +161,17 @@ def _stored(
         function = _widener(opset)
     called[function.name] = function
     node = ir.node(function.name, [narrow, factor], domain=DOMAIN, attributes=attributes)
-    node.outputs[0].name = f"{value.name}.codes"
-    node.outputs[0].type = ir.TensorType(ir.DataType.INT8)
-    node.outputs[0].shape = ir.Shape(codes.shape)
+    return _typed(graph, node, f"{value.name}.codes", codes.shape)
+
+
+def _typed(graph: Any, node: Any, name: str, shape: tuple[int, ...]) -> Any:
+    """Put a node that gives codes at the head of the graph."""
+    import onnx_ir as ir
+
+    result = node.outputs[0]
+    result.name, result.type, result.shape = name, ir.TensorType(ir.DataType.INT8), ir.Shape(shape)
     graph.insert_before(graph[0], node)
-    return node.outputs[0]
+    return result
 
 
 def _read_spread(model: Any, node: Any, old: Any, decoded: Any, shift: int) -> None:

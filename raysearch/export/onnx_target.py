@@ -22,13 +22,21 @@ from raysearch.controller import StrippedWeight
 from raysearch.errors import ExportError
 from raysearch.evaluation import batch_size
 from raysearch.export.onnx_graph import fuse_regions
-from raysearch.export.onnx_storage import OPSET, choose_containers, code_readers, code_width, store_codes
+from raysearch.export.onnx_storage import (
+    OPSET,
+    SPREAD_BITS,
+    choose_containers,
+    code_readers,
+    code_width,
+    store_codes,
+)
 from raysearch.export.outputs import plain
 from raysearch.export.program import batch_dims, quiet, widen
 
 FILE = "model.onnx"
 EXTRA = ("onnx", "onnxscript", "onnx_ir", "ml_dtypes", "onnxruntime")
 OUTPUT_KEY = "raysearch.outputs"
+PRECISION = ("session.x64quantprecision", "1")
 SCOPES = "pkg.torch.onnx.name_scopes"
 QUANTIZER = "_quantizer"
 LAYERS = ("QuantizeLinear", "Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -225,15 +233,24 @@ def _identity(codes: npt.NDArray[np.int8]) -> tuple[tuple[int, ...], bytes]:
     return codes.shape, np.ascontiguousarray(codes).tobytes()
 
 
-def container_notes(weights: dict[str, StrippedWeight]) -> tuple[str, ...]:
-    """Statements for the manifest: which widths are stored in a wider container."""
-    widths = Counter(weight.num_bits for weight in weights.values())
-    notes = ["onnx: activations are stored as uint8 at every width; below 8 bits their codes are clipped."]
-    for bits in sorted(widths):
-        container = "INT4" if bits <= 4 else "INT8"
-        if int(container[3:]) != bits:
-            notes.append(
-                f"onnx: {bits}-bit weights ({widths[bits]} of {len(weights)} tensors) are stored as "
-                f"{container}."
-            )
+def container_notes(weights: dict[str, StrippedWeight], *, for_onnxruntime: bool = True) -> tuple[str, ...]:
+    """Statements for the manifest: which widths are stored in a wider container, and what runs slower."""
+    label = "onnx" if for_onnxruntime else "openvino"
+    sizes = {name: (w.codes.numel(), code_width(w.codes.cpu().numpy())) for name, w in weights.items()}
+    containers = choose_containers(sizes, streams=for_onnxruntime)
+    wider: Counter[tuple[int, str]] = Counter()
+    for name, weight in weights.items():
+        if containers[name].num_bits > weight.num_bits:
+            wider[weight.num_bits, containers[name].kind] += 1
+    notes = [f"{label}: activations are stored as uint8 at every width; below 8 bits codes are clipped."]
+    for (bits, kind), count in sorted(wider.items()):
+        notes.append(f"{label}: {bits}-bit weights ({count} of {len(weights)} tensors) are stored as {kind}.")
+    shifted = sum(weight.zero_point is not None for weight in weights.values())
+    if shifted:
+        notes.append(f"{label}: {shifted} weights have zero points; integer kernels are slower for them.")
+    if for_onnxruntime and any(bits > SPREAD_BITS for _, bits in sizes.values()):
+        notes.append(
+            f"onnx: 8-bit weights saturate on x86 CPUs without VNNI unless the session option "
+            f"'{PRECISION[0]}' is '{PRECISION[1]}'; it was set for the verification."
+        )
     return tuple(notes)

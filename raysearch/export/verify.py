@@ -31,6 +31,11 @@ MIN_AGREEMENT = 0.98
 are coarse, and what counts is whether the answer stays."""
 
 
+MAX_FLIP_RATE = 0.002
+"""Share of a layer's codes that integer kernels may round differently. More flips of a single step are ties
+(a mean of codes often falls right between two) and are noted; more flips that reach further are refused."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """What the stripped module gives on one batch: all its tensors, and the judged one."""
@@ -122,6 +127,31 @@ def check_close(check: TargetCheck, references: list[Reference]) -> None:
         raise ExportError(
             f"{describe(check, references)}. Export without '{check.target}', or report the model."
         )
+
+
+def check_flips(check: TargetCheck) -> str:
+    """Refuse kernels that give other codes than the file says.
+
+    Returns:
+        A note on the worst layer if single steps flip more often than `MAX_FLIP_RATE`; else "".
+
+    Raises:
+        ExportError: codes of a layer are off by more than one step, and more often than that.
+    """
+    worst = max(check.layers, key=lambda layer: (layer.max_steps > 1, layer.rate), default=None)
+    if worst is None or worst.rate <= MAX_FLIP_RATE:
+        return ""
+    told = (
+        f"the worst layer of the target '{check.target}' in {check.runtime} is '{worst.name}': "
+        f"{worst.num_flips} of {worst.num_codes} codes differ from what the file says, by up to "
+        f"{worst.max_steps} steps; allowed is {MAX_FLIP_RATE:.1%}"
+    )
+    if worst.max_steps > 1:
+        raise ExportError(
+            f"{told}. Integer kernels are wrong on this CPU: update onnxruntime, or pin the layers before "
+            f"it to 7 bits or less."
+        )
+    return f"{told}, unless by single steps."
 
 
 def describe(check: TargetCheck, references: list[Reference]) -> str:

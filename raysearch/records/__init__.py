@@ -16,8 +16,8 @@ from raysearch.records.results import (
     EpochMetrics,
     ExportedFile,
     ExportManifest,
-    LayerFlips,
     FineTuneResult,
+    LayerFlips,
     TargetCheck,
 )
 from raysearch.records.run import TERMINAL_STATES, RunResult, RunStatus
@@ -41,9 +41,9 @@ __all__ = [
     "CostModel",
     "EpochMetrics",
     "ExportManifest",
-    "LayerFlips",
     "ExportedFile",
     "FineTuneResult",
+    "LayerFlips",
     "Option",
     "OptionEffect",
     "QuantizationPoint",

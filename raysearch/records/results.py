@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from raysearch.errors import StorageError
 
@@ -90,12 +91,13 @@ class TargetCheck:
     """How one target's file, run in its own runtime, differs from the stripped module.
 
     Attributes:
-        target: "packed" or "onnx".
+        target: "packed", "onnx", "openvino" or "pt2".
         runtime: name and version of what ran the file.
         max_abs_difference: over all outputs of all verification batches.
         mean_abs_difference: the mean over the same.
         agreement: share of samples with the same argmax over the last dimension; 1.0 for single outputs.
         num_samples: samples compared.
+        layers: flips of codes per quantized activation, where they were counted.
     """
 
     target: str
@@ -104,6 +106,7 @@ class TargetCheck:
     mean_abs_difference: float
     agreement: float
     num_samples: int
+    layers: tuple[LayerFlips, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,9 @@ class ExportManifest:
         weights_bytes: bytes of codes and scales in the packed file; equals the cost model's `size`.
         costs: the cost model's figures for the assignment.
         notes: plain statements a user should know, such as a container wider than the codes.
+        size_ratios: target → bytes of its files over those of codes, scales and biases.
+        latency: "onnx" and "float": median CPU seconds of a batch in onnxruntime, measured alternately in one
+            process; empty when it was not asked for.
     """
 
     files: tuple[ExportedFile, ...]
@@ -123,6 +129,8 @@ class ExportManifest:
     weights_bytes: int
     costs: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    size_ratios: Mapping[str, float] = field(default_factory=dict)
+    latency: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The manifest as JSON text."""
@@ -143,9 +151,22 @@ class ExportManifest:
                     f"manifest.json has schema version {version}; this raysearch reads 1. Update it."
                 )
             files = tuple(ExportedFile(**entry) for entry in data["files"])
-            checks = tuple(TargetCheck(**entry) for entry in data["checks"])
-            return cls(files, checks, data["weights_bytes"], data["costs"], tuple(data["notes"]))
+            checks = tuple(_check_from(entry) for entry in data["checks"])
+            return cls(
+                files,
+                checks,
+                data["weights_bytes"],
+                data["costs"],
+                tuple(data["notes"]),
+                data.get("size_ratios", {}),
+                data.get("latency", {}),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"manifest.json is damaged: {error!r}. Retrieve or export the model again."
             ) from error
+
+
+def _check_from(entry: Mapping[str, Any]) -> TargetCheck:
+    layers = tuple(LayerFlips(**layer) for layer in entry.get("layers", ()))
+    return TargetCheck(**{**entry, "layers": layers})

