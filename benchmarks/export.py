@@ -19,7 +19,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnxruntime as ort
@@ -95,14 +94,9 @@ class MobileNetV2(nn.Module):
         layers: list[nn.Module] = [*conv(3, 32, 3, 2), nn.ReLU6()]
         inputs = 32
         stages = (
-            (1, 16, 1, 1),
-            (6, 24, 2, 2),
-            (6, 32, 3, 2),
-            (6, 64, 4, 2),
-            (6, 96, 3, 1),
-            (6, 160, 3, 2),
+            (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
             (6, 320, 1, 1),
-        )
+        )  # fmt: skip
         for factor, width, count, stride in stages:
             for index in range(count):
                 layers.append(Inverted(inputs, width, stride if index == 0 else 1, factor))
@@ -189,7 +183,7 @@ def measure(name: str, folder: Path) -> tuple[ExportManifest, Counter[str]]:
     example = (data[0][:1],)
     setup = place_quantizers(model, example, activation_bit_widths=(8,), profile="onnxruntime-cpu")
     weights = [group for group in setup.groups if setup.group_kind(group) == "weight"]
-    bits = {group: 8 for group in setup.groups} | {g: MIX[i % 4] for i, g in enumerate(weights)}
+    bits = dict.fromkeys(setup.groups, 8) | {g: MIX[i % 4] for i, g in enumerate(weights)}
     kinds = {"weights": "min_max", "activations": "min_max"}
     ranges = calibrate_model(copy.deepcopy(model), setup, [data], num_samples=0, **kinds)
     assignment = BitAssignment(bits)
@@ -221,12 +215,16 @@ def main() -> None:
     lines = [
         "# ONNX files: size and CPU time",
         "",
-        f"{datetime.date.today()}, torch {torch.__version__}, onnxruntime {ort.__version__}, "
-        f"{platform.processor() or platform.machine()} {vnni()}, 1 thread, batch 1, median of 20 runs in turn.",
+        (
+            f"{datetime.date.today()}, torch {torch.__version__}, onnxruntime {ort.__version__}, "
+            f"{platform.machine()} {vnni()}, 1 thread, batch 1, median of 20 runs in turn."
+        ),
         "Weights 8/4/3/2 bits in turn, activations 8 bits. Content = codes + scales + biases.",
         "",
-        "| model | content MB | file MB | ratio | float ms | quantized ms | time ratio | "
-        "worst flips of a layer | integer kernels |",
+        (
+            "| model | content MB | file MB | ratio | float ms | quantized ms | time ratio | "
+            "worst flips of a layer | integer kernels |"
+        ),
         "|---|---|---|---|---|---|---|---|---|",
     ]
     warnings.simplefilter("ignore")

@@ -76,7 +76,7 @@ def constant(value: Any) -> npt.NDArray[Any] | None:
     return array
 
 
-def weight_reader(node: Any) -> Any | None:
+def weight_reader(node: Any) -> Any:
     """The DequantizeLinear of integer codes that feeds a layer's weight, or None."""
     value = node.inputs[1] if len(node.inputs) > 1 else None
     maker = value.producer() if value is not None else None
@@ -85,7 +85,7 @@ def weight_reader(node: Any) -> Any | None:
     return maker if maker.inputs[0].dtype.name == "INT8" else None
 
 
-def _only_reader(value: Any) -> Any | None:
+def _only_reader(value: Any) -> Any:
     """The node that reads a value, if it is one node and the value is no output of the graph."""
     readers = {use.node for use in value.uses()}
     return readers.pop() if len(readers) == 1 and not value.is_graph_output() else None

@@ -125,7 +125,7 @@ def store_codes(model: Any, *, streams: bool = True) -> list[Any]:
 
 def _stored(
     model: Any, value: Any, container: Container, shift: int, opset: int, called: dict[str, Any]
-) -> Any | None:
+) -> Any:
     """The int8 value of codes·2^shift, or None where the initializer is that already."""
     import ml_dtypes
     import onnx_ir as ir
@@ -172,6 +172,23 @@ def _typed(graph: Any, node: Any, name: str, shape: tuple[int, ...]) -> Any:
     result.name, result.type, result.shape = name, ir.TensorType(ir.DataType.INT8), ir.Shape(shape)
     graph.insert_before(graph[0], node)
     return result
+
+
+def separate_zero_points(model: Any) -> None:
+    """Give each reader of 8-bit codes a zero point of its own; to be called when nothing is merged any more.
+
+    For CPUs without VNNI onnxruntime turns such weights to unsigned ones, with their zero points, and fails
+    where two weights share one.
+    """
+    seen: set[Any] = set()
+    for codes, nodes in code_readers(model).items():
+        if code_width(codes.const_value.numpy()) <= SPREAD_BITS:
+            continue
+        for node in nodes:
+            zero, array = node.inputs[2], constant(node.inputs[2])
+            if zero in seen and array is not None:
+                node.replace_input_with(2, add_initializer(model.graph, f"{zero.name}.own", array))
+            seen.add(zero)
 
 
 def _read_spread(model: Any, node: Any, old: Any, decoded: Any, shift: int) -> None:

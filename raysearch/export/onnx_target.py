@@ -28,17 +28,18 @@ from raysearch.export.onnx_storage import (
     choose_containers,
     code_readers,
     code_width,
+    separate_zero_points,
     store_codes,
 )
 from raysearch.export.outputs import plain
 from raysearch.export.program import batch_dims, quiet, widen
+from raysearch.quantizer import Quantizer
 
 FILE = "model.onnx"
 EXTRA = ("onnx", "onnxscript", "onnx_ir", "ml_dtypes", "onnxruntime")
 OUTPUT_KEY = "raysearch.outputs"
 PRECISION = ("session.x64quantprecision", "1")
 SCOPES = "pkg.torch.onnx.name_scopes"
-QUANTIZER = "_quantizer"
 LAYERS = ("QuantizeLinear", "Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -109,7 +110,7 @@ def qdq_model(
     program, fixed_batch = _export(stripped, example_inputs)
     model = program.model
     _check_codes(model, weights)
-    _name_nodes(model)
+    _name_nodes(model, _quantizer_names(stripped))
     common.CommonSubexpressionEliminationPass()(model)
     fuse_regions(model, codes_move=for_onnxruntime)
     functions = store_codes(model, streams=for_onnxruntime)
@@ -119,6 +120,7 @@ def qdq_model(
         common.RemoveUnusedNodesPass(),
         common.ClearMetadataAndDocStringPass(),
     )(model)
+    separate_zero_points(model)
     _shorten_names(model, {weight.name for weight in weights.values()})
     model.producer_name, model.producer_version = "raysearch", None
     proto = ir.to_proto(model)
@@ -144,14 +146,19 @@ def write_model(proto: Any, path: Path) -> None:
     Storage(path.parent).write_bytes(path.name, proto.SerializeToString(deterministic=True))
 
 
-def _name_nodes(model: Any) -> None:
+def _quantizer_names(stripped: nn.Module) -> dict[str, str]:
+    """Path of each quantizer's module → its id."""
+    return {path: m.name for path, m in stripped.named_modules() if isinstance(m, Quantizer) and m.name}
+
+
+def _name_nodes(model: Any, quantizers: dict[str, str]) -> None:
     """Name quantizers by their ids, layers by their modules: profiles and comparisons show these names."""
     calls: Counter[str] = Counter()
     for node in model.graph:
         name = ""
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
         if node.op_type in LAYERS and len(scopes) > 1:
-            name = scopes[-2].removesuffix(QUANTIZER)
+            name = quantizers.get(scopes[-2], scopes[-2])
         if name:
             calls[name] += 1
             name += f"#{calls[name]}" if calls[name] > 1 else ""

@@ -125,7 +125,7 @@ def test_the_manifest_carries_the_costs(tmp_path):
 
 
 def test_latency_is_paired_with_the_network_in_float(tmp_path):
-    net = case("twins", 8)
+    net = case("twins", 7)
     manifest = export(net, tmp_path, targets=["onnx"], measure_latency=True)
     assert set(manifest.latency) == {"onnx", "float"}
     assert min(manifest.latency.values()) > 0
