@@ -249,7 +249,7 @@ def main() -> None:
             f"{', '.join(f'{v} {k}' for k, v in left.items()) or 'none'} |"
         )
         print(lines[-1], flush=True)
-    RESULT.write_text("\n".join(lines) + "\n")
+        RESULT.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

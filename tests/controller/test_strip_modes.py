@@ -1,7 +1,6 @@
 """Strip and export of weights whose quantizers are not the default ones."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,8 +10,6 @@ from torch import nn
 
 from raysearch.controller import attach_activation, attach_weight, stripped_weights
 from raysearch.controller.stripped import strip
-from raysearch.errors import ExportError
-from raysearch.export.onnx_target import write_onnx
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import Learning, make_quantizer, point_levels
 from raysearch.records import QuantizerRange, QuantizerSetup, QuantizerSpec
@@ -72,12 +69,3 @@ def test_strip_is_bit_equal(
         half = 2 ** (weight.num_bits - 1)
         assert -half <= int(weight.codes.min()) <= int(weight.codes.max()) < half
         assert (weight.zero_point is None) == ("signed" in spec.split() or spec == "log")
-
-
-def test_what_a_target_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
-    inputs = models.inputs("digits")
-    for axis in (0, None):
-        model, setup = build(SPECS["asymmetric"], "step", axis)
-        stripped = strip(model, setup, do_copy=False, form="integer")
-        with pytest.raises(ExportError, match=r"the weight 'stem\.weight' has zero points"):
-            write_onnx(stripped, stripped_weights(stripped, setup), inputs, tmp_path / "model.onnx")

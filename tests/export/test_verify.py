@@ -1,10 +1,20 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from raysearch.errors import ExportError
 from raysearch.evaluation import default_forward
-from raysearch.export.verify import check_close, check_equal, compare, reference_outputs, within_tolerance
+from raysearch.export.verify import (
+    check_close,
+    check_equal,
+    check_flips,
+    compare,
+    reference_outputs,
+    within_tolerance,
+)
+from raysearch.records import LayerFlips
 
 
 class Shifted(nn.Module):
@@ -85,3 +95,15 @@ class Flat(nn.Module):
 def test_there_must_be_a_batch():
     with pytest.raises(ExportError, match="no batch to verify"):
         reference_outputs(nn.Identity(), [], default_forward)
+
+
+def test_flips_of_single_steps_are_noted_and_longer_ones_refused(references):
+    def with_layers(*layers):
+        return replace(check(references, 0.0), layers=layers)
+
+    good, tie = LayerFlips("a.input", 2, 1000, 5), LayerFlips("b.input", 40, 1000, 1)
+    assert check_flips(with_layers()) == check_flips(with_layers(good)) == ""
+    assert "'b.input': 40 of 1000 codes differ" in check_flips(with_layers(good, tie))
+    wrong = LayerFlips("c.input", 3, 1000, 2)
+    with pytest.raises(ExportError, match=r"'c\.input': 3 of 1000 .* by up to 2 steps; allowed is 0\.2%"):
+        check_flips(with_layers(tie, wrong))

@@ -15,6 +15,7 @@ from raysearch.records import (
     ExportedFile,
     ExportManifest,
     FineTuneResult,
+    LayerFlips,
     QuantizerRange,
     QuantizerSetup,
     RangeTable,
@@ -32,10 +33,12 @@ from .samples import assignments, setups, small_ranges, small_setup, small_table
 FINE_TUNE = FineTuneResult("best.safetensors", 1, "loss", (EpochMetrics(-1, {"loss": 2.0}),), "")
 MANIFEST = ExportManifest(
     (ExportedFile("a.onnx", "00ff", 12),),
-    (TargetCheck("onnx", "onnxruntime 1.22", 1e-7, 1e-8, 1.0, 16),),
+    (TargetCheck("onnx", "onnxruntime 1.22", 1e-7, 1e-8, 1.0, 16, (LayerFlips("fc.input", 1, 400, 1),)),),
     20,
     {"size": 20.0},
     ("a note",),
+    {"onnx": 1.02},
+    {"onnx": 0.5, "float": 1.25},
 )
 STATUS = RunStatus("r", "running", "search", 3, 9, {"search": 1.5}, 1e9, "")
 JSON_RECORDS = [small_setup(), FINE_TUNE, MANIFEST, STATUS]
