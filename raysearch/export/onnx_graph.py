@@ -10,6 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raysearch.export.onnx_values import (
+    add_initializer,
+    constant,
+    copy_of,
+    only_reader,
+    replace_node,
+    weight_reader,
+)
+
 MOVES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
 """Operations that take integer codes as well as floats, and commute with an increasing function."""
 
@@ -53,44 +62,6 @@ def fuse_regions(model: Any, *, codes_move: bool = True) -> None:
             _shield_float_weight(graph, node)
 
 
-def add_initializer(graph: Any, name: str, array: npt.NDArray[Any], dtype: Any = None) -> Any:
-    """A new initializer; a name that is taken gets a number."""
-    import onnx_ir as ir
-
-    free, count = name, 1
-    while free in graph.initializers:
-        free, count = f"{name}.{count}", count + 1
-    tensor = ir.Tensor(array, dtype=dtype, name=free)
-    value = ir.Value(
-        name=free, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
-
-
-def constant(value: Any) -> npt.NDArray[Any] | None:
-    """The array of an initializer, or None of any other value."""
-    if value is None or not value.is_initializer() or value.const_value is None:
-        return None
-    array: npt.NDArray[Any] = value.const_value.numpy()
-    return array
-
-
-def weight_reader(node: Any) -> Any:
-    """The DequantizeLinear of integer codes that feeds a layer's weight, or None."""
-    value = node.inputs[1] if len(node.inputs) > 1 else None
-    maker = value.producer() if value is not None else None
-    if maker is None or maker.op_type != "DequantizeLinear" or maker.inputs[0].dtype is None:
-        return None
-    return maker if maker.inputs[0].dtype.name == "INT8" else None
-
-
-def _only_reader(value: Any) -> Any:
-    """The node that reads a value, if it is one node and the value is no output of the graph."""
-    readers = {use.node for use in value.uses()}
-    return readers.pop() if len(readers) == 1 and not value.is_graph_output() else None
-
-
 def _axis(node: Any, default: int = 1) -> int:
     entry = node.attributes.get("axis")
     return default if entry is None else int(entry.value)
@@ -110,7 +81,7 @@ def _transpose_codes(graph: Any, node: Any) -> None:
     fresh = ir.node("DequantizeLinear", [moved.outputs[0], *reader.inputs[1:]], attributes=per_channel)
     fresh.outputs[0].type, fresh.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
     graph.insert_before(node, [moved, fresh])
-    _replace(graph, node, fresh.outputs[0])
+    replace_node(graph, node, fresh.outputs[0])
 
 
 def _fold_batch_norm(graph: Any, norm: Any) -> None:
@@ -122,7 +93,7 @@ def _fold_batch_norm(graph: Any, norm: Any) -> None:
     layer = norm.inputs[0].producer()
     reader = weight_reader(layer) if layer is not None and layer.op_type == "Conv" else None
     gamma, beta, mean, variance = (constant(value) for value in norm.inputs[1:5])
-    if reader is None or _only_reader(norm.inputs[0]) is not norm:
+    if reader is None or only_reader(norm.inputs[0]) is not norm:
         return
     if gamma is None or beta is None or mean is None or variance is None:
         return
@@ -138,9 +109,9 @@ def _fold_batch_norm(graph: Any, norm: Any) -> None:
     _rescale(graph, layer, reader, folded.astype(np.float32))
     added = add_initializer(graph, f"{norm.inputs[1].name}.folded", shift.astype(np.float32))
     inputs = [layer.inputs[0], layer.inputs[1], added]
-    fresh = _like(layer, inputs)
+    fresh = copy_of(layer, inputs)
     graph.insert_before(norm, fresh)
-    _replace(graph, norm, fresh.outputs[0])
+    replace_node(graph, norm, fresh.outputs[0])
     graph.remove(layer, safe=True)
 
 
@@ -164,27 +135,6 @@ def _rescale(graph: Any, layer: Any, reader: Any, scale: npt.NDArray[np.float32]
     layer.replace_input_with(1, fresh.outputs[0])
 
 
-def _like(node: Any, inputs: list[Any]) -> Any:
-    import onnx_ir as ir
-
-    fresh = ir.node(node.op_type, inputs, attributes=dict(node.attributes), name=node.name)
-    fresh.metadata_props.update(node.metadata_props)
-    fresh.outputs[0].type, fresh.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
-    return fresh
-
-
-def _replace(graph: Any, node: Any, value: Any) -> None:
-    """Let a value take the place of a node's only output, its name as an output of the graph too."""
-    old = node.outputs[0]
-    if old.is_graph_output():
-        value.name, old.name = old.name, f"{old.name}.replaced"
-        for index, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[index] = value
-    old.replace_all_uses_with(value)
-    graph.remove(node, safe=True)
-
-
 def _open_gemm(graph: Any, node: Any) -> None:
     """x·Wᵀ + b of integer weights as Transpose of the codes, MatMul and Add."""
     import onnx_ir as ir
@@ -205,7 +155,7 @@ def _open_gemm(graph: Any, node: Any) -> None:
     columns, rows = reader.outputs[0].shape
     turned.outputs[0].type, turned.outputs[0].shape = reader.outputs[0].type, ir.Shape([rows, columns])
     graph.insert_before(node, nodes)
-    _replace(graph, node, last.outputs[0])
+    replace_node(graph, node, last.outputs[0])
     _transpose_codes(graph, turned)
 
 
@@ -213,12 +163,12 @@ def _move_up(graph: Any, quantize: Any) -> None:
     """Quantize(pool(x)) → pool(Quantize(x)), so that the layer before the pooling gives codes."""
     while True:
         move = quantize.inputs[0].producer()
-        if move is None or move.op_type not in MOVES or _only_reader(quantize.inputs[0]) is not quantize:
+        if move is None or move.op_type not in MOVES or only_reader(quantize.inputs[0]) is not quantize:
             return
         if len([value for value in move.outputs if value.uses()]) != 1 or move.outputs[0].is_graph_output():
             return
         last = quantize
-        clip = _only_reader(quantize.outputs[0])
+        clip = only_reader(quantize.outputs[0])
         if clip is not None and clip.op_type == "Min":
             last = clip
         source, after = move.inputs[0], last.outputs[0]
@@ -285,7 +235,7 @@ def _clip_codes(graph: Any, quantize: Any, kind: str, bound: int) -> None:
 
 
 def _top_code(quantize: Any) -> int:
-    clip = _only_reader(quantize.outputs[0])
+    clip = only_reader(quantize.outputs[0])
     bound = constant(clip.inputs[1]) if clip is not None and clip.op_type == "Min" else None
     return 255 if bound is None else int(bound)
 
@@ -298,7 +248,7 @@ def _lift_bias(graph: Any, product: Any) -> None:
     """
     import onnx_ir as ir
 
-    add = _only_reader(product.outputs[0])
+    add = only_reader(product.outputs[0])
     if add is None or add.op_type != "Add" or weight_reader(product) is None:
         return
     index = 1 if add.inputs[0] is product.outputs[0] else 0
@@ -312,7 +262,7 @@ def _lift_bias(graph: Any, product: Any) -> None:
     fresh = ir.node("Sub", [product.outputs[0], add_initializer(graph, name, -bias[None])])
     fresh.outputs[0].type, fresh.outputs[0].shape = add.outputs[0].type, add.outputs[0].shape
     graph.insert_before(add, fresh)
-    _replace(graph, add, fresh.outputs[0])
+    replace_node(graph, add, fresh.outputs[0])
 
 
 def _shield_float_weight(graph: Any, node: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raysearch.export.onnx_graph import add_initializer, constant
+from raysearch.export.onnx_values import add_initializer, constant
 from raysearch.export.packing import pack_codes
 
 DOMAIN = "raysearch"

@@ -1,0 +1,67 @@
+"""Values and nodes of an `onnx_ir` graph: reading, adding and replacing them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+
+
+def add_initializer(graph: Any, name: str, array: npt.NDArray[Any], dtype: Any = None) -> Any:
+    """A new initializer; a name that is taken gets a number."""
+    import onnx_ir as ir
+
+    free, count = name, 1
+    while free in graph.initializers:
+        free, count = f"{name}.{count}", count + 1
+    tensor = ir.Tensor(array, dtype=dtype, name=free)
+    value = ir.Value(
+        name=free, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def constant(value: Any) -> npt.NDArray[Any] | None:
+    """The array of an initializer, or None of any other value."""
+    if value is None or not value.is_initializer() or value.const_value is None:
+        return None
+    array: npt.NDArray[Any] = value.const_value.numpy()
+    return array
+
+
+def weight_reader(node: Any) -> Any:
+    """The DequantizeLinear of integer codes that feeds a layer's weight, or None."""
+    value = node.inputs[1] if len(node.inputs) > 1 else None
+    maker = value.producer() if value is not None else None
+    if maker is None or maker.op_type != "DequantizeLinear" or maker.inputs[0].dtype is None:
+        return None
+    return maker if maker.inputs[0].dtype.name == "INT8" else None
+
+
+def only_reader(value: Any) -> Any:
+    """The node that reads a value, if it is one node and the value is no output of the graph."""
+    readers = {use.node for use in value.uses()}
+    return readers.pop() if len(readers) == 1 and not value.is_graph_output() else None
+
+
+def copy_of(node: Any, inputs: list[Any]) -> Any:
+    """A node of the same operation, attributes and name over other inputs."""
+    import onnx_ir as ir
+
+    fresh = ir.node(node.op_type, inputs, attributes=dict(node.attributes), name=node.name)
+    fresh.metadata_props.update(node.metadata_props)
+    fresh.outputs[0].type, fresh.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    return fresh
+
+
+def replace_node(graph: Any, node: Any, value: Any) -> None:
+    """Let a value take the place of a node's only output, its name as an output of the graph too."""
+    old = node.outputs[0]
+    if old.is_graph_output():
+        value.name, old.name = old.name, f"{old.name}.replaced"
+        for index, output in enumerate(graph.outputs):
+            if output is old:
+                graph.outputs[index] = value
+    old.replace_all_uses_with(value)
+    graph.remove(node, safe=True)
