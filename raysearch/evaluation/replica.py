@@ -14,6 +14,9 @@ from raysearch.evaluation.divergence import Divergence
 from raysearch.evaluation.forward import Forward, Loss, frozen_eval, output_tensor
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 
+FLOAT_OUTPUTS_BYTES = 2**28
+"""Float outputs that a worker keeps at once, beyond those of a single shard."""
+
 
 @dataclass
 class Replica:
@@ -85,8 +88,12 @@ class Replica:
             return run_in_microbatches(judged, batch, self.microbatches("forward"), name=name)
 
     def float_outputs(self, data: str, index: int) -> Tensor:
-        """The float model's output on a shard; computed once per worker and shard."""
+        """The float model's output on a shard; once per worker and shard while all fit in 256 MiB."""
         known: dict[tuple[str, int], Tensor] = self.cache.setdefault("float_outputs", {})
         if (data, index) not in known:
-            known[data, index] = self.run(self.model, self.shard(data, index))
+            found = self.run(self.model, self.shard(data, index))
+            # Units come shard by shard, so of large outputs the last shard's are enough.
+            if sum(entry.nbytes for entry in (found, *known.values())) > FLOAT_OUTPUTS_BYTES:
+                known.clear()
+            known[data, index] = found
         return known[data, index]

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 from torch.autograd.functional import hessian
 
+from raysearch.errors import DataError
 from raysearch.evaluation import Divergence
 from raysearch.evaluation.divergence import check_outputs
 
@@ -12,6 +13,9 @@ CASES = {
     "kl dense map": (Divergence("kl", class_dim=1), (2, 3, 2, 2)),
     "mse": (Divergence("mse"), (3, 4)),
     "mse map": (Divergence("mse"), (2, 3, 2)),
+    "nmse": (Divergence("nmse", variance=2.5), (3, 4)),
+    "cosine": (Divergence("cosine"), (4, 5)),
+    "cosine map": (Divergence("cosine", class_dim=1), (2, 3, 2, 2)),
 }
 
 
@@ -28,8 +32,14 @@ def dense(divergence: Divergence, z: Tensor, reference: Tensor) -> Tensor:
         if divergence.kind == "mse":
             values.append(((a - b) ** 2).mean() / 2)
             continue
+        if divergence.kind == "nmse":
+            values.append(((a - b) ** 2).mean() / 5)
+            continue
         dim = divergence.class_dim - 1 if divergence.class_dim > 0 else a.ndim - 1
         rows_a, rows_b = (t.movedim(dim, -1).reshape(-1, t.shape[dim]) for t in (a, b))
+        if divergence.kind == "cosine":
+            values.append((1 - torch.cosine_similarity(rows_a, rows_b, dim=1)).mean())
+            continue
         p, q = rows_b.exp() / rows_b.exp().sum(1, True), rows_a.exp() / rows_a.exp().sum(1, True)
         values.append((p * (p / q).log()).sum(1).mean())
     return torch.stack(values)
@@ -99,7 +109,33 @@ def test_agreement_counts_positions_with_one_argmax() -> None:
     other = dense_map.clone()
     other[0, :, 0, 0] = torch.tensor([1.0, 0.0])
     assert Divergence("kl", 1).agreement(other, dense_map) == 0.5
-    assert Divergence("mse").agreement(z, reference) == 1.0
+    for kind in ("mse", "nmse", "cosine"):
+        assert Divergence(kind).agreement(z, reference) == 1.0
+
+
+def test_nmse_is_fitted_to_the_variance_over_samples() -> None:
+    outputs_of_data = torch.tensor([[0.0, 10.0], [2.0, 10.0], [4.0, 16.0]])
+    fitted = Divergence("nmse").fitted(outputs_of_data)
+    assert fitted.variance == pytest.approx((4 + 12) / 2)
+    value = fitted.per_sample(outputs_of_data + 2, outputs_of_data)
+    torch.testing.assert_close(value, torch.full((3,), 0.5 * 4 / 8).double())
+    # One sample of a batch counts what it counts in the whole.
+    torch.testing.assert_close(fitted.per_sample(outputs_of_data[:1] + 2, outputs_of_data[:1]), value[:1])
+    assert Divergence("kl").fitted(outputs_of_data) == Divergence("kl")
+
+
+@pytest.mark.parametrize("data", [torch.ones(3, 2), torch.randn(1, 2), torch.full((2, 2), float("inf"))])
+def test_nmse_without_a_variance_is_refused(data: Tensor) -> None:
+    with pytest.raises(DataError, match="two samples or more"):
+        Divergence("nmse").fitted(data)
+    with pytest.raises(DataError, match="fitted"):
+        Divergence("nmse").per_sample(data, data)
+
+
+def test_a_vector_without_direction_does_not_suit_cosine() -> None:
+    assert "length 0" in check_outputs(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), Divergence("cosine"))
+    assert check_outputs(torch.eye(2), Divergence("cosine")) == ""
+    assert "counts samples" in check_outputs(torch.eye(2), Divergence("cosine", 0))
 
 
 @pytest.mark.parametrize(
