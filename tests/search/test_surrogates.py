@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pytest
@@ -6,11 +6,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysearch.errors import ConfigError, DataError, StorageError
-from raysearch.records import CostModel, SensitivityTable, parse_budgets
+from raysearch.records import CostModel, SensitivityTable, Trace, parse_budgets
 from raysearch.search import SURROGATES, Decoder, OptionSpace, make_limits, make_surrogate
 from raysearch.search.local_search import descend
 
 from .problems import every_assignment, make_setup, make_table
+
+
+@dataclass(frozen=True)
+class NamedTrace(Trace):
+    estimator: str = "fisher"
+
+
+def fisher_table(setup, seed=0, **options):
+    """The table, its traces measured by the estimator "fisher"."""
+    table = make_table(setup, seed, **options)
+    return replace(
+        table, traces={n: NamedTrace(**asdict(t) | {"estimator": "fisher"}) for n, t in table.traces.items()}
+    )
 
 
 def test_the_quadratic_form_is_the_sum_over_pairs():
@@ -25,11 +38,12 @@ def test_the_quadratic_form_is_the_sum_over_pairs():
 
 
 @pytest.mark.parametrize(
-    ("name", "field"), [("single-loss", "divergence"), ("hawq", "omega"), ("weight-error", "perturbation")]
+    ("name", "field"),
+    [("single-loss", "divergence"), ("hawq", "omega"), ("fisher", "omega"), ("weight-error", "perturbation")],
 )
 def test_additive_scores_sum_their_field(name, field):
     setup = make_setup(3)
-    table, space = make_table(setup), OptionSpace(setup)
+    table, space = fisher_table(setup), OptionSpace(setup)
     surrogate = make_surrogate(name, table, space)
     low, high = every_assignment(setup)[0], every_assignment(setup)[-1]
     # The pinned activations are the same in both, whatever they count.
@@ -41,10 +55,10 @@ def test_additive_scores_sum_their_field(name, field):
     assert difference == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", ["hawq", "weight-error"])
+@pytest.mark.parametrize("name", ["hawq", "fisher", "weight-error"])
 def test_activations_count_their_response_in_the_unit_of_the_weights(name):
     setup = make_setup(3, activation_bits=(4, 8))
-    table, space = make_table(setup), OptionSpace(setup)
+    table, space = fisher_table(setup), OptionSpace(setup)
     costs = make_surrogate(name, table, space).option_costs
     effects = [e for e in table.effects.values() if e.kind == "weight"]
     weights = costs[space.is_weight].sum()
@@ -67,6 +81,28 @@ def test_the_order_of_the_table_does_not_matter():
     one, other = (make_surrogate("response", t, space) for t in (table, turned))
     assert np.array_equal(one.gram, other.gram)
     assert np.array_equal(one.option_costs, other.option_costs)
+
+
+def test_many_assignments_are_scored_as_one_by_one(monkeypatch):
+    monkeypatch.setattr("raysearch.search.surrogates._AT_ONCE", 5)
+    setup = make_setup(3, activation_bits=(4, 8))
+    space = OptionSpace(setup)
+    surrogate = make_surrogate("response", make_table(setup), space)
+    choices = np.stack([space.choices(a) for a in every_assignment(setup)[:24]]).reshape(2, 3, 4, -1)
+    predicted = surrogate.predict(choices)
+    assert predicted.shape == (2, 3, 4)
+    for index in np.ndindex(predicted.shape):
+        assert predicted[index] == pytest.approx(float(surrogate.predict(choices[index])), rel=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["hessian", "ggn", ""])
+def test_fisher_wants_traces_of_the_fisher_matrix(estimator):
+    setup = make_setup(2)
+    table = make_table(setup)
+    traces = {n: NamedTrace(**asdict(t) | {"estimator": estimator}) for n, t in table.traces.items()}
+    message = rf"estimator '{estimator or 'unknown'}'.*sensitivity\.estimator to 'fisher'"
+    with pytest.raises(ConfigError, match=message):
+        make_surrogate("fisher", replace(table, traces=traces), OptionSpace(setup))
 
 
 def test_refusals():
@@ -92,7 +128,7 @@ def test_refusals():
 @settings(max_examples=40, deadline=None)
 def test_descent_ends_in_a_feasible_local_optimum(seed, kind, name):
     setup = make_setup(3, (2, 4, 8), (4, 8), seed)
-    table, space = make_table(setup, seed, coupling=1.5), OptionSpace(setup)
+    table, space = fisher_table(setup, seed, coupling=1.5), OptionSpace(setup)
     model = CostModel(setup)
     limit = 0.7 * model.lowest[kind] + 0.3 * model.highest[kind]
     decoder = Decoder(space, make_limits(space, parse_budgets([f"{kind}<={limit}"]), model))
