@@ -50,6 +50,7 @@ def make_objective(inputs: Inputs, ranges: RangeTable, pool: Pool, per_sample: b
         objective=objective,
         metric=inputs.task.metrics.get(objective),
         per_sample=per_sample,
+        cache_bytes=inputs.config.cluster.cache_bytes,
     )
 
 

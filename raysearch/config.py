@@ -63,7 +63,7 @@ class CalibrationConfig(Section):
 class ObjectiveConfig(Section):
     """The label-free objective: how far outputs are from the float model's."""
 
-    divergence: Literal["kl", "mse"] = "kl"
+    divergence: Literal["kl", "mse", "nmse", "cosine"] = "kl"
     class_dim: int = -1
 
 
@@ -75,6 +75,7 @@ class SensitivityConfig(Section):
     max_draws: int = Field(256, ge=2)
     draw_chunk: int | None = Field(None, ge=1)
     option_chunk: int = Field(8, ge=1)
+    sketch_size: int = Field(4096, ge=16)
     trace_loss: TraceLoss = "divergence"
 
     @model_validator(mode="after")
@@ -92,7 +93,7 @@ class SearchConfig(Section):
 
     num_trials: int = Field(64, ge=1)
     batch_size: int = Field(8, ge=1)
-    surrogate: Literal["response", "hawq", "weight-error", "single-loss"] = "response"
+    surrogate: Literal["response", "hawq", "fisher", "weight-error", "single-loss"] = "response"
     sampler: str = Field("auto", pattern=r"^(auto|thompson|tpe|nsga2|gp|random|brute|[\w.]+:[\w.]+)$")
     enqueue: tuple[dict[str, Width], ...] = ()
     num_samples: int = Field(512, ge=0)
@@ -156,6 +157,7 @@ class ClusterConfig(Section):
     threads: int = Field(1, ge=1)
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     deterministic: bool = True
+    cache_bytes: int = Field(2**30, ge=0)
     unit_timeout_seconds: float = Field(600.0, gt=0)
     startup_timeout_seconds: float = Field(300.0, gt=0)
 

@@ -105,12 +105,14 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     check_finite_forward(task.model, task.run, calibration[0])
     divergence = Divergence(config.objective.divergence, config.objective.class_dim)
     with frozen_eval(task.model), torch.no_grad():
-        problem = check_outputs(output_tensor(task.run(task.model, calibration[0])), divergence)
+        outputs = output_tensor(task.run(task.model, calibration[0]))
+    problem = check_outputs(outputs, divergence)
     if problem:
         raise DataError(
-            f"{problem}, so objective.divergence 'kl' has no meaning; set it to 'mse', or set "
+            f"{problem}, so objective.divergence '{divergence.kind}' has no meaning; set it to 'mse', or set "
             f"objective.class_dim, or give Task(forward=...) that returns logits."
         )
+    divergence = divergence.fitted(outputs)
     marks = {
         "model": hash_model(task.model),
         "calibration": hash_batches(calibration),
@@ -193,6 +195,13 @@ def _check_settings(task: Task, config: Config) -> None:
         "training.objective": config.training.objective == "loss" and task.train is not None,
         "sensitivity.trace_loss": config.sensitivity.trace_loss == "loss",
     }
+    estimator = config.sensitivity.estimator
+    if config.search.surrogate == "fisher" and estimator != "fisher":
+        raise ConfigError(
+            f"search.surrogate is 'fisher', which needs traces of the Fisher matrix, but the traces are "
+            f"measured by '{estimator}'. Set sensitivity.estimator to 'fisher', or search.surrogate to "
+            f"'hawq'."
+        )
     for key, wanted in wants_loss.items():
         if wanted and task.loss is None:
             raise ConfigError(f"{key} is 'loss', but the Task has no loss; give Task(loss=...) or change it.")

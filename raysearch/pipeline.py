@@ -131,6 +131,8 @@ class Walk:
                 max_draws=settings.max_draws,
                 draw_chunk=settings.draw_chunk,
                 option_chunk=settings.option_chunk,
+                sketch_size=settings.sketch_size,
+                cache_bytes=self.inputs.config.cluster.cache_bytes,
                 trace_loss=settings.trace_loss,
                 seed=self.inputs.config.seed,
                 fingerprint=":".join(self.inputs.fingerprints.values()),

@@ -9,7 +9,8 @@ from raysearch.cluster.pool import Pool
 from raysearch.records import OptionEffect, QuantizerSetup, RangeTable, SensitivityTable, Trace
 from raysearch.sensitivity.estimators import TraceEstimator, TraceLoss
 from raysearch.sensitivity.perturbation import measure_perturbations
-from raysearch.sensitivity.responses import measure_responses
+from raysearch.sensitivity.quantized import CACHE_BYTES
+from raysearch.sensitivity.responses import SKETCH_SIZE, measure_responses
 from raysearch.sensitivity.stopping import trace_warnings
 from raysearch.sensitivity.traces import measure_traces
 
@@ -25,6 +26,8 @@ def measure_sensitivity(
     max_draws: int = 256,
     draw_chunk: int | None = None,
     option_chunk: int = 8,
+    sketch_size: int = SKETCH_SIZE,
+    cache_bytes: int = CACHE_BYTES,
     trace_loss: TraceLoss = "divergence",
     seed: int = 0,
     fingerprint: str = "",
@@ -45,6 +48,8 @@ def measure_sensitivity(
         max_draws: the most draws per weight and shard.
         draw_chunk: draws in a unit; part of the method, not of the cluster. None: what suits the estimator.
         option_chunk: options in a unit.
+        sketch_size: values kept of a sample's response; see `measure_responses`.
+        cache_bytes: what a worker may keep between forwards.
         trace_loss: "divergence" (label-free) or "loss" (the task's).
         seed: the run's seed.
         fingerprint: what the table is of; stored with it.
@@ -63,7 +68,16 @@ def measure_sensitivity(
     for text in trace_warnings(traces, relative_error):
         warnings.warn(text, stacklevel=2)
     perturbations = measure_perturbations(setup, ranges, pool("perturbations"))
-    responses = measure_responses(setup, ranges, pool("responses"), num_shards, option_chunk=option_chunk)
+    responses = measure_responses(
+        setup,
+        ranges,
+        pool("responses"),
+        num_shards,
+        option_chunk=option_chunk,
+        sketch_size=sketch_size,
+        seed=seed,
+        cache_bytes=cache_bytes,
+    )
     effects = {}
     for index, (group, bits) in enumerate(setup.options()):
         weights = [p for p in setup.groups[group].points if p in traces]

@@ -14,7 +14,7 @@ from raysearch.errors import ConfigError
 from raysearch.evaluation import Replica, batch_size
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
-from raysearch.sensitivity.quantized import quantized_twin
+from raysearch.sensitivity.quantized import CACHE_BYTES, quantized_twin
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -35,6 +35,7 @@ class MeasuredObjective:
         metric: the metric's function, for a metric.
         per_sample: for the divergence, one value a sample; else one a shard.
         data: the name of the replica's shards.
+        cache_bytes: what a worker may keep of quantized weights; see `QuantizedTwin`.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class MeasuredObjective:
         metric: Any = None,
         per_sample: bool = True,
         data: str = "search",
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self._shared = (setup, ranges, objective, metric, per_sample, data)
+        self._shared = (setup, ranges, objective, metric, per_sample, data, cache_bytes)
         self._pool = pool
 
     def __call__(
@@ -78,6 +80,7 @@ def measure_values(
     metric: Any,
     per_sample: bool,
     data: str,
+    cache_bytes: int,
     assignment: BitAssignment,
     shard: int,
 ) -> UnitValue:
@@ -86,11 +89,9 @@ def measure_values(
     Raises:
         ConfigError: the objective is "loss" and the task has none.
     """
-    controller = quantized_twin(replica, setup, ranges)
-    controller.apply(assignment)
-    batch = replica.shard(data, shard)
+    twin = quantized_twin(replica, setup, ranges, cache_bytes)
     if objective == "divergence":
-        outputs = replica.run(controller.model, batch)
+        outputs = twin.outputs(replica, assignment, data, shard)
         values = replica.divergence.per_sample(outputs, replica.float_outputs(data, shard)).cpu().numpy()
         if per_sample:
             return {"values": values.astype(np.float64), "sizes": np.ones(len(values))}
@@ -98,6 +99,8 @@ def measure_values(
     judge = replica.loss if objective == "loss" else metric
     if judge is None:
         raise ConfigError(f"the objective is '{objective}', but the Task has no such function.")
-    with frozen_eval(controller.model), torch.no_grad():
-        value = float(judge(replica.forward(controller.model, batch), batch))
+    batch = replica.shard(data, shard)
+    twin.apply(assignment)
+    with frozen_eval(twin.model), torch.no_grad():
+        value = float(judge(replica.forward(twin.model, batch), batch))
     return {"values": np.array([value]), "sizes": np.array([float(batch_size(batch))])}

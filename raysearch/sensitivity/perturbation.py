@@ -7,7 +7,7 @@ import torch
 
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.evaluation import Replica
-from raysearch.quantizer import SymmetricQuantizer
+from raysearch.quantizer import make_quantizer
 from raysearch.records import QuantizerSetup, RangeTable
 
 
@@ -26,9 +26,8 @@ def measure_perturbations(
 
 def perturb(replica: Replica, setup: QuantizerSetup, ranges: RangeTable, name: str) -> UnitValue:
     """Unit: the squared error of one weight at each of its widths, keyed by the width."""
-    point = setup.points[name]
     weight = replica.model.get_parameter(name).detach()
-    quantizer = SymmetricQuantizer(point.shape, point.axis, len(point.shape)).to(weight.device)
+    quantizer = make_quantizer(setup.points[name]).to(weight.device)
     errors = {}
     with torch.no_grad():
         for bits in setup.group_of(name).bit_widths:

@@ -3,46 +3,193 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from raysearch.controller import QuantizationController, create_controller
-from raysearch.evaluation import Replica
-from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
+from raysearch.controller.attach import attach_activation, check_weight
+from raysearch.controller.checks import check_assignment
+from raysearch.evaluation import Replica, output_tensor
+from raysearch.quantizer import Quantizer, make_quantizer
+from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
+from raysearch.sensitivity.prefix import Prefix
+
+CACHE_BYTES = 2**30
+"""What a worker may keep between forwards by default: half of it fake-quantized weights, half the outputs of
+layers before the quantized one. More only saves time; the results are the same."""
+
+
+class WeightCache:
+    """Fake-quantized weights, each made by the quantizer that is deployed, once.
+
+    When the limit is met, what is not held is made anew at each use. Nothing is put out for it: the options
+    come round and round, and the least recently used weight is the next one to come.
+
+    Args:
+        weights: quantizer id → float weight.
+        setup: points.
+        ranges: calibrated ranges.
+        limit_bytes: of weights held.
+    """
+
+    def __init__(
+        self, weights: dict[str, nn.Parameter], setup: QuantizerSetup, ranges: RangeTable, limit_bytes: int
+    ) -> None:
+        self.weights, self._ranges, self._free = weights, ranges, limit_bytes
+        self._quantizers = {
+            name: make_quantizer(setup.points[name]).to(weight.device) for name, weight in weights.items()
+        }
+        self._held: dict[tuple[str, int], nn.Parameter] = {}
+
+    def get(self, name: str, bits: int) -> nn.Parameter:
+        """One weight at one width, equal bit for bit to what the controller's parametrization computes."""
+        if (name, bits) in self._held:
+            return self._held[name, bits]
+        quantizer = self._quantizers[name]
+        quantizer.set_range(bits, self._ranges[name, bits])
+        with torch.no_grad():
+            made = nn.Parameter(quantizer(self.weights[name]), requires_grad=False)
+        size = made.numel() * made.element_size()
+        if size <= self._free:
+            self._free -= size
+            self._held[name, bits] = made
+        return made
+
+
+class QuantizedTwin:
+    """A copy of the float model that takes any assignment without quantizing a weight twice.
+
+    Its outputs equal those of `create_controller` bit for bit. Weights are put in place of the float ones, so
+    a forward costs no fake-quantization of weights; activations are quantized by the usual hooks. The copy
+    shares the float weights, which are only read.
+
+    Args:
+        model: the float model; left as it is.
+        setup: points and groups.
+        ranges: calibrated ranges.
+        cache_bytes: half for `WeightCache`, half for `Prefix`.
+
+    Raises:
+        PlacementError: the setup belongs to another model, or this one has quantizers already.
+    """
+
+    def __init__(
+        self, model: nn.Module, setup: QuantizerSetup, ranges: RangeTable, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        self._setup, self._ranges = setup, ranges
+        shared: dict[int, object] = {id(p): p for p in model.parameters()}
+        self.model = copy.deepcopy(model, shared).eval()
+        points = setup.of_kind("weight")
+        for point in points.values():
+            check_weight(self.model, point)
+        device = next((p.device for p in model.parameters()), None)
+        self._activations: dict[str, Quantizer] = {}
+        for name, point in setup.of_kind("activation").items():
+            self._activations[name] = make_quantizer(point).to(device).requires_grad_(False)
+            self._activations[name].enabled = False
+        self._sites = {
+            name: [(self.model.get_submodule(site.module), site.name) for site in point.sites]
+            for name, point in points.items()
+        }
+        floats = {name: model.get_parameter(name) for name in points}
+        attach_activation(self.model, setup, self._activations)
+        self._cache = WeightCache(floats, setup, ranges, cache_bytes // 2)
+        self._prefix = Prefix(self.model, self._sites, self._activations, cache_bytes // 2)
+        self._widths: dict[str, int] = {}
+        self._ranged: dict[str, int] = {}
+
+    def apply(self, assignment: BitAssignment) -> None:
+        """Take an assignment; groups that are not named are float.
+
+        Raises:
+            PlacementError: a group is unknown, a width is not one of its own, or its range is missing;
+                nothing was changed.
+        """
+        check_assignment(self._setup, self._ranges, assignment)
+        widths = assignment.per_point(self._setup)
+        for name, sites in self._sites.items():
+            bits = widths.get(name, 0)
+            if bits != self._widths.get(name, 0):
+                weight = self._cache.get(name, bits) if bits else self._cache.weights[name]
+                for module, parameter in sites:
+                    module._parameters[parameter] = weight
+        for name, quantizer in self._activations.items():
+            quantizer.enabled = name in widths
+            if quantizer.enabled and self._ranged.get(name) != widths[name]:
+                quantizer.set_range(widths[name], self._ranges[name, widths[name]])
+                self._ranged[name] = widths[name]
+        self._widths = widths
+
+    def outputs(self, replica: Replica, assignment: BitAssignment, data: str, index: int) -> Tensor:
+        """Judged outputs under an assignment on one shard, by a forward from the first layer to the last."""
+        self.apply(assignment)
+        return self._run(replica, data, index)
+
+    def record(self, replica: Replica, options: Sequence[Option], data: str, index: int) -> None:
+        """Keep of a shard's float forward what `later_outputs` of these options needs; see `Prefix`."""
+        self.apply(BitAssignment({}))
+        now = [self._points(group) for group in dict(options)]
+        every = [self._points(group) for group in self._setup.groups]
+        self._prefix.record((data, index), lambda: self._forward(replica, data, index), now, every)
+
+    def later_outputs(self, replica: Replica, assignment: BitAssignment, data: str, index: int) -> Tensor:
+        """The same as `outputs`, where only what comes after the first quantizer that acts is run.
+
+        Without a recording of the shard all is run.
+        """
+        self.apply(assignment)
+        points = [name for group in assignment.bits for name in self._points(group)]
+        found: Tensor = self._prefix.replay((data, index), lambda: self._run(replica, data, index), points)
+        return found
+
+    def depth(self, option: Option) -> int:
+        """How late in the recorded forward an option first acts; grows from layer to layer."""
+        return self._prefix.depth(self._points(option[0]))
+
+    def _points(self, group: str) -> tuple[str, ...]:
+        return self._setup.groups[group].points
+
+    def _run(self, replica: Replica, data: str, index: int) -> Tensor:
+        # As `Replica.run`, without the walk over all modules: the twin is private, and in eval mode for good.
+        rng = torch.get_rng_state()
+        try:
+            return self._forward(replica, data, index)
+        finally:
+            torch.set_rng_state(rng)
+
+    def _forward(self, replica: Replica, data: str, index: int) -> Tensor:
+        with torch.no_grad():
+            return output_tensor(replica.forward(self.model, replica.shard(data, index)))
 
 
 @dataclass
-class _Twin:
+class _Held:
     setup: QuantizerSetup
     ranges: RangeTable
     key: str
-    controller: QuantizationController
+    twin: QuantizedTwin
 
 
-def quantized_twin(replica: Replica, setup: QuantizerSetup, ranges: RangeTable) -> QuantizationController:
-    """The controller of a copy of the replica's model, all quantizers off; cached per setup and ranges.
+def quantized_twin(
+    replica: Replica, setup: QuantizerSetup, ranges: RangeTable, cache_bytes: int = CACHE_BYTES
+) -> QuantizedTwin:
+    """The twin of the replica's model; cached per setup, ranges and limit.
 
     Cost: nothing for the objects of the last call, one hash for others with the same content, else one copy
-    of the model.
+    of the model without its weights.
     """
-    twin: _Twin | None = replica.cache.get("twin")
+    held: _Held | None = replica.cache.get("twin")
     # A hash costs as much as a small forward, and most units of a call bring the same two objects.
-    if twin is not None and twin.setup is setup and twin.ranges is ranges:
-        return twin.controller
-    key = setup.fingerprint() + blake2b(ranges.to_bytes(), digest_size=16).hexdigest()
-    if twin is not None and twin.key == key:
-        twin.setup, twin.ranges = setup, ranges
-        return twin.controller
-    controller = create_controller(copy.deepcopy(replica.model), setup, ranges, BitAssignment({}))
-    replica.cache["twin"] = _Twin(setup, ranges, key, controller)
-    return controller
-
-
-def quantized_outputs(
-    replica: Replica, controller: QuantizationController, assignment: BitAssignment, data: str, index: int
-) -> Tensor:
-    """Judged outputs of the twin under an assignment on one shard; unnamed groups stay float."""
-    controller.apply(assignment)
-    return replica.run(controller.model, replica.shard(data, index))
+    if held is not None and held.setup is setup and held.ranges is ranges:
+        return held.twin
+    digest = blake2b(ranges.to_bytes(), digest_size=16).hexdigest()
+    key = f"{setup.fingerprint()}:{digest}:{cache_bytes}"
+    if held is not None and held.key == key:
+        held.setup, held.ranges = setup, ranges
+        return held.twin
+    twin = QuantizedTwin(replica.model, setup, ranges, cache_bytes)
+    replica.cache["twin"] = _Held(setup, ranges, key, twin)
+    return twin

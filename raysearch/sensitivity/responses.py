@@ -2,86 +2,272 @@
 
 For option q (one group at one width, all else float) let δ_q = z(q) − z⁰ on the calibration samples. To
 second order the divergence of a set A of options is ½ Σ_{q,r∈A} K_qr, K_qr = mean over samples of
-δ_qᵀ Λ δ_r, Λ the Hessian of the divergence in z at z⁰. One forward an option and shard; no labels, no
-backward.
+δ_qᵀ Λ δ_r, Λ the Hessian of the divergence in z at z⁰. No labels, no backward; of an option's forward only
+the layers after its first quantizer are run. Rows Λ^½ δ longer than `sketch_size` are projected to that many
+values (see `Sketch`), alike for all options: K stays a Gram matrix, right in the mean.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from raysearch.cluster.pool import Key, Pool, UnitValue
-from raysearch.evaluation import Replica
+from raysearch.errors import ConfigError
+from raysearch.evaluation import Divergence, Replica
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
-from raysearch.sensitivity.quantized import quantized_outputs, quantized_twin
+from raysearch.sensitivity.quantized import CACHE_BYTES, QuantizedTwin, quantized_twin
+from raysearch.sensitivity.sketch import Sketch
+
+SKETCH_SIZE = 4096
+"""Values of a sample's row that are kept by default; a row of up to that many outputs is exact."""
+
+ROWS_LIMIT_BYTES = 2**31
+"""Rows of one shard, all options together, that the driver may have to hold."""
+
+_AT_ONCE = 2**22
+"""Output values that are judged in one go, in float64."""
 
 
 @dataclass(frozen=True)
 class Responses:
-    """Gram matrix K [num_options, num_options] and the measured divergence of each option alone."""
+    """The responses of all options.
+
+    Attributes:
+        gram: K [num_options, num_options].
+        divergence: the measured divergence of each option alone [num_options].
+        sketch_stderr: standard error of K_qq from the projection [num_options]; 0 where rows are exact. Of
+            any K_qr it is at most √((2/k)·Σ_x ‖row_q‖²‖row_r‖²) / samples, k the sketch size.
+    """
 
     gram: npt.NDArray[np.float64]
     divergence: npt.NDArray[np.float64]
+    sketch_stderr: npt.NDArray[np.float64]
+
+    @property
+    def sketch_error(self) -> float:
+        """The greatest relative standard error on the diagonal of K; 0 when nothing was projected."""
+        diagonal = np.diag(self.gram)
+        some = (diagonal > 0) & np.isfinite(self.sketch_stderr)
+        return float((self.sketch_stderr[some] / diagonal[some]).max(initial=0.0))
+
+
+@dataclass(frozen=True)
+class Method:
+    """What all units share besides setup and ranges.
+
+    Attributes:
+        sketch_size: values kept of a sample's row.
+        seed: the run's seed.
+        cache_bytes: what a worker may keep between forwards.
+    """
+
+    sketch_size: int
+    seed: int
+    cache_bytes: int
 
 
 def measure_responses(
-    setup: QuantizerSetup, ranges: RangeTable, pool: Pool, num_shards: int, *, option_chunk: int
+    setup: QuantizerSetup,
+    ranges: RangeTable,
+    pool: Pool,
+    num_shards: int,
+    *,
+    option_chunk: int,
+    sketch_size: int = SKETCH_SIZE,
+    seed: int = 0,
+    cache_bytes: int = CACHE_BYTES,
 ) -> Responses:
     """Responses of all options over the calibration shards.
 
-    Work per unit (option chunk × shard): one forward an option, one float forward a worker and shard.
-    Bytes per unit: 8 · option_chunk · samples · outputs back. The Gram block of a shard is summed on the
-    driver, shards in order, in float64.
+    Work per unit (option chunk × shard): the later layers of one forward an option, and one recorded float
+    forward a worker and shard (a unit, where `cache_bytes` is too small). On shard 0 the option of each
+    unit that runs least is run in full too; if its outputs differ in a bit, handing out outputs does not
+    suit the model, and all is measured anew by full forwards, with a warning.
+
+    Bytes per unit: 8 · option_chunk · samples · min(outputs, sketch_size) back. Memory of the driver: the
+    rows of the shards that are not complete, each 8 · num_options · samples · min(outputs, sketch_size)
+    bytes, at most `ROWS_LIMIT_BYTES`. Memory of a worker: outputs of one forward, `cache_bytes`, its
+    unit's rows, and some ten float64 copies of at most 2²² output values or of one sample.
+
+    The Gram block of a shard is made on the driver from rows in the order of the options; blocks are summed
+    in the order of shards, in float64.
+
+    Args:
+        setup: points, groups and their widths.
+        ranges: calibrated ranges.
+        pool: runs the units.
+        num_shards: calibration shards.
+        option_chunk: options in a unit.
+        sketch_size: values kept of a sample's row.
+        seed: the run's seed; only sketches depend on it.
+        cache_bytes: see `CACHE_BYTES`.
+
+    Raises:
+        ConfigError: the rows of a shard would take more than `ROWS_LIMIT_BYTES`; nothing was allocated.
     """
     options = setup.options()
-    starts = range(0, len(options), option_chunk)
-    units: dict[Key, tuple[object, ...]] = {
-        (shard, lo): (shard, options[lo : lo + option_chunk]) for shard in range(num_shards) for lo in starts
+    method = Method(sketch_size, seed, cache_bytes)
+    fold = _Fold(len(options), num_shards)
+    units = units_of(options, num_shards, option_chunk)
+    for key, value in pool.run(respond, units, (setup, ranges, method)):
+        fold.add(int(key[0]), int(key[1]), value)
+    if fold.has_differed:
+        warnings.warn(
+            "the model's outputs change when layers before the quantized one are not run again, so its "
+            "forward keeps a state or draws random numbers; the responses were measured by full forwards",
+            stacklevel=3,
+        )
+        fold = _Fold(len(options), num_shards)
+        whole: dict[Key, tuple[object, ...]] = {
+            (*key, "full"): (*arguments[:2], "full") for key, arguments in units.items()
+        }
+        for key, value in pool.run(respond, whole, (setup, ranges, method)):
+            fold.add(int(key[0]), int(key[1]), value)
+    return fold.responses()
+
+
+def units_of(
+    options: tuple[Option, ...], num_shards: int, option_chunk: int
+) -> dict[Key, tuple[object, ...]]:
+    """(shard, first option) → arguments of `respond`; shard 0 checks what it is handed."""
+    return {
+        (shard, lo): (shard, options[lo : lo + option_chunk], "later" if shard else "check")
+        for shard in range(num_shards)
+        for lo in range(0, len(options), option_chunk)
     }
-    parts: dict[Key, UnitValue] = {}
-    blocks: dict[int, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], int]] = {}
-    for key, value in pool.run(respond, units, (setup, ranges)):
-        parts[key] = value
-        shard = int(key[0])
-        # A shard is folded into its block as soon as it is complete, so memory holds a few shards only.
-        if all((shard, lo) in parts for lo in starts):
-            rows = np.concatenate([parts[shard, lo]["weighted"] for lo in starts])
-            alone = np.concatenate([parts[shard, lo]["divergence"] for lo in starts])
+
+
+class _Fold:
+    """Puts the rows of each shard together, and each complete shard into a Gram block."""
+
+    def __init__(self, num_options: int, num_shards: int) -> None:
+        self._num_options, self._num_shards = num_options, num_shards
+        self._rows: dict[int, npt.NDArray[np.float64]] = {}
+        self._missing = dict.fromkeys(range(num_shards), num_options)
+        self._alone = np.zeros((num_shards, num_options))
+        self._variance = np.zeros((num_shards, num_options))
+        self._blocks: dict[int, npt.NDArray[np.float64]] = {}
+        self._sizes = np.zeros(num_shards)
+        self.has_differed = False
+
+    def add(self, shard: int, lo: int, value: UnitValue) -> None:
+        """Take what a unit answered; a shard is folded as soon as it is complete."""
+        part = value["weighted"]
+        self.has_differed |= bool(value["differs"])
+        rows = self._rows.setdefault(shard, np.empty((self._num_options, *part.shape[1:])))
+        hi = lo + len(part)
+        rows[lo:hi] = part
+        self._alone[shard, lo:hi], self._variance[shard, lo:hi] = value["divergence"], value["variance"]
+        self._missing[shard] -= len(part)
+        if not self._missing[shard]:
             # By torch, whose threads the run pins, and not by numpy's BLAS, whose threads it does not.
-            flat = torch.from_numpy(rows.reshape(len(options), -1))
-            blocks[shard] = ((flat @ flat.T).numpy(), alone, rows.shape[1])
-            for lo in starts:
-                del parts[shard, lo]
-    total = sum(size for _, _, size in blocks.values())
-    gram = np.zeros((len(options), len(options)))
-    divergence = np.zeros(len(options))
-    for shard in range(num_shards):
-        block, alone, _ = blocks[shard]
-        gram += block
-        divergence += alone
-    # A matrix product of A with Aᵀ is symmetric only up to rounding.
-    return Responses((gram + gram.T) / (2 * total), divergence / total)
+            flat = torch.from_numpy(self._rows.pop(shard).reshape(self._num_options, -1))
+            self._blocks[shard], self._sizes[shard] = (flat @ flat.T).numpy(), rows.shape[1]
+
+    def responses(self) -> Responses:
+        """The sums over shards, in their order."""
+        total = self._sizes.sum()
+        gram = np.zeros((self._num_options, self._num_options))
+        divergence, variance = np.zeros(self._num_options), np.zeros(self._num_options)
+        for shard in range(self._num_shards):
+            gram += self._blocks[shard]
+            divergence += self._alone[shard]
+            variance += self._variance[shard]
+        # A matrix product of A with Aᵀ is symmetric only up to rounding.
+        return Responses((gram + gram.T) / (2 * total), divergence / total, np.sqrt(variance) / total)
 
 
 def respond(
     replica: Replica,
     setup: QuantizerSetup,
     ranges: RangeTable,
+    method: Method,
     shard: int,
     options: tuple[Option, ...],
+    mode: str,
 ) -> UnitValue:
-    """Unit: Λ^½ δ of some options on one shard [options, samples, outputs], and Σ divergence of each."""
-    controller = quantized_twin(replica, setup, ranges)
+    """Unit: rows Λ^½ δ of some options on one shard, and Σ divergence of each.
+
+    Args:
+        replica: what the worker holds.
+        setup: points and groups.
+        ranges: calibrated ranges.
+        method: sketch and memory.
+        shard: index of the calibration shard.
+        options: of this unit.
+        mode: "full" runs whole forwards, "later" the later layers only, "check" the same and compares one.
+
+    Returns:
+        "weighted" [options, samples, k], "divergence" [options], "variance" [options] (Σ over samples of
+        the variance of the row's squared norm by the sketch), "differs" (1 where the check failed).
+    """
+    twin = quantized_twin(replica, setup, ranges, method.cache_bytes)
     reference = replica.float_outputs("calibration", shard)
-    rows, sums = [], []
+    sketch = Sketch(reference[0].numel(), method.sketch_size, method.seed, shard)
+    _check_rows(len(setup.options()), len(reference), sketch.size)
+    if mode != "full":
+        twin.record(replica, options, "calibration", shard)
+    # The option that runs least is the one whose outputs lean most on what was kept.
+    latest = max(options, key=lambda option: (twin.depth(option), options.index(option)))
+    rows, sums, variances = [], [], []
+    checked: dict[Option, Tensor] = {}
     for group, bits in options:
-        outputs = quantized_outputs(replica, controller, BitAssignment({group: bits}), "calibration", shard)
+        forward = twin.outputs if mode == "full" else twin.later_outputs
+        outputs = forward(replica, BitAssignment({group: bits}), "calibration", shard)
+        if mode == "check" and (group, bits) == latest:
+            checked[latest] = outputs
+        row, variance, alone = _judge(replica.divergence, outputs, reference, sketch)
+        rows.append(row)
+        variances.append(variance)
+        sums.append(alone)
+    return {
+        "weighted": torch.stack(rows).numpy(),
+        "divergence": np.array(sums),
+        "variance": np.array(variances),
+        "differs": np.array(float(any(_differs(twin, replica, shard, *pair) for pair in checked.items()))),
+    }
+
+
+def _differs(twin: QuantizedTwin, replica: Replica, shard: int, option: Option, later: Tensor) -> bool:
+    whole = twin.outputs(replica, BitAssignment(dict([option])), "calibration", shard)
+    return later.shape != whole.shape or not torch.equal(later.nan_to_num(), whole.nan_to_num())
+
+
+def _judge(
+    divergence: Divergence, outputs: Tensor, reference: Tensor, sketch: Sketch
+) -> tuple[Tensor, float, float]:
+    """Rows [samples, k] of one option on the CPU, Σ variance of their squared norms, Σ divergence."""
+    rows, variance, alone = [], 0.0, 0.0
+    for lo, hi in _spans(len(reference), sketch.num_outputs):
+        judged, known = outputs[lo:hi], reference[lo:hi]
         # In float64 before the subtraction: at 8 bits the two are nearly equal.
-        delta = outputs.double() - reference.double()
-        rows.append(replica.divergence.weighted(delta, reference).cpu())
-        sums.append(float(replica.divergence.per_sample(outputs, reference).sum()))
-    return {"weighted": torch.stack(rows).numpy(), "divergence": np.array(sums)}
+        weighted = divergence.weighted(judged.double() - known.double(), known)
+        kept, spread = sketch.project(weighted, lo)
+        rows.append(kept.cpu())
+        variance += float(spread.sum())
+        alone += float(divergence.per_sample(judged, known).sum())
+    return torch.cat(rows), variance, alone
+
+
+def _spans(num_samples: int, num_outputs: int) -> Iterator[tuple[int, int]]:
+    step = max(1, _AT_ONCE // num_outputs)
+    for lo in range(0, num_samples, step):
+        yield lo, min(lo + step, num_samples)
+
+
+def _check_rows(num_options: int, num_samples: int, size: int) -> None:
+    needed = 8 * num_options * num_samples * size
+    if needed > ROWS_LIMIT_BYTES:
+        raise ConfigError(
+            f"the responses of one shard would take {needed / 2**30:.1f} GiB on the driver: {num_options} "
+            f"options x {num_samples} samples x {size} values of 8 bytes; at most "
+            f"{ROWS_LIMIT_BYTES / 2**30:g} GiB are allowed. Lower sensitivity.sketch_size or "
+            f"calibration.shard_size."
+        )

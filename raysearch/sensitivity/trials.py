@@ -10,14 +10,15 @@ import numpy as np
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.evaluation import Replica
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
-from raysearch.sensitivity.quantized import quantized_outputs, quantized_twin
+from raysearch.sensitivity.quantized import CACHE_BYTES, quantized_twin
 
 
 class TrialEvaluator:
     """Calls the pool for a batch of trials: {number: assignment} → {number: mean divergence}.
 
-    Work per unit (assignment × shard): one forward. Bytes per unit: 16 back. A unit's key names the
-    assignment, not the trial, so that what was measured before a crash is found again.
+    Work per unit (assignment × shard): one forward; a weight is quantized once a worker and width, as far as
+    half of `cache_bytes` holds them. Bytes per unit: 16 back. A unit's key names the assignment, not the
+    trial, so that what was measured before a crash is found again.
     """
 
     def __init__(
@@ -27,15 +28,16 @@ class TrialEvaluator:
         pool: Pool,
         num_shards: int,
         data: str = "calibration",
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._setup, self._ranges, self._pool = setup, ranges, pool
-        self._num_shards, self._data = num_shards, data
+        self._num_shards, self._data, self._cache_bytes = num_shards, data, cache_bytes
 
     def __call__(self, assignments: Mapping[int, BitAssignment]) -> dict[int, float]:
         """Mean divergence per sample; NaN where the quantized model's is not finite."""
         distinct = {assignment.digest(): assignment for assignment in assignments.values()}
         units: dict[Key, tuple[object, ...]] = {
-            (digest, shard): (self._data, shard, assignment)
+            (digest, shard): (self._data, shard, assignment, self._cache_bytes)
             for digest, assignment in distinct.items()
             for shard in range(self._num_shards)
         }
@@ -56,11 +58,12 @@ def measure_shard(
     data: str,
     shard: int,
     assignment: BitAssignment,
+    cache_bytes: int = CACHE_BYTES,
 ) -> UnitValue:
     """Unit: Σ divergence of one assignment over one shard, and the shard's size."""
-    controller = quantized_twin(replica, setup, ranges)
     reference = replica.float_outputs(data, shard)
-    outputs = quantized_outputs(replica, controller, assignment, data, shard)
+    twin = quantized_twin(replica, setup, ranges, cache_bytes)
+    outputs = twin.outputs(replica, assignment, data, shard)
     values = replica.divergence.per_sample(outputs, reference)
     return {
         "divergence": np.array(float(values.sum())),

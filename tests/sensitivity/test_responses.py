@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
 from raysearch.controller import create_controller
-from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
+from raysearch.records import BitAssignment
 from raysearch.sensitivity import TrialEvaluator
 from raysearch.sensitivity.perturbation import measure_perturbations
-from raysearch.sensitivity.quantized import quantized_twin
-from raysearch.sensitivity.responses import measure_responses, respond
+from raysearch.sensitivity.responses import Method, measure_responses, respond
 from tests.sensitivity.dense import output_hessian
 from tests.sensitivity.nets import make_ranges, make_replica, make_setup
 
@@ -119,42 +117,6 @@ def test_perturbations_are_the_squared_error_of_the_deployed_weight(case):
         assert float(first) == pytest.approx(by_hand, rel=1e-3)
 
 
-def test_trials_equal_the_quantized_model(case):
-    replica, setup, ranges = case
-    assignments = {
-        7: BitAssignment.extreme(setup, 0),
-        3: BitAssignment.extreme(setup, -1),
-        9: BitAssignment.uniform(setup, 4),
-        4: BitAssignment({}),
-        5: BitAssignment(dict(reversed(BitAssignment.uniform(setup, 4).bits.items()))),
-    }
-    got = TrialEvaluator(setup, ranges, LocalPool(replica), 3)(assignments)
-    assert list(got) == list(assignments)
-    for number, assignment in assignments.items():
-        model = quantized(replica, setup, ranges, assignment.bits)
-        # Divergences of 8-bit models are differences of nearly equal numbers.
-        assert got[number] == pytest.approx(mean_divergence(replica, model), rel=1e-6, abs=1e-12)
-    assert got[4] == 0
-    assert got[9] == got[5]
-    assert got[7] > got[3]
-
-
-def test_an_assignment_is_measured_once_however_many_trials_have_it():
-    replica = make_replica("linear")
-    setup = make_setup("linear", replica)
-    ranges = make_ranges(setup, replica)
-    keys = []
-
-    class Watched(LocalPool):
-        def run(self, function, units, shared=()):
-            keys.extend(units)
-            return super().run(function, units, shared)
-
-    same = BitAssignment.uniform(setup, 4)
-    TrialEvaluator(setup, ranges, Watched(replica), 3)({1: same, 2: same})
-    assert keys == [(same.digest(), shard) for shard in range(3)]
-
-
 class Fragile(torch.nn.Module):
     """Overflows as soon as its weight is not the float one."""
 
@@ -190,19 +152,6 @@ def test_outputs_that_are_not_finite_give_nan_and_no_error(fault, kind):
 
 def test_a_unit_answers_one_row_a_sample_and_option(case):
     replica, setup, ranges = case
-    got = respond(replica, setup, ranges, 2, setup.options()[:2])
+    got = respond(replica, setup, ranges, Method(4096, 0, 2**20), 2, setup.options()[:2], "later")
     assert got["weighted"].shape == (2, 3, 4)
     assert got["divergence"].shape == (2,)
-
-
-def test_the_twin_is_built_once_for_equal_content_and_anew_for_other():
-    replica = make_replica("relu")
-    setup = make_setup("relu", replica)
-    ranges = make_ranges(setup, replica)
-    twin = quantized_twin(replica, setup, ranges)
-    assert quantized_twin(replica, setup, ranges) is twin
-    same = QuantizerSetup.from_json(setup.to_json())
-    assert quantized_twin(replica, same, RangeTable(dict(ranges.ranges))) is twin
-    other = calibrate(setup, LocalPool(replica), 3, weights="min_max")
-    assert quantized_twin(replica, setup, other) is not twin
-    assert copy.deepcopy(replica).__getstate__()["cache"] == {}
