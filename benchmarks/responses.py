@@ -1,0 +1,270 @@
+"""All responses of a net against as many plain forwards; and scoring assignments by every surrogate.
+
+CPU time of one process, one thread, variants interleaved. Writes benchmarks/results/responses.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raysearch.calibration import calibrate
+from raysearch.cluster.pool import LocalPool
+from raysearch.evaluation import Divergence, Replica, default_forward
+from raysearch.placement import place_quantizers
+from raysearch.records import (
+    OptionEffect,
+    QuantizationPoint,
+    QuantizerGroup,
+    QuantizerSetup,
+    RangeTable,
+    SensitivityTable,
+    Site,
+    Trace,
+)
+from raysearch.search import OptionSpace, make_surrogate
+from raysearch.sensitivity.responses import Method, measure_responses, respond, units_of
+
+RESULT = Path(__file__).parent / "results" / "responses.md"
+SHARDS, CHUNK = 4, 8
+
+
+class Basic(nn.Module):
+    """A block of ResNet-20."""
+
+    def __init__(self, inner: int, outer: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False), nn.BatchNorm2d(outer)
+        self.conv2, self.bn2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False), nn.BatchNorm2d(outer)
+        self.relu = nn.ReLU(inplace=True)
+        self.down = nn.Sequential()
+        if inner != outer:
+            self.down = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += self.down(x)
+        return self.relu(out)
+
+
+class ResNet20(nn.Module):
+    """He et al. 2016, for 32 x 32 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(True))
+        widths = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)] + [(64, 64, 1)] * 2
+        self.blocks = nn.Sequential(*(Basic(*sizes) for sizes in widths))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+class Inverted(nn.Module):
+    """A block of MobileNetV2."""
+
+    def __init__(self, inner: int, outer: int, stride: int, factor: int) -> None:
+        super().__init__()
+        wide, self.is_residual = inner * factor, stride == 1 and inner == outer
+        expand = [nn.Conv2d(inner, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU6(True)]
+        self.conv = nn.Sequential(
+            *(expand if factor > 1 else []),
+            nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False), nn.BatchNorm2d(wide),
+            nn.ReLU6(True),
+            nn.Conv2d(wide, outer, 1, bias=False), nn.BatchNorm2d(outer),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return x + self.conv(x) if self.is_residual else self.conv(x)
+
+
+def mobile_net() -> nn.Module:
+    """MobileNetV2's stages at half their width."""
+    stages = [(1, 16, 1, 1), (6, 16, 2, 2), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2)]
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(True)]
+    inner = 16
+    for factor, outer, repeats, stride in stages:
+        for index in range(repeats):
+            layers.append(Inverted(inner, outer, 1 if index else stride, factor))
+            inner = outer
+    layers += [nn.Conv2d(80, 320, 1, bias=False), nn.BatchNorm2d(320), nn.ReLU6(True)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(320, 10))
+
+
+class EncoderBlock(nn.Module):
+    """Attention and perceptron, each after a LayerNorm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        n, t, c = x.shape
+        q, k, v = self.qkv(self.norm1(x)).reshape(n, t, 3, 4, c // 4).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, c))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Encoder(nn.Module):
+    """Six blocks over 64 tokens of width 128."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(48, 128)
+        self.blocks = nn.Sequential(*(EncoderBlock(128) for _ in range(6)))
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return self.head(self.blocks(self.embed(x)).mean(1))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "ResNet-20, 32 px": (ResNet20, (3, 32, 32)),
+    "MobileNetV2 x 0.5, 64 px": (mobile_net, (3, 64, 64)),
+    "encoder, 64 tokens": (Encoder, (64, 48)),
+}
+
+
+def prepare(name: str, size: int, inputs: bool) -> tuple[Replica, QuantizerSetup, RangeTable]:
+    """A net with its shards, places and ranges."""
+    torch.manual_seed(0)
+    make, shape = NETS[name]
+    model = make().eval()
+    shards = [torch.randn(size, *shape) for _ in range(SHARDS)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        setup = place_quantizers(
+            model,
+            (shards[0][:2],),
+            weight_bit_widths=(2, 4),
+            ignored_scopes=() if inputs else ("*input*",),
+        )
+    replica = Replica(model, default_forward, {"calibration": shards}, Divergence())
+    return replica, setup, calibrate(setup, LocalPool(replica), 1, weights="min_max", activations="min_max")
+
+
+def measure(name: str, size: int, inputs: bool, rounds: int) -> tuple[int, dict[str, float]]:
+    """Options, and median CPU seconds of each variant."""
+    replica, setup, ranges = prepare(name, size, inputs)
+    count = len(setup.options())
+    method = Method(4096, 0, 2**30)
+
+    def plain() -> None:
+        with torch.no_grad():
+            for shard in replica.shards["calibration"]:
+                for _ in range(count):
+                    replica.model(shard)
+
+    def full() -> None:
+        replica.cache.clear()
+        units = units_of(setup.options(), SHARDS, CHUNK)
+        whole = {key: (*arguments[:2], "full") for key, arguments in units.items()}
+        list(LocalPool(replica).run(respond, whole, (setup, ranges, method)))
+
+    def later() -> None:
+        replica.cache.clear()
+        measure_responses(setup, ranges, LocalPool(replica), SHARDS, option_chunk=CHUNK)
+
+    times: dict[str, list[float]] = {"plain": [], "full": [], "later": []}
+    for _ in range(rounds):
+        for label, function in (("plain", plain), ("full", full), ("later", later)):
+            start = time.process_time()
+            function()
+            times[label].append(time.process_time() - start)
+    return count, {label: statistics.median(values) for label, values in times.items()}
+
+
+def surrogate_seconds() -> dict[str, float]:
+    """CPU seconds for 100,000 assignments of 54 groups with 4 widths, by surrogate."""
+    names = [f"layer{i}.weight" for i in range(54)]
+    points = {n: QuantizationPoint(n, "weight", (Site(n, "parameter", "weight"),), (8, 8), 0) for n in names}
+    setup = QuantizerSetup(points, {n: QuantizerGroup(n, (n,), (2, 3, 4, 8)) for n in names})
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((216, 256))
+    effects = {o: OptionEffect(*o, "weight", *rng.random(4).tolist()) for o in setup.options()}
+    table = SensitivityTable({n: Trace(n, 1.0, 0.1, 0.1, 8, 64) for n in names}, effects, rows @ rows.T, "")
+    choices = rng.integers(0, 4, (100_000, 54))
+    found = {}
+    for name in ("response", "hawq", "single-loss", "weight-error"):
+        surrogate = make_surrogate(name, table, OptionSpace(setup))
+        times = []
+        for _ in range(5):
+            start = time.process_time()
+            surrogate.predict(choices)
+            times.append(time.process_time() - start)
+        found[name] = statistics.median(times)
+    return found
+
+
+def processor() -> str:
+    """Model name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if "model name" in line), platform.processor()
+    )
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=8)
+    parser.add_argument("--date", default=datetime.datetime.now(tz=datetime.UTC).date().isoformat())
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [
+        "# Responses of all options, and surrogates",
+        "",
+        f"{options.date}, {processor()}, torch {torch.__version__}, one thread. CPU time of one process,",
+        f"median of {options.rounds} interleaved rounds; {SHARDS} shards of {options.size} samples, {CHUNK}",
+        "options in a unit; weights at 2 and 4 bits, inputs at 8; caches start empty in every round. Plain:",
+        "as many forwards of the float model and nothing else. Full: all responses by whole forwards.",
+        "Later: `measure_responses`, with its recordings and its check.",
+        "Made by `benchmarks/responses.py`.",
+        "",
+        "| net | quantized | options | forwards | plain, s | full, s | later, s | full/plain | later/plain |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in NETS:
+        for inputs in (False, True):
+            count, found = measure(name, options.size, inputs, options.rounds)
+            plain, full, later = (found[label] for label in ("plain", "full", "later"))
+            what = "weights and inputs" if inputs else "weights"
+            lines.append(
+                f"| {name} | {what} | {count} | {count * SHARDS} | {plain:.2f} | {full:.2f} | {later:.2f} | "
+                f"{full / plain:.2f} | {later / plain:.2f} |"
+            )
+            print(lines[-1], flush=True)
+    lines += [
+        "",
+        "100,000 assignments of 54 groups with 4 widths, CPU seconds: "
+        + ", ".join(f"`{name}` {seconds:.2f}" for name, seconds in surrogate_seconds().items())
+        + ".",
+    ]
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
