@@ -5,11 +5,14 @@ from raysearch.records.budget import (
     Budget,
     check_achievable,
     excesses,
+    holders,
     is_feasible,
     parse_budget,
     parse_budgets,
 )
 from raysearch.records.costs import COST_KINDS, CostModel, packed_bytes
+from raysearch.records.latency import LatencyProfile
+from raysearch.records.memory import live_sets, tensor_bytes
 from raysearch.records.ranges import QuantizerRange, RangeTable
 from raysearch.records.ratio import compression_ratio
 from raysearch.records.results import (
@@ -25,6 +28,7 @@ from raysearch.records.search import SearchResult, SearchTrial, trials_from_tabl
 from raysearch.records.sensitivity import Option, OptionEffect, SensitivityTable, Trace
 from raysearch.records.setup import (
     FLOAT_BITS,
+    LiveTensor,
     QuantizationPoint,
     QuantizerGroup,
     QuantizerSetup,
@@ -43,7 +47,9 @@ __all__ = [
     "ExportManifest",
     "ExportedFile",
     "FineTuneResult",
+    "LatencyProfile",
     "LayerFlips",
+    "LiveTensor",
     "Option",
     "OptionEffect",
     "QuantizationPoint",
@@ -63,10 +69,13 @@ __all__ = [
     "check_achievable",
     "compression_ratio",
     "excesses",
+    "holders",
     "is_feasible",
+    "live_sets",
     "packed_bytes",
     "parse_budget",
     "parse_budgets",
+    "tensor_bytes",
     "trials_from_table",
     "trials_to_table",
 ]

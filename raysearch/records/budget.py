@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from raysearch.errors import BudgetError
@@ -18,10 +18,14 @@ _UNITS: dict[str, dict[str, float]] = {
         "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30,
     },
     "bops": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
+    "effective": {"": 1.0, "x": 1.0},
+    "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9},
 }  # fmt: skip
-_RELATIVE = ("size", "bops")
+_UNITS["activation_memory"] = _UNITS["size"]
+_RELATIVE = ("size", "bops", "activation_memory", "latency")
+_AT_LEAST = ("effective",)
 _EXPRESSION = re.compile(
-    r"^\s*([A-Za-z_]+)\s*(<=|≤)\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*$"
+    r"^\s*([A-Za-z_]+)\s*(<=|≤|>=|≥)\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ%]*)\s*$"
 )
 TOLERANCE = 1e-9
 """Relative slack of a comparison, so that a sum in floating point does not break an exact limit."""
@@ -29,7 +33,7 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class Budget:
-    """A hard upper limit on one cost.
+    """A hard limit on one cost: the most it may be, for `effective` the least.
 
     Attributes:
         kind: one of `COST_KINDS`.
@@ -44,12 +48,37 @@ class Budget:
     text: str
 
     def absolute(self, model: CostModel) -> float:
-        """The limit in the kind's own unit."""
-        return self.limit * model.reference[self.kind] if self.relative else self.limit
+        """The limit in the kind's own unit.
+
+        Raises:
+            BudgetError: it is a share of something that the model's setup does not know.
+        """
+        if not self.relative:
+            return self.limit
+        if self.kind not in model.reference:
+            model.require(self.kind)
+            raise BudgetError(
+                f"the budget '{self.text}' is a share of the float model's {self.kind}, which the latency "
+                "profile does not hold for every layer; give an absolute limit, or measure 'float' too."
+            )
+        return self.limit * model.reference[self.kind]
+
+    @property
+    def at_least(self) -> bool:
+        """Whether the cost must be at least the limit."""
+        return self.kind in _AT_LEAST
+
+    def excess(self, cost: float, limit: float) -> float:
+        """How far a cost is beyond the limit, as a share of it; ≤ 0 keeps it.
+
+        (cost − limit)/limit, and for `effective` (limit − cost)/cost; within `TOLERANCE` it is 0.
+        """
+        excess = (limit - cost) / cost if self.at_least else (cost - limit) / limit
+        return 0.0 if 0 < excess <= TOLERANCE else excess
 
 
 def parse_budget(text: str) -> Budget:
-    """Read one budget expression: KIND<=NUMBER[UNIT].
+    """Read one budget expression: KIND<=NUMBER[UNIT], or effective>=NUMBER.
 
     Raises:
         BudgetError: the form, the kind, the unit or the number is not one that is known.
@@ -59,18 +88,24 @@ def parse_budget(text: str) -> Budget:
         Budget(kind='size', limit=0.125, relative=True, text='size<=12.5%')
         >>> parse_budget("size <= 250KiB").limit
         256000.0
+        >>> parse_budget("latency<=12ms").limit
+        0.012
     """
     match = _EXPRESSION.match(text)
     if match is None:
         raise BudgetError(
             f"the budget '{text}' cannot be read; a budget is KIND<=NUMBER[UNIT], for example avg_bits<=4, "
-            f"size<=250KiB, size<=12.5% or bops<=1.2G. Kinds: {', '.join(COST_KINDS)}."
+            f"size<=250KiB, size<=12.5%, bops<=1.2G, effective>=1.5 or latency<=12ms. "
+            f"Kinds: {', '.join(COST_KINDS)}."
         )
-    kind, _, number, unit = match.groups()
+    kind, sign, number, unit = match.groups()
     if kind not in COST_KINDS:
         raise BudgetError(
             f"the budget '{text}' is of the unknown kind '{kind}'; known: {', '.join(COST_KINDS)}."
         )
+    if (sign in (">=", "≥")) != (kind in _AT_LEAST):
+        wanted = ">=" if kind in _AT_LEAST else "<="
+        raise BudgetError(f"the budget '{text}' compares with '{sign}'; {kind} takes '{wanted}'.")
     value = float(number)
     if unit == "%":
         if kind not in _RELATIVE:
@@ -104,13 +139,16 @@ def parse_budgets(texts: Iterable[str]) -> tuple[Budget, ...]:
     return budgets
 
 
-def excesses(budgets: Iterable[Budget], model: CostModel, costs: dict[str, float]) -> dict[str, float]:
-    """Expression → (cost − limit) / limit; an assignment is feasible when every excess is ≤ 0."""
+def excesses(budgets: Iterable[Budget], model: CostModel, costs: Mapping[str, float]) -> dict[str, float]:
+    """Expression → `Budget.excess`; an assignment is feasible when every excess is ≤ 0.
+
+    Raises:
+        BudgetError: the setup does not have a budget's cost.
+    """
     found: dict[str, float] = {}
     for budget in budgets:
-        limit = budget.absolute(model)
-        excess = (costs[budget.kind] - limit) / limit
-        found[budget.text] = 0.0 if 0 < excess <= TOLERANCE else excess
+        model.require(budget.kind)
+        found[budget.text] = budget.excess(costs[budget.kind], budget.absolute(model))
     return found
 
 
@@ -120,25 +158,53 @@ def is_feasible(budgets: Iterable[Budget], model: CostModel, assignment: BitAssi
 
 
 def check_achievable(budgets: Iterable[Budget], model: CostModel) -> None:
-    """Refuse budgets below the smallest assignment; no compute is needed to know.
+    """Refuse budgets that no assignment meets even on their own; no compute is needed to know.
 
     Raises:
-        BudgetError: states the achievable range and the smallest assignment's cost.
+        BudgetError: states the achievable range, and the groups that hold it up.
     """
     for budget in budgets:
+        model.require(budget.kind)
         limit, low, high = budget.absolute(model), model.lowest[budget.kind], model.highest[budget.kind]
         if limit <= 0:
             raise BudgetError(
                 f"the budget '{budget.text}' is a share of {budget.kind}, which is 0 for this model; give an "
                 "absolute limit or leave it out."
             )
-        if (low - limit) > TOLERANCE * limit:
-            hint = ""
-            if budget.relative:
-                base = model.reference[budget.kind]
-                hint = f" (that is {low / base:.2%} to {high / base:.2%})"
+        best = high if budget.at_least else low
+        if best > 0 and budget.excess(best, limit) > 0:
+            asks, word = ("asks for", "Lower") if budget.at_least else ("allows", "Raise")
             raise BudgetError(
-                f"the budget '{budget.text}' cannot be met: it allows {limit:.6g}, and even with every group "
-                f"at its lowest width {budget.kind} is {low:.6g}. Achievable: {low:.6g} to {high:.6g}{hint}. "
-                f"Raise the limit, allow lower widths (placement.weight_bit_widths), or lift a pin."
+                f"the budget '{budget.text}' cannot be met: it {asks} {limit:.6g}, and even with every group "
+                f"at its lowest width {budget.kind} is {best:.6g}. Achievable: {low:.6g} to "
+                f"{high:.6g}{_shares(budget, model)}. {holders(model, budget.kind)}{word} the limit, allow "
+                f"lower widths (placement.weight_bit_widths), or lift a pin."
             )
+
+
+def _shares(budget: Budget, model: CostModel) -> str:
+    if not budget.relative:
+        return ""
+    base = model.reference[budget.kind]
+    return f" (that is {model.lowest[budget.kind] / base:.2%} to {model.highest[budget.kind] / base:.2%})"
+
+
+def holders(model: CostModel, kind: str, most: int = 4) -> str:
+    """A sentence that names what holds a cost up at the lowest widths, the greatest shares first.
+
+    Groups with one width come first: pins and profiles make them so.
+    """
+    lowest = BitAssignment.extreme(model.setup, 0)
+    shares = model.shares(kind, lowest)
+    total = sum(shares.values())
+    if total <= 0:
+        return ""
+    fixed = {name for name, group in model.setup.groups.items() if len(group.bit_widths) == 1}
+    order = sorted((n for n in shares if n and shares[n] > 0), key=lambda n: (n not in fixed, -shares[n], n))
+    named = [
+        f"'{name}' ({'only ' if name in fixed else ''}{lowest.bits[name]} bits, {shares[name] / total:.1%})"
+        for name in order[:most]
+    ]
+    if shares[""] > 0:
+        named.append(f"what stays float or has no width ({shares[''] / total:.1%})")
+    return f"Held up by {', '.join(named)}. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from raysearch.records.assignment import BitAssignment
 from raysearch.records.setup import FLOAT_BITS, QuantizerSetup
@@ -18,7 +19,11 @@ def compression_ratio(setup: QuantizerSetup, assignment: BitAssignment) -> float
     Returns:
         R, or NaN when no MACs are known, since R has no meaning then.
     """
-    bits = assignment.per_point(setup)
+    return ratio_of(setup, assignment.per_point(setup))
+
+
+def ratio_of(setup: QuantizerSetup, bits: Mapping[str, int]) -> float:
+    """The same from point id → width; a point that is not named is float."""
     total = weighted = 0
     for name, point in setup.of_kind("weight").items():
         width = max(bits.get(name, FLOAT_BITS), bits.get(point.input_point, FLOAT_BITS))

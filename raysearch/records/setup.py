@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
 
-from raysearch.errors import StorageError
+from raysearch.errors import ConfigError, StorageError
+from raysearch.records.latency import LatencyProfile
 
 FLOAT_BITS = 32
 """The bit-width that stands for 'not quantized' in costs."""
@@ -125,6 +126,25 @@ class QuantizerGroup:
 
 
 @dataclass(frozen=True)
+class LiveTensor:
+    """One tensor that the executed graph keeps, and for how long.
+
+    Attributes:
+        name: of the operation that makes it.
+        num_elements: values per sample.
+        point: id of the activation point whose width it is kept at; "" when something reads it as float32.
+        first: step that makes it.
+        last: last step that reads it; it is kept from `first` to `last`, both included.
+    """
+
+    name: str
+    num_elements: int
+    point: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class QuantizerSetup:
     """The result of placement: every point and every group, keyed by id in graph order.
 
@@ -134,12 +154,16 @@ class QuantizerSetup:
         pairs: weight id → the (weight, input) widths that may go together, where a hardware profile does not
             allow every combination of the two groups' widths.
         unsupported: names of weights of recurrent layers, which stay float.
+        tensors: what is kept while the model runs, in the order it is made; empty when that is not known.
+        latency: measured times of this model's layers, when a profile was given.
     """
 
     points: Mapping[str, QuantizationPoint]
     groups: Mapping[str, QuantizerGroup]
     pairs: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     unsupported: tuple[str, ...] = ()
+    tensors: tuple[LiveTensor, ...] = ()
+    latency: LatencyProfile | None = None
 
     def __post_init__(self) -> None:
         grouped = [p for group in self.groups.values() for p in group.points]
@@ -197,6 +221,10 @@ class QuantizerSetup:
             data["pairs"] = dict(self.pairs)
         if self.unsupported:
             data["unsupported"] = list(self.unsupported)
+        if self.tensors:
+            data["tensors"] = [asdict(tensor) for tensor in self.tensors]
+        if self.latency is not None:
+            data["latency"] = self.latency.as_dict()
         return json.dumps(data, indent=1)
 
     @classmethod
@@ -218,8 +246,15 @@ class QuantizerSetup:
                 for name, allowed in data.get("pairs", {}).items()
             }
             named, grouped = {point.id: point for point in points}, {group.id: group for group in groups}
-            return cls(named, grouped, pairs, tuple(map(str, data.get("unsupported", ()))))
-        except (ValueError, KeyError, TypeError) as error:
+            return cls(
+                named,
+                grouped,
+                pairs,
+                tuple(map(str, data.get("unsupported", ()))),
+                tuple(LiveTensor(**entry) for entry in data.get("tensors", ())),
+                LatencyProfile.from_dict(data["latency"]) if "latency" in data else None,
+            )
+        except (ValueError, KeyError, TypeError, ConfigError) as error:
             raise StorageError(f"setup.json is damaged: {error}. Start the run anew.") from error
 
 

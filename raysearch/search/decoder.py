@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
 from raysearch.errors import BudgetError
+from raysearch.search.dominance import solve_exactly
 from raysearch.search.knapsack import DEFAULT_STEPS, FINE_STEPS, Knapsack
+from raysearch.search.milp import solve_milp
+from raysearch.search.pricing import priced_choices
+from raysearch.search.repair import Moves
+from raysearch.search.solution import Solution
 from raysearch.search.space import FloatArray, IntArray, Limit, OptionSpace
 
 SMALL_SPACE = 20_000
 """Up to so many assignments, the feasible ones are listed, and the search ends when all are measured."""
 
+MAX_KNAPSACKS = 4
+"""Of more separable limits than this, the tightest are solved each on its own as a start."""
+
 
 class Decoder:
     """Decodes costs [L, B] into choices that keep every limit.
 
-    One separable limit: the exact knapsack. More limits, or bit operations with both widths free
-    (a bilinear form): the knapsack solution of each separable limit, and for a bilinear one the
-    unconstrained optimum and the lowest widths, are repaired downwards and filled upwards, and the
-    cheapest is taken. Every limit grows with
-    every width, so a repair that ends at the lowest widths is feasible: none is ever refused.
+    One separable limit: the exact knapsack. More limits, or limits that couple groups: the knapsack solution
+    of each separable limit, the choices under prices of all limits, and the lowest feasible ones are repaired
+    and filled, and the cheapest is taken (`optimum` is exact, and slower). None is ever refused: a repair
+    that finds no single move goes to `base`, which is feasible.
 
     Args:
         space: the options.
@@ -29,31 +37,29 @@ class Decoder:
         num_steps: grid of the knapsacks.
 
     Raises:
-        BudgetError: the lowest assignment exceeds a limit.
+        BudgetError: no assignment keeps the limits.
     """
 
     def __init__(self, space: OptionSpace, limits: Sequence[Limit], num_steps: int = DEFAULT_STEPS) -> None:
         self.space, self.limits = space, tuple(limits)
-        for limit in self.limits:
-            least = int(limit.use(space.lowest))
-            if least > limit.capacity:
-                raise BudgetError(
-                    f"the budget '{limit.budget.text}' is below the smallest assignment: it allows "
-                    f"{limit.capacity}, the least is {least}."
-                )
+        self.base = self._feasible_base()
+        separable = [limit for limit in self.limits if limit.is_separable]
+        separable.sort(key=lambda limit: limit.capacity / max(1, limit.greatest))
         self._knapsacks = [
-            Knapsack(limit.linear, space.valid, limit.capacity, num_steps)
-            for limit in self.limits
-            if limit.pairs is None
+            Knapsack(limit.form.linear, space.valid, limit.capacity, num_steps)
+            for limit in separable[:MAX_KNAPSACKS]
         ]
-        self._separable = len(self._knapsacks) == len(self.limits)
-        self._columns = np.arange(space.widths.shape[1])
+
+    @cached_property
+    def moves(self) -> Moves:
+        """Repair and fill within the limits."""
+        return Moves(self.space, self.limits, self.base)
 
     def scaled(self, fraction: float, num_steps: int = DEFAULT_STEPS) -> Decoder:
         """A decoder with a fraction of every capacity.
 
         Raises:
-            BudgetError: the lowest assignment exceeds the fraction.
+            BudgetError: no assignment keeps the fractions.
         """
         return Decoder(self.space, [limit.scaled(fraction) for limit in self.limits], num_steps)
 
@@ -74,76 +80,77 @@ class Decoder:
     def decode(self, costs: FloatArray) -> IntArray:
         """Feasible choices [L] of low Σ_l costs[l, x_l]; the least for one separable limit."""
         found = [knapsack.solve(costs) for knapsack in self._knapsacks]
-        if len(self.limits) == 1 and found:
+        if self._is_single:
             return found[0] if self._knapsacks[0].exact else self.fill(found[0], costs)
-        if not self._separable:
-            found += [np.argmin(np.where(self.space.valid, costs, np.inf), axis=1), self.space.lowest]
+        found += [priced_choices(self.space, self.limits, costs), self.base]
         tried = [self.fill(self.repair(choices, costs), costs) for choices in found]
         return min(tried, key=lambda choices: float(self.space.take(costs, choices).sum()))
 
-    def lower_bound(self, costs: FloatArray) -> float:
-        """A value below which no feasible choices can be: the greatest over the limits taken alone.
+    def optimum(self, costs: FloatArray) -> Solution:
+        """The choices of least Σ_l costs[l, x_l], with the bound that proves it, or says what is missing.
 
-        For bilinear bit operations each option counts with the other groups at their lowest widths,
-        which is less than it uses: a relaxation.
+        One separable limit: by dominance, from the decoded choices. Otherwise a mixed-integer programme.
+        A group whose widths cost the same takes the widest that fits.
         """
-        bounds = []
-        for limit in self.limits:
-            sizes, capacity = limit.linear, limit.capacity
-            if limit.pairs is not None:
-                sizes, base = limit.changes(self.space.lowest), int(limit.use(self.space.lowest))
-                capacity -= base
-            bounds.append(Knapsack(sizes, self.space.valid, capacity, FINE_STEPS).lower_bound(costs))
-        return max(bounds)
+        start = self.decode(costs)
+        if self._is_single:
+            (limit,) = self.limits
+            found = solve_exactly(limit.form.linear, self.space.valid, limit.capacity, costs, start)
+        else:
+            found = solve_milp(self.space, self.limits, costs, start)
+        choices = self.fill(found.choices, costs)
+        value = float(self.space.take(costs, choices).sum())
+        return Solution(choices, value, min(found.lower_bound, value))
+
+    def lower_bound(self, costs: FloatArray) -> float:
+        """A value below which no feasible choices can be; the optimum itself unless `optimum` gave up."""
+        return self.optimum(costs).lower_bound
 
     def greedy(self, costs: FloatArray) -> IntArray:
-        """From the lowest widths upwards, the best gain per use of the budgets first."""
-        return self.fill(self.space.lowest, costs)
+        """From the lowest feasible widths upwards, the best gain per use of the budgets first."""
+        return self.fill(self.base, costs)
 
     def repair(self, choices: IntArray, costs: FloatArray) -> IntArray:
-        """Lower widths, the least harm per relief first, until every limit holds."""
-        found = choices.copy()
-        while (over := self._violation(found)) > 0:
-            harm = costs - self.space.take(costs, found)[:, None]
-            relief = over - self._violations(found)
-            score = np.where(harm > 0, harm / np.maximum(relief, 1e-300), harm * relief)
-            score[~((self._columns < found[:, None]) & (relief > 0))] = np.inf
-            row, column = divmod(int(np.argmin(score)), len(self._columns))
-            if score[row, column] == np.inf:
-                return self.space.lowest
-            found[row] = column
-        return found
+        """Change widths, the least harm per relief first, until every limit holds."""
+        return self.moves.repair(choices, costs)
 
     def fill(self, choices: IntArray, costs: FloatArray) -> IntArray:
         """Spend what is left: moves that lower the cost and fit, the best gain per use first.
 
         A wider option of the same cost is taken last, if it fits.
         """
-        found = choices.copy()
-        while True:
-            fits, use = self.space.valid.copy(), np.zeros(self.space.valid.shape)
-            for limit in self.limits:
-                change = limit.changes(found)
-                fits &= change <= limit.capacity - int(limit.use(found))
-                use += np.maximum(change, 0) / max(limit.capacity, 1)
-            gain = self.space.take(costs, found)[:, None] - costs
-            score = np.where(fits & (gain > 0), gain / np.maximum(use, 1e-12), 0.0)
-            if score.max() <= 0:
-                score = (fits & (gain == 0) & (self._columns > found[:, None])).astype(float)
-                if score.max() <= 0:
-                    return found
-            row, column = divmod(int(np.argmax(score)), len(self._columns))
-            found[row] = column
+        return self.moves.fill(choices, costs)
 
-    def _violation(self, choices: IntArray) -> float:
-        return sum(
-            max(0, int(limit.use(choices)) - limit.capacity) / max(limit.capacity, 1) for limit in self.limits
-        )
+    @property
+    def _is_single(self) -> bool:
+        return len(self.limits) == 1 and self.limits[0].is_separable
 
-    def _violations(self, choices: IntArray) -> FloatArray:
-        """[L, B]: Σ over the limits of the relative excess after each single move."""
-        total = np.zeros(self.space.valid.shape)
+    def _feasible_base(self) -> IntArray:
+        """The lowest widths, or what comes nearest where limits forbid them."""
+        if self.is_feasible(self.space.lowest):
+            return self.space.lowest
         for limit in self.limits:
-            after = limit.changes(choices) + (int(limit.use(choices)) - limit.capacity)
-            total += np.maximum(after, 0) / max(limit.capacity, 1)
-        return total
+            least = int(limit.use(self.space.lowest))
+            if limit.is_monotone and least > limit.capacity:
+                raise BudgetError(
+                    f"the budget '{limit.text}' is below the smallest assignment: it allows "
+                    f"{limit.capacity}, the least is {least}."
+                )
+        if self._is_single:
+            linear = np.where(self.space.valid, self.limits[0].form.linear, np.iinfo(np.int64).max)
+            least_use: IntArray = np.argmin(linear, axis=1).astype(np.int64)
+            if self.is_feasible(least_use):
+                return least_use
+        return solve_milp(self.space, self.limits, self._relative_use(), rel_gap=0.01).choices
+
+    def _relative_use(self) -> FloatArray:
+        """[L, B]: roughly what share of the limits an option uses, so that the base leaves room."""
+        found = np.zeros(self.space.valid.shape)
+        for limit in self.limits:
+            found += limit.form.linear / max(limit.capacity, 1)
+            for axis, rows in ((2, limit.form.edges[:, 0]), (1, limit.form.edges[:, 1])):
+                np.add.at(found, rows, limit.form.tables.mean(axis=axis) / max(limit.capacity, 1))
+        return found
+
+
+__all__ = ["FINE_STEPS", "SMALL_SPACE", "Decoder"]

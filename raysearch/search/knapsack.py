@@ -86,7 +86,7 @@ class Knapsack:
         max_λ≥0 Σ_l min_b (c + λ·s) − λ·S.
         """
         _, bound = self._solve(costs, self._weights(round_up=False))
-        return bound if self.exact else max(bound, self._lagrange(costs))
+        return bound if self.exact else max(bound, lagrange(costs, self.sizes, self.valid, self.capacity)[1])
 
     def _weights(self, round_up: bool) -> list[list[int | None]]:
         """Steps each option takes; None when it is no option or can never fit."""
@@ -128,27 +128,32 @@ class Knapsack:
             at -= weights[row][choices[row]] or 0
         return choices, float(best[-1])
 
-    def _lagrange(self, costs: FloatArray) -> float:
-        cost = np.where(self.valid, costs, np.inf)
-        size = self.sizes.astype(np.float64)
-        low, high = 0.0, 1.0
 
-        def dual(price: float) -> tuple[float, float]:
-            priced = cost + price * size
-            chosen = np.argmin(priced, axis=1)[:, None]
-            value = float(np.take_along_axis(priced, chosen, 1).sum()) - price * self.capacity
-            return value, float(np.take_along_axis(size, chosen, 1).sum()) - self.capacity
+def lagrange(costs: FloatArray, sizes: IntArray, valid: BoolArray, capacity: int) -> tuple[float, float]:
+    """The λ ≥ 0 of the greatest Σ_l min_b (c + λ·s) − λ·S found, and that value: a bound for any λ."""
+    cost = np.where(valid, costs, np.inf)
+    size = sizes.astype(np.float64)
 
-        found, over = dual(0.0)
-        # The dual is concave with the overuse as its slope: bracket its maximum, then halve.
-        for _ in range(200):
-            if over <= 0:
-                break
-            value, over = dual(high)
-            found, high = max(found, value), high * 4
-        for _ in range(80):
-            price = (low + high) / 2
-            value, over = dual(price)
-            found = max(found, value)
-            low, high = (price, high) if over > 0 else (low, price)
-        return found
+    def dual(price: float) -> tuple[float, float]:
+        priced = cost + price * size
+        chosen = np.argmin(priced, axis=1)[:, None]
+        value = float(np.take_along_axis(priced, chosen, 1).sum()) - price * capacity
+        return value, float(np.take_along_axis(size, chosen, 1).sum()) - capacity
+
+    found, over = dual(0.0)
+    if over <= 0:
+        return 0.0, found
+    at, low, high = 0.0, 0.0, 1.0
+    # The dual is concave with the overuse as its slope: bracket its maximum, then halve.
+    for _ in range(200):
+        value, over = dual(high)
+        at, found = (high, value) if value > found else (at, found)
+        if over <= 0:
+            break
+        low, high = high, high * 4
+    for _ in range(80):
+        price = (low + high) / 2
+        value, over = dual(price)
+        at, found = (price, value) if value > found else (at, found)
+        low, high = (price, high) if over > 0 else (low, price)
+    return at, found

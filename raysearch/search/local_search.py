@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from raysearch.search.decoder import Decoder
-from raysearch.search.space import FloatArray, IntArray
+from raysearch.search.space import FloatArray, IntArray, Limit
 from raysearch.search.surrogates import Surrogate
 
 MAX_MOVES = 2000
@@ -85,14 +85,25 @@ def _best_swap(
     gains += gram[np.ix_(up, down)] - gram[np.ix_(up, from_down)]
     gains += gram[np.ix_(from_up, from_down)] - gram[np.ix_(from_up, down)]
     gains[up_group[:, None] == down_group[None, :]] = np.inf
-    width = decoder.space.widths
     for limit in decoder.limits:
         change = limit.changes(found).ravel()
         total = change[up][:, None] + change[down][None, :]
-        if limit.pairs is not None:
-            rise = width.ravel()[up] - width.ravel()[from_up]
-            fall = width.ravel()[down] - width.ravel()[from_down]
-            total = total + limit.pairs[np.ix_(up_group, down_group)] * np.outer(rise, fall)
+        if not limit.is_separable:
+            _add_couplings(total, limit, found, up, down, num_columns=current.size // len(found))
         gains[total > limit.capacity - int(limit.use(found))] = np.inf
     row, column = divmod(int(np.argmin(gains)), len(down))
     return [int(up[row]), int(down[column])] if gains[row, column] < -least else []
+
+
+def _add_couplings(
+    total: IntArray, limit: Limit, found: IntArray, up: IntArray, down: IntArray, num_columns: int
+) -> None:
+    """What two moves on one edge change besides their sum: T[b,d] − T[b,y] − T[x,d] + T[x,y]."""
+    of_up, of_down = up // num_columns, down // num_columns
+    for (first, second), table in zip(limit.form.edges, limit.form.tables, strict=True):
+        mixed = table - table[found[first]][None, :] - table[:, found[second]][:, None]
+        mixed = mixed + table[found[first], found[second]]
+        for rows, columns, values in ((first, second, mixed), (second, first, mixed.T)):
+            at, to = np.flatnonzero(of_up == rows), np.flatnonzero(of_down == columns)
+            if len(at) and len(to):
+                total[np.ix_(at, to)] += values[np.ix_(up[at] % num_columns, down[to] % num_columns)]

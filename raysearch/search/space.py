@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 
-from raysearch.records import BitAssignment, Budget, CostModel, QuantizerSetup, packed_bytes
+from raysearch.records import BitAssignment, Budget, CostModel, LiveTensor, QuantizerSetup, live_sets
 from raysearch.records.budget import TOLERANCE
-from raysearch.records.setup import FLOAT_BITS
+from raysearch.search.forms import Form, broken_pairs_form, forms_of
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+
+PAIRS = "the width pairs of the hardware profile"
+"""Name of the limit that keeps `QuantizerSetup.pairs`."""
 
 
 class OptionSpace:
@@ -44,6 +48,7 @@ class OptionSpace:
         self.valid: BoolArray = self.widths > 0
         self.is_weight: BoolArray = np.array([setup.group_kind(g) == "weight" for g in self.groups])
         self.rows: IntArray = np.arange(len(self.groups))
+        self._uncoupled = replace(setup, pairs={})
         self._column = [{bits: i for i, bits in enumerate(row)} for row in allowed]
 
     @property
@@ -51,13 +56,18 @@ class OptionSpace:
         """Every group at its lowest width."""
         return np.zeros(len(self.groups), dtype=np.int64)
 
+    @cached_property
+    def live_sets(self) -> list[tuple[LiveTensor, ...]]:
+        """See `records.live_sets`."""
+        return live_sets(self.setup)
+
     def choices(self, assignment: BitAssignment) -> IntArray:
-        """The choices of an assignment that fits the setup.
+        """The choices of an assignment that fits the setup; width pairs are a limit, and not looked at.
 
         Raises:
             PlacementError: it does not fit.
         """
-        assignment.check(self.setup)
+        assignment.check(self._uncoupled)
         pairs = zip(self.groups, self._column, strict=True)
         return np.array([column[assignment.bits[name]] for name, column in pairs], dtype=np.int64)
 
@@ -89,38 +99,68 @@ class OptionSpace:
 
 @dataclass(frozen=True)
 class Limit:
-    """One budget in integers: use(x) = Σ_l linear[l, x_l] + ½·wᵀ·pairs·w ≤ capacity, w_l the width.
+    """One budget in integers: `form`'s use(x) ≤ capacity.
 
     Attributes:
-        budget: the budget.
+        text: the budget's expression, or what else asks for it.
         space: the options.
-        linear: int64 [L, B].
-        pairs: int64 [L, L], symmetric with a zero diagonal; None when the cost is separable. Only `bops`
-            has it: MACs of the operations between a weight group and the activation group that feeds it.
+        form: what is added up.
         capacity: the greatest integer use that `records.excesses` calls feasible.
     """
 
-    budget: Budget
+    text: str
     space: OptionSpace
-    linear: IntArray
-    pairs: IntArray | None
+    form: Form
     capacity: int
+
+    @property
+    def is_separable(self) -> bool:
+        """Whether each group adds its own part."""
+        return not len(self.form.edges)
+
+    @property
+    def is_hard(self) -> bool:
+        """Whether it forbids pairs of options: a capacity of 0, of which no fraction is taken."""
+        return self.capacity == 0
+
+    @cached_property
+    def is_monotone(self) -> bool:
+        """Whether the use grows, or stays, with every width."""
+        form, valid = self.form, self.space.valid
+        grows = (np.diff(form.linear, axis=1) >= 0) | ~valid[:, 1:]
+        if self.is_separable:
+            return bool(grows.all())
+        weights, inputs = valid[form.edges[:, 0]], valid[form.edges[:, 1]]
+        used = weights[:, :, None] & inputs[:, None, :]
+        down = (np.diff(form.tables, axis=1) >= 0) | ~used[:, 1:]
+        across = (np.diff(form.tables, axis=2) >= 0) | ~used[:, :, 1:]
+        return bool(grows.all() and down.all() and across.all())
+
+    @cached_property
+    def greatest(self) -> int:
+        """A use that no choices exceed."""
+        form = self.form
+        alone = np.where(self.space.valid, form.linear, np.iinfo(np.int64).min).max(axis=1)
+        return int(alone.sum()) + (int(form.tables.max(axis=(1, 2)).sum()) if len(form.edges) else 0)
 
     def use(self, choices: IntArray) -> IntArray:
         """The use, integer, of choices [..., L]."""
-        found: IntArray = self.linear[self.space.rows, choices].sum(axis=-1)
-        if self.pairs is not None:
-            width = self.space.widths[self.space.rows, choices]
-            found = found + (width @ self.pairs * width).sum(axis=-1) // 2
+        form = self.form
+        found: IntArray = form.linear[self.space.rows, choices].sum(axis=-1)
+        if len(form.edges):
+            pairs = choices[..., form.edges[:, 0]], choices[..., form.edges[:, 1]]
+            found = found + form.tables[(np.arange(len(form.edges)), *pairs)].sum(axis=-1)
         return found
 
     def changes(self, choices: IntArray) -> IntArray:
         """[L, B]: what the use grows by when one group takes one option, the others staying."""
-        rows = self.space.rows
-        change: IntArray = self.linear - self.linear[rows, choices][:, None]
-        if self.pairs is not None:
-            width = self.space.widths[rows, choices]
-            change = change + (self.space.widths - width[:, None]) * (self.pairs @ width)[:, None]
+        form = self.form
+        change: IntArray = form.linear - form.linear[self.space.rows, choices][:, None]
+        if len(form.edges):
+            each, (first, second) = np.arange(len(form.edges)), form.edges.T
+            now = form.tables[each, choices[first], choices[second]][:, None]
+            np.add.at(change, first, form.tables[each, :, choices[second]] - now)
+            np.add.at(change, second, form.tables[each, choices[first], :] - now)
         return change
 
     def scaled(self, fraction: float) -> Limit:
@@ -129,58 +169,37 @@ class Limit:
 
 
 def make_limits(space: OptionSpace, budgets: Iterable[Budget], model: CostModel) -> tuple[Limit, ...]:
-    """Budgets as integer limits that agree with `CostModel.costs` and `records.excesses` exactly."""
+    """Budgets as integer limits that agree with `CostModel.costs` and `records.excesses` exactly.
+
+    `activation_memory` gives one limit for each set of live tensors, and the setup's width pairs one more:
+    no weight may break them. A limit that nothing can exceed is left out unless it is the only one.
+
+    Raises:
+        BudgetError: the setup does not have a budget's cost.
+    """
     limits = []
     for budget in budgets:
-        linear, pairs, divisor = _bops(space) if budget.kind == "bops" else _separable(space, budget.kind)
-        limits.append(Limit(budget, space, linear, pairs, _capacity(budget.absolute(model), divisor)))
-    return tuple(limits)
+        model.require(budget.kind)
+        for form in forms_of(space, budget.kind):
+            limits.append(Limit(budget.text, space, form, _capacity(budget, model, form)))
+    if space.setup.pairs:
+        limits.append(Limit(PAIRS, space, broken_pairs_form(space), 0))
+    needed = [limit for limit in limits if limit.greatest > limit.capacity]
+    return tuple(needed or limits[:1])
 
 
-def _capacity(limit: float, divisor: int) -> int:
+def _capacity(budget: Budget, model: CostModel, form: Form) -> int:
     # The comparison is the one of records.excesses, so both draw the line at the same integer.
-    value = int(min(limit * (1 + TOLERANCE) * divisor, 2.0**62)) + 1
+    limit = budget.absolute(model)
+    total = 8 * sum(point.macs for point in model.setup.of_kind("weight").values())
+
+    def is_kept(use: int) -> bool:
+        cost = total / use if budget.at_least else float(use) / form.divisor
+        return budget.excess(cost, limit) <= 0
+
+    most = total / limit if budget.at_least else limit * form.divisor
+    value = int(min(most * (1 + TOLERANCE), 2.0**62)) + 1
     step = max(1, value >> 52)
-    while (float(value) / divisor - limit) / limit > TOLERANCE:
+    while value > 0 and not is_kept(value):
         value -= step
-    return value
-
-
-def _separable(space: OptionSpace, kind: str) -> tuple[IntArray, None, int]:
-    setup, linear, total = space.setup, np.zeros_like(space.widths), 0
-    wanted = "activation" if kind == "act_bits" else "weight"
-    for row, name in enumerate(space.groups):
-        points = [setup.points[p] for p in setup.groups[name].points]
-        if points[0].kind != wanted:
-            continue
-        elements = sum(point.num_elements for point in points)
-        total += elements
-        for column, bits in enumerate(setup.groups[name].bit_widths):
-            size = sum(packed_bytes(point, bits) for point in points) if kind == "size" else elements * bits
-            linear[row, column] = size
-    return linear, None, 1 if kind == "size" else max(total, 1)
-
-
-def _bops(space: OptionSpace) -> tuple[IntArray, IntArray | None, int]:
-    setup, linear, count = space.setup, np.zeros_like(space.widths), len(space.groups)
-    row_of = {p: row for row, name in enumerate(space.groups) for p in setup.groups[name].points}
-    macs = np.zeros((count, count), dtype=np.int64)
-    for point in setup.of_kind("weight").values():
-        row = row_of[point.id]
-        if point.input_point in row_of:
-            macs[row, row_of[point.input_point]] += point.macs
-        else:
-            linear[row] += point.macs * FLOAT_BITS * space.widths[row]
-    pairs = np.zeros((count, count), dtype=np.int64)
-    fixed = space.valid.sum(axis=1) == 1
-    for weight, activation in np.argwhere(macs):
-        # A product with a width that cannot move is linear in the other one.
-        if fixed[activation]:
-            linear[weight] += macs[weight, activation] * space.widths[activation, 0] * space.widths[weight]
-        elif fixed[weight]:
-            linear[activation] += (
-                macs[weight, activation] * space.widths[weight, 0] * space.widths[activation]
-            )
-        else:
-            pairs[weight, activation] = pairs[activation, weight] = macs[weight, activation]
-    return linear, pairs if pairs.any() else None, 1
+    return value - form.constant

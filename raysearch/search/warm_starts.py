@@ -50,14 +50,15 @@ def warm_starts(
 
     Raises:
         BudgetError: an enqueued assignment exceeds a budget.
-        PlacementError: an enqueued assignment does not fit the setup.
+        PlacementError: an enqueued assignment does not fit the setup, or breaks its width pairs.
     """
     fine = decoder.scaled(1.0, FINE_STEPS)
     required = [WarmStart(name, choices, True) for name, choices in _uniforms(decoder)]
     for index, assignment in enumerate(enqueue):
         choices = decoder.space.choices(assignment)
         if not decoder.is_feasible(choices):
-            budgets = ", ".join(limit.budget.text for limit in decoder.limits)
+            assignment.check_pairs(decoder.space.setup)
+            budgets = ", ".join(dict.fromkeys(limit.text for limit in decoder.limits))
             raise BudgetError(f"the enqueued assignment {index} exceeds the budget {budgets}.")
         required.append(WarmStart(f"enqueued {index}", choices, True))
     others = [WarmStart(name, choices, False) for name, choices in _additive(surrogate, fine)]
@@ -66,11 +67,11 @@ def warm_starts(
             costs = make_surrogate(name, table, decoder.space).option_costs
         except DataError:
             continue
-        others.append(WarmStart(name, fine.decode(costs), False))
+        others.append(WarmStart(name, fine.optimum(costs).choices, False))
     others.append(WarmStart("greedy", decoder.greedy(surrogate.option_costs), False))
     response = surrogate if surrogate.gram is not None else make_surrogate("response", table, decoder.space)
     starts = [start.choices for start in (*others, *required)]
-    starts.append(fine.decode(response.option_costs))
+    starts.append(fine.optimum(response.option_costs).choices)
     ends = np.stack([descend(response, decoder, start) for start in starts])
     best = ends[int(np.argmin(response.predict(ends)))]
     return [WarmStart("quadratic", best, True), *required, *others]
@@ -90,7 +91,7 @@ def _additive(surrogate: Surrogate, decoder: Decoder) -> Iterator[tuple[str, Int
             scaled = decoder.scaled(fraction, FINE_STEPS)
         except BudgetError:
             continue  # the lowest assignment needs more than this share
-        yield f"additive {fraction:.0%}", scaled.decode(surrogate.option_costs)
+        yield f"additive {fraction:.0%}", scaled.optimum(surrogate.option_costs).choices
 
 
 def _uniforms(decoder: Decoder) -> Iterator[tuple[str, IntArray]]:

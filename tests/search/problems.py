@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 
 from raysearch.records import (
     BitAssignment,
+    LatencyProfile,
+    LiveTensor,
     OptionEffect,
     QuantizationPoint,
     QuantizerGroup,
@@ -73,6 +76,36 @@ def make_table(setup: QuantizerSetup, seed: int = 0, coupling: float = 0.5) -> S
     weights = setup.of_kind("weight")
     traces = {p: Trace(p, float(rng.uniform(0.1, 2)), 0.05, 0.01, 0.049, 8, 64, "ggn", True) for p in weights}
     return SensitivityTable(traces, effects, gram, f"table-{seed}")
+
+
+def make_hardware_setup(num_layers: int = 3, seed: int = 0, with_pairs: bool = True) -> QuantizerSetup:
+    """Layers that may share an input, forbidden width pairs, measured times, and tensors that are kept.
+
+    Times are not monotone: some kernels are slower at fewer bits. The pairs may forbid all groups at their
+    lowest widths, and always allow all at their widest.
+    """
+    rng = np.random.default_rng(seed)
+    plain = make_setup(num_layers, (2, 4, 8), (4, 8), seed)
+    points = dict(plain.points)
+    inputs = [p for p in points if points[p].kind == "activation"]
+    weights = [p for p in points if points[p].kind == "weight"]
+    for name in weights[2:]:
+        if rng.random() < 0.4:  # reads what an earlier layer reads
+            points[name] = replace(points[name], input_point=str(rng.choice(inputs)))
+    every = [(w, a) for w in (2, 4, 8) for a in (4, 8)]
+    pairs = {}
+    for name in weights if with_pairs else ():
+        if points[name].input_point and rng.random() < 0.7:
+            pairs[name] = tuple(p for p in every if p == (8, 8) or rng.random() < 0.5)
+    levels = ("float", "8", "4", "w2a4", "w4a8")
+    seconds = {n: {lv: float(rng.integers(1, 2000)) * 1e-6 for lv in levels} for n in weights}
+    tensors = []
+    for step in range(num_layers + 1):
+        point = str(rng.choice([*inputs, ""])) if inputs else ""
+        last = step + int(rng.integers(0, 3))
+        tensors.append(LiveTensor(f"t{step}", int(rng.integers(1, 90)), point, step, last))
+    profile = LatencyProfile(seconds, 1e-4)
+    return QuantizerSetup(points, plain.groups, pairs, tuple(tensors), profile)
 
 
 class Divergence:

@@ -7,26 +7,38 @@ from raysearch.errors import BudgetError
 from raysearch.records import CostModel, check_achievable, is_feasible, parse_budgets
 from raysearch.search import Decoder, OptionSpace, make_limits
 
-from .problems import every_assignment, make_setup
+from .problems import every_assignment, make_hardware_setup, make_setup
 
-KINDS = {"avg_bits": "", "act_bits": "", "size": "B", "bops": ""}
+UNITS = {"size": "B", "activation_memory": "B", "latency": "s"}
 
 
 @st.composite
 def instances(draw):
-    setup = make_setup(
-        draw(st.integers(1, 3)),
-        draw(st.sampled_from([(2, 4, 8), (8,), (3, 5)])),
-        draw(st.sampled_from([(4, 8), (8,), (2, 4, 8)])),
-        draw(st.integers(0, 20)),
-    )
+    if draw(st.booleans()):
+        setup = make_hardware_setup(draw(st.integers(1, 4)), draw(st.integers(0, 99)), draw(st.booleans()))
+    else:
+        setup = make_setup(
+            draw(st.integers(1, 3)),
+            draw(st.sampled_from([(2, 4, 8), (8,), (3, 5)])),
+            draw(st.sampled_from([(4, 8), (8,), (2, 4, 8)])),
+            draw(st.integers(0, 20)),
+        )
     model = CostModel(setup)
+    every = [a for a in every_assignment(setup) if not setup.broken_pairs(a.bits)]
+    witness = model.costs(every[draw(st.integers(0, len(every) - 1))])
     texts = []
-    for kind in draw(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=3, unique=True)):
-        low, high = model.lowest[kind], model.highest[kind]
-        limit = max(low + draw(st.sampled_from([0.0, 0.01, 0.2, 0.5, 0.8, 1.0])) * (high - low), 1.0)
-        texts.append(f"{kind}<={limit!r}{KINDS[kind]}")
+    for kind in draw(st.lists(st.sampled_from(model.kinds), min_size=1, max_size=4, unique=True)):
+        # At least what one assignment needs of everything, so the budgets can be met together.
+        room = draw(st.sampled_from([0.0, 0.01, 0.2, 0.5])) * (model.highest[kind] - model.lowest[kind])
+        if kind == "effective":
+            texts.append(f"effective>={witness[kind] / (1 + room)!r}")
+        else:
+            texts.append(f"{kind}<={max(witness[kind] + room, 1e-9)!r}{UNITS.get(kind, '')}")
     return setup, model, parse_budgets(texts), draw(st.integers(0, 99))
+
+
+def is_kept(setup, budgets, model, assignment):
+    return is_feasible(budgets, model, assignment) and not setup.broken_pairs(assignment.bits)
 
 
 def parts(setup, model, budgets):
@@ -42,9 +54,15 @@ def test_never_refuses_and_never_exceeds(instance):
     space, decoder = parts(setup, model, budgets)
     costs = np.random.default_rng(seed).standard_normal(space.valid.shape)
     start = space.choices(every_assignment(setup)[-1])
-    for choices in (decoder.decode(costs), decoder.greedy(costs), decoder.repair(start, costs)):
+    for choices in (
+        decoder.decode(costs),
+        decoder.optimum(costs).choices,
+        decoder.greedy(costs),
+        decoder.repair(start, costs),
+    ):
         assert decoder.is_feasible(choices)
         assert is_feasible(budgets, model, space.assignment(choices))
+        space.assignment(choices).check(setup)
 
 
 @given(instances())
@@ -56,27 +74,27 @@ def test_limits_draw_the_line_where_the_cost_model_does(instance):
     for assignment in every[:: max(1, len(every) // 30)]:
         choices = space.choices(assignment)
         assert space.assignment(choices) == assignment
-        assert decoder.is_feasible(choices) == is_feasible(budgets, model, assignment)
+        assert decoder.is_feasible(choices) == is_kept(setup, budgets, model, assignment)
     kept = decoder.feasible(100_000)
-    assert len(kept) == sum(is_feasible(budgets, model, assignment) for assignment in every)
+    assert len(kept) == sum(is_kept(setup, budgets, model, assignment) for assignment in every)
     assert decoder.feasible(len(every) - 1) is None
 
 
 @given(instances())
 @settings(max_examples=100, deadline=None)
-def test_between_the_bound_and_the_optimum(instance):
+def test_the_optimum_of_several_budgets_is_that_of_brute_force(instance):
     setup, model, budgets, seed = instance
     space, decoder = parts(setup, model, budgets)
     costs = np.random.default_rng(seed).exponential(size=space.valid.shape)
-    costs = np.sort(costs, axis=1)[:, ::-1].copy()  # a wider option costs less
     costs[~space.valid] = 0.0
     values = costs[space.rows, decoder.feasible(100_000)].sum(axis=1)
-    found = float(space.take(costs, decoder.decode(costs)).sum())
-    assert found >= values.min() - 1e-9
-    assert decoder.lower_bound(costs) <= values.min() + 1e-9
-    if len(budgets) == 1 and budgets[0].kind != "bops":
-        assert found == pytest.approx(values.min())
-        assert decoder.lower_bound(costs) == pytest.approx(values.min())
+    decoded = float(space.take(costs, decoder.decode(costs)).sum())
+    found = decoder.optimum(costs)
+    assert found.value == pytest.approx(float(space.take(costs, found.choices).sum()))
+    assert values.min() - 1e-9 <= found.value <= decoded + 1e-9
+    assert found.value <= values.min() * (1 + 1e-4) + 1e-9
+    assert found.lower_bound <= values.min() + 1e-9
+    assert found.gap <= 2e-4
 
 
 def test_repair_and_greedy_are_near_the_optimum_of_bit_operations():
@@ -113,7 +131,7 @@ def test_a_pinned_width_makes_bit_operations_separable():
     setup = make_setup(3, (2, 4, 8), (8,))
     model = CostModel(setup)
     (limit,) = make_limits(OptionSpace(setup), parse_budgets(["bops<=40%"]), model)
-    assert limit.pairs is None
+    assert limit.is_separable
     assert limit.use(OptionSpace(setup).lowest) == model.lowest["bops"]
 
 

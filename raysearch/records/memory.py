@@ -1,0 +1,28 @@
+"""How much memory the activations of a running model take."""
+
+from __future__ import annotations
+
+from raysearch.records.setup import LiveTensor, QuantizerSetup
+
+
+def tensor_bytes(tensor: LiveTensor, num_bits: int) -> int:
+    """Bytes of one kept tensor, per sample: ⌈n·b/8⌉, and 4·n as float32."""
+    return (tensor.num_elements * num_bits + 7) // 8
+
+
+def live_sets(setup: QuantizerSetup) -> list[tuple[LiveTensor, ...]]:
+    """The tensors that are kept at each step, of the steps that hold no subset of another's.
+
+    `activation_memory` is the most that any of these sets takes. Each tensor is kept at the width of the
+    quantizer that serves its readers, bit-packed; float32 when that is float, or when something reads it
+    unquantized. It is what an executor needs that frees a tensor after its last reader and runs
+    normalisation and activation functions in place; workspaces are not counted.
+    """
+    steps = sorted({tensor.first for tensor in setup.tensors})
+    # A set can only be the largest where something was just made, so only those steps count.
+    sets = [frozenset(i for i, t in enumerate(setup.tensors) if t.first <= s <= t.last) for s in steps]
+    kept: list[frozenset[int]] = []
+    for live in sorted(sets, key=len, reverse=True):
+        if not any(live <= other for other in kept):
+            kept.append(live)
+    return [tuple(setup.tensors[index] for index in sorted(live)) for live in kept]
