@@ -19,7 +19,7 @@ from raysearch.config import Config, load_config
 from raysearch.determinism import pinned_threads, seeded
 from raysearch.errors import ConfigError, TaskError
 from raysearch.evaluation import Replica
-from raysearch.inputs import check_inputs, place, versions
+from raysearch.inputs import check_inputs, place_task, versions
 from raysearch.pipeline import Walk
 from raysearch.progress import Listener, Progress, reporting, stoppable
 from raysearch.records import (
@@ -139,7 +139,7 @@ def inspect(task: Task | str, config: Config | None = None) -> tuple[QuantizerSe
         BadInputError: the task, its model or a scope rule is not usable.
     """
     loaded = load_task(task)
-    setup = place(loaded.model, loaded.example_inputs, (config or Config()).placement)
+    setup = place_task(loaded, config or Config())
     return setup, CostModel(setup)
 
 

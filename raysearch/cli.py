@@ -34,6 +34,9 @@ BudgetOption = Annotated[list[str], typer.Option("--budget", help="KIND<=NUMBER[
 StorageOption = Annotated[str, typer.Option("--storage", help="folder or URI that holds runs")]
 ConfigOption = Annotated[str | None, typer.Option("-c", "--config", help="TOML file with settings")]
 SetOption = Annotated[list[str], typer.Option("--set", help="section.key=value; repeat for several")]
+LatencyOption = Annotated[
+    str | None, typer.Option("--latency-profile", help="JSON file with every layer's measured times")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 HeadOption = Annotated[str, typer.Option("--address", help="the cluster's dashboard, http://HEAD:8265")]
 MaybeHead = Annotated[
@@ -51,6 +54,7 @@ def inspect(
         str | None, typer.Option("--sensitivity", metavar="RUN", help="show what a run measured instead")
     ] = None,
     storage: StorageOption = api.DEFAULT_STORAGE,
+    latency: LatencyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Layers, groups, options, costs and achievable budgets of a task, or the sensitivities of a run."""
@@ -60,7 +64,7 @@ def inspect(
             return
         if task is None:
             raise ConfigError("inspect needs a TASK (path/to/file.py:factory), or --sensitivity RUN.")
-        setup, model = api.inspect(task, load_config(config, settings))
+        setup, model = api.inspect(task, load_config(config, _with_latency(settings, latency)))
 
         def draw(out: Console) -> None:
             out.print(console.layers_table(setup))
@@ -80,6 +84,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="go on with --run-id")] = False,
     address: Annotated[str, typer.Option(help="local, auto or HOST[:PORT]")] = "local",
     workers: Annotated[int | None, typer.Option(help="actors; 0: in this process, without Ray")] = None,
+    latency: LatencyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a model under a budget: the whole walk."""
@@ -90,7 +95,7 @@ def run(
                 task,
                 budget,
                 storage,
-                config=load_config(config, settings),
+                config=load_config(config, _with_latency(settings, latency)),
                 run_id=run_id,
                 resume=resume,
                 address=address,
@@ -314,3 +319,7 @@ def _show_status(found: Any, show: Show) -> None:
             out.print(found.message)
 
     show(json.loads(found.to_json()), draw)
+
+
+def _with_latency(settings: list[str], path: str | None) -> list[str]:
+    return settings if path is None else [*settings, f"search.latency_profile={path}"]

@@ -106,7 +106,9 @@ def duration_text(seconds: float) -> str:
 
 def cost_text(kind: str, value: float) -> str:
     """A cost with its unit."""
-    if kind == "size":
+    if kind == "latency":
+        return f"{value * 1e3:.4g} ms"
+    if kind in ("size", "activation_memory"):
         return f"{value / 1024:.2f} KiB" if value < 2**20 else f"{value / 2**20:.3f} MiB"
     if kind == "bops":
         return f"{value / 1e9:.4g} G" if value >= 1e9 else f"{value / 1e6:.4g} M"
@@ -236,7 +238,7 @@ def excess_lines(budgets: Iterable[Budget], model: CostModel, costs: Mapping[str
         used = costs[budget.kind]
         lines.append(
             f"{budget.text}: {cost_text(budget.kind, used)} of {cost_text(budget.kind, limit)} "
-            f"({used / limit:.1%})"
+            f"({1 + budget.excess(used, limit):.1%})"
         )
     return lines
 

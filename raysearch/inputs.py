@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from raysearch.calibration import choose_rules
 from raysearch.config import Config, PlacementConfig
-from raysearch.errors import BudgetError, ConfigError, DataError, PlacementError
+from raysearch.errors import BudgetError, ConfigError, DataError
 from raysearch.evaluation import Batch, Divergence, materialise, output_tensor, training_batches
 from raysearch.evaluation.batches import tensors_of
 from raysearch.evaluation.divergence import check_outputs
@@ -22,15 +23,16 @@ from raysearch.evaluation.forward import check_finite_forward, frozen_eval
 from raysearch.export import TARGETS
 from raysearch.placement import place_quantizers
 from raysearch.records import (
+    FLOAT_BITS,
     BitAssignment,
     Budget,
     CostModel,
+    LatencyProfile,
     QuantizerSetup,
-    check_achievable,
     excesses,
     parse_budgets,
 )
-from raysearch.search import check_sampler
+from raysearch.search import check_budgets, check_sampler
 from raysearch.task import Task
 
 
@@ -74,6 +76,17 @@ def place(model: nn.Module, example_inputs: tuple[Any, ...], settings: Placement
     )
 
 
+def place_task(task: Task, config: Config) -> QuantizerSetup:
+    """The placement of a task's model, with the measured times of its layers if there are any.
+
+    Raises:
+        ConfigError: the latency profile cannot be read, or lacks a layer.
+    """
+    setup = place(task.model, task.example_inputs, config.placement)
+    path = config.search.latency_profile
+    return setup if path is None else replace(setup, latency=_latency_profile(path, setup))
+
+
 def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     """Read and check everything; costs one capture and two forwards.
 
@@ -81,14 +94,13 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
         BudgetError: a budget cannot be read or met.
         ConfigError: settings that contradict the task.
         CaptureError: the model cannot be captured.
-        PlacementError: a pin or scope fits nothing, or the profile couples widths that the search cannot.
+        PlacementError: a pin or scope fits nothing.
         DataError: data is empty or not finite, or the model's output on it is not.
     """
     parsed = parse_budgets(budgets)
     _check_settings(task, config)
-    setup = place(task.model, task.example_inputs, config.placement)
-    _check_pairs(setup, config)
-    check_achievable(parsed, CostModel(setup))
+    setup = place_task(task, config)
+    check_budgets(parsed, setup)
     for index, bits in enumerate(config.search.enqueue):
         _check_enqueued(index, BitAssignment(bits), parsed, setup)
     ranges = config.calibration
@@ -152,14 +164,17 @@ def _feed(digest: Any, name: str, tensor: torch.Tensor) -> None:
     digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
 
 
-def _check_pairs(setup: QuantizerSetup, config: Config) -> None:
-    if setup.pairs:
-        name, pairs = next(iter(setup.pairs.items()))
-        raise PlacementError(
-            f"the profile '{config.placement.profile}' allows '{name}' and its input only the width pairs "
-            f"{', '.join(map(str, pairs))}, and the search does not couple widths yet. Leave one activation "
-            f"width (placement.activation_bit_widths) or one weight width, or use another profile."
-        )
+def _latency_profile(path: str, setup: QuantizerSetup) -> LatencyProfile:
+    """The profile at a path, found to have every layer of a setup."""
+    try:
+        profile = LatencyProfile.from_json(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(
+            f"search.latency_profile: the file '{path}' cannot be read: {error.strerror}."
+        ) from error
+    for name in setup.of_kind("weight"):
+        profile.picoseconds(name, FLOAT_BITS, FLOAT_BITS)
+    return profile
 
 
 def _check_enqueued(

@@ -14,6 +14,7 @@ from raysearch.evaluation.forward import frozen_eval
 from raysearch.placement.calls import CallTap, tap_calls
 from raysearch.placement.capture import CapturedGraph, capture
 from raysearch.placement.graph import Reads, producer_of, read_graph
+from raysearch.placement.liveness import live_tensors
 from raysearch.placement.overrides import read_overrides
 from raysearch.placement.points import make_points
 from raysearch.placement.profile import Profile, load_profile
@@ -85,6 +86,7 @@ def place_quantizers(
     recurrent = recurrent_weights(model)
     folded = {name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
     reads = read_graph(graph, leaves, recurrent, folded)
+    everything = list(reads.readings)
     _keep_needed_pools(graph, reads, hardware)
     _drop_unreachable(model, example_inputs, reads)
     found = make_points(model, reads)
@@ -103,7 +105,9 @@ def place_quantizers(
     groups, pairs = make_groups(found, points, rules)
     check_placement(found, points, hardware)
     ordered = {name: tuple(sorted(allowed)) for name, allowed in pairs.items()}
-    return QuantizerSetup(points, groups, ordered, tuple(recurrent))
+    floating = {reading.root for reading in everything if reading not in reads.readings}
+    tensors = live_tensors(graph, reads, floating, points)
+    return QuantizerSetup(points, groups, ordered, tuple(recurrent), tensors)
 
 
 def _keep_needed_pools(graph: CapturedGraph, reads: Reads, profile: Profile) -> None:

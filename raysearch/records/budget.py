@@ -51,16 +51,11 @@ class Budget:
         """The limit in the kind's own unit.
 
         Raises:
-            BudgetError: it is a share of something that the model's setup does not know.
+            BudgetError: it is a share of a cost that the setup does not have.
         """
         if not self.relative:
             return self.limit
-        if self.kind not in model.reference:
-            model.require(self.kind)
-            raise BudgetError(
-                f"the budget '{self.text}' is a share of the float model's {self.kind}, which the latency "
-                "profile does not hold for every layer; give an absolute limit, or measure 'float' too."
-            )
+        model.require(self.kind)
         return self.limit * model.reference[self.kind]
 
     @property

@@ -95,12 +95,8 @@ class CostModel:
     def reference(self) -> dict[str, float]:
         """What 100 % means: float32 for `size`, `activation_memory` and `latency`, all-8-bit for `bops`."""
         eights = self._from_bits(dict.fromkeys(self.setup.points, 8), float_inputs_as=8)
-        floats = self._from_bits({}, only=("size", "activation_memory"))
-        found = {**floats, "bops": eights["bops"]}
-        profile = self.setup.latency
-        if profile is not None and all("float" in levels for levels in profile.layers.values()):
-            found["latency"] = self._from_bits({}, only=("latency",))["latency"]
-        return found
+        floats = self._from_bits({}, only=("size", "activation_memory", "latency"))
+        return {**floats, "bops": eights["bops"]}
 
     def option_costs(self, kind: str) -> dict[tuple[str, int], float]:
         """What each option (group, width) adds to a cost, the other groups at their lowest widths.

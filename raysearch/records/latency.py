@@ -48,36 +48,29 @@ class LatencyProfile:
                         f"the latency profile gives '{name}' {seconds} seconds at '{level}'; a time is "
                         "finite and at least 0. Measure it again."
                     )
-            if not levels.keys() & {KERNEL_LEVEL}:
+        for name, levels in self.layers.items():
+            if missing := {FLOAT_LEVEL, KERNEL_LEVEL} - levels.keys():
                 raise ConfigError(
-                    f"the latency profile gives '{name}' the levels {', '.join(levels) or 'none'}; it needs "
-                    f"'{KERNEL_LEVEL}' at least, and '{FLOAT_LEVEL}' for a float input."
+                    f"the latency profile has no '{min(missing)}' time of '{name}', only "
+                    f"{', '.join(levels) or 'none'}; every layer needs '{FLOAT_LEVEL}' and '{KERNEL_LEVEL}'. "
+                    "Measure it."
                 )
 
     def picoseconds(self, weight: str, weight_bits: int, input_bits: int) -> int:
         """Time of a weight's layer at a pair of widths; 32 is float.
 
         Raises:
-            ConfigError: the profile lacks the layer, or its float time where that is needed.
+            ConfigError: the profile lacks the layer.
         """
-        levels = self._levels(weight)
-        wider = max(weight_bits, input_bits)
-        fallback = FLOAT_LEVEL if wider > 8 else KERNEL_LEVEL
-        for level in (f"w{weight_bits}a{input_bits}", str(wider), fallback):
-            if level in levels:
-                return round(levels[level] * PICOSECONDS)
-        raise ConfigError(
-            f"the latency profile has no '{fallback}' time of '{weight}', which runs at {weight_bits} bits "
-            f"with an input of {input_bits}; measured: {', '.join(levels)}. Measure it."
-        )
-
-    def _levels(self, weight: str) -> Mapping[str, float]:
         if weight not in self.layers:
             raise ConfigError(
                 f"the latency profile has no time of '{weight}'; it has {len(self.layers)} layers "
                 f"({', '.join(list(self.layers)[:3])}, …). Measure the profile with this model."
             )
-        return self.layers[weight]
+        levels, wider = self.layers[weight], max(weight_bits, input_bits)
+        fallback = FLOAT_LEVEL if wider > 8 else KERNEL_LEVEL
+        exact = (level for level in (f"w{weight_bits}a{input_bits}", str(wider)) if level in levels)
+        return round(levels[next(exact, fallback)] * PICOSECONDS)
 
     def to_json(self) -> str:
         """The profile as JSON text; `from_json` reads it back."""

@@ -1,5 +1,6 @@
 """Which width for which group: cost limits, surrogates, exact decoding, and the measured search."""
 
+from raysearch.search.achievable import best_cost, check_budgets
 from raysearch.search.agreement import rank_correlation, surrogate_agreement
 from raysearch.search.batches import Evaluate, OnBatch
 from raysearch.search.decoder import Decoder
@@ -9,6 +10,7 @@ from raysearch.search.racing import Measured, MeasureShards, Race, ShardValues
 from raysearch.search.ratio import check_ratio, choose, solve_ratio
 from raysearch.search.sampler import KnapsackThompsonSampler
 from raysearch.search.samplers import SAMPLERS, check_sampler
+from raysearch.search.solution import Solution
 from raysearch.search.space import Limit, OptionSpace, make_limits
 from raysearch.search.study import search_assignment
 from raysearch.search.surrogates import SURROGATES, Surrogate, make_surrogate
@@ -28,7 +30,10 @@ __all__ = [
     "OptionSpace",
     "Race",
     "ShardValues",
+    "Solution",
     "Surrogate",
+    "best_cost",
+    "check_budgets",
     "check_ratio",
     "check_sampler",
     "choose",

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array, hstack, vstack
 
 from raysearch.errors import BudgetError
+from raysearch.search.forms import Form
 from raysearch.search.solution import Solution
 from raysearch.search.space import BoolArray, FloatArray, IntArray, Limit, OptionSpace
 
@@ -91,9 +92,11 @@ def solve_milp(
     options = {"mip_rel_gap": rel_gap * abs(value) / unit, "node_limit": node_limit}
     if time_limit is not None:
         options["time_limit"] = time_limit
-    tighter = np.zeros(len(limits))
+    tighter, edges = np.zeros(len(limits)), _Edges.of(space, limits, kept)
     for attempt in range(4):
-        found, proven = _run(_programme(space, limits, extra / unit, kept, tighter), options, space)
+        found, proven = _run(
+            _programme(space, limits, extra / unit, kept, tighter, edges), dict(options), space
+        )
         if attempt == 0:
             bound = max(bound, ground + unit * (proven - TOLERANCE))
         if found is None:
@@ -111,12 +114,41 @@ def solve_milp(
     return Solution(start, value, min(bound, value))
 
 
+def least_use(space: OptionSpace, limits: Sequence[Limit], forms: Sequence[Form]) -> IntArray:
+    """Choices [L] of the least greatest use of the forms, within the limits.
+
+    Raises:
+        BudgetError: no assignment keeps the limits.
+    """
+    unbounded = [Limit("", space, form, 1) for form in forms]
+    edges = _Edges.of(space, [*limits, *unbounded], space.valid)
+    plain = _programme(space, limits, np.zeros(space.valid.shape), space.valid, np.zeros(len(limits)), edges)
+    rows = np.stack([_line(limit, plain.options, edges) for limit in unbounded])
+    scale = max(float(np.abs(rows).max()), 1.0)
+    # One more variable is at least the use of each form, and is what is minimised.
+    column = np.full((len(rows), 1), -1.0)
+    peaks = csr_array(np.concatenate([rows / scale, column], axis=1))
+    none = csr_array((plain.equal.shape[0], 1)), csr_array((plain.limits.shape[0], 1))
+    offsets = np.array([-form.constant / scale for form in forms])
+    programme = _Programme(
+        plain.options,
+        np.concatenate([np.zeros(len(plain.costs)), [1.0]]),
+        hstack([plain.equal, none[0]], format="csr"),
+        plain.right,
+        vstack([hstack([plain.limits, none[1]], format="csr"), peaks], format="csr"),
+        np.concatenate([plain.ceilings, offsets]),
+        np.concatenate([plain.upper, [np.inf]]),
+    )
+    found, _ = _run(programme, {"mip_rel_gap": REL_GAP, "node_limit": NODE_LIMIT}, space)
+    if found is None:
+        raise BudgetError(f"no assignment keeps {', '.join(dict.fromkeys(limit.text for limit in limits))}.")
+    return found
+
+
 def _run(
-    programme: _Programme | None, options: dict[str, float], space: OptionSpace
+    programme: _Programme, options: dict[str, float], space: OptionSpace
 ) -> tuple[IntArray | None, float]:
     """Choices, where some were found, and the bound; infeasible is a bound of +∞."""
-    if programme is None:
-        return None, np.inf
     count = len(programme.options)
     with quiet_stdout():
         result = milp(
@@ -141,14 +173,18 @@ def _run(
 
 
 def _programme(
-    space: OptionSpace, limits: Sequence[Limit], costs: FloatArray, kept: BoolArray, tighter: FloatArray
-) -> _Programme | None:
-    """None when a group has no option left."""
+    space: OptionSpace,
+    limits: Sequence[Limit],
+    costs: FloatArray,
+    kept: BoolArray,
+    tighter: FloatArray,
+    edges: _Edges,
+) -> _Programme:
     options = np.flatnonzero(kept.ravel())
     count, width = len(options), space.widths.shape[1]
     column = np.full(space.valid.size, -1)
     column[options] = np.arange(count)
-    rows, edges = options // width, _Edges.of(space, limits, kept)
+    rows = options // width
     total = count + edges.count
     equal = [csr_array((np.ones(count), (rows, np.arange(count))), shape=(len(space.rows), total))]
     equal.append(edges.products(column, count, total))
@@ -156,9 +192,7 @@ def _programme(
     upper = np.concatenate([np.ones(count), edges.upper])
     lines, ceilings = [], []
     for limit, less in zip(limits, tighter, strict=True):
-        if limit.is_hard and not limit.is_separable:
-            continue  # the forbidden products are held at 0
-        line = np.concatenate([limit.form.linear.ravel()[options].astype(np.float64), edges.uses(limit)])
+        line = _line(limit, options, edges)
         scale = max(abs(limit.capacity), float(np.abs(line).max()), 1.0)
         lines.append(csr_array(line[None] / scale))
         ceilings.append((limit.capacity - less) / scale)
@@ -167,6 +201,11 @@ def _programme(
     return _Programme(
         options, objective, vstack(equal, format="csr"), right, table, np.array(ceilings), upper
     )
+
+
+def _line(limit: Limit, options: IntArray, edges: _Edges) -> FloatArray:
+    alone = limit.form.linear.ravel()[options].astype(np.float64)
+    return np.concatenate([alone, edges.uses(limit)])
 
 
 @dataclass(frozen=True)

@@ -113,11 +113,15 @@ def test_nan_in_the_model_names_the_layer(tmp_path):
     assert "'norm'" in refuse_run(task, tmp_path)
 
 
-def test_a_profile_that_couples_widths_is_refused_by_name(tmp_path):
-    placement = {"profile": "npu-like", "activation_bit_widths": [4, 8]}
-    text = refuse_run(toy_task.make_task(), tmp_path, placement=placement)
-    assert "npu-like" in text
-    assert "placement.activation_bit_widths" in text
+def test_a_latency_budget_needs_a_profile_with_every_layer(tmp_path):
+    task = toy_task.make_task()
+    assert "--latency-profile" in refuse_run(task, tmp_path, budget="latency<=1ms")
+    file = tmp_path / "latency.json"
+    file.write_text('{"layers": {"other.weight": {"float": 1e-3, "8": 1e-3}}}')
+    text = refuse_run(task, tmp_path, budget="latency<=1ms", search={"latency_profile": str(file)})
+    assert "has no time of" in text
+    text = refuse_run(task, tmp_path, search={"latency_profile": str(tmp_path / "none.json")})
+    assert "cannot be read" in text
 
 
 def test_a_model_that_cannot_be_captured(tmp_path):

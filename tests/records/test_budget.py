@@ -25,6 +25,8 @@ UNITS = [
     ("size", "kB", 1e3),
     ("size", "MiB", 2**20),
     ("bops", "G", 1e9),
+    ("activation_memory", "KiB", 2**10),
+    ("latency", "ms", 1e-3),
 ]
 numbers = st.floats(1e-6, 1e12)
 
@@ -53,7 +55,8 @@ def test_any_text_is_read_or_refused_by_our_error(text):
 @pytest.mark.parametrize(
     "text",
     ["avg_bits<=4%", "act_bits<=1k", "size<=3", "size<=-1B", "size<=0B", "bops<=1e999", "bops<=1e308G",
-     "speed<=3", "size<=1e-323%", "avg_bits<4", "avg_bits<=nan", ""],
+     "speed<=3", "size<=1e-323%", "avg_bits<4", "avg_bits<=nan", "", "effective<=2", "effective>=0",
+     "effective>=2%", "avg_bits>=4", "latency<=12", "latency<=3kB", "activation_memory<=4"],
 )  # fmt: skip
 def test_what_is_refused(text):
     with pytest.raises(BudgetError):
@@ -75,6 +78,23 @@ def test_excess_is_relative_and_zero_at_the_limit(setup, data):
         assert excesses(budgets, model, costs) == {text: 0.0}
         doubled = {**costs, kind: 2 * costs[kind]}
         assert excesses(budgets, model, doubled)[text] == pytest.approx(1.0)
+
+
+@given(setups(), st.data())
+def test_the_compression_ratio_must_be_at_least_its_limit(setup, data):
+    model = CostModel(setup)
+    costs = model.costs(data.draw(assignments(setup)))
+    if "effective" not in costs:
+        with pytest.raises(BudgetError, match="MACs"):
+            check_achievable(parse_budgets(["effective>=1"]), model)
+        return
+    budgets = parse_budgets([f"effective>={costs['effective']!r}"])
+    check_achievable(budgets, model)
+    assert list(excesses(budgets, model, costs).values()) == [0.0]
+    half = {**costs, "effective": costs["effective"] / 2}
+    assert list(excesses(budgets, model, half).values()) == [pytest.approx(1.0)]
+    with pytest.raises(BudgetError, match="Lower the limit"):
+        check_achievable(parse_budgets([f"effective>={1.01 * model.highest['effective']!r}"]), model)
 
 
 @given(setups(), st.floats(0.5, 40), st.floats(1, 400))

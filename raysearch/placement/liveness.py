@@ -1,0 +1,127 @@
+"""Which tensors a running model keeps, and from which step to which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from math import prod
+
+from raysearch.placement.capture import CapturedGraph, Operation
+from raysearch.placement.functions import ATEN_CALLS
+from raysearch.placement.graph import (
+    CONVOLUTIONS,
+    FUSED,
+    LINEAR,
+    PASS_THROUGH,
+    SLICES,
+    TRANSPOSED,
+    Reads,
+    root_of,
+)
+from raysearch.records import LiveTensor, QuantizationPoint
+
+VIEWS = frozenset(
+    {
+        "aten.flatten", "aten.view", "aten.reshape", "aten._unsafe_view", "aten.unflatten", "aten.expand",
+        "aten.transpose", "aten.permute", "aten.t", "aten.squeeze", "aten.unsqueeze", "aten.dropout",
+        "aten.feature_dropout", "aten.alias", "aten.detach", "aten.contiguous", "aten.to",
+        "aten.lift_fresh_copy", "aten.select", *SLICES,
+    }
+)  # fmt: skip
+"""Operations whose result shares the storage of what they read, or needs none."""
+
+_READS_CODES = frozenset(
+    {*CONVOLUTIONS, *TRANSPOSED, LINEAR, *ATEN_CALLS, *PASS_THROUGH, *SLICES, "aten.cat"}
+)
+
+
+def live_tensors(
+    graph: CapturedGraph, reads: Reads, floating: Set[str], points: Mapping[str, QuantizationPoint]
+) -> tuple[LiveTensor, ...]:
+    """Every floating-point tensor of the graph with its own storage, in the order of the steps.
+
+    A view shares its source's storage. Normalisation, activation functions and in-place operations work in
+    it too, where nothing else reads their source. A tensor is kept at its quantizer's width when only
+    operations that take codes read it; inputs are kept from the first step, and outputs to the last.
+
+    Args:
+        graph: the captured graph.
+        reads: where quantizers act.
+        floating: roots of tensors that a quantizable operation reads without a quantizer.
+        points: the points of the setup.
+    """
+    steps = {name: step for step, name in enumerate(graph.operations)}
+    readers: dict[str, list[str]] = {name: [] for name in graph.operations}
+    for op in graph.operations.values():
+        for source in op.sources:
+            readers[source].append(op.name)
+    home: dict[str, str] = {}
+    for op in graph.operations.values():
+        if op.name not in graph.constants:
+            home[op.name] = _storage(graph, op, readers, home)
+    serving = _points_by_root(reads, points)
+    batch = next((op.shape[0] for op in _inputs(graph) if op.shape), 1)
+    members: dict[str, list[str]] = {}
+    for name, storage in home.items():
+        members.setdefault(storage, []).append(name)
+    found = []
+    for storage, names in members.items():
+        if not any(graph.operations[name].is_float for name in names):
+            continue
+        used = [steps[reader] for name in names for reader in readers[name]]
+        is_output = any(not readers[name] for name in names)
+        last = len(steps) - 1 if is_output else max(used)
+        first = 0 if graph.operations[storage].op == "input" else steps[storage]
+        size = max(prod(graph.operations[n].shape) for n in names if graph.operations[n].is_float)
+        point = _width_of(graph, names, readers, home, serving, floating)
+        found.append(LiveTensor(storage, size // max(1, batch), point, first, last))
+    return tuple(sorted(found, key=lambda tensor: tensor.first))
+
+
+def _inputs(graph: CapturedGraph) -> Iterable[Operation]:
+    return (op for op in graph.operations.values() if op.op == "input" and op.name not in graph.constants)
+
+
+def _storage(
+    graph: CapturedGraph, op: Operation, readers: Mapping[str, list[str]], home: Mapping[str, str]
+) -> str:
+    """Name of the operation whose storage a result lies in."""
+    source = op.arguments[0] if op.arguments else ""
+    if source not in home:
+        return op.name
+    if op.op in VIEWS or op.op.endswith("_"):
+        return home[source]
+    same = prod(graph.operations[source].shape) == prod(op.shape)
+    return home[source] if op.op in FUSED and same and readers[source] == [op.name] else op.name
+
+
+def _points_by_root(reads: Reads, points: Mapping[str, QuantizationPoint]) -> dict[str, str]:
+    at_site = {
+        site: name for name, point in points.items() if point.kind == "activation" for site in point.sites
+    }
+    found = {r.root: at_site[r.site] for r in reads.readings if r.site in at_site}
+    for whole, parts in reversed(reads.concatenations):
+        if whole in found:
+            for part in parts:
+                found.setdefault(part, found[whole])
+    return found
+
+
+def _width_of(
+    graph: CapturedGraph,
+    names: Iterable[str],
+    readers: Mapping[str, list[str]],
+    home: Mapping[str, str],
+    serving: Mapping[str, str],
+    floating: Set[str],
+) -> str:
+    """The point at whose width a storage is kept, "" for float32."""
+    inside = set(names)
+    # What is read in the end: normalisation and activation inside the storage only lead there.
+    ends = [n for n in inside if not readers[n] or any(r not in inside for r in readers[n])]
+    found = set()
+    for name in ends:
+        outside = [graph.operations[r] for r in readers[name] if r not in inside]
+        root = root_of(graph, name)
+        reads_codes = outside and all(op.op in _READS_CODES for op in outside)
+        found.add(serving.get(root, "") if reads_codes and root not in floating else "")
+    return found.pop() if len(found) == 1 else ""
