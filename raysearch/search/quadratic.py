@@ -124,7 +124,7 @@ def _branch(
         grown = np.repeat(nodes, len(columns), axis=0)
         grown[:, row] = np.tile(columns, len(nodes))
         fixed = (fixed[:, None] + 0.5 * np.diag(gram)[picked] + field[:, picked]).ravel()
-        field = (field[:, None, :] + gram[picked][None]).reshape(len(grown), -1)
+        field = (field[:, None, :] + gram[picked][None]).reshape(len(grown), space.valid.size)
         rest = (field + open_terms[depth]).reshape(len(grown), *space.valid.shape)
         rest = np.where(space.valid, rest, np.inf).min(axis=2)[:, order[depth + 1 :]].sum(axis=1)
         keep = fixed + rest < value - 1e-12 * abs(value)
@@ -132,6 +132,8 @@ def _branch(
             used = limit.form.linear[order[: depth + 1], grown[:, order[: depth + 1]]].sum(axis=1)
             keep &= used + after[depth + 1] <= limit.capacity
         nodes, fixed, field, bounds = grown[keep], fixed[keep], field[keep], (fixed + rest)[keep]
+        if not len(nodes):
+            return Solution(known, value, value)
         if len(nodes) > max_nodes:
             return Solution(known, value, float(bounds.min()))
     feasible = np.array([decoder.is_feasible(node) for node in nodes], dtype=bool)
