@@ -102,9 +102,7 @@ class SearchConfig(Section):
     direction: Literal["auto", "minimize", "maximize"] = "auto"
     racing_error: float = Field(0.05, ge=0, lt=1)
     num_finalists: int = Field(4, ge=0)
-    front: Literal[
-        "none", "size", "bops", "avg_bits", "act_bits", "activation_memory", "latency"
-    ] = "none"
+    front: Literal["none", "size", "bops", "avg_bits", "act_bits", "activation_memory", "latency"] = "none"
     latency_profile: str | None = None
 
     @field_validator("enqueue", mode="before")

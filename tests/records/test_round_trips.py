@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -8,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysearch.errors import PlacementError, StorageError
+from raysearch.errors import ConfigError, PlacementError, StorageError
 from raysearch.records import (
     BitAssignment,
     EpochMetrics,
     ExportedFile,
     ExportManifest,
     FineTuneResult,
+    LatencyProfile,
     LayerFlips,
+    LiveTensor,
     QuantizerRange,
     QuantizerSetup,
     RangeTable,
@@ -222,3 +225,16 @@ def test_an_assignment_that_does_not_fit(bits, message):
 def test_uniform_takes_the_nearest_weights_and_the_widest_activations():
     assert BitAssignment.uniform(small_setup(), 3).bits == {"ga": 2, "gx": 8, "gb": 3}
     assert BitAssignment.uniform(small_setup(), 6).bits == {"ga": 4, "gx": 8, "gb": 8}
+
+
+def test_a_setup_keeps_its_tensors_and_measured_times():
+    tensors = (LiveTensor("conv", 5, "x", 0, 3), LiveTensor("out", 2, "", 3, 4))
+    levels = {"float": 0.1, "8": 1 / 3, "w4a8": 1e-7}
+    profile = LatencyProfile({"a": levels, "b": levels}, 0.25, {"cpu": "x"}, "ort", {"onnxruntime": "1"})
+    setup = replace(small_setup(), tensors=tensors, latency=profile)
+    assert QuantizerSetup.from_json(setup.to_json()) == setup
+    assert LatencyProfile.from_json(profile.to_json()) == profile
+    assert setup.fingerprint() != small_setup().fingerprint()
+    for text in ("", "[]", '{"layers": 3}', '{"layers": {"a": {"float": "x", "8": 1}}}'):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            LatencyProfile.from_json(text)

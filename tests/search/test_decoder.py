@@ -47,7 +47,7 @@ def parts(setup, model, budgets):
 
 
 @given(instances())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_never_refuses_and_never_exceeds(instance):
     setup, model, budgets, seed = instance
     check_achievable(budgets, model)
@@ -66,7 +66,7 @@ def test_never_refuses_and_never_exceeds(instance):
 
 
 @given(instances())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_limits_draw_the_line_where_the_cost_model_does(instance):
     setup, model, budgets, _ = instance
     space, decoder = parts(setup, model, budgets)
@@ -81,7 +81,7 @@ def test_limits_draw_the_line_where_the_cost_model_does(instance):
 
 
 @given(instances())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_the_optimum_of_several_budgets_is_that_of_brute_force(instance):
     setup, model, budgets, seed = instance
     space, decoder = parts(setup, model, budgets)
@@ -113,7 +113,7 @@ def test_repair_and_greedy_are_near_the_optimum_of_bit_operations():
 
 
 @given(instances(), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_changes_are_differences_of_use(instance, seed):
     setup, model, budgets, _ = instance
     space, decoder = parts(setup, model, budgets)
