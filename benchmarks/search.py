@@ -121,9 +121,9 @@ def random_instances(count: int) -> list[str]:
         f"## {count:,} random instances against brute force",
         "",
         (
-            "Up to 7 groups; one to four budgets of any kind that one assignment meets exactly or with some "
-            "room; half with shared inputs, forbidden width pairs, kernels that are slower at fewer bits, and live "
-            "tensors."
+            "Up to 7 groups; one to four budgets of any kind that one assignment meets exactly or with "
+            "some room; half with shared inputs, forbidden width pairs, kernels slower at fewer bits, and "
+            "live tensors."
         ),
         "",
         "| | |",
