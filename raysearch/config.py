@@ -70,7 +70,7 @@ class ObjectiveConfig(Section):
 class SensitivityConfig(Section):
     """Traces and responses."""
 
-    estimator: EstimatorName = "hutchinson"
+    estimator: EstimatorName = "ggn"
     relative_error: float = Field(0.05, gt=0, allow_inf_nan=False)
     max_draws: int = Field(256, ge=2)
     draw_chunk: int | None = Field(None, ge=1)

@@ -209,6 +209,7 @@ def _check_settings(task: Task, config: Config) -> None:
         "search.objective": objective == "loss",
         "training.objective": config.training.objective == "loss" and task.train is not None,
         "sensitivity.trace_loss": config.sensitivity.trace_loss == "loss",
+        "sensitivity.estimator": config.sensitivity.estimator == "fisher",
     }
     estimator = config.sensitivity.estimator
     if config.search.surrogate == "fisher" and estimator != "fisher":
@@ -219,4 +220,7 @@ def _check_settings(task: Task, config: Config) -> None:
         )
     for key, wanted in wants_loss.items():
         if wanted and task.loss is None:
-            raise ConfigError(f"{key} is 'loss', but the Task has no loss; give Task(loss=...) or change it.")
+            value = "fisher" if key == "sensitivity.estimator" else "loss"
+            raise ConfigError(
+                f"{key} is '{value}', but the Task has no loss; give Task(loss=...) or change it."
+            )

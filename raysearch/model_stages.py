@@ -234,7 +234,7 @@ class ModelStages:
 
 def _trace_settings(params: dict[str, Any], draws_key: str) -> dict[str, Any]:
     return {
-        "estimator": params.pop("estimator", "hutchinson"),
+        "estimator": params.pop("estimator", "ggn"),
         "relative_error": float(params.pop("relative_error", 0.05)),
         "max_draws": max(2, int(params.pop(draws_key, 256))),
     }

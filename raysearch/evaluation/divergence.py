@@ -61,8 +61,8 @@ class Divergence:
     def per_sample(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """D for each sample, shape [N], float64; differentiable in `outputs`."""
         z, ref = outputs.double(), reference.double()
-        if self.kind in ("mse", "nmse"):
-            return (z - ref).square().reshape(z.shape[0], -1).mean(1) / (2 * self._unit)
+        if self.is_squared:
+            return (z - ref).square().reshape(z.shape[0], -1).mean(1) / (2 * self.unit)
         if self.kind == "cosine":
             # 1 − cos as half a squared distance: exactly 0 for equal vectors, and never below.
             terms = (self._direction(z) - self._direction(ref)).square().sum(self.class_dim) / 2
@@ -79,9 +79,9 @@ class Divergence:
         δᵀ(diag(p) − ppᵀ)δ = Σ p (δ − pᵀδ)², for "cosine" since I − uuᵀ is a projection.
         """
         d, ref = delta.double(), reference.double()
-        if self.kind in ("mse", "nmse"):
+        if self.is_squared:
             every: Tensor = d.reshape(d.shape[0], -1)
-            return every / math.sqrt(every.shape[1] * self._unit)
+            return every / math.sqrt(every.shape[1] * self.unit)
         if self.kind == "cosine":
             u = self._direction(ref)
             length: Tensor = ref.norm(dim=self.class_dim, keepdim=True)
@@ -101,8 +101,18 @@ class Divergence:
         return float(same.double().mean())
 
     @property
-    def _unit(self) -> float:
-        if self.kind == "mse":
+    def is_squared(self) -> bool:
+        """Whether the divergence is a squared error, which knows no classes."""
+        return self.kind in ("mse", "nmse")
+
+    @property
+    def unit(self) -> float:
+        """What squared errors are divided by: σ² for "nmse", else 1.
+
+        Raises:
+            DataError: `fitted` has not been called.
+        """
+        if self.kind != "nmse":
             return 1.0
         if self.variance is None:
             raise DataError("a Divergence of kind 'nmse' has no variance yet; make it by `fitted`.")
@@ -115,7 +125,7 @@ class Divergence:
 
 def check_outputs(outputs: Tensor, divergence: Divergence) -> str:
     """Why a divergence does not suit an output; "" when it does."""
-    if divergence.kind in ("mse", "nmse"):
+    if divergence.is_squared:
         return ""
     shape, dim = tuple(outputs.shape), divergence.class_dim
     what = "classes" if divergence.kind == "kl" else "vectors"

@@ -21,7 +21,7 @@ def measure_sensitivity(
     pool: Callable[[str], Pool],
     num_shards: int,
     *,
-    estimator: str | TraceEstimator = "hutchinson",
+    estimator: str | TraceEstimator = "ggn",
     relative_error: float = 0.05,
     max_draws: int = 256,
     draw_chunk: int | None = None,

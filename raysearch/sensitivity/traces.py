@@ -28,7 +28,7 @@ def measure_traces(
     pool: Pool,
     num_shards: int,
     *,
-    estimator: str | TraceEstimator = "hutchinson",
+    estimator: str | TraceEstimator = "ggn",
     relative_error: float = 0.05,
     max_draws: int = 256,
     draw_chunk: int | None = None,

@@ -32,7 +32,7 @@ def hessian(replica: Replica, name: str, shard: int, loss: str) -> Tensor:
 
 
 def gauss_newton(replica: Replica, name: str, shard: int) -> Tensor:
-    """Mean over samples of Jᵀ Λ J, Λ = diag(p) − ppᵀ (or I/C for mse), float64."""
+    """Mean over samples of Jᵀ Λ J, Λ the divergence's Hessian, float64."""
     batch = replica.shards["calibration"][shard]
     weight = replica.model.get_parameter(name).detach()
 
@@ -50,5 +50,14 @@ def output_hessian(replica: Replica, z: Tensor) -> Tensor:
     """Λ of every sample, [N, C, C], float64."""
     if replica.divergence.kind == "mse":
         return torch.eye(z.shape[1]).double().expand(len(z), -1, -1) / z.shape[1]
-    p = z.double().softmax(1)
-    return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    if replica.divergence.kind == "kl":
+        p = z.double().softmax(1)
+        return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    z = z.detach().double()
+    blocks = [
+        torch.autograd.functional.hessian(
+            lambda x, ref=row: replica.divergence.per_sample(x[None], ref[None]).sum(), row
+        )
+        for row in z
+    ]
+    return torch.stack(blocks)

@@ -190,9 +190,9 @@ def test_a_negative_trace_keeps_its_sign():
     replica = make_replica("embedding")
     # A loss that is concave in the logits.
     replica.loss = lambda outputs, batch: -outputs.square().mean()
-    trace = measure_traces(make_setup("embedding", replica), LocalPool(replica), 3, loss="loss")[
-        "head.weight"
-    ]
+    trace = measure_traces(
+        make_setup("embedding", replica), LocalPool(replica), 3, loss="loss", estimator="hutchinson"
+    )["head.weight"]
     assert trace.value < 0
     assert trace.converged
 
@@ -218,7 +218,7 @@ def test_a_loss_that_reaches_no_weight_gives_zeros():
     replica = make_replica("linear")
     replica.loss = lambda outputs, batch: torch.zeros(())
     setup = make_setup("linear", replica)
-    found = measure_traces(setup, LocalPool(replica), 3, loss="loss")
+    found = measure_traces(setup, LocalPool(replica), 3, loss="loss", estimator="hutchinson")
     assert unreached(found) == ["0.weight"]
     assert found["0.weight"].num_draws == 8
 
@@ -227,7 +227,7 @@ def test_errors_that_stay_large_are_warned_of_once():
     replica = make_replica("conv")
     setup = make_setup("conv", replica)
     ranges = make_ranges(setup, replica)
-    options = {"relative_error": 1e-4, "max_draws": 4}
+    options = {"relative_error": 1e-4, "max_draws": 4, "estimator": "hutchinson"}
     text = (
         r"3 of 3 traces did not reach a standard error of 0% over probes in 4 draws; the worst: '\w+\.weight'"
     )
@@ -248,8 +248,10 @@ def test_what_cannot_be_measured_is_refused():
     with pytest.raises(ConfigError, match="takes at least 2 draws"):
         measure_traces(setup, LocalPool(replica), 3, max_draws=1)
     replica.shards["calibration"][2][0][1, 0] = float("nan")
-    with pytest.raises(DataError, match=r"trace of '0\.weight' is not finite on calibration shard 2"):
+    with pytest.raises(DataError, match="output is not finite on calibration shard 2"):
         measure_traces(setup, LocalPool(replica), 3)
+    with pytest.raises(DataError, match=r"trace of '0\.weight' is not finite on calibration shard 2"):
+        measure_traces(setup, LocalPool(replica), 3, estimator="hutchinson")
 
 
 @pytest.mark.parametrize("name", ["hutchinson", "joint", "xnystrace", "xtrace"])

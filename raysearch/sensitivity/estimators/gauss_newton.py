@@ -238,6 +238,11 @@ class _Curvature:
         return map_tensors(self._batch, lambda t: t[samples.to(t.device)] if t.ndim else t)
 
     def factor(self, outputs: Tensor, samples: Tensor) -> OutputFactor:
+        if not bool(torch.isfinite(outputs).all()):
+            raise DataError(
+                f"the model's output is not finite on calibration shard {self._shard}, so no trace is. Mend the "
+                f"data or the model."
+            )
         if self._matrices is None:
             return divergence_factor(outputs, self.replica.divergence)
         return EigenFactor(self._matrices[samples.to(self._matrices.device)])

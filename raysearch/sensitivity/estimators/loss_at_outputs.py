@@ -90,7 +90,7 @@ def _check_separable(times: Any, blocks: Tensor) -> None:
         raise TaskError(
             "the task's loss couples samples, or positions of a sample: its second derivative is not block "
             "diagonal, so per-sample gradients do not give its trace. Set sensitivity.trace_loss to "
-            "'divergence', or sensitivity.estimator to 'hessian'."
+            "'divergence', or sensitivity.estimator to 'hutchinson'."
         )
 
 

@@ -20,14 +20,16 @@ class Entry:
 
     Attributes:
         module: in this folder.
-        factory: called without arguments.
+        factory: called with `arguments`.
         draw_chunk: draws in a unit of work, where the user sets none: the graph that a unit builds should
             cost little beside its draws.
+        arguments: of the factory, which has defaults for the rest.
     """
 
     module: str
     factory: str
     draw_chunk: int
+    arguments: tuple[str, ...] = ()
 
 
 ESTIMATORS: Mapping[str, Entry] = {
@@ -35,6 +37,10 @@ ESTIMATORS: Mapping[str, Entry] = {
     "joint": Entry("joint", "JointHutchinson", 32),
     "xnystrace": Entry("xnystrace", "XNysTrace", 2),
     "xtrace": Entry("xtrace", "XTrace", 2),
+    "ggn": Entry("gauss_newton", "GaussNewton", 2),
+    "ggn-top": Entry("gauss_newton", "GaussNewton", 2, ("ggn-top",)),
+    "ggn-exact": Entry("gauss_newton", "ExactGaussNewton", 1),
+    "fisher": Entry("empirical_fisher", "EmpiricalFisher", 1),
 }
 
 
@@ -46,7 +52,7 @@ def make_estimator(name: str) -> TraceEstimator:
     """
     entry = _entry(name)
     module = import_module(f"raysearch.sensitivity.estimators.{entry.module}")
-    estimator: TraceEstimator = getattr(module, entry.factory)()
+    estimator: TraceEstimator = getattr(module, entry.factory)(*entry.arguments)
     return estimator
 
 

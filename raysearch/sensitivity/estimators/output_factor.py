@@ -66,7 +66,7 @@ class EigenFactor(OutputFactor):
             raise TaskError(
                 f"the task's loss is not convex in the model's output: its second derivative has the "
                 f"eigenvalue {least:.3g} beside {most:.3g}, so there is no Gauss-Newton trace. Set "
-                f"sensitivity.trace_loss to 'divergence', or sensitivity.estimator to 'hessian'."
+                f"sensitivity.trace_loss to 'divergence', or sensitivity.estimator to 'hutchinson'."
             )
         self._roots = values.flip(-1).clamp(min=0).sqrt()
         self._vectors = vectors.flip(-1)
@@ -133,11 +133,44 @@ class SoftmaxFactor(OutputFactor):
         return total
 
 
+class SphereFactor(OutputFactor):
+    """F = √s (I − uuᵀ)/‖z‖, u = z/‖z‖, so that F Fᵀ = s (I − uuᵀ)/‖z‖²; all its eigenvalues are equal.
+
+    Args:
+        vectors: z [n, P, C], float64.
+        scale: s.
+    """
+
+    def __init__(self, vectors: Tensor, scale: float) -> None:
+        length = vectors.norm(dim=-1, keepdim=True)
+        self._unit, self._weight = vectors / length, scale**0.5 / length
+        n, positions, outputs = vectors.shape
+        self.shape = (n, positions, outputs)
+        self.rank, self.num_columns = outputs - 1, outputs
+
+    def apply(self, x: Tensor) -> Tensor:
+        """√s (x − u ⟨u, x⟩)/‖z‖."""
+        applied: Tensor = self._weight * (x - self._unit * (self._unit * x).sum(-1, keepdim=True))
+        return applied
+
+    def leading(self, count: int) -> Tensor:
+        """The axes that are nearest to right angles with u."""
+        nearest = self._unit.abs().topk(count, dim=-1, largest=False).indices
+        basis = torch.zeros(*self.shape, count, dtype=self._unit.dtype, device=self._unit.device)
+        return basis.scatter_(2, nearest[:, :, None, :], 1.0)
+
+    def trace(self) -> Tensor:
+        """S Σ (C − 1)/‖z‖² over the positions."""
+        total: Tensor = (self.shape[-1] - 1) * self._weight.square().sum((1, 2))
+        return total
+
+
 def divergence_factor(outputs: Tensor, divergence: Divergence) -> OutputFactor:
     """F of the divergence's Hessian at the float outputs.
 
     "kl": Λ = (diag(p) − ppᵀ)/P at each of the P positions; decomposed up to 64 classes and 16 positions.
-    "mse": Λ = I/D, D outputs a sample, each a position of its own.
+    "mse", "nmse": Λ = I/D or I/(σ²D), D outputs a sample, each a position of its own.
+    "cosine": Λ = (I − uuᵀ)/(‖z⁰‖² P) at each position; decomposed as "kl" is.
 
     Args:
         outputs: z⁰, [n, …].
@@ -145,17 +178,27 @@ def divergence_factor(outputs: Tensor, divergence: Divergence) -> OutputFactor:
     """
     grouped = by_position(outputs, divergence).double()
     n, positions, classes = grouped.shape
-    if divergence.kind == "mse":
-        return EigenFactor(torch.full((n, positions, 1, 1), 1 / positions, dtype=torch.float64).to(grouped))
+    if divergence.is_squared:
+        curvature = 1 / (positions * divergence.unit)
+        return EigenFactor(torch.full((n, positions, 1, 1), curvature, dtype=torch.float64).to(grouped))
+    is_small = classes <= MAX_DENSE and positions <= MAX_DENSE_POSITIONS
+    if divergence.kind == "cosine":
+        length = grouped.norm(dim=-1, keepdim=True)
+        u, eye = grouped / length, torch.eye(classes, dtype=torch.float64, device=grouped.device)
+        if is_small:
+            return EigenFactor(
+                (eye - u[..., :, None] * u[..., None, :]) / (positions * length[..., None] ** 2)
+            )
+        return SphereFactor(grouped, 1 / positions)
     p = grouped.softmax(-1)
-    if classes <= MAX_DENSE and positions <= MAX_DENSE_POSITIONS:
+    if is_small:
         return EigenFactor((torch.diag_embed(p) - p[..., :, None] * p[..., None, :]) / positions)
     return SoftmaxFactor(p, 1 / positions)
 
 
 def by_position(outputs: Tensor, divergence: Divergence) -> Tensor:
-    """Outputs as [n, P, C]: the classes last for "kl", every output a position for "mse"."""
-    if divergence.kind == "mse":
+    """Outputs as [n, P, C]: the classes last, or every output a position for squared errors."""
+    if divergence.is_squared:
         return outputs.reshape(len(outputs), -1, 1)
     classes = outputs.shape[divergence.class_dim]
     return outputs.movedim(divergence.class_dim, -1).reshape(len(outputs), -1, classes)
@@ -163,7 +206,7 @@ def by_position(outputs: Tensor, divergence: Divergence) -> Tensor:
 
 def as_outputs(grouped: Tensor, outputs: Tensor, divergence: Divergence) -> Tensor:
     """The inverse of `by_position`, in the shape and type of `outputs`."""
-    if divergence.kind == "mse":
+    if divergence.is_squared:
         return grouped.reshape(outputs.shape).to(outputs)
     moved = outputs.movedim(divergence.class_dim, -1)
     return grouped.reshape(moved.shape).movedim(-1, divergence.class_dim).to(outputs)

@@ -11,8 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from raysearch.errors import ConfigError, DataError, TaskError
+from raysearch.evaluation import Divergence
 from raysearch.sensitivity.estimators.gauss_newton import ExactGaussNewton, GaussNewton
-from raysearch.sensitivity.estimators.output_factor import EigenFactor, SoftmaxFactor
+from raysearch.sensitivity.estimators.make import make_estimator
+from raysearch.sensitivity.estimators.output_factor import EigenFactor, SoftmaxFactor, SphereFactor
 from tests.sensitivity.dense import gauss_newton, hessian
 from tests.sensitivity.estimators.nets import build, weights_of
 from tests.sensitivity.nets import make_replica, make_setup
@@ -256,3 +258,34 @@ def test_settings_out_of_range_are_refused():
         GaussNewton(chunk_size=0)
     with pytest.raises(ConfigError, match="samples_per_shard"):
         ExactGaussNewton(samples_per_shard=0)
+
+
+@pytest.mark.parametrize("name", ["ggn", "ggn-top", "ggn-exact", "fisher", "hutchinson", "joint", "xtrace"])
+def test_estimators_are_made_by_name(name):
+    assert make_estimator(name).name == name
+
+
+@pytest.mark.parametrize("kind", ["nmse", "cosine"])
+def test_outputs_that_are_no_logits(kind):
+    replica = make_replica("relu", sizes=(5,))
+    replica.divergence = Divergence(kind).fitted(replica.float_outputs("calibration", 0))
+    weights = weights_in("relu", replica)
+    found = exact(replica, weights)
+    draws = GaussNewton().draw(replica, weights, "divergence", 0, 0, 0, 200)
+    for weight in weights:
+        truth = float(torch.trace(gauss_newton(replica, weight, 0)))
+        assert found[weight].mean() == pytest.approx(truth, rel=1e-5)
+        means = draws[weight].mean(1)
+        assert abs(means.mean() - truth) < 5 * means.std(ddof=1) / 200**0.5 + 1e-6 * truth
+
+
+def test_the_factor_of_the_sphere_needs_no_decomposition():
+    vectors = torch.randn(3, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    factor = SphereFactor(vectors, 0.5)
+    columns = torch.stack([factor.apply(torch.eye(5).double()[i].expand(3, 2, 5)) for i in range(5)], -1)
+    square = vectors.square().sum(-1)[..., None, None]
+    dense = 0.5 * (torch.eye(5) - vectors[..., :, None] * vectors[..., None, :] / square) / square
+    assert torch.allclose(columns @ columns.mT, dense)
+    assert torch.allclose(factor.trace(), dense.diagonal(dim1=-2, dim2=-1).sum((1, 2)))
+    basis = factor.leading(2)
+    assert torch.allclose(basis.mT @ basis, torch.eye(2, dtype=torch.float64).expand(3, 2, 2, 2))
