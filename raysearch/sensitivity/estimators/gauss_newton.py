@@ -240,8 +240,8 @@ class _Curvature:
     def factor(self, outputs: Tensor, samples: Tensor) -> OutputFactor:
         if not bool(torch.isfinite(outputs).all()):
             raise DataError(
-                f"the model's output is not finite on calibration shard {self._shard}, so no trace is. Mend the "
-                f"data or the model."
+                f"the model's output is not finite on calibration shard {self._shard}, so no trace is. Mend "
+                f"the data or the model."
             )
         if self._matrices is None:
             return divergence_factor(outputs, self.replica.divergence)
