@@ -1,0 +1,11 @@
+"""The commands: parse, call, print. Exit code 0 done, 1 failed, 2 wrong use."""
+
+from raysearch.cli import cluster, saved, walk
+from raysearch.cli.options import app
+
+__all__ = ["app", "cluster", "main", "saved", "walk"]
+
+
+def main() -> None:
+    """Entry point."""
+    app()

@@ -1,0 +1,144 @@
+"""Commands that talk to a Ray cluster: submit a run, watch it, stop it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from raysearch import api, console, job
+from raysearch.cli.options import (
+    BudgetOption,
+    ConfigOption,
+    HeadOption,
+    JsonOption,
+    MaybeHead,
+    RunArgument,
+    SetOption,
+    StorageOption,
+    TaskArgument,
+    TokenOption,
+    app,
+)
+from raysearch.command import Show, command
+from raysearch.config import load_config
+
+
+@app.command()
+def submit(
+    task: TaskArgument,
+    budget: BudgetOption,
+    address: HeadOption,
+    storage: StorageOption,
+    config: ConfigOption = None,
+    settings: SetOption = [],
+    run_id: Annotated[str | None, typer.Option("--run-id", help="name of the run")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with --run-id")] = False,
+    working_dir: Annotated[
+        str | None, typer.Option(help="folder to upload; the task file lies in it")
+    ] = None,
+    python: Annotated[str, typer.Option(help="interpreter on the head that has raysearch")] = "python",
+    pip: Annotated[list[str], typer.Option(help="requirement to install for the job")] = [],
+    shared_fs: Annotated[
+        bool, typer.Option("--shared-fs", help="all nodes share the storage folder")
+    ] = False,
+    token_file: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a run on a Ray cluster; prints the run id."""
+    with command(as_json) as show:
+        submitted = job.submit(
+            task,
+            budget,
+            storage,
+            address=address,
+            config=load_config(config, settings),
+            run_id=run_id,
+            resume=resume,
+            working_dir=working_dir,
+            python=python,
+            pip=pip,
+            shared_fs=shared_fs,
+            token_file=token_file,
+        )
+        show(
+            {"run_id": submitted.run_id, "storage": submitted.storage, "address": submitted.address},
+            lambda out: out.print(submitted.run_id),
+        )
+
+
+@app.command()
+def status(
+    run: RunArgument,
+    storage: StorageOption = api.DEFAULT_STORAGE,
+    address: MaybeHead = None,
+    token_file: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """State, stage and progress of a run."""
+    with command(as_json) as show:
+        found = job.job_run_status(run, storage, address, token_file=token_file)
+        _show_status(found, show)
+
+
+@app.command()
+def wait(
+    run: RunArgument,
+    storage: StorageOption = api.DEFAULT_STORAGE,
+    address: MaybeHead = None,
+    timeout: Annotated[float | None, typer.Option(help="seconds")] = None,
+    token_file: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Wait until a run ends; exit code 0 only when it is done."""
+    with command(as_json) as show:
+        found = job.wait_for(run, storage, address, timeout=timeout, token_file=token_file)
+        _show_status(found, show)
+    if found.state != "done":
+        raise typer.Exit(1)
+
+
+@app.command()
+def logs(
+    run: RunArgument,
+    address: HeadOption,
+    storage: StorageOption = api.DEFAULT_STORAGE,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the job ends")] = False,
+    token_file: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a run's job printed."""
+    with command(as_json) as show:
+        handle = job.Job(run, storage, address, token_file)
+        if follow and not as_json:
+            for piece in handle.follow():
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            return
+        text = handle.logs()
+        show({"run_id": run, "logs": text}, lambda out: out.out(text))
+
+
+@app.command()
+def cancel(
+    run: RunArgument,
+    address: HeadOption,
+    storage: StorageOption = api.DEFAULT_STORAGE,
+    token_file: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop a run's job; finished work is kept."""
+    with command(as_json) as show:
+        _show_status(job.cancel(run, storage, address, token_file=token_file), show)
+
+
+def _show_status(found: Any, show: Show) -> None:
+    def draw(out: Console) -> None:
+        out.print(f"{found.run_id}: {found.state}, {console.progress_text(found)}")
+        if found.message:
+            out.print(found.message)
+
+    show(json.loads(found.to_json()), draw)

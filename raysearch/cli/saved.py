@@ -1,0 +1,87 @@
+"""Commands on a saved run: retrieve, resolve, report, export."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from raysearch import api, console
+from raysearch.artifacts import resolve_run
+from raysearch.cli.options import BudgetOption, JsonOption, RunArgument, StorageOption, app
+from raysearch.command import command
+from raysearch.records import CostModel, parse_budgets
+
+
+@app.command()
+def retrieve(
+    run: RunArgument,
+    to: Annotated[str, typer.Option("--to", help="local folder")],
+    storage: StorageOption = api.DEFAULT_STORAGE,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a finished run here and verify every model file."""
+    with command(as_json) as show:
+        folder = api.retrieve(run, storage, to)
+        show({"folder": str(folder), "model_dir": str(folder / "model")}, lambda out: out.print(str(folder)))
+
+
+@app.command()
+def resolve(
+    run: RunArgument,
+    budget: BudgetOption,
+    storage: StorageOption = api.DEFAULT_STORAGE,
+    surrogate: Annotated[str, typer.Option(help="response, hawq, weight-error or single-loss")] = "response",
+    as_json: JsonOption = False,
+) -> None:
+    """The best assignment for another budget, from the saved sensitivity table."""
+    with command(as_json) as show:
+        trial = api.resolve(run, budget, storage, surrogate=surrogate)
+        setup = resolve_run(run, storage).load_setup()
+        data = {
+            "assignment": dict(trial.assignment.bits),
+            "costs": dict(trial.costs),
+            "predicted": trial.predicted,
+            "surrogate": surrogate,
+        }
+
+        def draw(out: Console) -> None:
+            out.print(console.assignment_table(setup, trial.assignment.bits))
+            for line in console.excess_lines(parse_budgets(budget), CostModel(setup), trial.costs):
+                out.print(line)
+            out.print(f"predicted by {surrogate}: {trial.predicted:.6g} (not measured)")
+
+        show(data, draw)
+
+
+@app.command()
+def report(
+    run: RunArgument, storage: StorageOption = api.DEFAULT_STORAGE, as_json: JsonOption = False
+) -> None:
+    """Render the HTML report again from the saved records."""
+    with command(as_json) as show:
+        place = api.report(run, storage)
+        show({"report": place}, lambda out: out.print(place))
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    target: Annotated[list[str], typer.Option("--target", help="packed or onnx; repeat for several")],
+    storage: StorageOption = api.DEFAULT_STORAGE,
+    task: Annotated[str | None, typer.Option(help="the run's task, if it moved")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a trained run again, to other targets."""
+    with command(as_json) as show:
+        manifest = api.export_run(run, target, storage, task=task)
+
+        def draw(out: Console) -> None:
+            for file in manifest.files:
+                out.print(f"{file.size_bytes:>12,}  {file.path}")
+            for check in manifest.checks:
+                out.print(f"{check.target}: {check.runtime}, max difference {check.max_abs_difference:.3g}")
+
+        show(json.loads(manifest.to_json()), draw)

@@ -1,0 +1,111 @@
+"""Commands that take a task: look at it, run it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from raysearch import api, console
+from raysearch.artifacts import resolve_run
+from raysearch.cli.options import (
+    BudgetOption,
+    ConfigOption,
+    JsonOption,
+    LatencyOption,
+    SetOption,
+    StorageOption,
+    TaskArgument,
+    app,
+)
+from raysearch.command import Show, command
+from raysearch.config import load_config
+from raysearch.errors import ConfigError
+from raysearch.report import sensitivity_rows
+
+
+@app.command()
+def inspect(
+    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="as for `run`")] = None,
+    config: ConfigOption = None,
+    settings: SetOption = [],
+    sensitivity: Annotated[
+        str | None, typer.Option("--sensitivity", metavar="RUN", help="show what a run measured instead")
+    ] = None,
+    storage: StorageOption = api.DEFAULT_STORAGE,
+    latency: LatencyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Layers, groups, options, costs and achievable budgets of a task, or the sensitivities of a run."""
+    with command(as_json) as show:
+        if sensitivity is not None:
+            _show_sensitivity(sensitivity, storage, show)
+            return
+        if task is None:
+            raise ConfigError("inspect needs a TASK (path/to/file.py:factory), or --sensitivity RUN.")
+        setup, model = api.inspect(task, load_config(config, _with_latency(settings, latency)))
+
+        def draw(out: Console) -> None:
+            out.print(console.layers_table(setup))
+            out.print(console.widths_table(setup, model))
+
+        show(console.inspection(setup, model), draw)
+
+
+@app.command()
+def run(
+    task: TaskArgument,
+    budget: BudgetOption,
+    config: ConfigOption = None,
+    settings: SetOption = [],
+    storage: StorageOption = api.DEFAULT_STORAGE,
+    run_id: Annotated[str | None, typer.Option("--run-id", help="name of the run")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with --run-id")] = False,
+    address: Annotated[str, typer.Option(help="local, auto or HOST[:PORT]")] = "local",
+    workers: Annotated[int | None, typer.Option(help="actors; 0: in this process, without Ray")] = None,
+    latency: LatencyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize a model under a budget: the whole walk."""
+    with command(as_json) as show:
+        lines = console.ProgressLines()
+        try:
+            result = api.run(
+                task,
+                budget,
+                storage,
+                config=load_config(config, _with_latency(settings, latency)),
+                run_id=run_id,
+                resume=resume,
+                address=address,
+                workers=workers,
+                listener=lines,
+            )
+        finally:
+            lines.close()
+
+        setup = resolve_run(result.run_id, storage).load_setup()
+
+        def draw(out: Console) -> None:
+            out.print(console.assignment_table(setup, result.assignment))
+            out.print(console.result_table(result))
+            for note in result.notes:
+                out.print(f"note: {note}")
+            out.print(f"model:  {result.model_dir}")
+            out.print(f"report: {result.report or 'none'}")
+
+        show(result.to_dict(), draw)
+
+
+def _show_sensitivity(run: str, storage: str, show: Show) -> None:
+    setup, table, chosen = api.load_sensitivity(run, storage)
+    bits = dict(chosen.bits) if chosen else None
+    show(
+        {"fingerprint": table.fingerprint, "groups": sensitivity_rows(setup, table, bits)},
+        lambda out: out.print(console.sensitivity_table(setup, table, bits)),
+    )
+
+
+def _with_latency(settings: list[str], path: str | None) -> list[str]:
+    return settings if path is None else [*settings, f"search.latency_profile={path}"]
