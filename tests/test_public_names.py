@@ -38,7 +38,9 @@ def flatten(section: Section, prefix: str = ""):
 
 def test_every_setting_is_documented_with_its_default():
     rows = {}
-    for line in (Path(__file__).parents[1] / "docs" / "configuration.md").read_text().splitlines():
+    page = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text()
+    table = page.split("| key | default | meaning |")[1].split("\n\n")[0]
+    for line in table.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| `"):
             rows[cells[0].strip("`")] = json.loads(cells[1].strip("`"))

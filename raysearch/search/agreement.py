@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from raysearch.errors import DataError
+from raysearch.errors import ConfigError, DataError
 from raysearch.records import SearchTrial, SensitivityTable
 from raysearch.search.space import FloatArray, OptionSpace
 from raysearch.search.surrogates import SURROGATES, make_surrogate
@@ -39,7 +39,7 @@ def surrogate_agreement(
     1 means that the surrogate orders the assignments as the measurement does; for an objective that is
     maximised, the measured values count negated. Only complete trials count: all of them rest on the same
     samples. Most lie near the optimum, where order is hardest to tell: over random assignments it would be
-    higher. A surrogate that the table cannot give (a trace that is not finite) is left out.
+    higher. A surrogate that the table cannot give (a trace that is not finite, or of another matrix) is left out.
     """
     done = {trial.assignment.digest(): trial for trial in trials if trial.state == "COMPLETE"}
     if not done:
@@ -50,7 +50,7 @@ def surrogate_agreement(
     for name in SURROGATES:
         try:
             surrogate = make_surrogate(name, table, space)
-        except DataError:
+        except (ConfigError, DataError):
             continue
         found[name] = rank_correlation(surrogate.predict(choices).tolist(), values)
     return found

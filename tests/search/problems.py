@@ -105,7 +105,7 @@ def make_hardware_setup(num_layers: int = 3, seed: int = 0, with_pairs: bool = T
         last = step + int(rng.integers(0, 3))
         tensors.append(LiveTensor(f"t{step}", int(rng.integers(1, 90)), point, step, last))
     profile = LatencyProfile(seconds, 1e-4)
-    return QuantizerSetup(points, plain.groups, pairs, tuple(tensors), profile)
+    return QuantizerSetup(points, plain.groups, pairs, tensors=tuple(tensors), latency=profile)
 
 
 class Divergence:

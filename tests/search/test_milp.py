@@ -32,7 +32,7 @@ def test_what_a_library_prints_stays_off_standard_output():
 def test_forty_groups_under_three_budgets_are_proven_and_the_same_twice():
     setup = make_setup(20, (2, 3, 4, 5, 6, 8), (2, 4, 8), 0)
     space, model = OptionSpace(setup), CostModel(setup)
-    limits = make_limits(space, parse_budgets(["avg_bits<=4.2", "size<=2kB", "bops<=30%"]), model)
+    limits = make_limits(space, parse_budgets(["avg_bits<=4.2", "size<=3kB", "bops<=30%"]), model)
     costs = np.random.default_rng(0).lognormal(0, 2, (len(space.rows), 1)) * 4.0**-space.widths
     decoder = Decoder(space, limits)
     first, again = decoder.optimum(costs), decoder.optimum(costs)

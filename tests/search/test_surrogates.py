@@ -1,4 +1,4 @@
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,24 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysearch.errors import ConfigError, DataError, StorageError
-from raysearch.records import CostModel, SensitivityTable, Trace, parse_budgets
+from raysearch.records import CostModel, SensitivityTable, parse_budgets
 from raysearch.search import SURROGATES, Decoder, OptionSpace, make_limits, make_surrogate
 from raysearch.search.local_search import descend
 
 from .problems import every_assignment, make_setup, make_table
 
 
-@dataclass(frozen=True)
-class NamedTrace(Trace):
-    estimator: str = "fisher"
-
-
 def fisher_table(setup, seed=0, **options):
     """The table, its traces measured by the estimator "fisher"."""
     table = make_table(setup, seed, **options)
-    return replace(
-        table, traces={n: NamedTrace(**asdict(t) | {"estimator": "fisher"}) for n, t in table.traces.items()}
-    )
+    return replace(table, traces={n: replace(t, estimator="fisher") for n, t in table.traces.items()})
 
 
 def test_the_quadratic_form_is_the_sum_over_pairs():
@@ -99,7 +92,7 @@ def test_many_assignments_are_scored_as_one_by_one(monkeypatch):
 def test_fisher_wants_traces_of_the_fisher_matrix(estimator):
     setup = make_setup(2)
     table = make_table(setup)
-    traces = {n: NamedTrace(**asdict(t) | {"estimator": estimator}) for n, t in table.traces.items()}
+    traces = {n: replace(t, estimator=estimator) for n, t in table.traces.items()}
     message = rf"estimator '{estimator or 'unknown'}'.*sensitivity\.estimator to 'fisher'"
     with pytest.raises(ConfigError, match=message):
         make_surrogate("fisher", replace(table, traces=traces), OptionSpace(setup))
