@@ -39,7 +39,8 @@ def surrogate_agreement(
     1 means that the surrogate orders the assignments as the measurement does; for an objective that is
     maximised, the measured values count negated. Only complete trials count: all of them rest on the same
     samples. Most lie near the optimum, where order is hardest to tell: over random assignments it would be
-    higher. A surrogate that the table cannot give (a trace that is not finite, or of another matrix) is left out.
+    higher. A surrogate that the table cannot give (a trace that is not finite, or of another matrix) is left
+    out.
     """
     done = {trial.assignment.digest(): trial for trial in trials if trial.state == "COMPLETE"}
     if not done:
