@@ -17,7 +17,7 @@ from raysearch.export import export_model
 from raysearch.inputs import Inputs
 from raysearch.records import BitAssignment, ExportManifest, RangeTable
 from raysearch.seeding import derive_seed
-from raysearch.sensitivity.measured import MeasuredObjective
+from raysearch.sensitivity import MeasuredObjective
 from raysearch.training import Recipe, TrainingSettings, load_checkpoint
 
 

@@ -28,17 +28,17 @@ from raysearch.evaluation import (
     output_tensor,
 )
 from raysearch.evaluation.divergence import check_outputs
+from raysearch.evaluation.sampling import random_shards
 from raysearch.records import (
     BitAssignment,
-    CostModel,
     QuantizerGroup,
     QuantizerSetup,
     RangeTable,
-    check_achievable,
     parse_budgets,
 )
-from raysearch.search import check_ratio, search_assignment, solve_ratio
-from raysearch.sensitivity import TrialEvaluator, measure_sensitivity
+from raysearch.search import Race, check_budgets, check_ratio, search_assignment, solve_ratio
+from raysearch.seeding import derive_seed
+from raysearch.sensitivity import MeasuredObjective, measure_sensitivity
 from raysearch.sensitivity.perturbation import measure_perturbations
 from raysearch.sensitivity.stopping import trace_warnings
 from raysearch.sensitivity.traces import measure_traces
@@ -151,7 +151,8 @@ class ModelStages:
             raise ConfigError(f"bitwidth_assignment_mode is {mode!r}; known: liberal, strict.")
         check_ratio(setup, target, mode)
         self.refresh(controller)
-        pool, shards = self._pool(int(params.get("num_data_points", 100)))
+        replica, shards = self._sensed(int(params.get("num_data_points", 100)))
+        pool = LocalPool(replica, deterministic=False)
         given = params.get("traces")
         if given is not None:
             traces = _given_traces(given, setup)
@@ -189,9 +190,11 @@ class ModelStages:
         if texts is None:
             raise ConfigError("init_precision('search') needs the key 'budget', such as 'avg_bits<=4'.")
         budgets = parse_budgets([texts] if isinstance(texts, str) else texts)
-        check_achievable(budgets, CostModel(setup))
+        check_budgets(budgets, setup)
         self.refresh(controller)
-        pool, shards = self._pool(int(params.pop("num_data_points", 256)))
+        seed = int(params.get("seed", 0))
+        replica, shards = self._sensed(int(params.pop("num_data_points", 256)))
+        pool = LocalPool(replica, deterministic=False)
         table = measure_sensitivity(
             setup,
             controller.ranges,
@@ -199,12 +202,19 @@ class ModelStages:
             shards,
             **_trace_settings(params, "max_draws"),
             trace_loss=params.pop("trace_loss", "divergence"),
-            seed=int(params.get("seed", 0)),
+            seed=seed,
         )
-        evaluate = TrialEvaluator(setup, controller.ranges, pool, shards)
-        return search_assignment(table, setup, budgets, evaluate, **params).best.assignment
+        # In random order, as a race needs them: its first samples stand for all.
+        drawn, per_sample = random_shards(
+            replica.shards["calibration"], 0, self.shard_size, derive_seed(seed, "search-samples")
+        )
+        replica.shards["search"] = drawn
+        measure = MeasuredObjective(setup, controller.ranges, pool, per_sample=per_sample)
+        race = Race(measure, len(drawn), float(params.pop("racing_error", 0.05)))
+        return search_assignment(table, setup, budgets, race, **params).best.assignment
 
-    def _pool(self, num_samples: int) -> tuple[LocalPool, int]:
+    def _sensed(self, num_samples: int) -> tuple[Replica, int]:
+        """The replica, with a warning where nothing can be sensed."""
         replica, shards = self._replica(num_samples)
         outputs = replica.float_outputs("calibration", 0)
         if replica.divergence.kind == "kl":
@@ -216,7 +226,7 @@ class ModelStages:
                     "train it first",
                     stacklevel=5,
                 )
-        return LocalPool(replica, deterministic=False), shards
+        return replica, shards
 
     def _replica(self, num_samples: int) -> tuple[Replica, int]:
         if self.data is None:

@@ -14,7 +14,7 @@ from raysearch.cluster.shipping import register_by_value
 from raysearch.errors import DataError
 from raysearch.inputs import hash_model
 from raysearch.records import BitAssignment, SensitivityTable
-from raysearch.sensitivity import TrialEvaluator, measure_sensitivity
+from raysearch.sensitivity import MeasuredObjective, measure_sensitivity
 from tests.sensitivity import nets
 from tests.sensitivity.nets import ShuffledPool, make_ranges, make_replica, make_setup
 
@@ -68,12 +68,17 @@ def test_the_number_of_actors_changes_nothing(num_workers):
     trials = {0: BitAssignment.uniform(setup, 3), 1: BitAssignment.uniform(setup, 2)}
     local = LocalPool(replica)
     expected = bits_of(measure(setup, ranges, local))
-    values = TrialEvaluator(setup, ranges, local, 3)(trials)
+    values = bytes_of(MeasuredObjective(setup, ranges, local, data="calibration")(trials, range(3)))
     fresh, *_ = make_case()
     with contextlib.closing(RayPool(fresh, num_workers=num_workers, threads=1)) as pool:
         assert ranges_bytes(calibrate(setup, pool, 3)) == ranges_bytes(ranges)
         assert bits_of(measure(setup, ranges, pool)) == expected
-        assert TrialEvaluator(setup, ranges, pool, 3)(trials) == values
+        measured = MeasuredObjective(setup, ranges, pool, data="calibration")(trials, range(3))
+        assert bytes_of(measured) == values
+
+
+def bytes_of(measured):
+    return {(n, s): values.tobytes() for n, shards in measured.items() for s, (values, _) in shards.items()}
 
 
 def ranges_bytes(ranges):

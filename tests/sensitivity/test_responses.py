@@ -12,7 +12,8 @@ import torch
 from raysearch.cluster.pool import LocalPool
 from raysearch.controller import create_controller
 from raysearch.records import BitAssignment
-from raysearch.sensitivity import TrialEvaluator
+from raysearch.search import Race
+from raysearch.sensitivity import MeasuredObjective
 from raysearch.sensitivity.perturbation import measure_perturbations
 from raysearch.sensitivity.responses import Method, measure_responses, respond
 from tests.sensitivity.dense import output_hessian
@@ -144,10 +145,10 @@ def test_outputs_that_are_not_finite_give_nan_and_no_error(fault, kind):
     assert np.isfinite(got.divergence[~bad]).all()
     assert not np.isfinite(got.gram[bad]).any()
     assert np.isfinite(got.gram[np.ix_(~bad, ~bad)]).all()
-    trials = TrialEvaluator(setup, ranges, LocalPool(replica), 3)
-    values = trials({0: BitAssignment.extreme(setup, 0), 1: BitAssignment({"fine.weight": 8})})
-    assert math.isnan(values[0])
-    assert values[1] > 0
+    measure = MeasuredObjective(setup, ranges, LocalPool(replica), data="calibration")
+    trials = Race(measure, 3)({0: BitAssignment.extreme(setup, 0), 1: BitAssignment({"fine.weight": 8})})
+    assert math.isnan(trials[0].value)
+    assert trials[1].value > 0
 
 
 def test_a_unit_answers_one_row_a_sample_and_option(case):
