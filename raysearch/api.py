@@ -15,7 +15,7 @@ from raysearch.artifacts import RunStore, new_run_id, resolve_run
 from raysearch.artifacts import retrieve as retrieve_run
 from raysearch.assembly import export, strip_checkpoint
 from raysearch.cluster.pool import LocalPool, Pool
-from raysearch.config import Config, load_config
+from raysearch.config import Config, load_config, with_search
 from raysearch.determinism import pinned_threads, seeded
 from raysearch.errors import ConfigError, TaskError
 from raysearch.evaluation import Replica
@@ -48,9 +48,11 @@ def silent(status: RunStatus) -> None:
 
 def run(
     task: Task | str,
-    budget: str | Sequence[str],
+    budget: str | Sequence[str] = (),
     storage: str | os.PathLike[str] = DEFAULT_STORAGE,
     *,
+    minimize: str | None = None,
+    max_drop: str | Mapping[str, float | str] | None = None,
     config: Config | Mapping[str, Any] | None = None,
     run_id: str | None = None,
     resume: bool = False,
@@ -62,8 +64,12 @@ def run(
 
     Args:
         task: a `Task`, or `path/to/file.py:factory`, or `package.module:factory`.
-        budget: one expression such as "avg_bits<=4", or several that must all hold.
+        budget: one expression such as "avg_bits<=4", or several that must all hold; none is needed with
+            `minimize`.
         storage: folder or URI below which the run's folder is made.
+        minimize: a kind of cost to minimise instead, while `max_drop` holds (`search.minimize`).
+        max_drop: the most that a metric, measured on the search's samples before training, may get worse than
+            the float model's: {"accuracy": 0.01}, {"accuracy": "1%"} or "accuracy=1%" (`search.max_drop`).
         config: settings, as a `Config` or a nested mapping such as {"search": {"num_trials": 32}}.
         run_id: name of the run; made from the time by default.
         resume: go on with the run `run_id`; finished units, batches and stages are read, not repeated.
@@ -77,6 +83,8 @@ def run(
         RunError: something failed; finished work is kept, and `resume` goes on with it.
     """
     settings = config if isinstance(config, Config) else load_config(overrides=config)
+    if minimize is not None or max_drop is not None:
+        settings = with_search(settings, minimize=minimize, max_drop=max_drop)
     if workers is not None:
         settings = settings.model_copy(
             update={"cluster": settings.cluster.model_copy(update={"workers": workers})}

@@ -42,7 +42,7 @@ def search_shards(inputs: Inputs) -> tuple[list[Batch], bool]:
 
 def make_objective(inputs: Inputs, ranges: RangeTable, pool: Pool, per_sample: bool) -> MeasuredObjective:
     """Measures the search's trials on the pool."""
-    objective = inputs.config.search.objective
+    objective = inputs.config.search.measured
     return MeasuredObjective(
         inputs.setup,
         ranges,

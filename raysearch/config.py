@@ -13,10 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from raysearch.calibration import Estimator
 from raysearch.errors import ConfigError
+from raysearch.records import LatencyProfile, MaxDrop, parse_max_drop
 from raysearch.sensitivity.estimators import EstimatorName, TraceLoss
 
 Width = Annotated[int, Field(ge=2, le=8)]
 Percent = Annotated[float, Field(ge=0, le=100)]
+CostKind = Literal["none", "size", "bops", "avg_bits", "act_bits", "activation_memory", "latency"]
+"""A cost that the search can minimise."""
 
 
 class Section(BaseModel):
@@ -102,8 +105,10 @@ class SearchConfig(Section):
     direction: Literal["auto", "minimize", "maximize"] = "auto"
     racing_error: float = Field(0.05, ge=0, lt=1)
     num_finalists: int = Field(4, ge=0)
-    front: Literal["none", "size", "bops", "avg_bits", "act_bits", "activation_memory", "latency"] = "none"
-    latency_profile: str | None = None
+    front: CostKind = "none"
+    minimize: CostKind = "none"
+    max_drop: str | None = None
+    latency_profile: dict[str, Any] | None = None
 
     @field_validator("enqueue", mode="before")
     @classmethod
@@ -111,11 +116,48 @@ class SearchConfig(Section):
         # Read here, so that a record of the settings holds the widths and not the name of a file.
         return [_assignment(item) for item in value] if isinstance(value, list | tuple) else value
 
+    @field_validator("latency_profile", mode="before")
+    @classmethod
+    def _read_profile(cls, value: Any) -> Any:
+        # As `enqueue`; so the measured times also travel to a cluster.
+        return _profile(value) if isinstance(value, str | Path | Mapping) else value
+
+    @field_validator("max_drop", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            if len(value) != 1:
+                raise ValueError("name one metric, such as {'accuracy': 0.01}")
+            value = "=".join(str(part) for part in next(iter(value.items())))
+        return parse_max_drop(value).text if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _asks_one_question(self) -> SearchConfig:
+        if (self.minimize == "none") != (self.max_drop is None):
+            raise ValueError(
+                "minimize (a cost) and max_drop (METRIC=AMOUNT) are one question; give both or neither"
+            )
+        if self.minimize != "none" and self.front != "none":
+            raise ValueError("minimize and front are two questions; leave one of them out")
+        if self.drop is not None and self.objective not in ("divergence", self.drop.metric):
+            raise ValueError(f"objective is {self.objective!r}, but max_drop measures {self.drop.metric!r}")
+        return self
+
+    @property
+    def drop(self) -> MaxDrop | None:
+        """What may drop while `minimize` is minimised; None for a search within budgets alone."""
+        return None if self.max_drop is None else parse_max_drop(self.max_drop)
+
+    @property
+    def measured(self) -> str:
+        """What is measured of every assignment: the objective, or what may drop."""
+        return self.objective if self.drop is None else self.drop.metric
+
     @property
     def maximize(self) -> bool:
-        """Whether more of the objective is better: of a metric, unless said otherwise."""
+        """Whether more of what is measured is better: of a metric, unless said otherwise."""
         if self.direction == "auto":
-            return self.objective not in ("divergence", "loss")
+            return self.measured not in ("divergence", "loss")
         return self.direction == "maximize"
 
 
@@ -246,6 +288,32 @@ def load_config(
         return Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
+
+
+def with_search(config: Config, **values: Any) -> Config:
+    """The settings with others of the section `search`; those that are None stay as they are.
+
+    Raises:
+        ConfigError: they do not fit.
+
+    Example:
+        >>> with_search(Config(), front="size", max_drop=None).search.front
+        'size'
+    """
+    given = {key: value for key, value in values.items() if value is not None}
+    return load_config(overrides={**config.model_dump(), "search": {**config.search.model_dump(), **given}})
+
+
+def _profile(value: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """A latency profile as plain values, from them or from the path of its JSON file."""
+    if isinstance(value, Mapping):
+        return LatencyProfile.from_json(json.dumps(dict(value))).as_dict()
+    try:
+        return LatencyProfile.from_json(Path(value).expanduser().read_text()).as_dict()
+    except OSError as error:
+        raise ConfigError(
+            f"search.latency_profile: the file '{value}' cannot be read: {error.strerror}."
+        ) from error
 
 
 def _assignment(item: Any) -> Any:

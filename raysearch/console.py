@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -126,6 +127,16 @@ def result_table(result: RunResult) -> Table:
         table.add_row(name, shown, f"{result.quantized_metrics[name]:.6g}")
     for kind, value in result.costs.items():
         table.add_row(kind, "", cost_text(kind, value))
+    return table
+
+
+def front_table(front: Sequence[Mapping[str, Any]]) -> Table:
+    """Trials of a front, by cost."""
+    kinds = list(front[0]["costs"])
+    table = Table("trial", "measured", *kinds, title="front")
+    for row in front:
+        costs = [cost_text(kind, row["costs"][kind]) for kind in kinds]
+        table.add_row(str(row["trial"]), f"{row['value']:.6g}", *costs)
     return table
 
 

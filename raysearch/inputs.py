@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from raysearch.records import (
     excesses,
     parse_budgets,
 )
-from raysearch.search import check_budgets, check_sampler
+from raysearch.search import check_budgets, check_minimized, check_sampler
 from raysearch.task import Task
 
 
@@ -43,7 +42,7 @@ class Inputs:
     Attributes:
         task: as the user gave it.
         config: the settings.
-        budgets: parsed and achievable.
+        budgets: parsed and achievable; none where the least cost is asked for.
         setup: placed quantizers.
         calibration: shards of the calibration sample.
         validation: shards of the validation data.
@@ -80,11 +79,11 @@ def place_task(task: Task, config: Config) -> QuantizerSetup:
     """The placement of a task's model, with the measured times of its layers if there are any.
 
     Raises:
-        ConfigError: the latency profile cannot be read, or lacks a layer.
+        ConfigError: the latency profile lacks a layer.
     """
     setup = place(task.model, task.example_inputs, config.placement)
-    path = config.search.latency_profile
-    return setup if path is None else replace(setup, latency=_latency_profile(path, setup))
+    times = config.search.latency_profile
+    return setup if times is None else replace(setup, latency=_latency_profile(times, setup))
 
 
 def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
@@ -97,10 +96,13 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
         PlacementError: a pin or scope fits nothing.
         DataError: data is empty or not finite, or the model's output on it is not.
     """
-    parsed = parse_budgets(budgets)
+    minimize = config.search.minimize
+    parsed = () if minimize != "none" and not budgets else parse_budgets(budgets)
     _check_settings(task, config)
     setup = place_task(task, config)
     check_budgets(parsed, setup)
+    if minimize != "none":
+        check_minimized(minimize, parsed, setup)
     for index, bits in enumerate(config.search.enqueue):
         _check_enqueued(index, BitAssignment(bits), parsed, setup)
     ranges = config.calibration
@@ -164,14 +166,9 @@ def _feed(digest: Any, name: str, tensor: torch.Tensor) -> None:
     digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
 
 
-def _latency_profile(path: str, setup: QuantizerSetup) -> LatencyProfile:
-    """The profile at a path, found to have every layer of a setup."""
-    try:
-        profile = LatencyProfile.from_json(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(
-            f"search.latency_profile: the file '{path}' cannot be read: {error.strerror}."
-        ) from error
+def _latency_profile(times: Mapping[str, Any], setup: QuantizerSetup) -> LatencyProfile:
+    """The profile, found to have every layer of a setup."""
+    profile = LatencyProfile.from_dict(times)
     for name in setup.of_kind("weight"):
         profile.picoseconds(name, FLOAT_BITS, FLOAT_BITS)
     return profile
@@ -195,10 +192,10 @@ def _check_settings(task: Task, config: Config) -> None:
         if target not in TARGETS:
             raise ConfigError(f"export.targets names '{target}'; known targets: {', '.join(TARGETS)}.")
     check_sampler(config.search.sampler)
-    objective = config.search.objective
+    objective, asked = config.search.measured, "objective" if config.search.drop is None else "max_drop"
     if objective not in ("divergence", "loss", *task.metrics):
         known = ", ".join(("divergence", "loss", *task.metrics))
-        raise ConfigError(f"search.objective is '{objective}'; known for this task: {known}.")
+        raise ConfigError(f"search.{asked} names '{objective}'; known for this task: {known}.")
     wanted_samples, samples = config.calibration.batch_norm_samples, config.calibration.num_samples
     if wanted_samples > samples:
         raise ConfigError(
@@ -206,7 +203,7 @@ def _check_settings(task: Task, config: Config) -> None:
             f"{samples}; raise the latter."
         )
     wants_loss = {
-        "search.objective": objective == "loss",
+        f"search.{asked}": objective == "loss",
         "training.objective": config.training.objective == "loss" and task.train is not None,
         "sensitivity.trace_loss": config.sensitivity.trace_loss == "loss",
         "sensitivity.estimator": config.sensitivity.estimator == "fisher",

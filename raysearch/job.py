@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,11 +22,14 @@ from raysearch.cluster.jobs import (
     stop_job,
     submit_job,
 )
-from raysearch.config import Config
+from raysearch.config import Config, with_search
 from raysearch.errors import ConfigError, JobError, StorageError
 from raysearch.records import TERMINAL_STATES, RunStatus, parse_budgets
 
 POLL_SECONDS = 2.0
+MAX_COMMAND_BYTES = 120_000
+WHOLE = ("search.latency_profile",)
+"""Settings whose own keys are names with dots: they travel as one inline table."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -79,6 +83,8 @@ def submit(
     storage: str | os.PathLike[str],
     *,
     address: str,
+    minimize: str | None = None,
+    max_drop: str | Mapping[str, float | str] | None = None,
     config: Config | None = None,
     run_id: str | None = None,
     resume: bool = False,
@@ -96,10 +102,12 @@ def submit(
 
     Args:
         task: `path/to/file.py:factory`, or `package.module:factory` that the nodes can import.
-        budget: one expression, or several.
+        budget: one expression, or several; may be empty with `minimize`.
         storage: URI or folder that every node can reach.
         address: the cluster's dashboard, such as "http://HEAD:8265".
-        config: settings of the run.
+        minimize: see `run`.
+        max_drop: see `run`.
+        config: settings of the run; the content of files that they name travels with them.
         run_id: name of the run; made from the time by default.
         resume: go on with the run `run_id`.
         working_dir: folder to upload; default: the current folder if the task file is below it, else the
@@ -111,21 +119,27 @@ def submit(
         token_file: file with the cluster's token.
 
     Raises:
-        ConfigError: the storage cannot be reached from the cluster, or a path is wrong.
+        ConfigError: the storage cannot be reached from the cluster, a path is wrong, or the settings are more
+            than a command line holds.
         BudgetError: the budget cannot be read.
         JobError: the cluster refuses the job or cannot be reached.
     """
     texts = (budget,) if isinstance(budget, str) else tuple(budget)
-    parse_budgets(texts)
+    settings = config or Config()
+    if minimize is not None or max_drop is not None:
+        settings = with_search(settings, minimize=minimize, max_drop=max_drop)
+    if texts or settings.search.minimize == "none":
+        parse_budgets(texts)
     name = valid_run_id(run_id) if run_id else new_run_id()
     where = _storage_for(storage, address, shared_fs)
     folder, spec = _working_dir(task, working_dir)
     command = [python, "-m", "raysearch", "run", spec, "--storage", where, "--run-id", name]
     command += ["--address", "auto"]
     command += [part for text in texts for part in ("--budget", text)]
-    command += [part for text in settings_as_text(config or Config()) for part in ("--set", text)]
+    command += [part for text in settings_as_text(settings) for part in ("--set", text)]
     if resume:
         command.append("--resume")
+    _check_length(command)
     submit_job(
         address,
         command,
@@ -221,13 +235,23 @@ def settings_as_text(config: Config) -> list[str]:
     """Every setting that differs from its default, as `key=value` that `--set` reads."""
 
     def flatten(prefix: str, value: Any) -> Iterator[str]:
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and prefix not in WHOLE:
             for key, inner in value.items():
                 yield from flatten(f"{prefix}.{key}" if prefix else str(key), inner)
         else:
             yield f"{prefix}={_toml(value)}"
 
     return list(flatten("", config.model_dump(mode="json", exclude_defaults=True)))
+
+
+def _check_length(command: Sequence[str]) -> None:
+    """A shell takes the job's command as one argument, and Linux up to 128 KiB in one."""
+    size = len(shlex.join(command).encode())
+    if size > MAX_COMMAND_BYTES:
+        raise ConfigError(
+            f"the settings take {size:,} bytes of command line, and {MAX_COMMAND_BYTES:,} fit. Put them, and "
+            "the files that they name, into the working directory, and start `raysearch run -c FILE` there."
+        )
 
 
 def _toml(value: Any) -> str:

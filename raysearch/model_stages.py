@@ -208,7 +208,7 @@ class ModelStages:
         drawn, per_sample = random_shards(
             replica.shards["calibration"], 0, self.shard_size, derive_seed(seed, "search-samples")
         )
-        replica.shards["search"] = drawn
+        replica.shards = {**replica.shards, "search": drawn}
         measure = MeasuredObjective(setup, controller.ranges, pool, per_sample=per_sample)
         race = Race(measure, len(drawn), float(params.pop("racing_error", 0.05)))
         return search_assignment(table, setup, budgets, race, **params).best.assignment

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -32,13 +33,23 @@ from raysearch.records import (
     BitAssignment,
     ExportManifest,
     FineTuneResult,
+    LeastCost,
+    MaxDrop,
     RangeTable,
     RunResult,
     SearchResult,
     SensitivityTable,
+    drop_of,
 )
 from raysearch.report import render_report
-from raysearch.search import Race, ShardValues, search_assignment, write_journal
+from raysearch.search import (
+    MeasureShards,
+    Race,
+    ShardValues,
+    minimize_cost,
+    search_assignment,
+    write_journal,
+)
 from raysearch.sensitivity import measure_sensitivity
 from raysearch.training import fine_tune
 
@@ -155,28 +166,53 @@ class Walk:
             return make_objective(self.inputs, ranges, pool, self._per_sample)(assignments, shards)
 
         front = None if settings.front == "none" else settings.front
+        options: dict[str, Any] = {
+            "num_trials": settings.num_trials,
+            "batch_size": settings.batch_size,
+            "surrogate": settings.surrogate,
+            "sampler": settings.sampler,
+            "seed": self.inputs.config.seed,
+            "on_batch": self.store.save_trials,
+            "enqueue": [BitAssignment(bits) for bits in settings.enqueue],
+            "maximize": settings.maximize,
+            "num_finalists": settings.num_finalists,
+        }
         with self.progress.stage("search"):
-            found = search_assignment(
-                table,
-                self.inputs.setup,
-                self.inputs.budgets,
-                Race(measure, len(self._shards), settings.racing_error, settings.maximize),
-                num_trials=settings.num_trials,
-                batch_size=settings.batch_size,
-                surrogate=settings.surrogate,
-                sampler=settings.sampler,
-                seed=self.inputs.config.seed,
-                previous=self.store.load_trials(),
-                on_batch=self.store.save_trials,
-                enqueue=[BitAssignment(bits) for bits in settings.enqueue],
-                objective=settings.objective,
-                maximize=settings.maximize,
-                front=front,
-                num_finalists=settings.num_finalists,
+            found = (
+                self._least_cost(table, measure, settings.drop, options)
+                if settings.drop is not None
+                else search_assignment(
+                    table,
+                    self.inputs.setup,
+                    self.inputs.budgets,
+                    Race(measure, len(self._shards), settings.racing_error, settings.maximize),
+                    previous=self.store.load_trials(),
+                    objective=settings.objective,
+                    front=front,
+                    **options,
+                )
             )
             self._save_journal(found, front)
         self.store.save_search(found)
         self._log.clear("search")
+        return found
+
+    def _least_cost(
+        self, table: SensitivityTable, measure: MeasureShards, drop: MaxDrop, options: Mapping[str, Any]
+    ) -> SearchResult:
+        settings = self.inputs.config.search
+        found, least = minimize_cost(
+            table,
+            self.inputs.setup,
+            self.inputs.budgets,
+            measure,
+            len(self._shards),
+            settings.minimize,
+            drop,
+            racing_error=settings.racing_error,
+            **options,
+        )
+        self.store.save_least_cost(least)
         return found
 
     def _save_journal(self, found: SearchResult, front: str | None) -> None:
@@ -232,6 +268,13 @@ class Walk:
             self.store.save_model(Path(folder))
         return manifest
 
+    def _trained_least_cost(self, metrics: Mapping[str, Mapping[str, float]]) -> LeastCost | None:
+        settings = self.inputs.config.search
+        if settings.drop is None:
+            return None
+        before, after = (metrics[model][settings.measured] for model in ("float", "quantized"))
+        return replace(self.store.load_least_cost(), trained_drop=drop_of(after, before, settings.maximize))
+
     def _conclude(
         self,
         table: SensitivityTable,
@@ -241,7 +284,9 @@ class Walk:
         manifest: ExportManifest,
     ) -> RunResult:
         seen = "" if self.inputs.task.validation is not None else NO_VALIDATION
-        notes = tuple(note for note in (seen, tuned.skipped, *manifest.notes) if note)
+        least = self._trained_least_cost(metrics)
+        told = () if least is None else (least.describe(),)
+        notes = tuple(note for note in (*told, seen, tuned.skipped, *manifest.notes) if note)
         result = RunResult(
             run_id=self.store.run_id,
             storage=self.store.uri,
@@ -254,6 +299,8 @@ class Walk:
             report="",
             seconds=dict(self.progress.seconds),
             notes=notes,
+            front=front_rows(found) if self.inputs.config.search.front != "none" else (),
+            least_cost={} if least is None else least.as_dict(),
         )
         try:
             page = render_report(
@@ -271,3 +318,16 @@ class Walk:
             result = replace(result, notes=(*notes, str(error)))
         self.store.save_result(result)
         return result
+
+
+def front_rows(found: SearchResult) -> tuple[dict[str, Any], ...]:
+    """The front's trials as plain values, by cost."""
+    return tuple(
+        {
+            "trial": trial.number,
+            "value": trial.value,
+            "costs": dict(trial.costs),
+            "assignment": dict(trial.assignment.bits),
+        }
+        for trial in found.front
+    )

@@ -17,6 +17,7 @@ from raysearch.errors import StorageError
 from raysearch.records import (
     ExportManifest,
     FineTuneResult,
+    LeastCost,
     QuantizerSetup,
     RangeTable,
     RunResult,
@@ -211,6 +212,15 @@ class RunStore:
         trials, front = self._read_parquet("trials.parquet"), self._read_parquet("front.parquet")
         return SearchResult.from_records(self._read_text("best.json"), trials, front)
 
+    def save_least_cost(self, found: LeastCost) -> None:
+        """Write `least_cost.json`."""
+        self._write_text("least_cost.json", json.dumps(found.as_dict(), indent=1))
+
+    def load_least_cost(self) -> LeastCost:
+        """Read `least_cost.json`."""
+        shown = self.storage.shown("least_cost.json")
+        return LeastCost.from_dict(from_json(self.storage.read_bytes("least_cost.json"), shown))
+
     def save_finetune(self, result: FineTuneResult) -> None:
         """Write `finetune.json`."""
         self._write_text("finetune.json", result.to_json())
@@ -265,9 +275,8 @@ class RunStore:
         shown = self.storage.shown("result.json")
         values = from_json(self.storage.read_bytes("result.json"), shown)
         try:
-            return RunResult(
-                **{**values, "budget": tuple(values["budget"]), "notes": tuple(values["notes"])},
-            )
+            lists = {name: tuple(values.get(name, ())) for name in ("budget", "notes", "front")}
+            return RunResult(**{**values, **lists})
         except (KeyError, TypeError) as error:
             raise StorageError(f"{shown} is damaged: {error!r}. Run with --resume.") from error
 

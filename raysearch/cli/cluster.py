@@ -13,26 +13,34 @@ from raysearch import api, console, job
 from raysearch.cli.options import (
     BudgetOption,
     ConfigOption,
+    DropOption,
+    FrontOption,
     HeadOption,
     JsonOption,
+    LatencyOption,
     MaybeHead,
+    MinimizeOption,
     RunArgument,
     SetOption,
     StorageOption,
     TaskArgument,
     TokenOption,
     app,
+    read_settings,
 )
 from raysearch.command import Show, command
-from raysearch.config import load_config
 
 
 @app.command()
 def submit(
     task: TaskArgument,
-    budget: BudgetOption,
     address: HeadOption,
     storage: StorageOption,
+    budget: BudgetOption = [],
+    front: FrontOption = None,
+    minimize: MinimizeOption = None,
+    max_drop: DropOption = None,
+    latency: LatencyOption = None,
     config: ConfigOption = None,
     settings: SetOption = [],
     run_id: Annotated[str | None, typer.Option("--run-id", help="name of the run")] = None,
@@ -55,7 +63,7 @@ def submit(
             budget,
             storage,
             address=address,
-            config=load_config(config, settings),
+            config=read_settings(config, settings, latency, front, minimize, max_drop),
             run_id=run_id,
             resume=resume,
             working_dir=working_dir,

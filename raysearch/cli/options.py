@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from raysearch.config import Config, load_config
+
 app = typer.Typer(
     help="Mixed-precision quantization search for PyTorch on Ray.",
     no_args_is_help=True,
@@ -26,9 +28,38 @@ SetOption = Annotated[list[str], typer.Option("--set", help="section.key=value; 
 LatencyOption = Annotated[
     str | None, typer.Option("--latency-profile", help="JSON file with every layer's measured times")
 ]
+FrontOption = Annotated[
+    str | None, typer.Option("--front", metavar="KIND", help="minimise this cost too; lists the front")
+]
+MinimizeOption = Annotated[
+    str | None, typer.Option("--minimize", metavar="KIND", help="the least of this cost, with --max-drop")
+]
+DropOption = Annotated[
+    str | None,
+    typer.Option("--max-drop", metavar="METRIC=AMOUNT[%]", help="the most a metric may get worse"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 HeadOption = Annotated[str, typer.Option("--address", help="the cluster's dashboard, http://HEAD:8265")]
 MaybeHead = Annotated[
     str | None, typer.Option("--address", help="the cluster's dashboard, to ask its job too")
 ]
 TokenOption = Annotated[str | None, typer.Option("--token-file", help="file with the cluster's token")]
+
+
+def read_settings(
+    path: str | None,
+    assignments: list[str],
+    latency_profile: str | None = None,
+    front: str | None = None,
+    minimize: str | None = None,
+    max_drop: str | None = None,
+) -> Config:
+    """The configuration of a file and `--set`, with what has options of its own."""
+    asked = {
+        "latency_profile": latency_profile,
+        "front": front,
+        "minimize": minimize,
+        "max_drop": max_drop,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    return load_config(path, assignments, {"search": given} if given else None)

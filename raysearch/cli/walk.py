@@ -12,15 +12,18 @@ from raysearch.artifacts import resolve_run
 from raysearch.cli.options import (
     BudgetOption,
     ConfigOption,
+    DropOption,
+    FrontOption,
     JsonOption,
     LatencyOption,
+    MinimizeOption,
     SetOption,
     StorageOption,
     TaskArgument,
     app,
+    read_settings,
 )
 from raysearch.command import Show, command
-from raysearch.config import load_config
 from raysearch.errors import ConfigError
 from raysearch.report import sensitivity_rows
 
@@ -44,7 +47,7 @@ def inspect(
             return
         if task is None:
             raise ConfigError("inspect needs a TASK (path/to/file.py:factory), or --sensitivity RUN.")
-        setup, model = api.inspect(task, load_config(config, _with_latency(settings, latency)))
+        setup, model = api.inspect(task, read_settings(config, settings, latency))
 
         def draw(out: Console) -> None:
             out.print(console.layers_table(setup))
@@ -56,7 +59,10 @@ def inspect(
 @app.command()
 def run(
     task: TaskArgument,
-    budget: BudgetOption,
+    budget: BudgetOption = [],
+    front: FrontOption = None,
+    minimize: MinimizeOption = None,
+    max_drop: DropOption = None,
     config: ConfigOption = None,
     settings: SetOption = [],
     storage: StorageOption = api.DEFAULT_STORAGE,
@@ -67,7 +73,7 @@ def run(
     latency: LatencyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize a model under a budget: the whole walk."""
+    """Quantize a model under a budget, or at the least cost for a drop: the whole walk."""
     with command(as_json) as show:
         lines = console.ProgressLines()
         try:
@@ -75,7 +81,7 @@ def run(
                 task,
                 budget,
                 storage,
-                config=load_config(config, _with_latency(settings, latency)),
+                config=read_settings(config, settings, latency, front, minimize, max_drop),
                 run_id=run_id,
                 resume=resume,
                 address=address,
@@ -90,6 +96,8 @@ def run(
         def draw(out: Console) -> None:
             out.print(console.assignment_table(setup, result.assignment))
             out.print(console.result_table(result))
+            if result.front:
+                out.print(console.front_table(result.front))
             for note in result.notes:
                 out.print(f"note: {note}")
             out.print(f"model:  {result.model_dir}")
@@ -105,7 +113,3 @@ def _show_sensitivity(run: str, storage: str, show: Show) -> None:
         {"fingerprint": table.fingerprint, "groups": sensitivity_rows(setup, table, bits)},
         lambda out: out.print(console.sensitivity_table(setup, table, bits)),
     )
-
-
-def _with_latency(settings: list[str], path: str | None) -> list[str]:
-    return settings if path is None else [*settings, f"search.latency_profile={path}"]

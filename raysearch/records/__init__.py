@@ -11,6 +11,7 @@ from raysearch.records.budget import (
     parse_budgets,
 )
 from raysearch.records.costs import COST_KINDS, CostModel, packed_bytes
+from raysearch.records.drop import LeastCost, MaxDrop, drop_of, parse_max_drop
 from raysearch.records.latency import LatencyProfile
 from raysearch.records.memory import live_sets, tensor_bytes
 from raysearch.records.ranges import QuantizerRange, RangeTable
@@ -49,7 +50,9 @@ __all__ = [
     "FineTuneResult",
     "LatencyProfile",
     "LayerFlips",
+    "LeastCost",
     "LiveTensor",
+    "MaxDrop",
     "Option",
     "OptionEffect",
     "QuantizationPoint",
@@ -68,6 +71,7 @@ __all__ = [
     "Trace",
     "check_achievable",
     "compression_ratio",
+    "drop_of",
     "excesses",
     "holders",
     "is_feasible",
@@ -75,6 +79,7 @@ __all__ = [
     "packed_bytes",
     "parse_budget",
     "parse_budgets",
+    "parse_max_drop",
     "tensor_bytes",
     "trials_from_table",
     "trials_to_table",

@@ -73,6 +73,9 @@ class RunResult:
         report: path of the HTML report; "" when the `report` extra is not installed.
         seconds: stage → seconds.
         notes: plain statements about what was left out, such as QAT without training data.
+        front: the trials that no other beats in both measured value and the asked front's cost, by cost:
+            "trial", "value", "costs", "assignment"; empty when no front was asked for.
+        least_cost: see `LeastCost`, with `trained_drop`; empty when no cost was minimised.
     """
 
     run_id: str
@@ -86,6 +89,8 @@ class RunResult:
     report: str
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    front: tuple[Mapping[str, Any], ...] = ()
+    least_cost: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values, ready for JSON."""

@@ -4,6 +4,7 @@ from raysearch.search.achievable import best_cost, check_budgets
 from raysearch.search.agreement import rank_correlation, surrogate_agreement
 from raysearch.search.batches import Evaluate, OnBatch
 from raysearch.search.decoder import Decoder
+from raysearch.search.inverse import check_minimized, minimize_cost
 from raysearch.search.journal import STUDY_NAME, write_journal
 from raysearch.search.knapsack import Knapsack
 from raysearch.search.racing import Measured, MeasureShards, Race, ShardValues
@@ -34,11 +35,13 @@ __all__ = [
     "Surrogate",
     "best_cost",
     "check_budgets",
+    "check_minimized",
     "check_ratio",
     "check_sampler",
     "choose",
     "make_limits",
     "make_surrogate",
+    "minimize_cost",
     "rank_correlation",
     "search_assignment",
     "solve_ratio",

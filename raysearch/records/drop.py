@@ -1,0 +1,132 @@
+"""How far a metric may fall behind the float model's: `accuracy=0.01`, `accuracy=1%`, `loss=0.05`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raysearch.errors import ConfigError, StorageError
+
+_EXPRESSION = re.compile(r"^\s*(.+?)\s*=\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%?)\s*$")
+TOLERANCE = 1e-9
+"""Slack of the comparison, as a share of the float value or of 1, for the rounding of means."""
+
+
+@dataclass(frozen=True)
+class MaxDrop:
+    """The most that a metric may get worse.
+
+    Attributes:
+        metric: "divergence", "loss" or a metric's name.
+        amount: in the metric's own unit, or a fraction when `relative`.
+        relative: whether `amount` is a fraction of the float model's absolute value.
+        text: the expression.
+    """
+
+    metric: str
+    amount: float
+    relative: bool
+    text: str
+
+    def allowed(self, float_value: float) -> float:
+        """The greatest drop, in the metric's own unit."""
+        return self.amount * abs(float_value) if self.relative else self.amount
+
+    def is_kept(self, drop: float, float_value: float) -> bool:
+        """Whether a drop from the float value is allowed; one that is not finite never is."""
+        return drop <= self.allowed(float_value) + TOLERANCE * max(1.0, abs(float_value))
+
+
+def drop_of(value: float, float_value: float, maximize: bool) -> float:
+    """How much worse a value is than the float model's: float − value where more is better, else the rise."""
+    return float_value - value if maximize else value - float_value
+
+
+def parse_max_drop(text: str) -> MaxDrop:
+    """Read METRIC=AMOUNT or METRIC=AMOUNT%.
+
+    Raises:
+        ConfigError: the form or the number is not one, or a share of the divergence is asked for, whose value
+            is 0 for the float model.
+
+    Example:
+        >>> parse_max_drop("accuracy=1%")
+        MaxDrop(metric='accuracy', amount=0.01, relative=True, text='accuracy=1%')
+    """
+    match = _EXPRESSION.match(text)
+    if match is None:
+        raise ConfigError(
+            f"the greatest drop '{text}' cannot be read; write METRIC=AMOUNT or METRIC=AMOUNT%, for example "
+            "accuracy=0.01, accuracy=1%, loss=0.05 or divergence=0.02."
+        )
+    metric, number, percent = match.groups()
+    amount = float(number) / (100 if percent else 1)
+    if not math.isfinite(amount):
+        raise ConfigError(f"the greatest drop '{text}' is not finite; give a number of at least 0.")
+    if percent and metric == "divergence":
+        raise ConfigError(
+            f"the greatest drop '{text}' is a share of the float model's divergence, which is 0; give an "
+            "absolute amount, such as divergence=0.02."
+        )
+    return MaxDrop(metric, amount, bool(percent), text)
+
+
+@dataclass(frozen=True)
+class LeastCost:
+    """What the search for the least cost found.
+
+    Attributes:
+        kind: the cost that was minimised.
+        cost: the least found, in its own unit.
+        metric: what may drop.
+        max_drop: the expression, such as "accuracy=1%".
+        allowed: the greatest drop in the metric's unit.
+        float_value: the float model's value on the search's samples.
+        value: the found assignment's, on the same samples, calibrated and not trained.
+        drop: how much worse that is; at most `allowed`.
+        trained_drop: the same of the trained model on the whole validation data; None before it is known.
+    """
+
+    kind: str
+    cost: float
+    metric: str
+    max_drop: str
+    allowed: float
+    float_value: float
+    value: float
+    drop: float
+    trained_drop: float | None = None
+
+    def describe(self) -> str:
+        """One sentence for people."""
+        after = (
+            ""
+            if self.trained_drop is None
+            else (f"; the exported model's on the whole validation data: {self.trained_drop:.6g}")
+        )
+        over = self.trained_drop is not None and self.trained_drop > self.allowed
+        return (
+            f"The least {self.kind} found with {self.max_drop} is {self.cost:.6g}: {self.metric} is "
+            f"{self.value:.6g} on the search's samples before training, {self.float_value:.6g} for the float "
+            f"model, a drop of {self.drop:.6g} of {self.allowed:.6g} allowed{after}"
+            f"{', which is more than that' if over else ''}."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LeastCost:
+        """Read what `as_dict` gave.
+
+        Raises:
+            StorageError: a field is missing or unknown.
+        """
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise StorageError(f"least_cost.json is damaged: {error}. Run with --resume.") from error
