@@ -8,7 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raysearch.api import export_run, inspect, load_sensitivity, report, resolve, retrieve, run, status
+    from raysearch.api import (
+        export_run,
+        inspect,
+        load_sensitivity,
+        report,
+        resolve,
+        resolve_measured,
+        retrieve,
+        run,
+        status,
+    )
     from raysearch.compress import create_compressed_model
     from raysearch.config import Config, load_config
     from raysearch.controller import QuantizationController, create_controller
@@ -21,7 +31,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "api": ("export_run", "inspect", "load_sensitivity", "report", "resolve", "retrieve", "run", "status"),
+    "api": (
+        "export_run",
+        "inspect",
+        "load_sensitivity",
+        "report",
+        "resolve",
+        "resolve_measured",
+        "retrieve",
+        "run",
+        "status",
+    ),
     "compress": ("create_compressed_model",),
     "config": ("Config", "load_config"),
     "controller": ("QuantizationController", "create_controller"),
@@ -30,7 +50,7 @@ _HOMES = {
     "job": ("Job", "submit"),
     "records": ("BitAssignment", "QuantizerSetup", "RunResult", "RunStatus"),
     "task": ("Task", "load_task"),
-}
+}  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -56,6 +76,7 @@ __all__ = [
     "load_task",
     "report",
     "resolve",
+    "resolve_measured",
     "retrieve",
     "run",
     "status",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,13 @@ from typing import Any
 
 from raysearch.artifacts import RunStore, new_run_id, resolve_run
 from raysearch.artifacts import retrieve as retrieve_run
-from raysearch.assembly import export, strip_checkpoint
+from raysearch.assembly import export, make_objective, make_replica, search_shards, strip_checkpoint
 from raysearch.cluster.pool import LocalPool, Pool
 from raysearch.config import Config, load_config, with_search
 from raysearch.determinism import pinned_threads, seeded
-from raysearch.errors import ConfigError, TaskError
+from raysearch.errors import ConfigError, RunError, TaskError
 from raysearch.evaluation import Replica
-from raysearch.inputs import check_inputs, place_task, versions
+from raysearch.inputs import Inputs, check_inputs, place_task, versions
 from raysearch.pipeline import Walk
 from raysearch.progress import Listener, Progress, reporting, stoppable
 from raysearch.records import (
@@ -31,11 +31,17 @@ from raysearch.records import (
     RunStatus,
     SearchTrial,
     SensitivityTable,
-    check_achievable,
     parse_budgets,
 )
 from raysearch.report import render_report
-from raysearch.search import OptionSpace, make_surrogate, search_assignment
+from raysearch.search import (
+    OptionSpace,
+    Race,
+    check_budgets,
+    make_surrogate,
+    measured_candidates,
+    search_assignment,
+)
 from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task
 
@@ -186,7 +192,7 @@ def resolve(
     store = resolve_run(run, storage)
     setup, table = store.load_setup(), store.load_sensitivity()
     budgets = parse_budgets((budget,) if isinstance(budget, str) else budget)
-    check_achievable(budgets, CostModel(setup))
+    check_budgets(budgets, setup)
     space = OptionSpace(setup)
     scores = make_surrogate(surrogate, table, space)
 
@@ -194,6 +200,66 @@ def resolve(
         return {n: float(scores.predict(space.choices(a))) for n, a in assignments.items()}
 
     return search_assignment(table, setup, budgets, predict, num_trials=1, surrogate=surrogate).best
+
+
+def resolve_measured(
+    run: str | os.PathLike[str],
+    budget: str | Sequence[str],
+    storage: str | os.PathLike[str] | None = None,
+    *,
+    count: int = 4,
+    surrogate: str = "response",
+    task: Task | str | None = None,
+    address: str = "local",
+    workers: int = 0,
+) -> tuple[SearchTrial, ...]:
+    """The best assignments for another budget, measured on the run's search samples; nothing is trained.
+
+    `resolve`'s answer, the other surrogates' optima and the best neighbours are measured, calibrated as the
+    run was. Work: `count` forwards of the search samples, and one of the float model.
+
+    Args:
+        run: a run id, or the path or URI of a run's folder.
+        budget: one expression, or several that must all hold.
+        storage: where runs are; needed for a bare run id.
+        count: assignments to measure.
+        surrogate: one of the search's.
+        task: the task of the run; default: the one it names.
+        address: see `run`.
+        workers: actors; 0 computes in this process without Ray.
+
+    Returns:
+        Trials, best measured value first; `value` is of the run's search objective.
+
+    Raises:
+        StorageError: there is no such run, it has no sensitivity table yet, or the task is another one.
+        TaskError: the run was given a `Task` object, which cannot be found again.
+        BudgetError: the budget cannot be read or met.
+        RunError: no value is finite, or something failed.
+    """
+    first = resolve(run, budget, storage, surrogate=surrogate)
+    store = resolve_run(run, storage)
+    budgets = parse_budgets((budget,) if isinstance(budget, str) else budget)
+    with _inputs_again(store, task, {"cluster": {"workers": workers}}) as inputs:
+        shards, per_sample = search_shards(inputs)
+        with (
+            _session(inputs.config, address) as make_pool,
+            closing(make_pool(make_replica(inputs, shards))) as pool,
+        ):
+            race = Race(make_objective(inputs, store.load_ranges(), pool, per_sample), len(shards))
+            found = measured_candidates(
+                store.load_sensitivity(),
+                inputs.setup,
+                budgets,
+                lambda assignments: {n: m.value for n, m in race(assignments).items()},
+                first=first.assignment,
+                count=count,
+                surrogate=surrogate,
+                maximize=inputs.config.search.maximize,
+            )
+    if not found:
+        raise RunError(f"none of {count} assignments gave a finite {inputs.config.search.measured}.")
+    return found
 
 
 def report(run: str | os.PathLike[str], storage: str | os.PathLike[str] | None = None) -> str:
@@ -243,6 +309,21 @@ def export_run(
         ExportError: a target could not be written or verified.
     """
     store = resolve_run(run, storage)
+    with _inputs_again(store, task, {"export": {"targets": list(targets)}}) as inputs:
+        assignment = store.load_search().best.assignment
+        state = store.load_checkpoint(store.load_finetune().checkpoint)
+        stripped = strip_checkpoint(inputs, store.load_ranges(), assignment, state)
+        with tempfile.TemporaryDirectory() as folder:
+            manifest = export(inputs, stripped, assignment, Path(folder))
+            store.save_model(Path(folder))
+    return manifest
+
+
+@contextmanager
+def _inputs_again(
+    store: RunStore, task: Task | str | None, changes: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Inputs]:
+    """The inputs of a saved run, found to be the same; threads are pinned while they are used."""
     record = store.open()["config"]
     if task is None:
         task = str(record["task"])
@@ -251,17 +332,12 @@ def export_run(
                 f"the run '{store.run_id}' was started with a Task object ({task}); pass it again as task=."
             )
     settings = {k: v for k, v in record.items() if k not in ("task", "budget")}
-    config = load_config(overrides={**settings, "export": {**settings["export"], "targets": list(targets)}})
+    changed = {name: {**settings[name], **values} for name, values in changes.items()}
+    config = load_config(overrides={**settings, **changed})
     with pinned_threads(config.cluster.threads), seeded(derive_seed(config.seed, "task")):
         inputs = check_inputs(load_task(task), config, record["budget"])
-        store.check_same({**record, "export": config.fixed()["export"]}, inputs.fingerprints, ("export",))
-        assignment = store.load_search().best.assignment
-        state = store.load_checkpoint(store.load_finetune().checkpoint)
-        stripped = strip_checkpoint(inputs, store.load_ranges(), assignment, state)
-        with tempfile.TemporaryDirectory() as folder:
-            manifest = export(inputs, stripped, assignment, Path(folder))
-            store.save_model(Path(folder))
-    return manifest
+        store.check_same(record, inputs.fingerprints)
+        yield inputs
 
 
 @contextmanager

@@ -10,7 +10,7 @@ NAMES = [
     "BadInputError", "BitAssignment", "Config", "Job", "QuantizationController", "QuantizerSetup",
     "RaysearchError", "RunError", "RunResult", "RunStatus", "Task", "__version__", "create_compressed_model",
     "create_controller", "export_run", "inspect", "load_config", "load_model", "load_sensitivity",
-    "load_task", "report", "resolve", "retrieve", "run", "status", "submit",
+    "load_task", "report", "resolve", "resolve_measured", "retrieve", "run", "status", "submit",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from raysearch import api, console
 from raysearch.artifacts import resolve_run
 from raysearch.cli.options import BudgetOption, JsonOption, RunArgument, StorageOption, app
 from raysearch.command import command
-from raysearch.records import CostModel, parse_budgets
+from raysearch.records import CostModel, SearchTrial, parse_budgets
 
 
 @app.command()
@@ -34,24 +34,48 @@ def resolve(
     budget: BudgetOption,
     storage: StorageOption = api.DEFAULT_STORAGE,
     surrogate: Annotated[str, typer.Option(help="response, hawq, weight-error or single-loss")] = "response",
+    measure: Annotated[bool, typer.Option("--measure", help="measure the best few; needs the task")] = False,
+    count: Annotated[int, typer.Option("--count", help="assignments that --measure measures")] = 4,
+    task: Annotated[str | None, typer.Option(help="the run's task, if it moved")] = None,
+    address: Annotated[str, typer.Option(help="local, auto or HOST[:PORT]")] = "local",
+    workers: Annotated[int, typer.Option(help="actors; 0: in this process, without Ray")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """The best assignment for another budget, from the saved sensitivity table."""
     with command(as_json) as show:
-        trial = api.resolve(run, budget, storage, surrogate=surrogate)
+        measured: tuple[SearchTrial, ...] = ()
+        if measure:
+            measured = api.resolve_measured(
+                run, budget, storage, count=count, surrogate=surrogate, task=task, address=address,
+                workers=workers,
+            )  # fmt: skip
+        trial = measured[0] if measured else api.resolve(run, budget, storage, surrogate=surrogate)
         setup = resolve_run(run, storage).load_setup()
         data = {
             "assignment": dict(trial.assignment.bits),
             "costs": dict(trial.costs),
             "predicted": trial.predicted,
             "surrogate": surrogate,
+            "measured": [
+                {
+                    "source": found.source,
+                    "value": found.value,
+                    "predicted": found.predicted,
+                    "costs": dict(found.costs),
+                    "assignment": dict(found.assignment.bits),
+                }
+                for found in measured
+            ],
         }
 
         def draw(out: Console) -> None:
             out.print(console.assignment_table(setup, trial.assignment.bits))
             for line in console.excess_lines(parse_budgets(budget), CostModel(setup), trial.costs):
                 out.print(line)
-            out.print(f"predicted by {surrogate}: {trial.predicted:.6g} (not measured)")
+            for found in measured:
+                out.print(f"measured {found.value:.6g}  predicted {found.predicted:.6g}  {found.source}")
+            if not measured:
+                out.print(f"predicted by {surrogate}: {trial.predicted:.6g} (not measured)")
 
         show(data, draw)
 

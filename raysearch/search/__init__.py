@@ -3,6 +3,7 @@
 from raysearch.search.achievable import best_cost, check_budgets
 from raysearch.search.agreement import rank_correlation, surrogate_agreement
 from raysearch.search.batches import Evaluate, OnBatch
+from raysearch.search.candidates import measured_candidates
 from raysearch.search.decoder import Decoder
 from raysearch.search.inverse import check_minimized, minimize_cost
 from raysearch.search.journal import STUDY_NAME, write_journal
@@ -41,6 +42,7 @@ __all__ = [
     "choose",
     "make_limits",
     "make_surrogate",
+    "measured_candidates",
     "minimize_cost",
     "rank_correlation",
     "search_assignment",
