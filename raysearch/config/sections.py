@@ -1,15 +1,13 @@
-"""What a user may set: one validated model, from TOML, the command line and keyword arguments."""
+"""The sections of the settings: names, defaults, what is allowed."""
 
 from __future__ import annotations
 
 import json
-import tomllib
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from raysearch.calibration import Estimator
 from raysearch.errors import ConfigError
@@ -251,59 +249,6 @@ class Config(Section):
         return data
 
 
-def load_config(
-    path: str | Path | None = None,
-    assignments: Sequence[str] = (),
-    overrides: Mapping[str, Any] | None = None,
-) -> Config:
-    """Defaults, then a TOML file, then `key=value` texts, then nested overrides.
-
-    Args:
-        path: a TOML file with the sections of `Config`.
-        assignments: such as "search.num_trials=32"; the value is read as TOML, else as text.
-        overrides: nested mapping of settings.
-
-    Raises:
-        ConfigError: the file cannot be read, a key is unknown (the nearest is named), a value does not fit.
-
-    Example:
-        >>> load_config(assignments=["search.num_trials=32"]).search.num_trials
-        32
-    """
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = tomllib.loads(Path(path).read_text())
-        except OSError as error:
-            raise ConfigError(f"the config file '{path}' cannot be read: {error.strerror}.") from error
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"the config file '{path}' is not TOML: {error}.") from error
-    for text in assignments:
-        key, separator, value = text.partition("=")
-        if not separator or not key.strip():
-            raise ConfigError(f"the setting '{text}' cannot be read; write section.key=value.")
-        _merge(data, _nested(key.strip(), _value(value.strip())))
-    _merge(data, dict(overrides or {}))
-    try:
-        return Config.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(_explain(error)) from error
-
-
-def with_search(config: Config, **values: Any) -> Config:
-    """The settings with others of the section `search`; those that are None stay as they are.
-
-    Raises:
-        ConfigError: they do not fit.
-
-    Example:
-        >>> with_search(Config(), front="size", max_drop=None).search.front
-        'size'
-    """
-    given = {key: value for key, value in values.items() if value is not None}
-    return load_config(overrides={**config.model_dump(), "search": {**config.search.model_dump(), **given}})
-
-
 def _profile(value: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """A latency profile as plain values, from them or from the path of its JSON file."""
     if isinstance(value, Mapping):
@@ -325,57 +270,3 @@ def _assignment(item: Any) -> Any:
     except (OSError, ValueError) as error:
         raise ValueError(f"the assignment file '{item}' cannot be read: {error}") from error
     return data["assignment"] if isinstance(data, dict) and "assignment" in data else data
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    # A scope has dots of its own: placement.pins.block.conv=8 sets pins["block.conv"].
-    parts = key.split(".")
-    if key.startswith(("placement.pins.", "placement.overrides.", "calibration.overrides.")):
-        parts = key.split(".", 2)
-    if parts[:2] == ["placement", "overrides"] and len(parts) > 2:
-        parts = [*parts[:2], *parts[2].rsplit(".", 1)]
-    for part in reversed(parts):
-        value = {part: value}
-    return dict(value)
-
-
-def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
-    for key, value in more.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def _explain(error: ValidationError) -> str:
-    parts = []
-    for entry in error.errors():
-        where = ".".join(str(part) for part in entry["loc"])
-        if entry["type"] == "extra_forbidden":
-            known = _known_keys()
-            if entry["loc"][:2] == ("placement", "overrides"):
-                known = [".".join([*map(str, entry["loc"][:-1]), key]) for key in OverrideConfig.model_fields]
-            near = get_close_matches(where, known, n=1, cutoff=0.3)
-            hint = f"; the nearest known one is '{near[0]}'" if near else ""
-            parts.append(f"the setting '{where}' is unknown{hint}")
-        else:
-            parts.append(f"the setting '{where}' is {entry['input']!r}: {entry['msg'].lower()}")
-    return "; ".join(parts) + "."
-
-
-def _known_keys() -> list[str]:
-    keys: list[str] = []
-    for name, info in Config.model_fields.items():
-        section = info.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            keys.extend(f"{name}.{key}" for key in section.model_fields)
-        else:
-            keys.append(name)
-    return keys
