@@ -2,5 +2,6 @@
 
 from raysearch.export.export import TARGETS, export_model
 from raysearch.export.load import load_model
+from raysearch.export.profiling import profile_onnxruntime
 
-__all__ = ["TARGETS", "export_model", "load_model"]
+__all__ = ["TARGETS", "export_model", "load_model", "profile_onnxruntime"]

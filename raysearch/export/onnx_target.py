@@ -40,7 +40,7 @@ EXTRA = ("onnx", "onnxscript", "onnx_ir", "ml_dtypes", "onnxruntime")
 OUTPUT_KEY = "raysearch.outputs"
 PRECISION = ("session.x64quantprecision", "1")
 SCOPES = "pkg.torch.onnx.name_scopes"
-LAYERS = ("QuantizeLinear", "Conv", "ConvTranspose", "Gemm", "MatMul")
+LAYERS = ("QuantizeLinear", "Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 
 
 def missing_packages() -> list[str]:
@@ -104,13 +104,30 @@ def qdq_model(
         example_inputs: positional arguments of its forward.
         for_onnxruntime: whether containers and rewrites that only onnxruntime takes may be used.
     """
-    import onnx_ir as ir
-    from onnx_ir.passes import Sequential, common
+    model, fixed_batch = capture(stripped, weights, example_inputs)
+    return finish(model, weights, for_onnxruntime=for_onnxruntime), fixed_batch
 
+
+def capture(
+    stripped: nn.Module, weights: dict[str, StrippedWeight], example_inputs: tuple[Any, ...]
+) -> tuple[Any, int | None]:
+    """An `onnx_ir` model with named layers and quantizers, and the only batch size it takes.
+
+    Raises:
+        ExportError: the exporter refuses the model, or a weight did not arrive.
+    """
     program, fixed_batch = _export(stripped, example_inputs)
     model = program.model
     _check_codes(model, weights)
     _name_nodes(model, _quantizer_names(stripped))
+    return model, fixed_batch
+
+
+def finish(model: Any, weights: dict[str, StrippedWeight], *, for_onnxruntime: bool = True) -> Any:
+    """The proto of a captured model, which is changed in place: kernels fused, codes stored small."""
+    import onnx_ir as ir
+    from onnx_ir.passes import Sequential, common
+
     common.CommonSubexpressionEliminationPass()(model)
     fuse_regions(model, codes_move=for_onnxruntime)
     functions = store_codes(model, streams=for_onnxruntime)
@@ -126,7 +143,7 @@ def qdq_model(
     proto = ir.to_proto(model)
     proto.functions.extend(functions)
     del proto.graph.value_info[:]
-    return proto, fixed_batch
+    return proto
 
 
 def write_model(proto: Any, path: Path) -> None:
@@ -175,7 +192,8 @@ def _shorten_names(model: Any, kept: set[str]) -> None:
         if value not in fixed:
             short = value.name.replace(".parametrizations.", ".").split(".original", 1)
             is_code = len(short) == 2 and short[1] in ("", ".int8", ".int4", ".int2", ".bits")
-            value.name = "".join(short) if is_code else next(fresh)
+            if value.name not in kept:
+                value.name = "".join(short) if is_code else next(fresh)
     for node in graph:
         for value in node.outputs:
             if value not in fixed:
@@ -227,16 +245,16 @@ def _is_open(value: Any) -> bool:
 
 
 def _check_codes(model: Any, weights: dict[str, StrippedWeight]) -> None:
-    stored = {_identity(value.const_value.numpy()) for value in code_readers(model)}
+    stored = {codes_identity(value.const_value.numpy()) for value in code_readers(model)}
     for weight in weights.values():
-        if _identity(weight.codes.cpu().numpy()) not in stored:
+        if codes_identity(weight.codes.cpu().numpy()) not in stored:
             raise ExportError(
                 f"the codes of '{weight.name}' did not reach the ONNX graph as an initializer with "
                 f"DequantizeLinear. Pin the layer out with placement.ignored_scopes, or leave 'onnx' out."
             )
 
 
-def _identity(codes: npt.NDArray[np.int8]) -> tuple[tuple[int, ...], bytes]:
+def codes_identity(codes: npt.NDArray[np.int8]) -> tuple[tuple[int, ...], bytes]:
     return codes.shape, np.ascontiguousarray(codes).tobytes()
 
 

@@ -32,6 +32,8 @@ class LatencyProfile:
             without it.
         runtime: what ran the model.
         versions: package → version.
+        kernels: weight id → level → the runtime's operation that took the time; for reading only.
+        checks: what was run as a whole → "predicted" and "measured" seconds; for reading only.
     """
 
     layers: Mapping[str, Mapping[str, float]]
@@ -39,6 +41,8 @@ class LatencyProfile:
     machine: Mapping[str, str] = field(default_factory=dict)
     runtime: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    kernels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    checks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, levels in {**self.layers, "other_seconds": {KERNEL_LEVEL: self.other_seconds}}.items():
@@ -84,6 +88,8 @@ class LatencyProfile:
             "machine": dict(self.machine),
             "runtime": self.runtime,
             "versions": dict(self.versions),
+            "kernels": {name: dict(levels) for name, levels in self.kernels.items()},
+            "checks": {name: dict(values) for name, values in self.checks.items()},
         }
 
     @classmethod
@@ -99,6 +105,14 @@ class LatencyProfile:
             {str(key): str(value) for key, value in data.get("machine", {}).items()},
             str(data.get("runtime", "")),
             {str(key): str(value) for key, value in data.get("versions", {}).items()},
+            {
+                str(n): {str(k): str(v) for k, v in kept.items()}
+                for n, kept in data.get("kernels", {}).items()
+            },
+            {
+                str(n): {str(k): float(v) for k, v in kept.items()}
+                for n, kept in data.get("checks", {}).items()
+            },
         )
 
     @classmethod

@@ -1,0 +1,95 @@
+"""The command that times a task's layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from raysearch.cli.options import ConfigOption, JsonOption, SetOption, TaskArgument, app
+from raysearch.command import command
+from raysearch.config import load_config
+from raysearch.errors import ConfigError
+from raysearch.latency import measure_latency
+from raysearch.records import LatencyProfile
+
+BELOW_EIGHT = (
+    "Below 8 bits runtimes on CPUs save bytes, not time: they compute in 8 bits what is stored in fewer."
+)
+
+
+@app.command()
+def profile(
+    task: TaskArgument,
+    out: Annotated[str, typer.Option("--out", help="file to write")],
+    target: Annotated[str, typer.Option("--target", help="runtime to time: onnxruntime")] = "onnxruntime",
+    batch: Annotated[int, typer.Option("--batch", help="samples in one forward")] = 1,
+    threads: Annotated[int, typer.Option("--threads", help="threads of the runtime")] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", help="forwards; the least time counts")] = 20,
+    config: ConfigOption = None,
+    settings: SetOption = [],
+    as_json: JsonOption = False,
+) -> None:
+    """Time every layer in float and at 8 bits; for `run --latency-profile`."""
+    with command(as_json) as show:
+        path = Path(out)
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(
+                f"--out is '{out}', and there is no folder '{path.absolute().parent}'; make it."
+            )
+        found, _ = measure_latency(
+            task, load_config(config, settings), target=target, batch=batch, threads=threads, rounds=rounds
+        )
+        path.write_text(found.to_json() + "\n")
+        show({"out": str(path), **found.as_dict()}, lambda console: _draw(console, found, path))
+
+
+def _draw(console: Console, profile: LatencyProfile, path: Path) -> None:
+    console.print(layers_table(profile))
+    console.print(checks_table(profile))
+    for name, kernels in profile.kernels.items():
+        if "not found" in kernels.values():
+            console.print(f"note: no node of '{name}' was found; its time is counted with other layers.")
+    machine = profile.machine
+    console.print(
+        f"{machine['cpu']} ({machine['instructions']}), {machine['threads']} thread(s), "
+        f"{profile.runtime} {profile.versions['onnxruntime']}, inputs {machine['inputs']}"
+    )
+    console.print(BELOW_EIGHT)
+    console.print(f"profile: {path}")
+
+
+def layers_table(profile: LatencyProfile) -> Table:
+    """Times and kernels of every layer."""
+    table = Table(title="least milliseconds of a forward")
+    for column in ("layer", "float", "8 bit", "ratio", "kernels"):
+        table.add_column(column, justify="left" if column in ("layer", "kernels") else "right")
+    for name, levels in profile.layers.items():
+        plain, eight = levels["float"], levels["8"]
+        kernels = profile.kernels.get(name, {})
+        shown = f"{kernels.get('float', '')} -> {kernels.get('8', '')}"
+        table.add_row(name, _ms(plain), _ms(eight), _ratio(eight, plain), shown)
+    table.add_row("other", _ms(profile.other_seconds), _ms(profile.other_seconds), "", "")
+    return table
+
+
+def checks_table(profile: LatencyProfile) -> Table:
+    """The profile's sums beside whole models that were timed on their own."""
+    table = Table(title="whole model, milliseconds")
+    for column in ("", "predicted", "measured", "ratio"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, values in profile.checks.items():
+        predicted, measured = values["predicted"], values["measured"]
+        table.add_row(name, _ms(predicted), _ms(measured), _ratio(predicted, measured))
+    return table
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3f}"
+
+
+def _ratio(part: float, whole: float) -> str:
+    return f"{part / whole:.2f}" if whole else ""
