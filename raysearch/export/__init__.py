@@ -1,7 +1,8 @@
 """Files from a stripped module, one target a file, each verified in its own runtime; and back."""
 
+from raysearch.export.capabilities import check_targets
 from raysearch.export.export import TARGETS, export_model
 from raysearch.export.load import load_model
 from raysearch.export.profiling import profile_onnxruntime
 
-__all__ = ["TARGETS", "export_model", "load_model", "profile_onnxruntime"]
+__all__ = ["TARGETS", "check_targets", "export_model", "load_model", "profile_onnxruntime"]

@@ -119,7 +119,9 @@ def _find_layers(graph: Any, weights: Mapping[str, QuantizationPoint]) -> dict[i
         module = node.name.split("#")[0]
         free = [name for name in traced if home.get(name, module) == module]
         own = in_module.get(module, [])
-        chosen = [*(name for name in free if name in own), *free, *own, *traced]
+        # Attention projects its result by a weight of a module below its own.
+        near = [*(n for n in free if n in own), *(n for n in free if n.startswith(f"{module}."))]
+        chosen = [*near, *own, *free, *traced]
         if chosen:
             found[index] = chosen[0]
             home.setdefault(chosen[0], module)

@@ -255,6 +255,7 @@ def _check_codes(model: Any, weights: dict[str, StrippedWeight]) -> None:
 
 
 def codes_identity(codes: npt.NDArray[np.int8]) -> tuple[tuple[int, ...], bytes]:
+    """What equal codes of one shape have in common; the exporter merges them."""
     return codes.shape, np.ascontiguousarray(codes).tobytes()
 
 

@@ -53,13 +53,13 @@ def profile_onnxruntime(
 ) -> LatencyProfile:
     """Time every layer within the whole model, in float and at 8 bits.
 
-    Layers alone would add up to too much (1.7 times, for MobileNetV2): fused neighbours are free. So the whole
-    model runs, onnxruntime times its nodes, and of each the least of all rounds counts. A layer's time is that
-    of the nodes that read its weight, and of what follows them until the next layer (activation functions,
-    additions, changes between float and codes). What the two models have in common there is `other_seconds`;
-    so is what is between the nodes, by their number.
+    Layers alone would add up to too much (1.7 times, for MobileNetV2): fused neighbours are free. So the
+    whole model runs, onnxruntime times its nodes, and of each the least of all rounds counts. A layer's time
+    is that of the nodes that read its weight, and of what follows them until the next layer (activation
+    functions, additions, changes between float and codes). What the two models have in common there is
+    `other_seconds`. The time between nodes is spread over them, by their number.
 
-    Work: one export, and 3·rounds forwards of each.
+    Work: one export, and 3·rounds forwards of three models.
 
     Args:
         stripped: a stripped module, integer form, whose weights and activations have 8 bits.
@@ -70,8 +70,8 @@ def profile_onnxruntime(
         rounds: how often each model runs for one figure.
 
     Returns:
-        The profile. Its `checks` compare the sums with whole models that were timed on their own: float, 8 bits,
-        and the first half of the layers at 8 bits, the rest in float, which no time in the profile is fitted to.
+        The profile. Its `checks` compare its sums with whole models that were timed again: float, 8 bits, and
+        the first half of the layers at 8 bits, the rest in float, to which no time in it is fitted.
 
     Raises:
         ConfigError: `batch`, `threads` or `rounds` is below 1, or the model fixes another batch size.
