@@ -300,7 +300,8 @@ def main() -> None:
             f"{platform.machine()} {vnni()}, 1 thread, batch 1, median of 20 runs in turn."
         ),
         "Weights 8/4/3/2 bits in turn, activations 8 bits, nothing trained afterwards. Content = codes +",
-        "scales + biases. Agreement: argmax of the file in integer kernels against the module it was written from.",
+        "scales + biases. Agreement: argmax of the file in integer kernels against the module that it was",
+        "written from.",
         "Flips: share of a layer's codes that integer kernels round otherwise than the file says.",
         "",
         (

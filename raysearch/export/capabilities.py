@@ -22,8 +22,8 @@ class Capability:
     """What a file of one target can hold; that it holds a width does not mean that it computes faster by it.
 
     Attributes:
-        weights: widths of weights, each with the bits that a code takes in the file at most. Small tensors may
-            take more where decoding them would cost more bytes than it saves.
+        weights: widths of weights, each with the bits that a code takes in the file. Small tensors may take
+            more where decoding them would cost more bytes than it saves.
         activations: widths of activations; all targets give their codes 8 bits at run time.
         weight_modes: kinds of weight grids.
         weight_granularity: scales of weights.
@@ -85,9 +85,10 @@ def check_targets(
         >>> point = QuantizationPoint("fc.weight", "weight", (), (2, 2), axis=0)
         >>> group = QuantizerGroup("fc.weight", ("fc.weight",), (2, 8))
         >>> setup = QuantizerSetup({"fc.weight": point}, {"fc.weight": group})
-        >>> check_targets(setup, ["int8"], {"int8": Capability({8: 8})})
+        >>> check_targets(setup, ["int8"], {"int8": Capability({8: 8})})  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        raysearch.errors.ConfigError: the export target 'int8' does not hold 2 bits (it holds 8): 'fc.weight'. ...
+        ...
+        raysearch.errors.ConfigError: the export target 'int8' does not hold 2 bits (it holds 8): ...
     """
     for target in targets:
         if target not in capabilities:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -22,6 +21,7 @@ from torch.utils import _pytree as pytree
 from raysearch.controller import stripped_weights
 from raysearch.errors import ConfigError
 from raysearch.export.layer_nodes import LayerSeconds, label_layers, layer_seconds
+from raysearch.export.machine import describe_machine
 from raysearch.export.onnx_floats import float_again
 from raysearch.export.onnx_model import TRACED, load_session
 from raysearch.export.onnx_target import capture, finish, require_onnx
@@ -94,7 +94,7 @@ def profile_onnxruntime(
             for level in (FLOAT, EIGHT)
         }
         measured = _whole_seconds(variants, feed, threads, rounds)
-    profile = _profile(setup, times, unread, _machine(inputs, batch, threads))
+    profile = _profile(setup, times, unread, describe_machine(inputs, batch, threads))
     checks = {
         name: {"predicted": _predicted(profile, setup, each.quantized), "measured": measured[name]}
         for name, each in variants.items()
@@ -240,29 +240,3 @@ def _predicted(profile: LatencyProfile, setup: QuantizerSetup, quantized: Collec
         profile.picoseconds(name, width(name), width(point.input_point)) * 1e-12
         for name, point in setup.of_kind("weight").items()
     )
-
-
-def _machine(inputs: tuple[Any, ...], batch: int, threads: int) -> dict[str, str]:
-    shapes = [list(t.shape) for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
-    return {
-        "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
-        "instructions": integer_instructions(),
-        "threads": str(threads),
-        "batch": str(batch),
-        "inputs": ", ".join("x".join(map(str, shape)) for shape in shapes),
-    }
-
-
-def integer_instructions() -> str:
-    """Whether the CPU multiplies 8-bit integers in fours (VNNI); without, integer kernels gain less."""
-    flags = _cpu_field("flags").split()
-    if not flags:
-        return f"{platform.machine()}, VNNI unknown"
-    wide = next((name for name in ("avx512f", "avx2", "avx") if name in flags), platform.machine())
-    return f"{wide}, {'with' if any('vnni' in flag for flag in flags) else 'without'} VNNI"
-
-
-def _cpu_field(name: str) -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if os.path.exists(path) else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
