@@ -22,6 +22,9 @@ from raysearch.export.onnx_values import (
 MOVES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
 """Operations that take integer codes as well as floats, and commute with an increasing function."""
 
+BIAS_LIMIT = 2.0**26
+"""Greatest bias on the grid of an integer kernel; codes that are spread over 7 bits make it 2^5 finer."""
+
 RECTIFIERS = ("Relu", "Clip")
 
 
@@ -106,7 +109,8 @@ def _fold_batch_norm(graph: Any, norm: Any) -> None:
     if not np.all(np.abs(folded) > np.finfo(np.float32).tiny):
         return
     shift = (np.asarray(bias, np.float64) - mean) * factor + beta
-    _rescale(graph, layer, reader, folded.astype(np.float32))
+    codes = _without_dead_channels(graph, layer, reader, folded, shift)
+    _rescale(graph, layer, reader, codes, np.where(_is_dead(layer, folded, shift), 1.0, folded))
     added = add_initializer(graph, f"{norm.inputs[1].name}.folded", shift.astype(np.float32))
     inputs = [layer.inputs[0], layer.inputs[1], added]
     fresh = copy_of(layer, inputs)
@@ -115,8 +119,37 @@ def _fold_batch_norm(graph: Any, norm: Any) -> None:
     graph.remove(layer, safe=True)
 
 
-def _rescale(graph: Any, layer: Any, reader: Any, scale: npt.NDArray[np.float32]) -> None:
+def _is_dead(layer: Any, scale: npt.NDArray[Any], bias: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Channels whose bias exceeds what 32 bits hold on the grid of input scale times weight scale.
+
+    Integer kernels round a bias to that grid, and wrap around where it does not fit. Such a weight moves the
+    result by less than a thousandth of the bias for each of its inputs' codes.
+    """
+    maker = layer.inputs[0].producer()
+    given = constant(maker.inputs[1]) if maker is not None and maker.op_type == "DequantizeLinear" else None
+    if given is None:
+        return np.zeros(scale.shape, bool)
+    dead: npt.NDArray[Any] = np.abs(bias) > np.abs(scale) * float(given.max()) * BIAS_LIMIT
+    return dead
+
+
+def _without_dead_channels(
+    graph: Any, layer: Any, reader: Any, scale: npt.NDArray[Any], bias: npt.NDArray[Any]
+) -> Any:
+    """The codes with 0 in dead channels."""
+    dead, value = _is_dead(layer, scale, bias), reader.inputs[0]
+    codes = constant(value)
+    if codes is None or not dead.any():
+        return value
+    return add_initializer(
+        graph, f"{value.name}", np.where(dead.reshape(-1, *[1] * (codes.ndim - 1)), 0, codes).astype(np.int8)
+    )
+
+
+def _rescale(graph: Any, layer: Any, reader: Any, codes: Any, scale: npt.NDArray[Any]) -> None:
     import onnx_ir as ir
+
+    scale = scale.astype(np.float32)
 
     # Of its own, never changed in place: the exporter merges equal scales, and layers may share a weight.
     zero = constant(reader.inputs[2])
@@ -124,7 +157,7 @@ def _rescale(graph: Any, layer: Any, reader: Any, scale: npt.NDArray[np.float32]
     fresh = ir.node(
         "DequantizeLinear",
         [
-            reader.inputs[0],
+            codes,
             add_initializer(graph, f"{reader.inputs[0].name}.scale", scale),
             add_initializer(graph, f"{reader.inputs[0].name}.zero", zeros),
         ],
