@@ -96,6 +96,14 @@ class Prefix:
             keep, _ = self._plan(now, every)
         self._key = key
 
+    def holds(self, key: object) -> bool:
+        """Whether the forward at hand is that of an input."""
+        return self._key is not None and key == self._key
+
+    def forget(self) -> None:
+        """Let go of what was recorded."""
+        self._recording, self._key = Recording(), None
+
     def replay(self, key: object, run: Callable[[], Any], points: Sequence[str]) -> Any:
         """What `run` gives while the quantizers of some points act, with what comes before handed out.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -10,12 +11,16 @@ from hashlib import blake2b
 import torch
 from torch import Tensor, nn
 
-from raysearch.controller.attach import attach_activation, check_weight
+from raysearch.controller.attach import check_weight
 from raysearch.controller.checks import check_assignment
-from raysearch.evaluation import Replica, output_tensor
+from raysearch.evaluation import Batch, Replica, batch_size, output_tensor
+from raysearch.evaluation.microbatch import is_out_of_memory, run_in_microbatches
 from raysearch.quantizer import Quantizer, make_quantizer
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
 from raysearch.sensitivity.prefix import Prefix
+from raysearch.sensitivity.wiring import Wiring
+
+_log = logging.getLogger(__name__)
 
 CACHE_BYTES = 2**30
 """What a worker may keep between forwards by default: half of it fake-quantized weights, half the outputs of
@@ -63,8 +68,9 @@ class QuantizedTwin:
     """A copy of the float model that takes any assignment without quantizing a weight twice.
 
     Its outputs equal those of `create_controller` bit for bit. Weights are put in place of the float ones, so
-    a forward costs no fake-quantization of weights; activations are quantized by the usual hooks. The copy
-    shares the float weights, which are only read.
+    a forward costs no fake-quantization of weights; activations are quantized by the usual hooks, which are
+    on only while their quantizers act. The copy shares the float weights, which are only read. A shard that
+    does not fit in memory is run in pieces, see `run_in_microbatches`.
 
     Args:
         model: the float model; left as it is.
@@ -95,9 +101,12 @@ class QuantizedTwin:
             for name, point in points.items()
         }
         floats = {name: model.get_parameter(name) for name in points}
-        attach_activation(self.model, setup, self._activations)
+        self._wiring = Wiring(self.model, setup, self._activations)
+        self._is_compared = False
         self._cache = WeightCache(floats, setup, ranges, cache_bytes // 2)
         self._prefix = Prefix(self.model, self._sites, self._activations, cache_bytes // 2)
+        self._may_record = True
+        self._acting: frozenset[str] = frozenset()
         self._widths: dict[str, int] = {}
         self._ranged: dict[str, int] = {}
 
@@ -116,34 +125,76 @@ class QuantizedTwin:
                 weight = self._cache.get(name, bits) if bits else self._cache.weights[name]
                 for module, parameter in sites:
                     module._parameters[parameter] = weight
-        for name, quantizer in self._activations.items():
-            quantizer.enabled = name in widths
-            if quantizer.enabled and self._ranged.get(name) != widths[name]:
-                quantizer.set_range(widths[name], self._ranges[name, widths[name]])
+        acting = [name for name in self._activations if name in widths]
+        for name in self._acting.symmetric_difference(acting):
+            self._activations[name].enabled = name in widths
+        self._acting = frozenset(acting)
+        for name in acting:
+            if self._ranged.get(name) != widths[name]:
+                self._activations[name].set_range(widths[name], self._ranges[name, widths[name]])
                 self._ranged[name] = widths[name]
         self._widths = widths
+        self._wiring.wire(acting)
 
     def outputs(self, replica: Replica, assignment: BitAssignment, data: str, index: int) -> Tensor:
-        """Judged outputs under an assignment on one shard, by a forward from the first layer to the last."""
+        """Judged outputs under an assignment on one shard, by a forward from the first layer to the last.
+
+        Raises:
+            PlacementError: see `apply`.
+            UnitError: one sample alone does not fit in memory.
+        """
+        self._compare(replica, data, index)
         self.apply(assignment)
         return self._run(replica, data, index)
 
     def record(self, replica: Replica, options: Sequence[Option], data: str, index: int) -> None:
-        """Keep of a shard's float forward what `later_outputs` of these options needs; see `Prefix`."""
+        """Keep of a shard's float forward what `later_outputs` of these options needs; see `Prefix`.
+
+        Where memory does not suffice for a whole shard with what is kept of it, nothing is kept any more.
+        """
+        self._compare(replica, data, index)
         self.apply(BitAssignment({}))
+        batch = replica.shard(data, index)
+        if not self._may_record or not _fits(replica, batch):
+            self._prefix.forget()
+            return
         now = [self._points(group) for group in dict(options)]
         every = [self._points(group) for group in self._setup.groups]
-        self._prefix.record((data, index), lambda: self._forward(replica, data, index), now, every)
+
+        def watched() -> Tensor:
+            # A quantizer that is not hooked in cannot tell when it is read.
+            self._wiring.wire_all()
+            return self._forward(replica, batch)
+
+        try:
+            self._prefix.record((data, index), watched, now, every)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._may_record = False
+        finally:
+            self._wiring.wire(())
+        if not self._may_record:
+            self._give_up_recording()
 
     def later_outputs(self, replica: Replica, assignment: BitAssignment, data: str, index: int) -> Tensor:
         """The same as `outputs`, where only what comes after the first quantizer that acts is run.
 
         Without a recording of the shard all is run.
         """
+        if not self._prefix.holds((data, index)):
+            return self.outputs(replica, assignment, data, index)
         self.apply(assignment)
         points = [name for group in assignment.bits for name in self._points(group)]
-        found: Tensor = self._prefix.replay((data, index), lambda: self._run(replica, data, index), points)
-        return found
+        batch = replica.shard(data, index)
+        try:
+            found: Tensor = self._prefix.replay((data, index), lambda: self._quietly(replica, batch), points)
+            return found
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        self._give_up_recording()
+        return self._run(replica, data, index)
 
     def depth(self, option: Option) -> int:
         """How late in the recorded forward an option first acts; grows from layer to layer."""
@@ -152,17 +203,56 @@ class QuantizedTwin:
     def _points(self, group: str) -> tuple[str, ...]:
         return self._setup.groups[group].points
 
+    def _compare(self, replica: Replica, data: str, index: int) -> None:
+        """Once: whether the float model gives the same bits with all hooks on as with none."""
+        if self._is_compared:
+            return
+        self._is_compared = True
+        if self._activations and not self._wiring.is_watchful:
+            self.apply(BitAssignment({}))
+            hooked = self._run(replica, data, index)
+            self._wiring.may_leave_out = True
+            self._wiring.wire(())
+            self._wiring.may_leave_out = same_bits(hooked, self._run(replica, data, index))
+
+    def _give_up_recording(self) -> None:
+        self._may_record = False
+        self._prefix.forget()
+        _log.warning(
+            "the outputs of earlier layers do not fit in memory beside a forward; this worker goes on by "
+            "full forwards, with the same results"
+        )
+
     def _run(self, replica: Replica, data: str, index: int) -> Tensor:
+        batch, state = replica.shard(data, index), replica.microbatches("forward")
+        name = f"shard {index} of the {data} data"
+        found: Tensor = run_in_microbatches(
+            lambda part: self._quietly(replica, part), batch, state, name=name
+        )
+        return found
+
+    def _quietly(self, replica: Replica, batch: Batch) -> Tensor:
         # As `Replica.run`, without the walk over all modules: the twin is private, and in eval mode for good.
         rng = torch.get_rng_state()
         try:
-            return self._forward(replica, data, index)
+            return self._forward(replica, batch)
         finally:
             torch.set_rng_state(rng)
 
-    def _forward(self, replica: Replica, data: str, index: int) -> Tensor:
+    def _forward(self, replica: Replica, batch: Batch) -> Tensor:
         with torch.no_grad():
-            return output_tensor(replica.forward(self.model, replica.shard(data, index)))
+            return output_tensor(replica.forward(self.model, batch))
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two outputs are equal, NaN counting as a value."""
+    return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def _fits(replica: Replica, batch: Batch) -> bool:
+    """Whether no forward of so many samples was seen to fail."""
+    largest = replica.microbatches("forward").num_samples
+    return largest is None or batch_size(batch) <= largest
 
 
 @dataclass

@@ -22,7 +22,7 @@ from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.errors import ConfigError
 from raysearch.evaluation import Divergence, Replica
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
-from raysearch.sensitivity.quantized import CACHE_BYTES, QuantizedTwin, quantized_twin
+from raysearch.sensitivity.quantized import CACHE_BYTES, QuantizedTwin, quantized_twin, same_bits
 from raysearch.sensitivity.sketch import Sketch
 
 SKETCH_SIZE = 4096
@@ -237,7 +237,7 @@ def respond(
 
 def _differs(twin: QuantizedTwin, replica: Replica, shard: int, option: Option, later: Tensor) -> bool:
     whole = twin.outputs(replica, BitAssignment(dict([option])), "calibration", shard)
-    return later.shape != whole.shape or not torch.equal(later.nan_to_num(), whole.nan_to_num())
+    return not same_bits(later, whole)
 
 
 def _judge(
