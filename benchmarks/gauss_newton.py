@@ -29,10 +29,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.quantizer import processor
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.evaluation.forward import frozen_eval
-from raysearch.sensitivity.estimators.gauss_newton import ExactGaussNewton, GaussNewton
+from raysearch.sensitivity.estimators.gauss_newton import CHUNK_SIZE, ExactGaussNewton, GaussNewton
 
 RESULT = Path(__file__).parent / "results" / "gauss_newton.md"
-CLASSES, SHARD, SAMPLES, JOINT_SAMPLES = 10, 32, 256, 8
+CLASSES, SHARD, SAMPLES = 10, 32, 256
+REPEATED = 4
+JOINT_SEEDS = (3, 4, 5)
 
 
 class Residual(nn.Module):
@@ -172,16 +174,17 @@ def gradient(replica: Replica, shard: int, names: tuple[str, ...], data: str = "
     torch.autograd.grad(F.cross_entropy(replica.model(x), y), weights)
 
 
-def joint_hutchinson(replica: Replica, names: tuple[str, ...], limit: int) -> tuple[int, np.ndarray]:
-    """NNCF's scheme on the first samples: iterations, and the mean of vᵀHv of each layer.
+def joint_hutchinson(
+    replica: Replica, names: tuple[str, ...], limit: int, seed: int
+) -> tuple[int, np.ndarray]:
+    """NNCF's scheme on the first shard: iterations, and the mean of vᵀHv of each layer.
 
     The Hessian is that of the divergence, so that both estimate the same numbers.
     """
-    x = replica.shards["calibration"][0][0][:JOINT_SAMPLES]
-    reference = replica.float_outputs("calibration", 0)[:JOINT_SAMPLES]
+    x, reference = replica.shards["calibration"][0][0], replica.float_outputs("calibration", 0)
     weights = [replica.model.get_parameter(name) for name in names]
     sizes = np.array([weight.numel() for weight in weights])
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     totals, before = np.zeros(len(names)), 0.0
     iteration = 0
     with sdpa_kernel(SDPBackend.MATH):
@@ -217,31 +220,33 @@ def measure(name: str, steps: int, num_draws: int, limit: int) -> dict[str, Any]
     names = weights_of(replica.model)
     pair, top, exact = GaussNewton(), GaussNewton("ggn-top"), ExactGaussNewton()
     traces(pair, replica, names, 0)
-    times: dict[str, list[float]] = {key: [] for key in ("gradient", "ggn", "ggn-top", "ggn-exact")}
-    found: dict[str, list[np.ndarray]] = {key: [] for key in times}
+    times: dict[str, list[float]] = {"gradient": []}
+    found: dict[str, list[np.ndarray]] = {}
     for shard in range(SAMPLES // SHARD):
-        for estimator in (pair, top, exact):
+        for estimator, draws in ((pair, 1), (pair, REPEATED), (top, 1), (exact, 1)):
             times["gradient"].append(cpu_seconds(lambda s=shard: gradient(replica, s, names))[0])
-            spent, first = cpu_seconds(lambda e=estimator, s=shard: traces(e, replica, names, s))
-            times[estimator.name].append(spent)
-            more = [] if estimator is exact else [traces(estimator, replica, names, shard, 1, num_draws)]
-            found[estimator.name].append(np.concatenate([first, *more]))
+            spent, got = cpu_seconds(lambda e=estimator, s=shard, d=draws: traces(e, replica, names, s, 0, d))
+            times.setdefault(f"{estimator.name} {draws}", []).append(spent)
+            if draws == 1:
+                more = [] if estimator is exact else [traces(estimator, replica, names, shard, 1, num_draws)]
+                found.setdefault(estimator.name, []).append(np.concatenate([got, *more]))
     unit = statistics.median(times["gradient"])
-    every = {key: np.concatenate(parts, 2) for key, parts in found.items() if parts}
-    truth, few = every["ggn-exact"].mean(2)[0], every["ggn-exact"][0, :, :JOINT_SAMPLES].mean(1)
+    every = {key: np.concatenate(parts, 2) for key, parts in found.items()}
+    truth, few = every["ggn-exact"].mean(2)[0], every["ggn-exact"][0, :, :SHARD].mean(1)
     row: dict[str, Any] = {"layers": len(names), "unit": unit}
-    for key in ("ggn", "ggn-top", "ggn-exact"):
-        row[key] = statistics.median(times[key]) / unit
-        row[f"{key} error"] = worst(every[key].mean(2), truth)
-        row[f"{key} error, few"] = worst(every[key][:, :, :JOINT_SAMPLES].mean(2), few)
+    row |= {key: statistics.median(spent) / unit for key, spent in times.items()}
+    row["ggn error"], row["top error"] = (
+        worst(every["ggn"].mean(2), truth),
+        worst(every["ggn-top"].mean(2), truth),
+    )
+    grouped = every["ggn"].reshape(-1, REPEATED, *every["ggn"].shape[1:]).mean(1)
+    row["repeated error"] = worst(grouped.mean(2), truth)
+    row["repeated error, few"] = worst(grouped[:, :, :SHARD].mean(2), few)
     with frozen_eval(replica.model):
-        batch = tuple(part[:JOINT_SAMPLES] for part in replica.shards["calibration"][0])
-        replica.shards = {**replica.shards, "few": [batch]}
-        # Together: some machines count CPU time in steps of 10 ms.
-        small = cpu_seconds(lambda: [gradient(replica, 0, names, "few") for _ in range(20)])[0] / 20
-        spent, (row["iterations"], joint) = cpu_seconds(lambda: joint_hutchinson(replica, names, limit))
-    row["joint"] = spent / small
-    row["joint error"] = float(np.abs(joint / few - 1).max())
+        runs = [cpu_seconds(lambda s=s: joint_hutchinson(replica, names, limit, s)) for s in JOINT_SEEDS]
+    row["joint"] = statistics.median(spent for spent, _ in runs) / unit
+    row["iterations"] = statistics.median(iterations for _, (iterations, _) in runs)
+    row["joint error"] = worst(np.stack([joint for _, (_, joint) in runs]), few)
     return row
 
 
@@ -259,6 +264,7 @@ def print_peak(name: str, what: str) -> None:
     # Kernels and thread pools first, on one sample.
     x, y = replica.shards["calibration"][0]
     F.cross_entropy(replica.model(x[:1]), y[:1]).backward()
+    replica.model.zero_grad()
     seen = [resident_bytes()]
     done = threading.Event()
 
@@ -268,8 +274,10 @@ def print_peak(name: str, what: str) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    if what == "gradient":
-        gradient(replica, 0, names)
+    if what == "step":
+        optimizer = torch.optim.SGD(replica.model.parameters(), lr=0.01, momentum=0.9)
+        F.cross_entropy(replica.model(x), y).backward()
+        optimizer.step()
     else:
         traces(GaussNewton(), replica, names, 0)
     done.set()
@@ -284,22 +292,24 @@ def resident_bytes() -> int:
 
 def table(rows: dict[str, dict[str, Any]]) -> list[str]:
     """Two tables: what the estimators cost and miss by, and the joint scheme beside them."""
-    lines = [
-        "| network | weights | ggn | its error | ggn-top | its error | exact | peak memory of ggn |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["network", "weights", "ggn", "its error", f"{REPEATED} draws of ggn", "their error"]
+    head += ["ggn-top", "its error", "exact", "peak memory of ggn"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name, row in rows.items():
         lines.append(
-            f"| {name} | {row['layers']} | {row['ggn']:.1f} | {row['ggn error']:.2%} | "
-            f"{row['ggn-top']:.1f} | {row['ggn-top error']:.2%} | "
-            f"{row['ggn-exact']:.1f} | {row['peak']:.2f}x |"
+            f"| {name} | {row['layers']} | {row['ggn 1']:.1f} | {row['ggn error']:.1%} | "
+            f"{row[f'ggn {REPEATED}']:.1f} | {row['repeated error']:.1%} | "
+            f"{row['ggn-top 1']:.1f} | {row['top error']:.1%} | "
+            f"{row['ggn-exact 1']:.1f} | {row['peak']:.2f}x |"
         )
-    lines += ["", "| network | iterations | gradients | its error | ggn's error | gradients / ggn's |"]
-    lines += ["|---|---|---|---|---|---|"]
+    head = ["network", "iterations", "gradients", "its error", f"error of {REPEATED} draws of ggn"]
+    head += ["cost ÷ theirs", "error ÷ theirs"]
+    lines += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name, row in rows.items():
         lines.append(
-            f"| {name} | {row['iterations']} | {row['joint']:.0f} | {row['joint error']:.0%} | "
-            f"{row['ggn error, few']:.1%} | {row['joint'] / row['ggn']:.0f}x |"
+            f"| {name} | {row['iterations']:.0f} | {row['joint']:.0f} | {row['joint error']:.0%} | "
+            f"{row['repeated error, few']:.1%} | {row['joint'] / row[f'ggn {REPEATED}']:.0f}x | "
+            f"{row['joint error'] / row['repeated error, few']:.0f}x |"
         )
     return lines
 
@@ -312,10 +322,11 @@ def report(rows: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
 {options.date}, {processor()}, one thread, torch {torch.__version__}.
 CPU time in units of one gradient (forward and backward of the same {SHARD} samples), median of
 {SAMPLES // SHARD} shards, in one process. Images of 32×32 pixels, noisy mixtures of ten prototypes; ten
-outputs; {options.steps} steps of training. Errors are those of one draw on {SAMPLES} samples, relative to the
-exact trace of the same samples, on the worst layer: root mean square of {options.draws} draws. Peak memory
-is resident memory over that of one gradient of {SHARD} samples, each in a process of its own.
-Made by `python -m benchmarks.gauss_newton`.
+outputs; {options.steps} steps of training. Errors are relative to the exact trace of the same {SAMPLES}
+samples, on the worst layer: root mean square of {options.draws} draws, or of their means by
+{REPEATED}. Peak memory is resident memory over that of one step of SGD with momentum on {SHARD} samples,
+each in a process of its own; ggn takes {CHUNK_SIZE} samples at a time.
+Made by `python benchmarks/gauss_newton.py`.
 
 {{estimators}}
 
@@ -323,8 +334,8 @@ ggn: a pair of draws. ggn-top: two exact directions and a draw. exact: nine colu
 
 The joint scheme that NNCF uses, written anew, at its defaults: one Rademacher probe for all layers, the
 graph built each time, at most {options.limit} iterations, stopped when the sum of average traces moves by
-less than 1 %. Here on {JOINT_SAMPLES} samples, in gradients of {JOINT_SAMPLES} samples; ggn's error is on
-the same {JOINT_SAMPLES} samples, its cost that of the first table.
+less than 1 %. On {SHARD} samples, in gradients of {SHARD} samples: median cost and root mean square error
+of {len(JOINT_SEEDS)} seeds on the worst layer, beside {REPEATED} draws of ggn on the same {SHARD} samples.
 
 {{joint}}
 """
@@ -335,9 +346,9 @@ def main() -> None:
     """Measure and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--net", choices=list(NETS))
-    parser.add_argument("--peak", choices=("gradient", "ggn"))
+    parser.add_argument("--peak", choices=("step", "ggn"))
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--draws", type=int, default=16)
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--date", default=datetime.datetime.now(tz=datetime.UTC).date().isoformat())
     options = parser.parse_args()
@@ -348,7 +359,7 @@ def main() -> None:
     rows = {}
     for name in [options.net] if options.net else NETS:
         rows[name] = measure(name, options.steps, options.draws, options.limit)
-        rows[name]["peak"] = peak_bytes(name, "ggn") / peak_bytes(name, "gradient")
+        rows[name]["peak"] = peak_bytes(name, "ggn") / peak_bytes(name, "step")
         print(name, rows[name], flush=True)
     page = report(rows, options)
     print(page)
