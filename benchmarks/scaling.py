@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from fleet_simulation import FleetModel, simulate
 from torch import nn
 
+from benchmarks.fleet_simulation import FleetModel, simulate
 from raysearch import Task
 from raysearch.artifacts import RunStore, UnitLog
 from raysearch.assembly import make_replica
