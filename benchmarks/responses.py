@@ -11,8 +11,10 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raysearch.calibration import calibrate
-from raysearch.cluster.pool import LocalPool
+from raysearch.cluster.pool import Key, LocalPool, UnitFunction, UnitValue
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.records import (
@@ -34,7 +36,7 @@ from raysearch.records import (
     Trace,
 )
 from raysearch.search import OptionSpace, make_surrogate
-from raysearch.sensitivity.responses import Method, measure_responses, respond, units_of
+from raysearch.sensitivity.responses import measure_responses
 
 RESULT = Path(__file__).parent / "results" / "responses.md"
 SHARDS, CHUNK = 4, 8
@@ -162,35 +164,50 @@ def prepare(name: str, size: int, inputs: bool) -> tuple[Replica, QuantizerSetup
     return replica, setup, calibrate(setup, LocalPool(replica), 1, weights="min_max", activations="min_max")
 
 
+class Interleaved:
+    """A pool that runs beside each unit as many plain forwards, and the unit by full forwards.
+
+    The variants take turns within a second or so: what else a machine does then slows all of them alike.
+    """
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._later, self._full = LocalPool(replica), LocalPool(replace(replica, cache={}))
+        self.seconds = {"plain": 0.0, "full": 0.0}
+
+    def run(
+        self, function: UnitFunction, units: Mapping[Key, tuple[Any, ...]], shared: tuple[Any, ...] = ()
+    ) -> Iterator[tuple[Key, UnitValue]]:
+        """Answers of the units themselves."""
+        for key, (shard, options, mode) in units.items():
+            batch = self._replica.shards["calibration"][shard]
+            start = time.process_time()
+            with torch.no_grad():
+                for _ in options:
+                    self._replica.model(batch)
+            middle = time.process_time()
+            list(self._full.run(function, {key: (shard, options, "full")}, shared))
+            self.seconds["full"] += time.process_time() - middle
+            self.seconds["plain"] += middle - start
+            yield from self._later.run(function, {key: (shard, options, mode)}, shared)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def measure(name: str, size: int, inputs: bool, rounds: int) -> tuple[int, dict[str, float]]:
     """Options, and median CPU seconds of each variant."""
     replica, setup, ranges = prepare(name, size, inputs)
-    count = len(setup.options())
-    method = Method(4096, 0, 2**30)
-
-    def plain() -> None:
-        with torch.no_grad():
-            for shard in replica.shards["calibration"]:
-                for _ in range(count):
-                    replica.model(shard)
-
-    def full() -> None:
-        replica.cache.clear()
-        units = units_of(setup.options(), SHARDS, CHUNK)
-        whole = {key: (*arguments[:2], "full") for key, arguments in units.items()}
-        list(LocalPool(replica).run(respond, whole, (setup, ranges, method)))
-
-    def later() -> None:
-        replica.cache.clear()
-        measure_responses(setup, ranges, LocalPool(replica), SHARDS, option_chunk=CHUNK)
-
     times: dict[str, list[float]] = {"plain": [], "full": [], "later": []}
     for _ in range(rounds):
-        for label, function in (("plain", plain), ("full", full), ("later", later)):
-            start = time.process_time()
-            function()
-            times[label].append(time.process_time() - start)
-    return count, {label: statistics.median(values) for label, values in times.items()}
+        pool = Interleaved(replace(replica, cache={}))
+        start = time.process_time()
+        measure_responses(setup, ranges, pool, SHARDS, option_chunk=CHUNK)
+        spent = time.process_time() - start
+        for label, seconds in pool.seconds.items():
+            times[label].append(seconds)
+        times["later"].append(spent - sum(pool.seconds.values()))
+    return len(setup.options()), {label: statistics.median(values) for label, values in times.items()}
 
 
 def surrogate_seconds() -> dict[str, float]:
@@ -228,7 +245,7 @@ def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--size", type=int, default=8)
+    parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--date", default=datetime.datetime.now(tz=datetime.UTC).date().isoformat())
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -236,10 +253,11 @@ def main() -> None:
         "# Responses of all options, and surrogates",
         "",
         f"{options.date}, {processor()}, torch {torch.__version__}, one thread. CPU time of one process,",
-        f"median of {options.rounds} interleaved rounds; {SHARDS} shards of {options.size} samples, {CHUNK}",
-        "options in a unit; weights at 2 and 4 bits, inputs at 8; caches start empty in every round. Plain:",
-        "as many forwards of the float model and nothing else. Full: all responses by whole forwards.",
-        "Later: `measure_responses`, with its recordings and its check.",
+        f"median of {options.rounds} round(s); {SHARDS} shards of {options.size} samples, {CHUNK} options in",
+        "a unit; weights at 2 and 4 bits, inputs at 8; caches start empty in every round, and the variants",
+        "take turns unit by unit. Plain: as many forwards of the float model and nothing else. Full: all",
+        "responses by whole forwards, fake-quantization and judging included. Later: all of",
+        "`measure_responses`, with its recordings, its check and its Gram matrices.",
         "Made by `benchmarks/responses.py`.",
         "",
         "| net | quantized | options | forwards | plain, s | full, s | later, s | full/plain | later/plain |",
