@@ -23,7 +23,7 @@ class RateMeter:
     """Units a second over the last `RATE_SECONDS`, or over the last unit where one takes longer.
 
     Units that a resumed run reads are not counted: measuring begins with the first count of a stage, and
-    again when its count goes back, as it does with each batch of trials.
+    again when its count goes back.
     """
 
     def __init__(self) -> None:

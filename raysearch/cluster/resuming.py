@@ -36,31 +36,48 @@ class ResumingPool:
             inner: computes the missing units.
             log: holds the finished ones.
             stage: the name under which they are kept.
-            on_progress: called with (units done, units in all) at the start of a run and after each unit.
+            on_progress: called with (units done, units asked for) at the start of a run and after each
+                unit; both count all runs of this pool, so a stage that works in rounds does not begin anew.
         """
         self._inner = inner
         self._log = log
         self._stage = stage
         self._on_progress = on_progress
+        self._is_read = False
+        self._held: dict[Key, UnitValue] = {}
+        self._finished: set[Key] = set()
+        self._asked: set[Key] = set()
 
     def run(
         self, function: UnitFunction, units: Mapping[Key, tuple[Any, ...]], shared: tuple[Any, ...] = ()
     ) -> Iterator[tuple[Key, UnitValue]]:
-        """See `Pool.run`; logged units come first, in the order of `units`."""
-        logged = {key: value for key, value in self._log.read(self._stage).items() if key in units}
-        missing = {key: arguments for key, arguments in units.items() if key not in logged}
-        done = len(logged)
-        self._on_progress(done, len(units))
+        """See `Pool.run`; logged units come first, in the order of `units`.
+
+        The log is read by the first run; again only if a unit is asked for that was handed out before.
+        """
+        self._read(units)
+        self._asked |= units.keys()
+        missing = {key: arguments for key, arguments in units.items() if key not in self._finished}
+        self._tell()
         for key in units:
-            if key in logged:
-                yield key, logged[key]
+            if key not in missing:
+                yield key, self._held.pop(key)
         if not missing:
             return
         for key, value in self._inner.run(function, missing, shared):
             self._log.append(self._stage, key, value)
-            done += 1
-            self._on_progress(done, len(units))
+            self._finished.add(key)
+            self._tell()
             yield key, value
+
+    def _read(self, units: Mapping[Key, tuple[Any, ...]]) -> None:
+        # What was handed out is not kept here: the rows of a stage may be larger than memory.
+        if not self._is_read or any(key in self._finished and key not in self._held for key in units):
+            self._held = dict(self._log.read(self._stage))
+            self._finished, self._is_read = set(self._held), True
+
+    def _tell(self) -> None:
+        self._on_progress(len(self._asked & self._finished), len(self._asked))
 
     def close(self) -> None:
         """See `Pool.close`; closes the inner pool, not the log."""

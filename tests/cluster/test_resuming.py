@@ -11,9 +11,10 @@ class MemoryLog:
     """A unit log that lives as long as the test."""
 
     def __init__(self):
-        self.stages = {}
+        self.stages, self.reads = {}, 0
 
     def read(self, stage):
+        self.reads += 1
         return dict(self.stages.get(stage, {}))
 
     def append(self, stage, key, value):
@@ -69,3 +70,20 @@ def test_what_finished_before_a_failure_is_kept(tmp_path):
     with pytest.raises(UnitError):
         list(ResumingPool(LocalPool(None), log, "s", lambda d, t: None).run(units.raise_value_error, work))
     assert sorted(log.stages["s"]) == [(0,), (1,)]
+
+
+def test_rounds_read_the_log_once_and_count_on():
+    log, model, work = MemoryLog(), units.small_model(), units.trace_units(3, 2)
+    keys = list(work)
+    rounds = [{key: work[key] for key in part} for part in (keys[:2], keys[2:4], keys[4:])]
+    for key, value in LocalPool(model).run(units.trace, {**rounds[0], **rounds[1]}, (1.0,)):
+        if key != keys[1]:
+            log.append("traces", key, value)
+    log.reads, progress = 0, []
+    pool = ResumingPool(LocalPool(model), log, "traces", lambda done, total: progress.append((done, total)))
+    found = {}
+    for part in rounds:
+        found |= dict(pool.run(units.trace, part, (1.0,)))
+    assert list(found) == keys
+    assert log.reads == 1
+    assert progress == [(1, 2), (2, 2), (4, 4), (4, 6), (5, 6), (6, 6)]
