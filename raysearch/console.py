@@ -22,7 +22,7 @@ from raysearch.records import (
     RunStatus,
     SensitivityTable,
 )
-from raysearch.report import sensitivity_grid
+from raysearch.report import sensitivity_grid, sketch_note
 
 LINE_EVERY_SECONDS = 30.0
 
@@ -235,7 +235,7 @@ def sensitivity_table(
 ) -> Table:
     """Traces, perturbations and responses, a row a group."""
     grid = sensitivity_grid(setup, table, assignment)
-    shown = Table(*grid.columns, title=f"sensitivity {table.fingerprint}")
+    shown = Table(*grid.columns, title=f"sensitivity {table.fingerprint}", caption=sketch_note(table))
     for row in grid.rows:
         shown.add_row(row.name, *row.cells)
     return shown

@@ -169,7 +169,8 @@ class RunStore:
     def save_sensitivity(self, table: SensitivityTable) -> None:
         """Write `responses.arrow`, `traces.parquet` and `sensitivity.parquet`."""
         # The fingerprint goes into the third table as well, so that no mixture of two runs can be read.
-        gram = table.gram_table().replace_schema_metadata({"fingerprint": table.fingerprint})
+        gram = table.gram_table()
+        gram = gram.replace_schema_metadata({**gram.schema.metadata, "fingerprint": table.fingerprint})
         self.storage.write_bytes("responses.arrow", to_arrow(gram))
         self.storage.write_bytes("traces.parquet", to_parquet(table.traces_table()))
         self.storage.write_bytes("sensitivity.parquet", to_parquet(table.effects_table()))

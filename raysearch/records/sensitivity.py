@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
@@ -77,12 +78,15 @@ class SensitivityTable:
         gram: K, shape [num_options, num_options], float64, symmetric and positive semi-definite;
             K_qr = mean over samples of δ_qᵀ Λ δ_r, in the order of `effects`.
         fingerprint: hash of the model, the data, the setup and the method.
+        sketch_error: greatest relative standard error on the diagonal of K from projecting the outputs; 0
+            where nothing was projected, NaN where it is not known (tables of earlier versions).
     """
 
     traces: Mapping[str, Trace]
     effects: Mapping[Option, OptionEffect]
     gram: npt.NDArray[np.float64]
     fingerprint: str
+    sketch_error: float = math.nan
 
     def __post_init__(self) -> None:
         if self.gram.shape != (len(self.effects), len(self.effects)):
@@ -97,11 +101,12 @@ class SensitivityTable:
         return _rows(OptionEffect, self.effects.values(), self.fingerprint)
 
     def gram_table(self) -> pa.Table:
-        """One row an option: its group, its width, and its row of K as a list."""
+        """One row an option: its group, its width, and its row of K as a list; the sketch's error beside it."""
         rows = pa.array(list(self.gram), type=pa.list_(pa.float64()))
         names = [group for group, _ in self.effects]
         widths = [bits for _, bits in self.effects]
-        return pa.table({"group": names, "num_bits": widths, "gram": rows})
+        metadata = {"sketch_error": repr(self.sketch_error)}
+        return pa.table({"group": names, "num_bits": widths, "gram": rows}, metadata=metadata)
 
     @classmethod
     def from_tables(cls, traces: pa.Table, effects: pa.Table, gram: pa.Table) -> SensitivityTable:
@@ -115,6 +120,7 @@ class SensitivityTable:
             found_traces = [Trace(**row) for row in traces.to_pylist()]
             found_effects = [OptionEffect(**row) for row in effects.to_pylist()]
             size = len(found_effects)
+            sketch_error = float((gram.schema.metadata or {}).get(b"sketch_error", b"nan"))
             matrix = np.array(gram.column("gram").to_pylist(), dtype=np.float64).reshape(size, size)
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(f"the sensitivity tables are damaged: {error}. Start the run anew.") from error
@@ -125,6 +131,7 @@ class SensitivityTable:
             {(effect.group, effect.num_bits): effect for effect in found_effects},
             matrix,
             marks.pop(),
+            sketch_error,
         )
 
 

@@ -71,6 +71,18 @@ def sensitivity_rows(
     return rows
 
 
+def sketch_note(table: SensitivityTable) -> str:
+    """One line on how exact the responses are; empty where a table of an earlier version does not say."""
+    if math.isnan(table.sketch_error):
+        return ""
+    if not table.sketch_error:
+        return "responses: exact, no output was projected"
+    return (
+        f"responses: of projected outputs; standard error of K_qq at most {table.sketch_error:.1%} of it "
+        f"(sensitivity.sketch_size lowers it)"
+    )
+
+
 def sensitivity_grid(
     setup: QuantizerSetup, table: SensitivityTable, assignment: Mapping[str, int] | None = None
 ) -> Grid:

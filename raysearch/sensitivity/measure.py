@@ -90,7 +90,7 @@ def measure_sensitivity(
             response=0.5 * float(responses.gram[index, index]),
             divergence=float(responses.divergence[index]),
         )
-    return SensitivityTable(traces, effects, responses.gram, fingerprint)
+    return SensitivityTable(traces, effects, responses.gram, fingerprint, responses.sketch_error)
 
 
 def _omega(

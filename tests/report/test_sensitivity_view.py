@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from raysearch.report import predicted_shares, sensitivity_grid, sensitivity_rows
+from raysearch.report import predicted_shares, sensitivity_grid, sensitivity_rows, sketch_note
 
 from .run_samples import make_sensitivity, make_setup
 
@@ -58,3 +60,10 @@ def test_the_table_has_a_cell_for_every_column():
         == cells["blocks.0.linear.weight"]["response at 2"]
         == "–"
     )
+
+
+def test_the_note_states_the_error_of_the_sketch():
+    table = make_sensitivity(make_setup(2))
+    assert "exact" in sketch_note(replace(table, sketch_error=0.0))
+    assert "at most 1.2%" in sketch_note(replace(table, sketch_error=0.0123))
+    assert sketch_note(replace(table, sketch_error=float("nan"))) == ""
