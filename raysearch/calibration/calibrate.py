@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raysearch.calibration.distribution import EXACT_BITS, SIGNIFICANT_BITS
 from raysearch.calibration.grid import levels_of
-from raysearch.calibration.observer import Observer, Wanted
+from raysearch.calibration.observer import Collected, Observer, Wanted, merge_collected
 from raysearch.calibration.ranges import Observed, Rule, find_range, warn_of_clipping
 from raysearch.calibration.rules import choose_rules
 from raysearch.calibration.statistics import Estimator, Statistics
@@ -20,7 +20,15 @@ from raysearch.calibration.weights import min_max_scale, mse_affine, mse_scale
 from raysearch.cluster.pool import Key, LocalPool, Pool, UnitValue
 from raysearch.controller import attach_activation, detach_all
 from raysearch.errors import DataError
-from raysearch.evaluation import Divergence, Forward, Replica, default_forward, materialise
+from raysearch.evaluation import (
+    Batch,
+    Divergence,
+    Forward,
+    Replica,
+    default_forward,
+    materialise,
+    run_in_microbatches,
+)
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.records import QuantizationPoint, QuantizerRange, QuantizerSetup, RangeTable
 
@@ -130,20 +138,33 @@ def activation_wants(point: QuantizationPoint, rule: Rule) -> Wanted:
 def observe_shard(
     replica: Replica, setup: QuantizerSetup, wanted: Mapping[str, Wanted], index: int
 ) -> UnitValue:
-    """Unit: what the observers of all activation points collect on one shard, as "id|array"."""
-    observers = {name: Observer(wanted[name]) for name in setup.of_kind("activation")}
-    handles = attach_activation(replica.model, setup, observers)
-    try:
-        # Not `replica.run`, which judges the output: here the output does not matter.
-        with frozen_eval(replica.model), torch.no_grad():
-            replica.forward(replica.model, replica.shard("calibration", index))
-        return {
-            f"{name}|{key}": array
-            for name, observer in observers.items()
-            for key, array in observer.collect().items()
-        }
-    finally:
-        detach_all(replica.model, setup, handles)
+    """Unit: what the observers of all activation points collect on one shard, as "id|array".
+
+    A shard that does not fit in memory is run in pieces, each with observers of its own; samples and counts
+    are the same.
+    """
+
+    def collect(part: Batch) -> dict[str, Collected]:
+        observers = {name: Observer(wanted[name]) for name in setup.of_kind("activation")}
+        handles = attach_activation(replica.model, setup, observers)
+        try:
+            replica.forward(replica.model, part)
+        finally:
+            detach_all(replica.model, setup, handles)
+        return {name: observer.collect() for name, observer in observers.items()}
+
+    # Not `replica.run`, which judges the output: here the output does not matter.
+    with frozen_eval(replica.model), torch.no_grad():
+        found = run_in_microbatches(
+            collect,
+            replica.shard("calibration", index),
+            replica.microbatches("observe"),
+            combine=lambda parts: {
+                name: merge_collected([part[name] for part in parts]) for name in parts[0]
+            },
+            name=f"shard {index} of the calibration data",
+        )
+    return {f"{name}|{key}": array for name, got in found.items() for key, array in got.items()}
 
 
 def weight_ranges(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.calibration.distribution import Distribution, count_values
+from raysearch.calibration.statistics import Statistics
+
+Collected = Mapping[str, npt.NDArray[np.generic]]
+"""Arrays by name, see `Observer.collect`."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,26 @@ class Observer(nn.Module):
         found: dict[str, npt.NDArray[np.generic]] = {"rows": rows.cpu().numpy()}
         if self._counted:
             merged = [Distribution.merge(parts) for parts in zip(*self._counted, strict=True)]
-            found["values"] = np.concatenate([part.values for part in merged])
-            found["counts"] = np.concatenate([part.counts for part in merged])
-            found["channels"] = np.repeat(
-                np.arange(len(merged), dtype=np.int32), [len(part.values) for part in merged]
-            )
+            found |= _packed(merged)
         self._forget()
         return found
+
+
+def merge_collected(parts: Sequence[Collected]) -> Collected:
+    """What one observer would have collected of several pieces of a shard, in their order."""
+    whole = Statistics.from_units(parts)
+    if not len(whole.rows):
+        return parts[0]
+    return {"rows": whole.rows, **(_packed(whole.distributions) if whole.distributions else {})}
+
+
+def _packed(channels: Sequence[Distribution]) -> dict[str, npt.NDArray[np.generic]]:
+    sizes = [len(channel.values) for channel in channels]
+    return {
+        "values": np.concatenate([channel.values for channel in channels]),
+        "counts": np.concatenate([channel.counts for channel in channels]),
+        "channels": np.repeat(np.arange(len(channels), dtype=np.int32), sizes),
+    }
 
 
 def channel_values(x: Tensor, axis: int | None) -> Tensor:

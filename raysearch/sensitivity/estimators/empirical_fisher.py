@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from torch import Tensor
 
 from raysearch.errors import ConfigError, DataError
-from raysearch.evaluation import Replica
+from raysearch.evaluation import Batch, Replica, run_in_microbatches
 from raysearch.evaluation.batches import take
 from raysearch.evaluation.forward import frozen_eval
-from raysearch.sensitivity.estimators.gauss_newton import CHUNK_SIZE
+from raysearch.sensitivity.estimators.gauss_newton import CHUNK_SIZE, side_by_side
 from raysearch.sensitivity.estimators.loss_at_outputs import loss_gradient
 from raysearch.sensitivity.estimators.protocol import TraceLoss
 from raysearch.sensitivity.estimators.sample_gradients import SampleGradients, enable
@@ -57,15 +58,25 @@ class EmpiricalFisher:
         """
         batch = replica.shard("calibration", shard)
         slopes = loss_gradient(replica, batch, "sensitivity.estimator is 'fisher', but")
-        found: dict[str, list[np.ndarray]] = {name: [] for name in weights}
+        chunks = []
+
+        def norms_of(part: tuple[Batch, Tensor]) -> dict[str, np.ndarray]:
+            found = SampleGradients(replica, weights, part[0]).squared_norms([part[1]])
+            return {name: norms.numpy() for name, norms in found.items()}
+
         with frozen_eval(replica.model):
             enable(replica)
             for start in range(0, len(slopes), self.chunk_size):
-                stop = start + self.chunk_size
-                gradients = SampleGradients(replica, weights, take(batch, start, stop))
-                for name, norms in gradients.squared_norms([slopes[start:stop]]).items():
-                    found[name].append(norms[0].numpy())
-        rows = {name: np.concatenate(parts) for name, parts in found.items()}
+                chunks.append(
+                    run_in_microbatches(
+                        norms_of,
+                        take((batch, slopes), start, start + self.chunk_size),
+                        replica.microbatches("gradients"),
+                        combine=side_by_side,
+                        name=f"calibration shard {shard} with its gradients",
+                    )
+                )
+        rows = {name: values[0] for name, values in side_by_side(chunks).items()}
         for name, row in rows.items():
             if not np.isfinite(row).all():
                 raise DataError(

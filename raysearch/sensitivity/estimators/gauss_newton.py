@@ -12,7 +12,7 @@ factors); Hutchinson 1990 (random signs).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from raysearch.errors import ConfigError, DataError
-from raysearch.evaluation import Replica, batch_size
+from raysearch.evaluation import Replica, batch_size, run_in_microbatches
 from raysearch.evaluation.batches import map_tensors
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.seeding import derive_seed
@@ -72,7 +72,7 @@ class _GaussNewton(ABC):
 
         With `samples_per_shard` = m, each draw takes m samples with replacement, sample n with probability
         q_n = Tr Λ_n / Σ Tr Λ, and its m columns hold t_n / (N q_n): their mean is unbiased for the mean of
-        the shard's N traces t_n.
+        the shard's N traces t_n. Where a chunk does not fit in memory, halves of it are taken.
 
         Raises:
             TaskError: see `loss_curvature`; or the output has not one row a sample.
@@ -120,21 +120,45 @@ class _GaussNewton(ABC):
         samples: Tensor,
         generators: list[torch.Generator],
     ) -> dict[str, np.ndarray]:
-        replica, draws = curvature.replica, len(generators)
-        found = {name: np.zeros((draws, len(samples))) for name in weights}
+        replica = curvature.replica
+        chunks: list[dict[str, np.ndarray]] = []
         with frozen_eval(replica.model):
             enable(replica)
-            for start in range(0, len(samples), self.chunk_size):
-                chosen = samples[start : start + self.chunk_size]
-                place = slice(start, start + len(chosen))
-                gradients = SampleGradients(replica, weights, curvature.batch_of(chosen))
-                outputs = gradients.output.detach()
-                columns = self._columns(curvature.factor(outputs, chosen), generators)
-                while part := list(islice(columns, COLUMNS_PER_PASS)):
-                    norms = gradients.squared_norms([curvature.restored(c, outputs) for c, _ in part])
-                    for name, values in norms.items():
-                        for value, (_, counts_for) in zip(values.numpy(), part, strict=True):
-                            found[name][counts_for.start : counts_for.stop, place] += value
+            for chosen in samples.split(self.chunk_size):
+                chunks.append(
+                    run_in_microbatches(
+                        lambda part: self._measure_chunk(curvature, weights, part, generators),
+                        chosen,
+                        replica.microbatches("gradients"),
+                        combine=side_by_side,
+                        name=f"calibration shard {curvature.shard} with its gradients",
+                    )
+                )
+        return side_by_side(chunks)
+
+    def _measure_chunk(
+        self,
+        curvature: _Curvature,
+        weights: tuple[str, ...],
+        chosen: Tensor,
+        generators: list[torch.Generator],
+    ) -> dict[str, np.ndarray]:
+        """Weight → [draws, samples]; where it fails, the generators are as before."""
+        found = {name: np.zeros((len(generators), len(chosen))) for name in weights}
+        before = [generator.get_state() for generator in generators]
+        try:
+            gradients = SampleGradients(curvature.replica, weights, curvature.batch_of(chosen))
+            outputs = gradients.output.detach()
+            columns = self._columns(curvature.factor(outputs, chosen), generators)
+            while part := list(islice(columns, COLUMNS_PER_PASS)):
+                norms = gradients.squared_norms([curvature.restored(c, outputs) for c, _ in part])
+                for name, values in norms.items():
+                    for value, (_, counts_for) in zip(values.numpy(), part, strict=True):
+                        found[name][counts_for.start : counts_for.stop] += value
+        except Exception:
+            for generator, state in zip(generators, before, strict=True):
+                generator.set_state(state)
+            raise
         return found
 
 
@@ -229,7 +253,7 @@ class _Curvature:
     """Λ of the samples of one shard."""
 
     def __init__(self, replica: Replica, loss: TraceLoss, shard: int) -> None:
-        self.replica, self._shard = replica, shard
+        self.replica, self.shard = replica, shard
         self._batch = replica.shard("calibration", shard)
         self.num_samples = batch_size(self._batch)
         self._matrices = loss_curvature(replica, self._batch) if loss == "loss" else None
@@ -240,7 +264,7 @@ class _Curvature:
     def factor(self, outputs: Tensor, samples: Tensor) -> OutputFactor:
         if not bool(torch.isfinite(outputs).all()):
             raise DataError(
-                f"the model's output is not finite on calibration shard {self._shard}, so no trace is. Mend "
+                f"the model's output is not finite on calibration shard {self.shard}, so no trace is. Mend "
                 f"the data or the model."
             )
         if self._matrices is None:
@@ -256,8 +280,13 @@ class _Curvature:
         """Tr Λ of every sample, on the CPU."""
         if self._matrices is not None:
             return self._matrices.diagonal(dim1=-2, dim2=-1).sum((1, 2)).clamp(min=0).cpu()
-        outputs = self.replica.float_outputs("calibration", self._shard)
+        outputs = self.replica.float_outputs("calibration", self.shard)
         return divergence_factor(outputs, self.replica.divergence).trace().clamp(min=0).cpu()
+
+
+def side_by_side(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Traces [draws, samples] of several pieces, sample after sample."""
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
 
 def _signs(shape: tuple[int, int, int], extra: int, generator: torch.Generator) -> Tensor:

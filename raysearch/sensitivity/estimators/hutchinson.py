@@ -17,7 +17,7 @@ from torch import Tensor
 from raysearch.evaluation import Replica, batch_size
 from raysearch.evaluation.batches import Batch, take
 from raysearch.seeding import derive_seed
-from raysearch.sensitivity.estimators.products import Block, rademacher, weight_blocks
+from raysearch.sensitivity.estimators.products import Block, in_pieces, rademacher, weight_blocks
 from raysearch.sensitivity.estimators.protocol import TraceLoss
 
 
@@ -28,7 +28,8 @@ class Hutchinson:
     products on that graph. With `probe_per_sample` each sample is a batch of its own with probes of its own,
     so all of that once a sample: on small batches overhead makes it several times dearer than the shared
     probe. The draws then average over the samples, and tell the error over data. The mean loss of a batch
-    must be the mean of its samples' losses.
+    must be the mean of its samples' losses; so it must where a shard does not fit in memory and is taken in
+    pieces.
 
     Args:
         probe_per_sample: a fresh probe for every sample instead of one for the whole shard.
@@ -51,8 +52,6 @@ class Hutchinson:
         hi: int,
     ) -> Mapping[str, np.ndarray]:
         """See `TraceEstimator.draw`."""
-        batch = replica.shard("calibration", shard)
-        reference = replica.float_outputs("calibration", shard)
 
         def probe(part: Batch, target: Tensor, *sample: int) -> dict[str, np.ndarray]:
             with weight_blocks(replica, weights, loss, part, target) as blocks:
@@ -67,7 +66,10 @@ class Hutchinson:
                 }
 
         if not self.per_sample:
-            return {name: values[:, None] for name, values in probe(batch, reference).items()}
+            whole = in_pieces(replica, shard, probe)
+            return {name: values[:, None] for name, values in whole.items()}
+        batch = replica.shard("calibration", shard)
+        reference = replica.float_outputs("calibration", shard)
         columns = [probe(take(batch, i, i + 1), reference[i : i + 1], i) for i in range(batch_size(batch))]
         return {name: np.stack([column[name] for column in columns], axis=1) for name in weights}
 

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from raysearch.evaluation import Replica
+from raysearch.evaluation import Batch, Replica
 from raysearch.seeding import derive_seed
-from raysearch.sensitivity.estimators.products import Block, rademacher, weight_blocks
+from raysearch.sensitivity.estimators.products import Block, in_pieces, rademacher, weight_blocks
 from raysearch.sensitivity.estimators.protocol import TraceLoss
 
 
@@ -40,16 +41,18 @@ class JointHutchinson:
         hi: int,
     ) -> Mapping[str, np.ndarray]:
         """See `TraceEstimator.draw`."""
-        batch = replica.shard("calibration", shard)
-        reference = replica.float_outputs("calibration", shard)
-        found = {name: np.zeros((hi - lo, 1)) for name in weights}
-        with weight_blocks(replica, weights, loss, batch, reference) as blocks:
-            reached = {name: block for name, block in blocks.items() if block.gradient is not None}
-            for k in range(lo, hi):
-                seeds = {name: derive_seed(seed, "traces", name, shard, k) for name in reached}
-                for name, value in _probe(reached, seeds).items():
-                    found[name][k - lo, 0] = value
-        return found
+
+        def probe(batch: Batch, reference: Tensor) -> dict[str, np.ndarray]:
+            found = {name: np.zeros((hi - lo, 1)) for name in weights}
+            with weight_blocks(replica, weights, loss, batch, reference) as blocks:
+                reached = {name: block for name, block in blocks.items() if block.gradient is not None}
+                for k in range(lo, hi):
+                    seeds = {name: derive_seed(seed, "traces", name, shard, k) for name in reached}
+                    for name, value in _probe(reached, seeds).items():
+                        found[name][k - lo, 0] = value
+            return found
+
+        return in_pieces(replica, shard, probe)
 
 
 def _probe(blocks: Mapping[str, Block], seeds: Mapping[str, int]) -> dict[str, float]:

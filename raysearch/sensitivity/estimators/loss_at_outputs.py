@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raysearch.errors import TaskError
-from raysearch.evaluation import Replica, output_tensor
+from raysearch.evaluation import Replica, output_tensor, run_in_microbatches
 from raysearch.evaluation.batches import Batch, tensors_of
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.sensitivity.estimators.output_factor import MAX_DENSE, by_position
@@ -98,7 +98,9 @@ def _loss_of_outputs(replica: Replica, batch: Batch, user: str) -> tuple[Tensor,
     if replica.loss is None:
         raise TaskError(f"{user} the Task has no loss. Give Task(loss=...), or take another setting.")
     with frozen_eval(replica.model), torch.no_grad():
-        outputs = replica.forward(replica.model, batch)
+        outputs = run_in_microbatches(
+            lambda part: replica.forward(replica.model, part), batch, replica.microbatches("forward")
+        )
     judged = output_tensor(outputs)
     leaf = judged.detach().clone().requires_grad_()
     others = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raysearch.errors import TaskError
-from raysearch.evaluation import Replica, output_tensor
+from raysearch.evaluation import Replica, output_tensor, run_in_microbatches
 from raysearch.evaluation.batches import Batch
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.sensitivity.estimators.protocol import TraceLoss
@@ -80,6 +80,45 @@ def weight_blocks(
         }
 
 
+def in_pieces(
+    replica: Replica,
+    shard: int,
+    draw: Callable[[Batch, Tensor], Mapping[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Draws on a shard and its float outputs; where the graph does not fit in memory, on pieces of it.
+
+    The mean loss of a shard is the mean of its pieces' weighted by their samples, and so is its Hessian. With
+    the same probes the weighted mean of vᵀ H v over the pieces is therefore the shard's, up to rounding; of
+    estimates that are not linear in H it is another one with the same mean.
+
+    Args:
+        replica: holds the shard.
+        shard: calibration shard.
+        draw: (samples, their float outputs) → weight id → values, of the same shape for any samples.
+    """
+
+    def sized(part: tuple[Batch, Tensor]) -> tuple[int, Mapping[str, np.ndarray]]:
+        return len(part[1]), draw(*part)
+
+    def weighted(
+        parts: Sequence[tuple[int, Mapping[str, np.ndarray]]],
+    ) -> tuple[int, Mapping[str, np.ndarray]]:
+        total = sum(size for size, _ in parts)
+        zero = np.zeros(1)
+        means = {name: sum((size * got[name] for size, got in parts), zero) / total for name in parts[0][1]}
+        return total, means
+
+    batch, reference = replica.shard("calibration", shard), replica.float_outputs("calibration", shard)
+    _, found = run_in_microbatches(
+        sized,
+        (batch, reference),
+        replica.microbatches("products"),
+        combine=weighted,
+        name=f"calibration shard {shard} with its second derivatives",
+    )
+    return dict(found)
+
+
 def estimate_blocks(
     replica: Replica,
     weights: tuple[str, ...],
@@ -101,21 +140,25 @@ def estimate_blocks(
         exact_size: weights of at most so many elements are measured by all their columns instead.
 
     Returns:
-        weight id → float64 [draws, 1]; 0 where the loss does not reach the weight.
+        weight id → float64 [draws, 1]; 0 where the loss does not reach the weight. In pieces, where memory
+        asks for it; see `in_pieces`.
     """
-    batch = replica.shard("calibration", shard)
-    reference = replica.float_outputs("calibration", shard)
-    indices, found = list(draws), {}
-    with weight_blocks(replica, weights, loss, batch, reference) as blocks:
-        for name, block in blocks.items():
-            if block.gradient is None:
-                values = [0.0] * len(indices)
-            elif block.weight.numel() <= exact_size:
-                values = [exact_trace(block)] * len(indices)
-            else:
-                values = [estimate(block, name, index) for index in indices]
-            found[name] = np.array(values, dtype=np.float64)[:, None]
-    return found
+    indices = list(draws)
+
+    def draw(batch: Batch, reference: Tensor) -> dict[str, np.ndarray]:
+        found = {}
+        with weight_blocks(replica, weights, loss, batch, reference) as blocks:
+            for name, block in blocks.items():
+                if block.gradient is None:
+                    values = [0.0] * len(indices)
+                elif block.weight.numel() <= exact_size:
+                    values = [exact_trace(block)] * len(indices)
+                else:
+                    values = [estimate(block, name, index) for index in indices]
+                found[name] = np.array(values, dtype=np.float64)[:, None]
+        return found
+
+    return in_pieces(replica, shard, draw)
 
 
 def mean_loss(replica: Replica, loss: TraceLoss, batch: Batch, reference: Tensor) -> Tensor:
