@@ -218,7 +218,9 @@ def surrogate_seconds() -> dict[str, float]:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((216, 256))
     effects = {o: OptionEffect(*o, "weight", *rng.random(4).tolist()) for o in setup.options()}
-    table = SensitivityTable({n: Trace(n, 1.0, 0.1, 0.1, 8, 64) for n in names}, effects, rows @ rows.T, "")
+    table = SensitivityTable(
+        {n: Trace(n, 1.0, 0.1, 0.1, 0.1, 8, 64, "ggn", True) for n in names}, effects, rows @ rows.T, ""
+    )
     choices = rng.integers(0, 4, (100_000, 54))
     found = {}
     for name in ("response", "hawq", "single-loss", "weight-error"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,12 +159,14 @@ def observe_shard(
             collect,
             replica.shard("calibration", index),
             replica.microbatches("observe"),
-            combine=lambda parts: {
-                name: merge_collected([part[name] for part in parts]) for name in parts[0]
-            },
+            combine=_merged,
             name=f"shard {index} of the calibration data",
         )
     return {f"{name}|{key}": array for name, got in found.items() for key, array in got.items()}
+
+
+def _merged(parts: Sequence[dict[str, Collected]]) -> dict[str, Collected]:
+    return {name: merge_collected([part[name] for part in parts]) for name in parts[0]}
 
 
 def weight_ranges(

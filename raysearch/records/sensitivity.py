@@ -101,7 +101,7 @@ class SensitivityTable:
         return _rows(OptionEffect, self.effects.values(), self.fingerprint)
 
     def gram_table(self) -> pa.Table:
-        """One row an option: its group, its width, and its row of K as a list; the sketch's error beside it."""
+        """One row an option: its group, width, and row of K as a list; the sketch's error as metadata."""
         rows = pa.array(list(self.gram), type=pa.list_(pa.float64()))
         names = [group for group, _ in self.effects]
         widths = [bits for _, bits in self.effects]

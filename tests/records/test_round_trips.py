@@ -97,6 +97,14 @@ def test_sensitivity_table():
     assert again.fingerprint == "mark"
 
 
+def test_the_error_of_a_sketch_is_kept_and_unknown_in_old_tables():
+    table = replace(small_table(), sketch_error=0.1 + 0.2)
+    tables = table.traces_table(), table.effects_table(), table.gram_table()
+    assert SensitivityTable.from_tables(*tables).sketch_error == 0.1 + 0.2
+    old = tables[2].replace_schema_metadata(None)
+    assert math.isnan(SensitivityTable.from_tables(*tables[:2], old).sketch_error)
+
+
 def test_an_unknown_data_error_is_kept():
     trace = Trace("a", 1.0, 0.1, 0.1, float("nan"), 8, 32, "hutchinson", True)
     one = SensitivityTable({"a": trace}, small_table().effects, small_table().gram, "mark")
