@@ -147,7 +147,7 @@ def _concatenated(results: Sequence[Any], sizes: Sequence[int], name: str) -> An
     if isinstance(first, Mapping):
         entries = {key: _concatenated([part[key] for part in results], sizes, name) for key in first}
         # Outputs of transformers are mappings with attributes of the same names.
-        return entries if type(first) is dict else type(first)(**entries)  # type: ignore[call-arg]
+        return entries if type(first) is dict else type(first)(**entries)
     if isinstance(first, tuple | list):
         joined = [_concatenated(parts, sizes, name) for parts in zip(*results, strict=True)]
         return type(first)(*joined) if hasattr(first, "_fields") else type(first)(joined)

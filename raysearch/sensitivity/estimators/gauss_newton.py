@@ -124,7 +124,8 @@ class _GaussNewton(ABC):
         chunks: list[dict[str, np.ndarray]] = []
         with frozen_eval(replica.model):
             enable(replica)
-            for chosen in samples.split(self.chunk_size):
+            for start in range(0, len(samples), self.chunk_size):
+                chosen = samples[start : start + self.chunk_size]
                 chunks.append(
                     run_in_microbatches(
                         lambda part: self._measure_chunk(curvature, weights, part, generators),
