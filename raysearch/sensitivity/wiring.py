@@ -18,10 +18,9 @@ _SWITCHING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerE
 class Wiring:
     """Puts the hooks of some activation quantizers on, and takes those of the others off.
 
-    A quantizer that is off gives what it gets, so its hook costs time and nothing else: about 5 µs a module
-    input, and where functions are tapped some 10 µs a module and a function. A forward in which one weight
-    is quantized so runs without any. That gives the bits of the fully hooked model, unless the model itself
-    asks whether it is watched.
+    A quantizer that is off gives what it gets, so its hook costs time and nothing else; where functions are
+    tapped, at every module and function. A forward in which one weight is quantized so runs without any. That
+    gives the bits of the fully hooked model, unless the model itself asks whether it is watched.
 
     Args:
         model: a private copy of the float model; its quantizers become submodules, as in a controller.
