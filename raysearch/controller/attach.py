@@ -15,9 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from raysearch.errors import PlacementError
 from raysearch.placement.calls import CallKey, CallTap, tap_calls
-from raysearch.records import QuantizationPoint, QuantizerSetup, Site
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+from raysearch.placement.homes import home, module_of
+from raysearch.records import QuantizationPoint, QuantizerSetup
 
 
 class InputHook:
@@ -43,7 +42,7 @@ def attach_weight(model: nn.Module, point: QuantizationPoint, quantizer: nn.Modu
     """
     check_weight(model, point)
     for site in point.sites:
-        module = _module(model, site)
+        module = module_of(model, site)
         parametrize.register_parametrization(module, site.name, quantizer, unsafe=True)
 
 
@@ -54,7 +53,7 @@ def check_weight(model: nn.Module, point: QuantizationPoint) -> None:
         PlacementError: names the weight and what to do.
     """
     for site in point.sites:
-        module = _module(model, site)
+        module = module_of(model, site)
         if parametrize.is_parametrized(module, site.name):
             raise PlacementError(
                 f"'{point.id}' is parametrized already; remove it first with "
@@ -91,7 +90,7 @@ def attach_activation(
         for site in point.sites:
             if site.role == "input":
                 hook = InputHook(module)
-                handles.append(_module(model, site).register_forward_pre_hook(hook, with_kwargs=True))
+                handles.append(module_of(model, site).register_forward_pre_hook(hook, with_kwargs=True))
             else:
                 taps[site.module, site.name or "add", site.occurrence, site.argument] = module
     if taps:
@@ -107,36 +106,13 @@ def detach_all(model: nn.Module, setup: QuantizerSetup, handles: list[RemovableH
         delattr(*home(model, point.sites[0]))
 
 
-def home(model: nn.Module, site: Site) -> tuple[nn.Module, str]:
-    """Where an activation's module is registered, by its first site: the owner and the name there."""
-    owner = _module(model, site)
-    if site.role == "input":
-        return owner, "input_quantizer"
-    name = f"{site.name or 'add'}{site.occurrence}_input{site.argument}_quantizer"
-    if isinstance(owner, _CONTAINERS):
-        # A container runs or counts whatever is registered on it, so its first layer takes the module in.
-        owner = next((m for m in owner.modules() if not isinstance(m, _CONTAINERS)), owner)
-        name = f"{site.module.replace('.', '_') or 'root'}_{name}"
-    return owner, name
-
-
 def _check_activations(model: nn.Module, setup: QuantizerSetup) -> None:
     for point in setup.of_kind("activation").values():
         for site in point.sites:
-            _module(model, site)
+            module_of(model, site)
         owner, name = home(model, point.sites[0])
         if hasattr(owner, name):
             raise PlacementError(
                 f"'{point.id}' has a quantizer already: the model was quantized before. Pass a fresh copy of "
                 f"the float model."
             )
-
-
-def _module(model: nn.Module, site: Site) -> nn.Module:
-    try:
-        return model.get_submodule(site.module)
-    except AttributeError as error:
-        raise PlacementError(
-            f"the setup names the module '{site.module}', which this {type(model).__name__} lacks: it was "
-            f"made for another model. Place the quantizers anew."
-        ) from error

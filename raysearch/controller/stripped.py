@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from raysearch.controller.attach import home
 from raysearch.errors import PlacementError
+from raysearch.placement.homes import home
 from raysearch.quantizer import Quantizer, dequantize
 from raysearch.records import QuantizationPoint, QuantizerSetup, Site
 

@@ -88,16 +88,18 @@ def export_model(
     Raises:
         ConfigError: a target is unknown, or none is named.
         ExportError: a target's packages are missing, a target cannot be written, differs from the stripped
-            module, or the bytes differ from the cost model's `size`.
+            module, or the weights' bytes differ from the cost model's, or model.safetensors exceeds its
+            `size`.
     """
     wanted, notes = _wanted(targets)
     _check_assignment(stripped, setup, assignment)
-    costs = CostModel(setup).costs(assignment)
+    model = CostModel(setup)
+    costs, expected = model.costs(assignment), model.weight_bytes(assignment)
     num_bytes = packed.weights_bytes(stripped, setup)
-    if num_bytes != costs["size"]:
+    if num_bytes != expected:
         raise ExportError(
-            f"the packed weights take {num_bytes} bytes, but the cost model says {costs['size']:.0f} for "
-            f"this assignment: the setup is not of this model. Place the quantizers anew."
+            f"the packed weights take {num_bytes} bytes, but the cost model says {expected} for this "
+            f"assignment: the setup is not of this model. Place the quantizers anew."
         )
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,6 +114,8 @@ def export_model(
     for target, write in (("packed", _packed), ("onnx", _onnx), ("openvino", _openvino), ("pt2", _pt2)):
         if target in wanted:
             checks.extend(write(job))
+    if "packed" in wanted and setup.stored is not None:
+        _check_size(folder / packed.WEIGHTS, costs["size"])
     latency = _latency(job) if measure_latency and "onnx" in wanted else {}
     listed = {
         target: [ExportedFile(n, hash_file(folder / n), (folder / n).stat().st_size) for n in FILES[target]]
@@ -131,6 +135,16 @@ def export_model(
     )
     Storage(folder).write_bytes(MANIFEST, manifest.to_json().encode())
     return manifest
+
+
+def _check_size(path: Path, size: float) -> None:
+    """The search kept every budget by `size`, so a file that is no larger keeps it too."""
+    found = path.stat().st_size
+    if found > size:
+        raise ExportError(
+            f"{path.name} has {found} bytes, more than the {size:.0f} that the search counted: the model "
+            f"has tensors that it did not have when its quantizers were placed. Place the quantizers anew."
+        )
 
 
 def _wanted(targets: Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:

@@ -16,19 +16,13 @@ from raysearch.errors import ExportError
 from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight, TensorSpec
 from raysearch.export.packing import pack_codes
 from raysearch.export.program import capture_program, program_bytes, tensor_slots, weight_parts
+from raysearch.placement.stored import DTYPES
 from raysearch.records import FLOAT_BITS, QuantizerSetup, packed_bytes
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 ARCHITECTURE = "architecture.pt2"
 FILES = (WEIGHTS, CONFIG, ARCHITECTURE)
-
-DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-    torch.bool: "BOOL",
-}  # fmt: skip
-
 
 def write_packed(
     stripped: nn.Module, setup: QuantizerSetup, example_inputs: tuple[Any, ...], directory: Path

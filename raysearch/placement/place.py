@@ -20,6 +20,7 @@ from raysearch.placement.points import make_points
 from raysearch.placement.profile import Profile, load_profile
 from raysearch.placement.recurrent import recurrent_weights, refuse_recurrent
 from raysearch.placement.scopes import check_widths, select
+from raysearch.placement.stored import stored_tensors
 from raysearch.placement.widths import WidthRules, check_placement, make_groups, of_kind
 from raysearch.records import QuantizerSetup
 
@@ -107,7 +108,7 @@ def place_quantizers(
     ordered = {name: tuple(sorted(allowed)) for name, allowed in pairs.items()}
     floating = {reading.root for reading in everything if reading not in reads.readings}
     tensors = live_tensors(graph, reads, floating, points)
-    return QuantizerSetup(points, groups, ordered, tuple(recurrent), tensors)
+    return QuantizerSetup(points, groups, ordered, tuple(recurrent), tensors, stored=stored_tensors(model, points))
 
 
 def _keep_needed_pools(graph: CapturedGraph, reads: Reads, profile: Profile) -> None:

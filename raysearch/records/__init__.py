@@ -10,8 +10,9 @@ from raysearch.records.budget import (
     parse_budget,
     parse_budgets,
 )
-from raysearch.records.costs import COST_KINDS, CostModel, packed_bytes
+from raysearch.records.costs import COST_KINDS, CostModel
 from raysearch.records.drop import LeastCost, MaxDrop, drop_of, parse_max_drop
+from raysearch.records.file_size import FileSize, packed_bytes
 from raysearch.records.latency import LatencyProfile
 from raysearch.records.memory import live_sets, tensor_bytes
 from raysearch.records.ranges import QuantizerRange, RangeTable
@@ -35,6 +36,7 @@ from raysearch.records.setup import (
     QuantizerSetup,
     QuantizerSpec,
     Site,
+    StoredTensor,
 )
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "EpochMetrics",
     "ExportManifest",
     "ExportedFile",
+    "FileSize",
     "FineTuneResult",
     "LatencyProfile",
     "LayerFlips",
@@ -67,6 +70,7 @@ __all__ = [
     "SearchTrial",
     "SensitivityTable",
     "Site",
+    "StoredTensor",
     "TargetCheck",
     "Trace",
     "check_achievable",

@@ -8,13 +8,12 @@ from functools import cached_property
 
 from raysearch.errors import BudgetError
 from raysearch.records.assignment import BitAssignment
+from raysearch.records.file_size import FileSize, packed_bytes
 from raysearch.records.latency import PICOSECONDS
 from raysearch.records.memory import live_sets, tensor_bytes
 from raysearch.records.ratio import ratio_of
 from raysearch.records.setup import FLOAT_BITS, LiveTensor, QuantizationPoint, QuantizerSetup
 
-SCALE_BYTES = 4
-ZERO_POINT_BYTES = 1
 COST_KINDS = ("avg_bits", "act_bits", "size", "bops", "effective", "activation_memory", "latency")
 _NEEDS = {
     "effective": "it weighs layers by their MACs, and this setup holds none. Leave it out.",
@@ -25,24 +24,14 @@ _NEEDS = {
 }
 
 
-def packed_bytes(point: QuantizationPoint, num_bits: int) -> int:
-    """Bytes of one stored weight: its codes, bit-packed, its float32 scales, and int8 zero points.
-
-    ⌈n·b/8⌉ + 4·(number of scales) + (number of zero points, none if symmetric); a float weight takes 4·n.
-    """
-    if num_bits == FLOAT_BITS:
-        return 4 * point.num_elements
-    codes = (point.num_elements * num_bits + 7) // 8
-    return codes + SCALE_BYTES * point.num_scales + ZERO_POINT_BYTES * point.num_zero_points
-
-
 @dataclass(frozen=True)
 class CostModel:
     """Costs of an assignment, exact, for one setup.
 
     - `avg_bits` = Σ nᵢ·bᵢ / Σ nᵢ over all weights, codes only;
     - `act_bits` = the same over the activation values of one sample;
-    - `size` = Σ `packed_bytes`, in bytes;
+    - `size` = bytes of model.safetensors: the packed weights, all other tensors, and the header; see
+      `FileSize`, which also says how little it is above the file;
     - `bops` = Σ MACsᵢ·bᵢ·aᵢ per sample, aᵢ the width of the activation that feeds the weight's operation
       (32 when that is float);
     - `effective` = 8·Σ MACsᵢ / Σ MACsᵢ·max(bᵢ, aᵢ), NNCF's compression ratio: the more, the smaller;
@@ -93,7 +82,10 @@ class CostModel:
 
     @cached_property
     def reference(self) -> dict[str, float]:
-        """What 100 % means: float32 for `size`, `activation_memory` and `latency`, all-8-bit for `bops`."""
+        """What 100 % means: float32 for `size`, `activation_memory` and `latency`, all-8-bit for `bops`.
+
+        Of `size` that is the file of the float model.
+        """
         eights = self._from_bits(dict.fromkeys(self.setup.points, 8), float_inputs_as=8)
         floats = self._from_bits({}, only=("size", "activation_memory", "latency"))
         return {**floats, "bops": eights["bops"]}
@@ -135,11 +127,13 @@ class CostModel:
             )
         if kind == "latency" and self.setup.latency is not None:
             found[""] += self.setup.latency.other_seconds
+        if kind == "size":
+            found[""] += self.file.constant
         return found
 
     def _term(self, kind: str, point: QuantizationPoint, width: int, source: int) -> float:
         if kind == "size":
-            return packed_bytes(point, width)
+            return self.file.part(point, width) if width != FLOAT_BITS else packed_bytes(point, width)
         if kind == "bops":
             return point.macs * width * source
         if kind == "effective":
@@ -147,6 +141,17 @@ class CostModel:
         if kind == "latency":
             return self._picoseconds(point, width, source) / PICOSECONDS
         return point.num_elements * width
+
+    @cached_property
+    def file(self) -> FileSize:
+        """What the packed file takes."""
+        return FileSize(self.setup)
+
+    def weight_bytes(self, assignment: BitAssignment) -> int:
+        """Σ `packed_bytes`: codes, scales and zero points of the weights, without the rest of the file."""
+        bits = assignment.per_point(self.setup)
+        points = self.setup.of_kind("weight").values()
+        return sum(packed_bytes(point, bits.get(point.id, FLOAT_BITS)) for point in points)
 
     @cached_property
     def live(self) -> list[tuple[LiveTensor, ...]]:
@@ -178,7 +183,7 @@ class CostModel:
         formulas: dict[str, Callable[[], float]] = {
             "avg_bits": lambda: _mean_bits(weights, bits),
             "act_bits": lambda: _mean_bits(self.setup.of_kind("activation").values(), bits),
-            "size": lambda: sum(packed_bytes(p, bits.get(p.id, FLOAT_BITS)) for p in weights),
+            "size": lambda: self.file.of(bits),
             "bops": lambda: sum(
                 p.macs * bits.get(p.id, FLOAT_BITS) * bits.get(p.input_point, float_inputs_as)
                 for p in weights

@@ -116,7 +116,8 @@ class ExportManifest:
     Attributes:
         files: every file of the model folder but the manifest itself.
         checks: one entry a target.
-        weights_bytes: bytes of codes and scales in the packed file; equals the cost model's `size`.
+        weights_bytes: bytes of codes, scales and zero points in the packed file; the cost model's `size` is
+            that of the whole model.safetensors.
         costs: the cost model's figures for the assignment.
         notes: plain statements a user should know, such as a container wider than the codes.
         size_ratios: target → bytes of its files over those of codes, scales and biases.

@@ -145,6 +145,25 @@ class LiveTensor:
 
 
 @dataclass(frozen=True)
+class StoredTensor:
+    """A parameter or buffer that the packed file holds beside the quantized weights.
+
+    Attributes:
+        name: its entry in model.safetensors.
+        dtype: its type there, "F32" for example.
+        shape: its shape.
+        num_bytes: its size.
+        is_quantizer: whether it belongs to an activation quantizer: the float model does not have it.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    num_bytes: int
+    is_quantizer: bool = False
+
+
+@dataclass(frozen=True)
 class QuantizerSetup:
     """The result of placement: every point and every group, keyed by id in graph order.
 
@@ -156,6 +175,8 @@ class QuantizerSetup:
         unsupported: names of weights of recurrent layers, which stay float.
         tensors: what is kept while the model runs, in the order it is made; empty when that is not known.
         latency: measured times of this model's layers, when a profile was given.
+        stored: what the packed file holds beside the quantized weights, tied tensors once; None when that
+            is not known: `size` then counts the weights alone.
     """
 
     points: Mapping[str, QuantizationPoint]
@@ -164,11 +185,17 @@ class QuantizerSetup:
     unsupported: tuple[str, ...] = ()
     tensors: tuple[LiveTensor, ...] = ()
     latency: LatencyProfile | None = None
+    stored: tuple[StoredTensor, ...] | None = None
 
     def __post_init__(self) -> None:
         grouped = [p for group in self.groups.values() for p in group.points]
         if sorted(grouped) != sorted(self.points):
             raise ValueError("every quantization point must belong to exactly one group")
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of all that the packed file holds beside the quantized weights; 0 when it is not known."""
+        return sum(tensor.num_bytes for tensor in self.stored or ())
 
     def of_kind(self, kind: Literal["weight", "activation"]) -> dict[str, QuantizationPoint]:
         """The points of one kind, in graph order."""
@@ -225,6 +252,8 @@ class QuantizerSetup:
             data["tensors"] = [asdict(tensor) for tensor in self.tensors]
         if self.latency is not None:
             data["latency"] = self.latency.as_dict()
+        if self.stored is not None:
+            data["stored"] = [asdict(tensor) for tensor in self.stored]
         return json.dumps(data, indent=1)
 
     @classmethod
@@ -253,9 +282,14 @@ class QuantizerSetup:
                 tuple(map(str, data.get("unsupported", ()))),
                 tuple(LiveTensor(**entry) for entry in data.get("tensors", ())),
                 LatencyProfile.from_dict(data["latency"]) if "latency" in data else None,
+                tuple(map(_stored_from, data["stored"])) if "stored" in data else None,
             )
         except (ValueError, KeyError, TypeError, ConfigError) as error:
             raise StorageError(f"setup.json is damaged: {error}. Start the run anew.") from error
+
+
+def _stored_from(entry: dict[str, Any]) -> StoredTensor:
+    return StoredTensor(**{**entry, "shape": tuple(entry["shape"])})
 
 
 def _point_from(entry: dict[str, Any]) -> QuantizationPoint:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from raysearch.records import LiveTensor, QuantizationPoint, packed_bytes, tensor_bytes
+from raysearch.records import FileSize, LiveTensor, QuantizationPoint, tensor_bytes
 from raysearch.records.latency import PICOSECONDS
 from raysearch.records.setup import FLOAT_BITS
 
@@ -69,6 +69,7 @@ def broken_pairs_form(space: OptionSpace) -> Form:
 
 def _separable(space: OptionSpace, kind: str) -> Form:
     setup, linear, total = space.setup, np.zeros_like(space.widths), 0
+    file = FileSize(setup)
     wanted = "activation" if kind == "act_bits" else "weight"
     for row, name in enumerate(space.groups):
         points = [setup.points[p] for p in setup.groups[name].points]
@@ -77,9 +78,11 @@ def _separable(space: OptionSpace, kind: str) -> Form:
         elements = sum(point.num_elements for point in points)
         total += elements
         for column, bits in enumerate(setup.groups[name].bit_widths):
-            size = sum(packed_bytes(point, bits) for point in points) if kind == "size" else elements * bits
+            size = sum(file.part(point, bits) for point in points) if kind == "size" else elements * bits
             linear[row, column] = size
-    return Form(linear, divisor=1 if kind == "size" else max(total, 1))
+    if kind == "size":
+        return Form(linear, constant=file.constant)
+    return Form(linear, divisor=max(total, 1))
 
 
 def _memory_forms(space: OptionSpace) -> list[Form]:

@@ -27,7 +27,7 @@ def test_every_target_is_written_verified_and_listed(tmp_path, residual):
     for file in manifest.files:
         data = (folder / file.path).read_bytes()
         assert (file.size_bytes, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
-    assert manifest.weights_bytes == CostModel(residual.setup).costs(residual.assignment)["size"]
+    assert manifest.weights_bytes == CostModel(residual.setup).weight_bytes(residual.assignment)
     exact, plain_onnx, fused_onnx = manifest.checks
     assert {layer.name for layer in fused_onnx.layers} == set(residual.setup.of_kind("activation"))
     assert all(layer.num_codes % 64 == 0 for layer in fused_onnx.layers)

@@ -48,7 +48,7 @@ def test_weights_that_stay_float_are_stored_and_counted(tmp_path):
     stored = load_file(tmp_path / "model.safetensors")
     assert stored["stem.weight"].dtype == torch.float32
     assert "head.weight.packed" in stored
-    assert weights_bytes(net.stripped, net.setup) == CostModel(net.setup).costs(net.assignment)["size"]
+    assert weights_bytes(net.stripped, net.setup) == CostModel(net.setup).weight_bytes(net.assignment)
     assert_equal(load_model(tmp_path), net)
 
 
@@ -106,7 +106,7 @@ def test_the_stripped_module_is_left_as_it_was(tmp_path, name):
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_the_bytes_are_the_cost_models(bits):
     net = case("waves", bits)
-    assert weights_bytes(net.stripped, net.setup) == CostModel(net.setup).costs(net.assignment)["size"]
+    assert weights_bytes(net.stripped, net.setup) == CostModel(net.setup).weight_bytes(net.assignment)
 
 
 def test_a_tensor_that_cannot_be_stored_is_refused(tmp_path):
@@ -153,7 +153,7 @@ def test_weights_with_zero_points_or_one_scale_are_bit_equal_and_counted(tmp_pat
     stripped = controller.strip_model(do_copy=True)
     net = Case(stripped, setup, controller.assignment, inputs, inputs(4))
     manifest = export_model(stripped, setup, net.assignment, net.example, tmp_path, targets=["packed"])
-    assert manifest.weights_bytes == CostModel(setup).costs(net.assignment)["size"]
+    assert manifest.weights_bytes == CostModel(setup).weight_bytes(net.assignment)
     stored = load_file(tmp_path / "model.safetensors")
     kept = {n for n in stored if n.endswith("weight.zero_point")}
     assert kept == ({f"{n}.weight.zero_point" for n in names} if "asymmetric" in spec else set())

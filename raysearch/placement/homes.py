@@ -1,0 +1,42 @@
+"""Where the quantizer of an activation lives in the eager model."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from raysearch.errors import PlacementError
+from raysearch.records import Site
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def home(model: nn.Module, site: Site) -> tuple[nn.Module, str]:
+    """Where an activation's module is registered, by its first site: the owner and the name there.
+
+    Raises:
+        PlacementError: the model lacks the site's module.
+    """
+    owner = module_of(model, site)
+    if site.role == "input":
+        return owner, "input_quantizer"
+    name = f"{site.name or 'add'}{site.occurrence}_input{site.argument}_quantizer"
+    if isinstance(owner, _CONTAINERS):
+        # A container runs or counts whatever is registered on it, so its first layer takes the module in.
+        owner = next((m for m in owner.modules() if not isinstance(m, _CONTAINERS)), owner)
+        name = f"{site.module.replace('.', '_') or 'root'}_{name}"
+    return owner, name
+
+
+def module_of(model: nn.Module, site: Site) -> nn.Module:
+    """The module that a site names.
+
+    Raises:
+        PlacementError: the model lacks it.
+    """
+    try:
+        return model.get_submodule(site.module)
+    except AttributeError as error:
+        raise PlacementError(
+            f"the setup names the module '{site.module}', which this {type(model).__name__} lacks: it was "
+            f"made for another model. Place the quantizers anew."
+        ) from error
