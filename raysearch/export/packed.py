@@ -24,6 +24,7 @@ CONFIG = "config.json"
 ARCHITECTURE = "architecture.pt2"
 FILES = (WEIGHTS, CONFIG, ARCHITECTURE)
 
+
 def write_packed(
     stripped: nn.Module, setup: QuantizerSetup, example_inputs: tuple[Any, ...], directory: Path
 ) -> int | None:

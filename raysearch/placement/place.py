@@ -108,7 +108,9 @@ def place_quantizers(
     ordered = {name: tuple(sorted(allowed)) for name, allowed in pairs.items()}
     floating = {reading.root for reading in everything if reading not in reads.readings}
     tensors = live_tensors(graph, reads, floating, points)
-    return QuantizerSetup(points, groups, ordered, tuple(recurrent), tensors, stored=stored_tensors(model, points))
+    return QuantizerSetup(
+        points, groups, ordered, tuple(recurrent), tensors, stored=stored_tensors(model, points)
+    )
 
 
 def _keep_needed_pools(graph: CapturedGraph, reads: Reads, profile: Profile) -> None:

@@ -75,13 +75,16 @@ class SearchResult:
         best: the complete trial with the best measured value.
         trials: all trials in number order.
         front: complete trials that no other one beats in both measured value and `front_cost`, by cost.
-        lower_bound: the least additive surrogate value any feasible assignment can have.
+        lower_bound: no feasible assignment is predicted to have less; proven.
         reasons: what the winner is compared with: source name → best measured value of that source.
         agreement: surrogate → Spearman's rank correlation of its predictions with the measured values of
             all complete trials; NaN when one of both is constant.
         objective: what was measured: "divergence", "loss" or a metric's name.
         maximize: whether more is better.
         front_cost: the cost of the front, a key of `SearchTrial.costs`.
+        surrogate: what predicts; "" in a run of an earlier version, whose bound is of the additive part.
+        gap: how much less, as a share, than the best prediction found another assignment might be predicted
+            to have; 0 means that it is proven the least. NaN in a run of an earlier version.
     """
 
     best: SearchTrial
@@ -93,6 +96,8 @@ class SearchResult:
     objective: str = "divergence"
     maximize: bool = False
     front_cost: str = "size"
+    surrogate: str = ""
+    gap: float = math.nan
 
     def margins(self) -> dict[str, float]:
         """Source → by how much the winner is better than the best of that source, in the objective's unit.
@@ -113,7 +118,9 @@ class SearchResult:
                 "predicted": self.best.predicted,
                 "trial": self.best.number,
                 "source": self.best.source,
+                "surrogate": self.surrogate,
                 "lower_bound": self.lower_bound,
+                "gap": self.gap if math.isfinite(self.gap) else None,
                 "objective": self.objective,
                 "maximize": self.maximize,
                 "front_cost": self.front_cost,
@@ -147,6 +154,8 @@ class SearchResult:
                 data.get("objective", "divergence"),
                 data.get("maximize", False),
                 data.get("front_cost", "size"),
+                data.get("surrogate", ""),
+                math.nan if data.get("gap") is None else data["gap"],
             )
         except (ValueError, KeyError, TypeError, StopIteration) as error:
             raise StorageError(f"best.json is damaged: {error!r}. Run `raysearch run --resume`.") from error

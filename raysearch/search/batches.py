@@ -66,6 +66,7 @@ class BatchSearch:
         self.trials: list[SearchTrial] = []
         self.known: dict[bytes, Measured] = {}
         self.total, self.starts = 0, frozenset[bytes]()
+        self.plan: Mapping[int, WarmStart] = {}
         self.distributions = make_distributions(self.space)
         feasible = decoder.feasible(SMALL_SPACE)
         self.num_feasible = math.inf if feasible is None else len(feasible)
@@ -73,10 +74,11 @@ class BatchSearch:
             self.study = make_study(maximize, front)
 
     def begin(
-        self, starts: list[WarmStart], total: int, previous: Sequence[SearchTrial], batch_size: int
+        self, plan: Mapping[int, WarmStart], total: int, previous: Sequence[SearchTrial], batch_size: int
     ) -> None:
-        """Replay complete batches, remember the values of the rest, and enqueue the open warm starts."""
-        self.total, self.starts = total, frozenset(start.choices.tobytes() for start in starts)
+        """Replay complete batches, and remember the values of the rest; `plan`: trial number → warm start."""
+        self.total, self.plan = total, plan
+        self.starts = frozenset(start.choices.tobytes() for start in plan.values())
         previous = sorted(previous, key=lambda trial: trial.number)
         if [trial.number for trial in previous] != list(range(len(previous))):
             raise StorageError("the saved trials are not numbered 0, 1, 2, …; start the search anew.")
@@ -84,9 +86,8 @@ class BatchSearch:
         complete = len(previous) // batch_size * batch_size
         for trial in previous:
             choices = self.space.choices(trial.assignment)
-            other_start = trial.number < len(starts) and choices.tolist() != (
-                starts[trial.number].choices.tolist()
-            )
+            planned = plan.get(trial.number)
+            other_start = planned is not None and choices.tolist() != planned.choices.tolist()
             if other_start or not self.decoder.is_feasible(choices):
                 raise StorageError(
                     f"the saved trial {trial.number} belongs to another search (other budgets, sensitivity "
@@ -97,8 +98,6 @@ class BatchSearch:
         with quiet_optuna():
             for trial in previous[:complete]:
                 self.study.add_trial(freeze_trial(trial, self.distributions, self.front))
-            for start in starts[complete:]:
-                self._enqueue(self.space.assignment(start.choices), start.source)
         self.trials = list(previous[:complete])
 
     def loop(self, evaluate: Evaluate | Race, batch_size: int, on_batch: OnBatch | None) -> None:
@@ -121,7 +120,7 @@ class BatchSearch:
             for trial in finalists:
                 self._enqueue(trial.assignment, FINALIST)
                 del self.known[self.space.choices(trial.assignment).tobytes()]
-        batch = self._ask(len(finalists))
+        batch = self._ask(len(finalists), planned=False)
         self._measure(batch, evaluate, stop=False)
         self._tell(batch)
         if on_batch is not None:
@@ -139,10 +138,14 @@ class BatchSearch:
         recent = max(PATIENCE, 2 * batch_size)
         return len(keys) > recent and set(keys[-recent:]) <= set(keys[:-recent])
 
-    def _ask(self, count: int) -> list[tuple[Trial, BitAssignment]]:
+    def _ask(self, count: int, planned: bool = True) -> list[tuple[Trial, BitAssignment]]:
         with quiet_optuna():
             self.study.sampler = self.samplers(len(self.trials))
-            batch = [self.study.ask(self.distributions) for _ in range(count)]
+            batch = []
+            for number in range(len(self.trials), len(self.trials) + count):
+                if planned and (start := self.plan.get(number)) is not None:
+                    self._enqueue(self.space.assignment(start.choices), start.source)
+                batch.append(self.study.ask(self.distributions))
         # In group order, whichever order the parameters were set in.
         asked = [(trial, trial.params) for trial in batch]
         return [(t, BitAssignment({g: int(params[g]) for g in self.space.groups})) for t, params in asked]

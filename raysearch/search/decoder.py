@@ -80,7 +80,7 @@ class Decoder:
     def decode(self, costs: FloatArray) -> IntArray:
         """Feasible choices [L] of low Σ_l costs[l, x_l]; the least for one separable limit."""
         found = [knapsack.solve(costs) for knapsack in self._knapsacks]
-        if self._is_single:
+        if self.is_single:
             return found[0] if self._knapsacks[0].exact else self.fill(found[0], costs)
         found += [priced_choices(self.space, self.limits, costs), self.base]
         tried = [self.fill(self.repair(choices, costs), costs) for choices in found]
@@ -93,7 +93,7 @@ class Decoder:
         A group whose widths cost the same takes the widest that fits.
         """
         start = self.decode(costs)
-        if self._is_single:
+        if self.is_single:
             (limit,) = self.limits
             found = solve_exactly(limit.form.linear, self.space.valid, limit.capacity, costs, start)
         else:
@@ -122,7 +122,8 @@ class Decoder:
         return self.moves.fill(choices, costs)
 
     @property
-    def _is_single(self) -> bool:
+    def is_single(self) -> bool:
+        """Whether there is one limit, and each group adds its own part: decoding is a plain knapsack."""
         return len(self.limits) == 1 and self.limits[0].is_separable
 
     def _feasible_base(self) -> IntArray:
@@ -136,7 +137,7 @@ class Decoder:
                     f"the budget '{limit.text}' is below the smallest assignment: it allows "
                     f"{limit.capacity}, the least is {least}."
                 )
-        if self._is_single:
+        if self.is_single:
             linear = np.where(self.space.valid, self.limits[0].form.linear, np.iinfo(np.int64).max)
             least_use: IntArray = np.argmin(linear, axis=1).astype(np.int64)
             if self.is_feasible(least_use):

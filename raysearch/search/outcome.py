@@ -7,29 +7,32 @@ from collections.abc import Mapping, Sequence
 
 from raysearch.errors import RunError
 from raysearch.records import SearchResult, SearchTrial
+from raysearch.search.solution import Solution
 
 
 def summarise(
     trials: Sequence[SearchTrial],
-    lower_bound: float,
+    optimum: Solution,
     warm_values: Mapping[str, float],
     *,
     agreement: Mapping[str, float],
     objective: str = "divergence",
     maximize: bool = False,
     front_cost: str = "size",
+    surrogate: str = "",
 ) -> SearchResult:
     """The result of trials.
 
     Args:
         trials: all trials in number order; each keeps every budget.
-        lower_bound: the least additive surrogate value of any feasible assignment.
+        optimum: the assignment of least predicted value, as far as it was found, and the proven bound.
         warm_values: warm start's name → measured value, NaN when it was not measured or failed; a warm
             start that equals another has no trial of its own, yet a value.
         agreement: see `surrogate_agreement`.
         objective: what was measured.
         maximize: whether more is better.
         front_cost: the cost of the front.
+        surrogate: the name of what predicts.
 
     Raises:
         RunError: no trial is complete.
@@ -45,12 +48,14 @@ def summarise(
         best=best_of(done, maximize),
         trials=tuple(trials),
         front=pareto_front(done, front_cost, maximize),
-        lower_bound=lower_bound,
+        lower_bound=optimum.lower_bound,
         reasons=reasons,
         agreement=agreement,
         objective=objective,
         maximize=maximize,
         front_cost=front_cost,
+        surrogate=surrogate,
+        gap=optimum.gap,
     )
 
 

@@ -15,6 +15,12 @@ from raysearch.search.surrogates import Surrogate
 NUM_RESTARTS = 16
 MAX_NODES = 20_000
 CONVEX_ROUNDS = 12
+SLOW_ROUNDS = 4
+"""Rounds where each is a mixed-integer programme."""
+MAX_OPTIONS = 2000
+"""Of more options, K's eigenvalues and the branch-and-bound take minutes: only the bound of the cross terms."""
+MAX_FIELD = 2**25
+"""Numbers that the branch-and-bound holds at most, for all partial assignments together."""
 
 
 def solve_quadratic(
@@ -42,7 +48,7 @@ def solve_quadratic(
 
     Returns:
         The best assignment found, and the greatest of the bounds of `bound_cross_terms`, `bound_convex` and
-        the branch-and-bound.
+        the branch-and-bound; the last two only up to `MAX_OPTIONS` options.
     """
     if surrogate.gram is None:
         return decoder.optimum(surrogate.option_costs)
@@ -54,7 +60,12 @@ def solve_quadratic(
     ends = np.stack([descend(surrogate, decoder, start) for start in seeds])
     values = surrogate.predict(ends)
     best, value = ends[int(np.argmin(values))], float(values.min())
-    bound = max(bound_cross_terms(surrogate, decoder), bound_convex(surrogate, decoder, best))
+    bound, num_options = bound_cross_terms(surrogate, decoder), surrogate.space.valid.size
+    if num_options <= MAX_OPTIONS:
+        bound = max(bound, bound_convex(surrogate, decoder, best))
+        max_nodes = min(max_nodes, MAX_FIELD // (num_options * surrogate.space.valid.shape[1]))
+    else:
+        max_nodes = 0
     if max_nodes and bound < value:
         found = _branch(surrogate, decoder, best, value, max_nodes)
         best, value, bound = found.choices, found.value, max(bound, found.lower_bound)
@@ -79,7 +90,7 @@ def bound_convex(surrogate: Surrogate, decoder: Decoder, start: IntArray) -> flo
     """A bound for a positive semi-definite K: f(x) ≥ f(z) + ∇f(z)ᵀ(x − z) for every fractional z.
 
     So min f ≥ −½zᵀKz + min_x (Kz)ᵀx, an additive problem, whatever z is. z moves by Frank and Wolfe (1956)
-    with exact steps, `CONVEX_ROUNDS` times, towards the minimum of the relaxation; the best bound counts.
+    with exact steps, `CONVEX_ROUNDS` or `SLOW_ROUNDS` times, towards the minimum of the relaxation; the best bound counts.
     K is a Gram matrix; its least eigenvalue, where rounding makes it negative, is taken off: every z has as
     many ones as groups.
     """
@@ -88,7 +99,7 @@ def bound_convex(surrogate: Surrogate, decoder: Decoder, start: IntArray) -> flo
     at = np.zeros(space.valid.size)
     at[space.flat(start)] = 1.0
     best = -np.inf
-    for _ in range(CONVEX_ROUNDS):
+    for _ in range(CONVEX_ROUNDS if decoder.is_single else SLOW_ROUNDS):
         slope = gram @ at + shift * at
         found = decoder.optimum(slope.reshape(space.valid.shape))
         curvature = float(at @ slope)

@@ -27,7 +27,7 @@ from raysearch.search.racing import Race
 from raysearch.search.samplers import check_sampler, make_samplers
 from raysearch.search.space import OptionSpace, make_limits
 from raysearch.search.surrogates import make_surrogate
-from raysearch.search.warm_starts import distinct, warm_starts
+from raysearch.search.warm_starts import distinct, schedule, warm_starts
 
 NUM_LEVELS = 8
 """Limits on the cost of a front between which the sampler changes from trial to trial."""
@@ -56,16 +56,17 @@ def search_assignment(
 
     The trials depend on the arguments alone, not on when or in which order values arrive; `batch_size` is
     one of the arguments. An assignment is measured once: a repeated proposal is answered from what is
-    known. Every trial keeps every budget. Every warm start (uniform widths that fit, greedy, the exact
-    optimum of HAWQ's Ω and of the surrogate at several tightnesses, the user's own) is measured on all
-    samples, so the result is never worse than any of them on the measured objective.
+    known. Every trial keeps every budget. The required warm starts (uniform widths that fit, greedy, the
+    optimum of every surrogate, the user's own; see `warm_starts`) are measured on all samples, so the result
+    is never worse than any of them on the measured objective. Optima at shares of the budgets take every
+    second trial after them (`schedule`).
 
     Args:
         table: what every option does alone and in pairs.
         setup: groups and their widths.
         budgets: limits that must all hold.
         evaluate: measures one batch of new assignments; a `Race` stops those that cannot win.
-        num_trials: trials in all, warm starts included; the warm starts are run in any case.
+        num_trials: trials in all, warm starts included; the required ones are run in any case.
         batch_size: trials asked for before their values are told.
         surrogate: one of `SURROGATES`.
         sampler: one of `SAMPLERS`, or "module:Class", see `make_samplers`.
@@ -104,32 +105,33 @@ def search_assignment(
     space = OptionSpace(setup)
     decoder = Decoder(space, make_limits(space, budgets, model))
     scores = make_surrogate(surrogate, table, space)
-    named = warm_starts(table, scores, decoder, enqueue)
+    named, optimum = warm_starts(table, scores, decoder, enqueue, seed)
     levels: list[Decoder] = []
     if front is not None:
         widest = model.costs(space.assignment(decoder.decode(scores.option_costs)))[front]
         levels = _levels(space, budgets, model, front, widest)
     starts = distinct(named)
-    total = max(num_trials, len(starts))
+    total = max(num_trials, sum(start.required for start in starts))
     samplers = make_samplers(sampler, scores, decoder, seed, num_trials=total, levels=levels)
     search = BatchSearch(
         decoder, scores, model, budgets, samplers,
         sampler="thompson" if sampler == "auto" else sampler,
         maximize=maximize, front=front,
     )  # fmt: skip
-    search.begin(starts, total, previous, batch_size)
+    search.begin(schedule(starts), total, previous, batch_size)
     search.loop(evaluate, batch_size, on_batch)
     search.finish(evaluate, num_finalists, on_batch)
     known = search.known
     values = {s.source: known[s.choices.tobytes()].value for s in named if s.choices.tobytes() in known}
     return summarise(
         search.trials,
-        decoder.lower_bound(scores.option_costs),
+        optimum,
         values,
         agreement=surrogate_agreement(search.trials, table, space, maximize),
         objective=objective,
         maximize=maximize,
         front_cost=front or "size",
+        surrogate=surrogate,
     )
 
 

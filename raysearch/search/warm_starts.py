@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from raysearch.errors import BudgetError, DataError
+from raysearch.errors import BudgetError, ConfigError, DataError
 from raysearch.records import BitAssignment, SensitivityTable
 from raysearch.search.decoder import Decoder
 from raysearch.search.knapsack import FINE_STEPS
 from raysearch.search.local_search import descend
+from raysearch.search.quadratic import solve_quadratic
+from raysearch.search.solution import Solution
 from raysearch.search.space import IntArray
-from raysearch.search.surrogates import Surrogate, make_surrogate
+from raysearch.search.surrogates import SURROGATES, Surrogate, make_surrogate
 
-FRACTIONS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)
-"""Shares of every budget at which the additive optimum is taken."""
+FRACTIONS = (0.95, 0.9, 0.8, 0.7)
+"""Shares of every budget, below the whole, at which each surrogate's optimum is taken."""
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """A named assignment that is measured before anything is sampled.
+    """A named assignment that is measured however good its prediction is.
 
     Attributes:
         source: its name, the `SearchTrial.source` of its trial.
@@ -39,42 +41,37 @@ def warm_starts(
     surrogate: Surrogate,
     decoder: Decoder,
     enqueue: Sequence[BitAssignment] = (),
-) -> list[WarmStart]:
-    """All warm starts, required ones first; several may name the same assignment.
+    seed: int = 0,
+) -> tuple[list[WarmStart], Solution]:
+    """All warm starts, required ones first, and the optimum of the chosen surrogate with its bound.
 
-    - `quadratic`: the best local optimum of the response form, descended from all the others;
+    Required, several of which may name the same assignment:
+
+    - `quadratic`: the best assignment found of the response form, see `solve_quadratic`;
     - `uniform b`: weights at b bits, activations at the widest uniform width that fits (`uniform w4a8`
       when that is not their widest); `enqueued i`: the user's own;
-    - `additive 100%` …: the optimum of the surrogate's option costs at a share of every budget;
-    - `hawq`, `weight-error`: the optima of those scores, where finite; `greedy`: see `Decoder.greedy`.
+    - `additive`, `hawq`, `fisher`, `weight-error`, `single-loss`: the optimum of each surrogate that the
+      table can give, the chosen one's first; `additive` is the response of each option alone;
+    - `greedy`: see `Decoder.greedy`.
+
+    Not required: the same surrogates at `FRACTIONS` of every budget (`quadratic 95%`, `hawq 95%`, …), the
+    tightest last.
 
     Raises:
         BudgetError: an enqueued assignment exceeds a budget.
         PlacementError: an enqueued assignment does not fit the setup, or breaks its width pairs.
     """
     fine = decoder.scaled(1.0, FINE_STEPS)
-    required = [WarmStart(name, choices, True) for name, choices in _uniforms(decoder)]
-    for index, assignment in enumerate(enqueue):
-        choices = decoder.space.choices(assignment)
-        if not decoder.is_feasible(choices):
-            assignment.check_pairs(decoder.space.setup)
-            budgets = ", ".join(dict.fromkeys(limit.text for limit in decoder.limits))
-            raise BudgetError(f"the enqueued assignment {index} exceeds the budget {budgets}.")
-        required.append(WarmStart(f"enqueued {index}", choices, True))
-    others = [WarmStart(name, choices, False) for name, choices in _additive(surrogate, fine)]
-    for name in ("hawq", "weight-error"):
-        try:
-            costs = make_surrogate(name, table, decoder.space).option_costs
-        except DataError:
-            continue
-        others.append(WarmStart(name, fine.optimum(costs).choices, False))
-    others.append(WarmStart("greedy", decoder.greedy(surrogate.option_costs), False))
+    given = [*_uniforms(decoder), *_enqueued(decoder, enqueue)]
+    scores = _scores(table, surrogate)
+    optima = {name: fine.optimum(score.option_costs) for name, score in scores.items()}
+    given += [(name, found.choices) for name, found in optima.items()]
+    given.append(("greedy", decoder.greedy(surrogate.option_costs)))
     response = surrogate if surrogate.gram is not None else make_surrogate("response", table, decoder.space)
-    starts = [start.choices for start in (*others, *required)]
-    starts.append(fine.optimum(response.option_costs).choices)
-    ends = np.stack([descend(response, decoder, start) for start in starts])
-    best = ends[int(np.argmin(response.predict(ends)))]
-    return [WarmStart("quadratic", best, True), *required, *others]
+    best = solve_quadratic(response, fine, [choices for _, choices in given], seed=seed)
+    required = [WarmStart(name, choices, True) for name, choices in [("quadratic", best.choices), *given]]
+    tightened = [WarmStart(*start, False) for start in _tightened(decoder, response, scores)]
+    return [*required, *tightened], best if surrogate.gram is not None else optima[surrogate.name]
 
 
 def distinct(starts: Sequence[WarmStart]) -> list[WarmStart]:
@@ -85,13 +82,53 @@ def distinct(starts: Sequence[WarmStart]) -> list[WarmStart]:
     return list(kept.values())
 
 
-def _additive(surrogate: Surrogate, decoder: Decoder) -> Iterator[tuple[str, IntArray]]:
+def schedule(starts: Sequence[WarmStart]) -> dict[int, WarmStart]:
+    """Trial number → warm start: the required ones first, then every second trial one of the others.
+
+    So a search of few trials is not used up by them: beyond the required ones, half of its trials at least
+    are the sampler's. The plan does not depend on the number of trials, so a search can be continued.
+    """
+    required = [start for start in starts if start.required]
+    others = [start for start in starts if not start.required]
+    plan = dict(enumerate(required))
+    plan |= {len(required) + 2 * place + 1: start for place, start in enumerate(others)}
+    return plan
+
+
+def _scores(table: SensitivityTable, chosen: Surrogate) -> dict[str, Surrogate]:
+    """Name of a warm start → the additive score it is the optimum of, the chosen surrogate's first."""
+    found = {}
+    for name in sorted(SURROGATES, key=lambda name: name != chosen.name):
+        try:
+            found["additive" if name == "response" else name] = make_surrogate(name, table, chosen.space)
+        except (ConfigError, DataError):
+            continue  # traces of another estimator, or not finite
+    return found
+
+
+def _tightened(
+    decoder: Decoder, response: Surrogate, scores: dict[str, Surrogate]
+) -> Iterator[tuple[str, IntArray]]:
     for fraction in FRACTIONS:
         try:
             scaled = decoder.scaled(fraction, FINE_STEPS)
         except BudgetError:
             continue  # the lowest assignment needs more than this share
-        yield f"additive {fraction:.0%}", scaled.optimum(surrogate.option_costs).choices
+        decoded = {name: scaled.decode(score.option_costs) for name, score in scores.items()}
+        ends = np.stack([descend(response, scaled, choices) for choices in decoded.values()])
+        yield f"quadratic {fraction:.0%}", ends[int(np.argmin(response.predict(ends)))]
+        for name, choices in decoded.items():
+            yield f"{name} {fraction:.0%}", choices
+
+
+def _enqueued(decoder: Decoder, assignments: Iterable[BitAssignment]) -> Iterator[tuple[str, IntArray]]:
+    for index, assignment in enumerate(assignments):
+        choices = decoder.space.choices(assignment)
+        if not decoder.is_feasible(choices):
+            assignment.check_pairs(decoder.space.setup)
+            budgets = ", ".join(dict.fromkeys(limit.text for limit in decoder.limits))
+            raise BudgetError(f"the enqueued assignment {index} exceeds the budget {budgets}.")
+        yield f"enqueued {index}", choices
 
 
 def _uniforms(decoder: Decoder) -> Iterator[tuple[str, IntArray]]:

@@ -68,8 +68,10 @@ def test_every_measured_trial_keeps_the_budget(finished):
 def test_the_exported_sizes_are_the_cost_model(finished):
     store = resolve_run("toy", finished[0])
     manifest = store.load_manifest()
-    costs = CostModel(store.load_setup()).costs(store.load_search().best.assignment)
-    assert manifest.weights_bytes == costs["size"]
+    model, best = CostModel(store.load_setup()), store.load_search().best
+    assert manifest.weights_bytes == model.weight_bytes(best.assignment)
+    (packed,) = (file for file in manifest.files if file.path == "model.safetensors")
+    assert packed.size_bytes <= best.costs["size"] <= 1.01 * packed.size_bytes
 
 
 def test_a_retrieved_model_loads_and_agrees_with_onnx(finished, tmp_path):

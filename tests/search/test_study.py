@@ -2,6 +2,7 @@ import math
 import random
 from itertools import pairwise
 
+import numpy as np
 import optuna
 import pytest
 
@@ -14,8 +15,15 @@ from raysearch.records import (
     trials_from_table,
     trials_to_table,
 )
-from raysearch.search import SURROGATES, search_assignment
-from raysearch.search.warm_starts import distinct
+from raysearch.search import (
+    SURROGATES,
+    Decoder,
+    OptionSpace,
+    make_limits,
+    make_surrogate,
+    search_assignment,
+)
+from raysearch.search.warm_starts import distinct, warm_starts
 
 from .problems import Divergence, every_assignment, make_setup, make_table
 
@@ -73,10 +81,33 @@ def test_never_worse_than_any_uniform_or_warm_start(surrogate):
     longer = run(surrogate=surrogate)
     assert longer.best.value <= result.best.value
     assert longer.best.value == min(longer.reasons.values())
-    assert {"quadratic", "uniform 2", "additive 100%", "hawq", "weight-error", "greedy"} <= set(
-        longer.reasons
-    )
-    assert longer.lower_bound > 0
+    required = {"quadratic", "uniform 2", "additive", "hawq", "weight-error", "single-loss", "greedy"}
+    assert required <= set(result.reasons)
+    assert {"quadratic 95%", "hawq 95%", "single-loss 90%"} <= set(longer.reasons)
+    assert longer.surrogate == surrogate
+
+
+@pytest.mark.parametrize("surrogate", [name for name in SURROGATES if name != "fisher"])
+def test_the_bound_is_below_every_prediction_and_the_gap_says_how_far(surrogate):
+    space, model = OptionSpace(SETUP), CostModel(SETUP)
+    result = run(surrogate=surrogate, num_trials=1)
+    every = np.stack([space.choices(a) for a in every_assignment(SETUP) if is_feasible(BUDGETS, model, a)])
+    least = make_surrogate(surrogate, TABLE, space).predict(every).min()
+    assert 0 < result.lower_bound <= least * (1 + 1e-9)
+    assert result.lower_bound >= least * (1 - result.gap) * (1 - 1e-9)
+    assert min(trial.predicted for trial in result.trials) == pytest.approx(least)
+    assert result.gap < 1e-3
+
+
+@pytest.mark.parametrize("num_trials", [1, 13, 40])
+def test_beyond_the_required_warm_starts_half_of_the_trials_are_the_samplers(num_trials):
+    trials = run(num_trials=num_trials).trials
+    sampled = [trial.number for trial in trials if trial.source == "thompson"]
+    first = sampled[0] if sampled else len(trials)
+    assert not any("%" in trial.source for trial in trials[:first])
+    rest = trials[first:]
+    assert len(trials) == max(num_trials, first)
+    assert sum(t.source == "thompson" for t in rest) * 2 >= len(rest)
 
 
 @pytest.mark.parametrize("sampler", ["auto", "tpe", "random"])
@@ -242,12 +273,9 @@ def test_the_verbosity_of_optuna_is_left_as_it_was():
 
 
 def test_distinct_keeps_the_first_name():
-    from raysearch.search import Decoder, OptionSpace, make_limits, make_surrogate
-    from raysearch.search.warm_starts import warm_starts
-
     space = OptionSpace(SETUP)
     decoder = Decoder(space, make_limits(space, BUDGETS, CostModel(SETUP)))
-    starts = warm_starts(TABLE, make_surrogate("response", TABLE, space), decoder)
+    starts, _ = warm_starts(TABLE, make_surrogate("response", TABLE, space), decoder)
     kept = distinct([*starts, *starts])
     assert [start.source for start in kept] == [start.source for start in distinct(starts)]
     assert len({start.choices.tobytes() for start in kept}) == len(kept)
