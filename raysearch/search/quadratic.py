@@ -18,7 +18,7 @@ CONVEX_ROUNDS = 12
 SLOW_ROUNDS = 4
 """Rounds where each is a mixed-integer programme."""
 MAX_OPTIONS = 2000
-"""Of more options, K's eigenvalues and the branch-and-bound take minutes: only the bound of the cross terms."""
+"""Of more options only the bound of the cross terms: K's eigenvalues alone would take minutes."""
 MAX_FIELD = 2**25
 """Numbers that the branch-and-bound holds at most, for all partial assignments together."""
 
@@ -90,7 +90,8 @@ def bound_convex(surrogate: Surrogate, decoder: Decoder, start: IntArray) -> flo
     """A bound for a positive semi-definite K: f(x) ≥ f(z) + ∇f(z)ᵀ(x − z) for every fractional z.
 
     So min f ≥ −½zᵀKz + min_x (Kz)ᵀx, an additive problem, whatever z is. z moves by Frank and Wolfe (1956)
-    with exact steps, `CONVEX_ROUNDS` or `SLOW_ROUNDS` times, towards the minimum of the relaxation; the best bound counts.
+    with exact steps, `CONVEX_ROUNDS` or `SLOW_ROUNDS` times, towards the minimum of the relaxation; the best
+    bound counts.
     K is a Gram matrix; its least eigenvalue, where rounding makes it negative, is taken off: every z has as
     many ones as groups.
     """
