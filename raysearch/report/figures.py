@@ -18,6 +18,16 @@ from raysearch.report.axes import WIDTH, height, is_many, label_layers, plain_ti
 from raysearch.report.svg import FIRST, INK, SECOND, THIRD, style, to_svg
 
 _MARKERS = "osD^vP*X<>hp"
+_AXES = {
+    "avg_bits": ("bits per weight", 1.0),
+    "act_bits": ("bits per activation", 1.0),
+    "size": ("size, kB", 1e-3),
+    "bops": ("bit operations, G", 1e-9),
+    "effective": ("effective compression", 1.0),
+    "activation_memory": ("activation memory, kB", 1e-3),
+    "latency": ("latency, ms", 1e3),
+}
+"""Cost of a front → its axis' label, and the factor to that unit."""
 
 
 def bits_figure(setup: QuantizerSetup, widths: Mapping[str, int], kind: str) -> str:
@@ -102,12 +112,14 @@ def responses_figure(table: SensitivityTable, kind: str) -> str:
 
 
 def trials_figure(search: SearchResult) -> str:
-    """Measured value over the trial's number, and over its size with the feasible front."""
+    """Measured value over the trial's number and the front's cost; stopped trials by their estimates."""
     done = [t for t in search.trials if t.state == "COMPLETE" and math.isfinite(t.value)]
+    stopped = [t for t in search.trials if t.state == "PRUNED" and math.isfinite(t.value)]
+    kind = search.front_cost
     sources = list(dict.fromkeys(t.source for t in done))
     with style("trials"):
         figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-        over_number, over_size = figure.subplots(1, 2, sharey=True)
+        over_number, over_cost = figure.subplots(1, 2, sharey=True)
         colours = (FIRST, SECOND, THIRD)
         for index, source in enumerate(sources):
             mine = [t for t in done if t.source == source]
@@ -119,26 +131,31 @@ def trials_figure(search: SearchResult) -> str:
                 "alpha": 0.8,
             }
             over_number.scatter([t.number for t in mine], [t.value for t in mine], label=source, **look)
-            over_size.scatter([_size(t) for t in mine], [t.value for t in mine], **look)
+            over_cost.scatter([_cost(t, kind) for t in mine], [t.value for t in mine], **look)
+        if stopped:
+            faint: dict[str, Any] = {"s": 14, "marker": "x", "color": INK, "linewidths": 0.8, "alpha": 0.5}
+            label = "stopped early (estimate)"
+            over_number.scatter([t.number for t in stopped], [t.value for t in stopped], label=label, **faint)
+            over_cost.scatter([_cost(t, kind) for t in stopped], [t.value for t in stopped], **faint)
         if done:
             running = np.maximum if search.maximize else np.minimum
             best = running.accumulate([t.value for t in done])
             over_number.step([t.number for t in done], best, where="post", color=INK, linewidth=1)
         front = [t for t in search.front if math.isfinite(t.value)]
-        over_size.plot(
-            [_size(t) for t in front],
+        over_cost.plot(
+            [_cost(t, kind) for t in front],
             [t.value for t in front],
             color=INK, linewidth=1, marker=".", markersize=4, label="feasible front",
         )  # fmt: skip
-        over_size.plot(
-            _size(search.best), search.best.value, marker="o", markersize=11, markerfacecolor="none",
+        over_cost.plot(
+            _cost(search.best, kind), search.best.value, marker="o", markersize=11, markerfacecolor="none",
             markeredgecolor=INK, linestyle="none", label="chosen",
         )  # fmt: skip
         set_scale(over_number, "y", [t.value for t in done])
         over_number.set(xlabel="trial (line: best so far)", ylabel=f"measured {search.objective}")
         over_number.xaxis.set_major_locator(MaxNLocator(integer=True))
-        over_size.set_xlabel("size, kB")
-        for axes in (over_number, over_size):
+        over_cost.set_xlabel(_AXES[kind][0])
+        for axes in (over_number, over_cost):
             handles, _ = axes.get_legend_handles_labels()
             if handles:
                 axes.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
@@ -168,5 +185,5 @@ def history_figure(result: FineTuneResult) -> str:
         return to_svg(figure, "Metrics of the training")
 
 
-def _size(trial: SearchTrial) -> float:
-    return trial.costs.get("size", math.nan) / 1000
+def _cost(trial: SearchTrial, kind: str) -> float:
+    return trial.costs.get(kind, math.nan) * _AXES[kind][1]

@@ -49,9 +49,23 @@ def size(value: float) -> str:
 
 
 def quantity(kind: str, value: float) -> str:
-    """A cost in its kind's usual unit."""
-    if kind == "size":
+    """A cost in its kind's usual unit.
+
+    Example:
+        >>> quantity("latency", 0.0123), quantity("activation_memory", 2048.0), quantity("effective", 1.5)
+        ('12.3 ms', '2.05 kB', '1.5x')
+    """
+    if not math.isfinite(value):
+        return number(value)
+    if kind in ("size", "activation_memory"):
         return size(value)
+    if kind == "latency":
+        for unit, factor in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+            if abs(value) >= factor:
+                return f"{number(value / factor)} {unit}"
+        return f"{number(value * 1e9)} ns"
+    if kind == "effective":
+        return f"{number(value)}x"
     if kind == "bops":
         for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
             if abs(value) >= factor:

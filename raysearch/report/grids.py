@@ -22,6 +22,9 @@ COST_NAMES = {
     "act_bits": "bits per activation",
     "size": "size",
     "bops": "bit operations",
+    "effective": "effective compression",
+    "activation_memory": "activation memory",
+    "latency": "latency",
 }
 
 
