@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,19 +33,17 @@ from raysearch.records import (
     SearchResult,
     SearchTrial,
     SensitivityTable,
-    drop_of,
     excesses,
 )
 from raysearch.search.achievable import best_cost
 from raysearch.search.agreement import surrogate_agreement
 from raysearch.search.batches import OnBatch
-from raysearch.search.decoder import Decoder
-from raysearch.search.local_search import descend
+from raysearch.search.least_so_far import LeastSoFar, Remembered
 from raysearch.search.outcome import completed, pareto_front
-from raysearch.search.racing import Measured, MeasureShards, Race, ShardValues
-from raysearch.search.space import IntArray, OptionSpace, make_limits
+from raysearch.search.racing import MeasureShards, Race
+from raysearch.search.space import OptionSpace
 from raysearch.search.study import search_assignment
-from raysearch.search.surrogates import Surrogate, make_surrogate
+from raysearch.search.surrogates import make_surrogate
 from raysearch.seeding import derive_seed
 
 NUM_PROBES = 3
@@ -127,7 +125,7 @@ def minimize_cost(
     scores = make_surrogate(surrogate, table, space)
     race = Race(Remembered(measure), num_shards, racing_error, maximize)
     float_value = race({0: BitAssignment({})})[0].value
-    found = _Least(
+    found = LeastSoFar(
         space, model, scores, tuple(budgets), race, kind, max_drop, maximize, float_value, on_batch
     )
     floor = best_cost(space, model, kind, budgets)
@@ -140,104 +138,7 @@ def minimize_cost(
     return _summary(found, result, table)
 
 
-class Remembered:
-    """Measures what was not measured before; the same assignment comes round in every study."""
-
-    def __init__(self, measure: MeasureShards) -> None:
-        self._measure = measure
-        self._known: dict[tuple[str, int], ShardValues] = {}
-
-    def __call__(
-        self, assignments: Mapping[int, BitAssignment], shards: Sequence[int]
-    ) -> dict[int, dict[int, ShardValues]]:
-        """See `MeasureShards`."""
-        marks = {number: a.digest() for number, a in assignments.items()}
-        open_shards: dict[tuple[int, ...], dict[str, int]] = {}
-        for number, mark in marks.items():
-            if missing := tuple(shard for shard in shards if (mark, shard) not in self._known):
-                open_shards.setdefault(missing, {}).setdefault(mark, number)
-        for missing, numbers in open_shards.items():
-            got = self._measure({n: assignments[n] for n in numbers.values()}, missing)
-            self._known.update(
-                {(mark, shard): got[n][shard] for mark, n in numbers.items() for shard in missing}
-            )
-        return {number: {s: self._known[mark, s] for s in shards} for number, mark in marks.items()}
-
-
-@dataclass
-class _Least:
-    space: OptionSpace
-    model: CostModel
-    surrogate: Surrogate
-    budgets: tuple[Budget, ...]
-    race: Race
-    kind: str
-    max_drop: MaxDrop
-    maximize: bool
-    float_value: float
-    on_batch: OnBatch | None
-    trials: list[SearchTrial] = field(default_factory=list)
-
-    def decoder(self, limit: float) -> Decoder:
-        budgets = [*self.budgets, self.limit(limit)]
-        return Decoder(self.space, make_limits(self.space, budgets, self.model))
-
-    def limit(self, limit: float) -> Budget:
-        return Budget(self.kind, limit, False, f"{self.kind}<={limit:.17g}")
-
-    def optimum(self, decoder: Decoder) -> IntArray:
-        return descend(self.surrogate, decoder, decoder.optimum(self.surrogate.option_costs).choices)
-
-    def measure(self, named: Sequence[tuple[str, IntArray]]) -> list[SearchTrial]:
-        """Measure on all samples; one trial each, assignments that have one already left out."""
-        known = {trial.assignment.digest() for trial in self.trials if trial.state != "PRUNED"}
-        fresh = {self.space.assignment(choices).digest(): (name, choices) for name, choices in named[::-1]}
-        kept = [(n, c) for mark, (n, c) in reversed(fresh.items()) if mark not in known]
-        first = len(self.trials)
-        values = self.race({first + i: self.space.assignment(c) for i, (_, c) in enumerate(kept)})
-        made = [self._trial(first + i, n, c, values[first + i]) for i, (n, c) in enumerate(kept)]
-        self.add(made)
-        return made
-
-    def add(self, trials: Sequence[SearchTrial]) -> None:
-        self.trials += trials
-        if self.on_batch is not None:
-            self.on_batch(tuple(self.trials))
-
-    def drop(self, trial: SearchTrial) -> float:
-        return drop_of(trial.value, self.float_value, self.maximize)
-
-    def holds(self, trial: SearchTrial) -> bool:
-        return bool(completed([trial])) and self.max_drop.is_kept(self.drop(trial), self.float_value)
-
-    def best(self) -> SearchTrial | None:
-        held = [trial for trial in self.trials if self.holds(trial)]
-        return min(held, key=lambda t: (t.costs[self.kind], self.drop(t), t.number), default=None)
-
-    def cheapest(self) -> SearchTrial:
-        best = self.best()
-        assert best is not None
-        return best
-
-    def _trial(self, number: int, source: str, choices: IntArray, got: Measured) -> SearchTrial:
-        assignment = self.space.assignment(choices)
-        costs = self.model.costs(assignment)
-        state = "COMPLETE" if math.isfinite(got.value) else "FAIL"
-        return SearchTrial(
-            number,
-            assignment,
-            costs,
-            excesses(self.budgets, self.model, costs),
-            got.value,
-            float(self.surrogate.predict(choices)),
-            source,
-            state,
-            got.num_samples,
-            got.rounds if state == "COMPLETE" else {},
-        )
-
-
-def _ends(found: _Least, floor: float, enqueue: Sequence[BitAssignment]) -> None:
+def _ends(found: LeastSoFar, floor: float, enqueue: Sequence[BitAssignment]) -> None:
     free = found.decoder(found.model.highest[found.kind])
     widest = free.optimum(-found.space.widths.astype(np.float64)).choices
     named = [("unlimited", found.optimum(free)), ("widest", widest)]
@@ -256,7 +157,7 @@ def _ends(found: _Least, floor: float, enqueue: Sequence[BitAssignment]) -> None
         )
 
 
-def _sections(found: _Least, floor: float) -> None:
+def _sections(found: LeastSoFar, floor: float) -> None:
     low = floor
     for _ in range(MAX_SECTIONS):
         high = found.cheapest().costs[found.kind]
@@ -269,7 +170,7 @@ def _sections(found: _Least, floor: float) -> None:
 
 
 def _studies(
-    found: _Least, table: SensitivityTable, floor: float, options: Mapping[str, Any], seed: int
+    found: LeastSoFar, table: SensitivityTable, floor: float, options: Mapping[str, Any], seed: int
 ) -> SearchResult:
     """The study at the least cost so far, then below it; the last one that held anything."""
     result = _study(
@@ -290,7 +191,7 @@ def _studies(
 
 
 def _study(
-    found: _Least, table: SensitivityTable, limit: float, options: Mapping[str, Any], seed: int
+    found: LeastSoFar, table: SensitivityTable, limit: float, options: Mapping[str, Any], seed: int
 ) -> SearchResult:
     before = len(found.trials)
 
@@ -326,7 +227,7 @@ def _study(
     return result
 
 
-def _lower(found: _Least, batch_size: int) -> None:
+def _lower(found: LeastSoFar, batch_size: int) -> None:
     """Lower one group of the best by one width, the least predicted harm first, while that holds."""
     for _ in range(MAX_LOWERED):
         best = found.cheapest()
@@ -340,7 +241,9 @@ def _lower(found: _Least, batch_size: int) -> None:
             return
 
 
-def _summary(found: _Least, result: SearchResult, table: SensitivityTable) -> tuple[SearchResult, LeastCost]:
+def _summary(
+    found: LeastSoFar, result: SearchResult, table: SensitivityTable
+) -> tuple[SearchResult, LeastCost]:
     best, sign = found.cheapest(), -1 if found.maximize else 1
     done = completed(found.trials)
     reasons: dict[str, float] = {}

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +11,7 @@ from scipy.sparse import csr_array, hstack, vstack
 
 from raysearch.errors import BudgetError
 from raysearch.search.forms import Form
+from raysearch.search.quiet_stdout import quiet_stdout
 from raysearch.search.solution import Solution
 from raysearch.search.space import BoolArray, FloatArray, IntArray, Limit, OptionSpace
 
@@ -25,8 +21,6 @@ NODE_LIMIT = 2000
 
 TOLERANCE = 1e-6
 """Of HiGHS, relative to the objective: how far its bound may be from a proven one."""
-
-_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -289,33 +283,3 @@ def _fix(
     rounding = 1e-12 * (float(np.abs(least).sum()) + float(prices @ np.abs(capacity)))
     bound = float(least.sum()) - float(prices @ capacity) - rounding
     return bound, space.valid & (bound + priced - least <= value)
-
-
-@contextmanager
-def quiet_stdout() -> Iterator[None]:
-    """Keep what HiGHS prints by itself (scipy 1.17, HiGHS #2783) off our standard output, which may be JSON.
-
-    It writes to the file descriptor, so that is turned away; one solver at a time, since it is the
-    process's.
-    """
-    with _ONE_AT_A_TIME:
-        try:
-            sys.stdout.flush()
-            _flush_c()
-            saved = os.dup(1)
-        except (OSError, ValueError, AttributeError):
-            yield  # there is no standard output
-            return
-        try:
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), 1)
-            yield
-        finally:
-            _flush_c()
-            os.dup2(saved, 1)
-            os.close(saved)
-
-
-def _flush_c() -> None:
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).fflush(None)
