@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from raysearch.errors import StorageError
+from raysearch.export.input_spec import InputSpec, input_spec_from
 from raysearch.quantizer import MAX_BITS, MIN_BITS
+from raysearch.records import QuantizerSpec, Site
 
 FORMAT = "bitstream-le"
 VERSION = 1
+MAX_ELEMENTS = 1 << 40
+DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,27 @@ class PackedWeight:
 
 @dataclass(frozen=True)
 class ActivationQuantizer:
-    """What one activation quantizer does; the graph holds the same, this is for readers."""
+    """What one activation quantizer does, and where. The graph holds the same; a user's module needs it.
 
-    bits: int
-    scale: float
-    zero_point: int
+    Attributes:
+        bits: width in force; None is a quantizer that is off.
+        scale: its step, or one for each channel.
+        zero_point: code of the value 0, or one for each channel.
+        signed: whether codes are signed.
+        sites: where it acts in the module.
+        shape: of one sample of what it quantizes.
+        axis: channel axis of that; None is one scale.
+        spec: the kind of grid; None is an asymmetric one.
+    """
+
+    bits: int | None
+    scale: float | tuple[float, ...]
+    zero_point: int | tuple[int, ...]
+    signed: bool = False
+    sites: tuple[Site, ...] = ()
+    shape: tuple[int, ...] = ()
+    axis: int | None = None
+    spec: QuantizerSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +101,9 @@ class ModelConfig:
         weights: integer weights by name.
         activations: activation quantizers by id.
         tensors: every other stored tensor by name.
+        example_inputs: what the arguments look like; None where they are not tensors in plain containers.
+        versions: "raysearch" and "torch", those that wrote the folder.
+        source: "run_id" and "budget" of the run it is from; empty for a model that was exported by itself.
     """
 
     architecture: str
@@ -89,10 +112,13 @@ class ModelConfig:
     weights: Mapping[str, PackedWeight]
     activations: Mapping[str, ActivationQuantizer]
     tensors: Mapping[str, TensorSpec]
+    example_inputs: tuple[InputSpec, ...] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The configuration as JSON text, laid out as Hugging Face does."""
-        return json.dumps(
+        return _lines(
             {
                 "model_type": "raysearch",
                 "architectures": [self.architecture],
@@ -103,11 +129,15 @@ class ModelConfig:
                     "format": FORMAT,
                     "version": VERSION,
                     "weights": {name: asdict(weight) for name, weight in self.weights.items()},
-                    "activations": {name: asdict(value) for name, value in self.activations.items()},
+                    "activations": {name: _activation_entry(v) for name, v in self.activations.items()},
                 },
                 "tensors": {name: asdict(spec) for name, spec in self.tensors.items()},
-            },
-            indent=1,
+                "example_inputs": None
+                if self.example_inputs is None
+                else [spec.to_entry() for spec in self.example_inputs],
+                "versions": dict(self.versions),
+                "source": dict(self.source),
+            }
         )
 
     @classmethod
@@ -126,30 +156,37 @@ class ModelConfig:
                 inputs=tuple(map(str, data["inputs"])),
                 fixed_batch=None if data["fixed_batch"] is None else _size(data["fixed_batch"]),
                 weights={name: _weight(name, e) for name, e in quantization["weights"].items()},
-                activations={
-                    name: ActivationQuantizer(**e) for name, e in quantization["activations"].items()
-                },
-                tensors={
-                    name: TensorSpec(tuple(map(_size, e["shape"])), str(e["dtype"]))
-                    for name, e in data["tensors"].items()
-                },
+                activations={name: _activation(e) for name, e in quantization["activations"].items()},
+                tensors={name: _tensor(name, e) for name, e in data["tensors"].items()},
+                example_inputs=_example_inputs(data.get("example_inputs")),
+                versions={str(k): str(v) for k, v in data.get("versions", {}).items()},
+                source=dict(data.get("source", {})),
             )
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise StorageError(
-                f"{where} is damaged: {error!r}. Retrieve or export the model again."
+                f"{where} is damaged: {error!r:.300}. Retrieve or export the model again."
             ) from error
+
+
+def _lines(value: Any, indent: int = 0) -> str:
+    """JSON with one line for each entry of the outer mappings: short, and still read by eye."""
+    if not isinstance(value, dict) or not value or indent > 2:
+        return json.dumps(value)
+    pad = " " * (indent + 1)
+    inner = ",\n".join(f"{pad}{json.dumps(key)}: {_lines(entry, indent + 1)}" for key, entry in value.items())
+    return "{\n" + inner + "\n" + " " * indent + "}"
 
 
 def _check_format(quantization: dict[str, Any], where: str) -> None:
     if quantization["quant_method"] != "raysearch" or quantization["format"] != FORMAT:
         raise StorageError(
-            f"{where} has quant_method '{quantization['quant_method']}' and format "
-            f"'{quantization['format']}'; this loader reads raysearch's '{FORMAT}'."
+            f"{where} has quant_method '{str(quantization['quant_method']):.50}' and format "
+            f"'{str(quantization['format']):.50}'; this loader reads raysearch's '{FORMAT}'."
         )
     if _size(quantization["version"]) > VERSION:
         raise StorageError(
-            f"{where} has version {quantization['version']}; this raysearch reads up to {VERSION}. Update it "
-            f"with `pip install --upgrade raysearch`."
+            f"{where} has schema version {quantization['version']}; this raysearch reads up to {VERSION}. "
+            f"Update it with `pip install --upgrade raysearch`."
         )
 
 
@@ -158,7 +195,7 @@ def _weight(name: str, entry: dict[str, Any]) -> PackedWeight:
     found = PackedWeight(
         _size(entry["bits"]),
         None if entry["axis"] is None else _size(entry["axis"]),
-        tuple(map(_size, entry["shape"])),
+        _shape(entry["shape"]),
         tuple(map(str, entry["aliases"])),
         "stored" if zero == "stored" else -_size(-zero),
     )
@@ -171,7 +208,85 @@ def _weight(name: str, entry: dict[str, Any]) -> PackedWeight:
     return found
 
 
+def _activation_entry(value: ActivationQuantizer) -> dict[str, Any]:
+    entry = asdict(value)
+    entry["sites"] = [list(site.values()) for site in entry["sites"]]
+    return {key: found for key, found in entry.items() if key in _ALWAYS or found not in (None, (), False)}
+
+
+_ALWAYS = ("bits", "scale", "zero_point")
+
+
+def _activation(entry: dict[str, Any]) -> ActivationQuantizer:
+    spec = entry.get("spec")
+    bits = entry["bits"]
+    if bits is not None and not MIN_BITS <= _size(bits) <= MAX_BITS:
+        raise ValueError(f"an activation has {bits} bits; allowed: {MIN_BITS}–{MAX_BITS}")
+    scale, zero = entry["scale"], entry["zero_point"]
+    return ActivationQuantizer(
+        bits,
+        tuple(map(_number, scale)) if isinstance(scale, list) else _number(scale),
+        tuple(map(_integer, zero)) if isinstance(zero, list) else _integer(zero),
+        _flag(entry.get("signed", False)),
+        tuple(_site(site) for site in entry.get("sites", ())),
+        _shape(entry.get("shape", ())),
+        None if entry.get("axis") is None else _size(entry["axis"]),
+        None if spec is None else _spec(spec),
+    )
+
+
+def _site(values: list[Any]) -> Site:
+    module, role, name, occurrence, argument = values
+    if role not in ("input", "add", "call") or not isinstance(module, str) or not isinstance(name, str):
+        raise ValueError(f"{values!r:.100} is no place of an activation")
+    return Site(module, role, name, _size(occurrence), _size(argument))
+
+
+def _spec(entry: dict[str, Any]) -> QuantizerSpec:
+    signed = entry["signed"]
+    if entry["mode"] not in ("symmetric", "asymmetric"):
+        raise ValueError(f"{entry['mode']!r:.50} is no mode of a quantizer")
+    flags = {name: _flag(entry[name]) for name in ("narrow_range", "half_range", "logarithm_scale")}
+    return QuantizerSpec(entry["mode"], None if signed is None else _flag(signed), **flags)
+
+
+def _tensor(name: str, entry: dict[str, Any]) -> TensorSpec:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"'{name:.100}' is of type {entry['dtype']!r:.50}; allowed: {', '.join(DTYPES)}")
+    return TensorSpec(_shape(entry["shape"]), entry["dtype"])
+
+
+def _example_inputs(entries: list[Any] | None) -> tuple[InputSpec, ...] | None:
+    return None if entries is None else tuple(map(input_spec_from, entries))
+
+
+def _shape(values: Any) -> tuple[int, ...]:
+    """A shape that torch can take: its sizes, those of 0 left out, multiply to less than 2^40."""
+    found = tuple(map(_size, values))
+    if len(found) > 16 or math.prod(size for size in found if size) >= MAX_ELEMENTS:
+        raise ValueError(f"the shape {list(found[:16])!r:.200} is larger than any tensor")
+    return found
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r:.50} is neither true nor false")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e38:
+        raise ValueError(f"{value!r:.50} is no number of float32")
+    return float(value)
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > 1 << 31:
+        raise ValueError(f"{value!r:.50} is no integer of 32 bits")
+    return value
+
+
 def _size(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is no non-negative integer")
+        raise ValueError(f"{value!r:.50} is no non-negative integer")
     return value

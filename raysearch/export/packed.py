@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +11,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from raysearch import __version__
 from raysearch.artifacts import Storage
 from raysearch.controller import StrippedWeight, stripped_quantizers, stripped_weights
 from raysearch.errors import ExportError
+from raysearch.export.input_spec import InputSpec, input_spec
 from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight, TensorSpec
 from raysearch.export.packing import pack_codes
 from raysearch.export.program import capture_program, program_bytes, tensor_slots, weight_parts
@@ -26,7 +29,11 @@ FILES = (WEIGHTS, CONFIG, ARCHITECTURE)
 
 
 def write_packed(
-    stripped: nn.Module, setup: QuantizerSetup, example_inputs: tuple[Any, ...], directory: Path
+    stripped: nn.Module,
+    setup: QuantizerSetup,
+    example_inputs: tuple[Any, ...],
+    directory: Path,
+    source: Mapping[str, Any] | None = None,
 ) -> int | None:
     """Write the three files of the packed target.
 
@@ -38,6 +45,7 @@ def write_packed(
         setup: where its quantizers are.
         example_inputs: positional arguments of its forward; dimension 0 is the batch.
         directory: the model folder.
+        source: "run_id" and "budget" of the run that the module is from, for config.json.
 
     Returns:
         The only batch size the graph takes, or None when any will do.
@@ -66,11 +74,11 @@ def write_packed(
             name: PackedWeight(w.num_bits, w.axis, tuple(w.codes.shape), w.aliases, _zero_point(w))
             for name, w in weights.items()
         },
-        activations={
-            name: ActivationQuantizer(q.num_bits, float(q.effective_scale()), int(q.zero_points()))
-            for name, q in stripped_quantizers(stripped, setup).items()
-        },
+        activations=_activations(stripped, setup),
         tensors={n: TensorSpec(tuple(t.shape), DTYPES[t.dtype]) for n, t in others.items()},
+        example_inputs=_example_inputs(example_inputs),
+        versions={"raysearch": __version__, "torch": torch.__version__},
+        source=source or {},
     )
     folder = Storage(directory)
     folder.write_bytes(WEIGHTS, save(stored, metadata={"format": "pt"}))
@@ -105,6 +113,33 @@ def input_names(model: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[str,
     parameters = inspect.signature(model.forward).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind in kinds]
     return tuple(names[: len(example_inputs)])
+
+
+def _activations(stripped: nn.Module, setup: QuantizerSetup) -> dict[str, ActivationQuantizer]:
+    enabled = stripped_quantizers(stripped, setup)
+    found = {}
+    for point in setup.of_kind("activation").values():
+        place = (point.sites, point.shape, point.axis, point.spec)
+        if point.id not in enabled:
+            found[point.id] = ActivationQuantizer(None, 1.0, 0, False, *place)
+            continue
+        quantizer = enabled[point.id]
+        scales = tuple(quantizer.effective_scale().detach().reshape(-1).tolist())
+        zeros = tuple(quantizer.zero_points().expand_as(quantizer.effective_scale()).reshape(-1).tolist())
+        one = point.axis is None
+        found[point.id] = ActivationQuantizer(
+            quantizer.num_bits,
+            scales[0] if one else scales,
+            zeros[0] if one else zeros,
+            quantizer.signed,
+            *place,
+        )
+    return found
+
+
+def _example_inputs(values: tuple[Any, ...]) -> tuple[InputSpec, ...] | None:
+    found = [input_spec(value) for value in values]
+    return None if any(spec is None for spec in found) else tuple(spec for spec in found if spec is not None)
 
 
 def _zero_point(weight: StrippedWeight) -> int | Literal["stored"]:

@@ -8,11 +8,8 @@ forward. Codes are decoded in the graph, by the very operations of the stripped 
 from __future__ import annotations
 
 import io
-import json
 import logging
-import re
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,19 +22,8 @@ from torch.utils import _pytree as pytree
 
 from raysearch.controller import StrippedWeight
 from raysearch.errors import ExportError, StorageError
+from raysearch.export.archive import checked_archive, compact_archive
 from raysearch.export.outputs import plain
-
-# Operations that torch itself brings; a library of own operations would be user code.
-_OPERATION = re.compile(
-    r"torch\.ops\.(aten|prims|higher_order)\.[A-Za-z_]\w*(\.\w+)?|_operator\.[a-z]+|math\.[a-z]+|torch\.sym_\w+"
-)
-# Sizes as sympy prints its objects; torch reads them by evaluating them.
-_EXPRESSION = re.compile(r"(?:[A-Z]\w*+|[a-z_]++=|'[\w.]*+'|-?\d++(?:\.\d++)?|[(), ])*+")
-_MEMBERS = re.compile(
-    r"models/model\.json|data/(weights|constants)/model_\w+_config\.json|data/constants/tensor_\d+|"
-    r"data/sample_inputs/model\.pt|archive_format|archive_version|byteorder|version|\.data/\w+"
-)
-
 
 @dataclass(frozen=True)
 class Captured:
@@ -150,19 +136,19 @@ def program_bytes(program: ExportedProgram) -> bytes:
     sink = io.BytesIO()
     with quiet():
         torch.export.save(program, sink)
-    return sink.getvalue()
+    return compact_archive(sink.getvalue())
 
 
 def load_program(data: bytes, where: str) -> nn.Module:
-    """Read a program back, after a check that nothing in it would be unpickled or call foreign code.
+    """Read a program back, after `checked_archive`: nothing is unpickled, no foreign code is called.
 
     Raises:
         StorageError: the file is damaged, of another torch's layout, or holds what it must not hold.
     """
     try:
-        _check_archive(data, where)
+        checked = checked_archive(data, where)
         with quiet():
-            return torch.export.load(io.BytesIO(data)).module()
+            return torch.export.load(io.BytesIO(checked)).module()
     except StorageError:
         raise
     except Exception as error:
@@ -195,44 +181,6 @@ def _batch_of(example_inputs: tuple[Any, ...]) -> int:
 
 def _counts(value: Tensor, batch: int) -> bool:
     return value.ndim > 0 and value.shape[0] == batch
-
-
-def _check_archive(data: bytes, where: str) -> None:
-    # torch.export.load unpickles example inputs and some constants, and evaluates size expressions.
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        for entry in archive.infolist():
-            name = entry.filename.split("/", 1)[-1]
-            if not _MEMBERS.fullmatch(name) or (name.endswith(".pt") and entry.file_size):
-                raise _refused(where, f"the member '{entry.filename}'")
-            if name.endswith("_config.json"):
-                for payload in json.loads(archive.read(entry))["config"].values():
-                    if payload["use_pickle"]:
-                        raise _refused(where, f"the pickled constant '{payload['path_name']}'")
-            elif name == "models/model.json":
-                _check_graph(json.loads(archive.read(entry)), where)
-
-
-def _check_graph(value: Any, where: str) -> None:
-    if isinstance(value, list):
-        for entry in value:
-            _check_graph(entry, where)
-    elif isinstance(value, dict):
-        for key, entry in value.items():
-            called = key == "as_operator" or (key == "target" and "inputs" in value)
-            if called and ("__" in str(entry) or not _OPERATION.fullmatch(str(entry))):
-                raise _refused(where, f"the operation '{entry}'")
-            if key == "expr_str" and (not _EXPRESSION.fullmatch(str(entry)) or "__" in str(entry)):
-                raise _refused(where, f"the size '{entry}'")
-            if key == "guards_code" and entry:
-                raise _refused(where, "code of guards")
-            _check_graph(entry, where)
-
-
-def _refused(where: str, what: str) -> StorageError:
-    return StorageError(
-        f"{where} holds {what}, which raysearch never writes and does not load. Retrieve the file again from "
-        f"where it was exported."
-    )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from raysearch.artifacts import Storage
 from raysearch.errors import ExportError
-from raysearch.export.program import batch_dims, program_bytes, quiet, widen
+from raysearch.export.program import batch_dims, load_program, program_bytes, quiet, widen
 
 FILE = "model.pt2"
 NOTE = "pt2: codes are stored as int8 at every width, and torch computes in float."
@@ -49,10 +49,8 @@ def write_pt2(stripped: nn.Module, example_inputs: tuple[Any, ...], path: Path) 
 
 
 def load_pt2(path: Path) -> nn.Module:
-    """The program as a module."""
-    with quiet():
-        module: nn.Module = _Program(torch.export.load(path).module())
-    return module
+    """The program as a module; see `load_program` for what is refused."""
+    return _Program(load_program(path.read_bytes(), str(path)))
 
 
 class _Program(nn.Module):

@@ -1,0 +1,129 @@
+"""What a model's arguments look like: enough to make inputs of the same kind when there is no data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_INPUT_ELEMENTS = 1 << 28
+
+_TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _TYPES.items()}
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One argument of a model.
+
+    Attributes:
+        kind: "tensor", "tuple", "list", "dict" or "value".
+        shape: of a tensor, as in the example.
+        dtype: of a tensor, as safetensors names it.
+        low: its smallest finite value in the example; 0 if there is none.
+        high: its greatest.
+        parts: what a container holds: (key, spec); keys of sequences are positions.
+        value: None, a boolean, a number or a text that is passed as it is.
+    """
+
+    kind: str
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    low: float = 0.0
+    high: float = 0.0
+    parts: tuple[tuple[str, InputSpec], ...] = ()
+    value: bool | int | float | str | None = None
+
+    def to_entry(self) -> dict[str, Any]:
+        """The spec as JSON values; `input_spec_from` reads it back."""
+        if self.kind == "tensor":
+            return {"shape": list(self.shape), "dtype": self.dtype, "low": self.low, "high": self.high}
+        if self.kind == "value":
+            return {"value": self.value}
+        if self.kind == "dict":
+            return {"dict": {key: part.to_entry() for key, part in self.parts}}
+        return {self.kind: [part.to_entry() for _, part in self.parts]}
+
+    def draw(self, generator: torch.Generator) -> Any:
+        """An argument of this kind: values uniform between `low` and `high`, integers with both ends."""
+        if self.kind == "tensor":
+            return self._tensor(generator)
+        if self.kind == "value":
+            return self.value
+        drawn = {key: part.draw(generator) for key, part in self.parts}
+        if self.kind == "dict":
+            return drawn
+        return tuple(drawn.values()) if self.kind == "tuple" else list(drawn.values())
+
+    @property
+    def num_elements(self) -> int:
+        """Values in all its tensors."""
+        own = math.prod(self.shape) if self.kind == "tensor" else 0
+        return own + sum(part.num_elements for _, part in self.parts)
+
+    def _tensor(self, generator: torch.Generator) -> Tensor:
+        dtype = _TYPES[self.dtype]
+        if dtype.is_floating_point:
+            values = torch.rand(self.shape, generator=generator) * (self.high - self.low) + self.low
+            return values.to(dtype)
+        drawn = torch.randint(int(self.low), int(self.high) + 1, self.shape, generator=generator)
+        return drawn.to(dtype)
+
+
+def input_spec(value: Any) -> InputSpec | None:
+    """Describe an argument; None where it holds something that JSON cannot."""
+    if isinstance(value, Tensor):
+        if value.dtype not in _NAMES:
+            return None
+        finite = value.detach().double().reshape(-1)
+        finite = finite[torch.isfinite(finite)]
+        ends = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)
+        return InputSpec("tensor", tuple(value.shape), _NAMES[value.dtype], *ends)
+    if value is None or isinstance(value, bool | int | float | str):
+        return InputSpec("value", value=value)
+    if type(value) not in (tuple, list) and not isinstance(value, Mapping):
+        return None
+    named = value.items() if isinstance(value, Mapping) else enumerate(value)
+    parts = tuple((str(key), input_spec(part)) for key, part in named)
+    found = tuple((key, part) for key, part in parts if part is not None)
+    kind = "dict" if isinstance(value, Mapping) else type(value).__name__
+    return InputSpec(kind, parts=found) if len(found) == len(parts) else None
+
+
+def input_spec_from(entry: Mapping[str, Any]) -> InputSpec:
+    """Read what `InputSpec.to_entry` gave.
+
+    Raises:
+        ValueError, KeyError, TypeError: the entry is damaged.
+    """
+    if "shape" in entry:
+        spec = InputSpec("tensor", _sizes(entry["shape"]), entry["dtype"], entry["low"], entry["high"])
+        bounds = all(type(end) in (int, float) and abs(end) < 2**62 for end in (spec.low, spec.high))
+        if spec.dtype not in _TYPES or not bounds or spec.low > spec.high:
+            raise ValueError(f"{dict(entry)!r:.200} describes no tensor")
+        return spec
+    if "value" in entry:
+        if not (entry["value"] is None or isinstance(entry["value"], bool | int | float | str)):
+            raise ValueError(f"{entry!r:.200} is no plain value")
+        return InputSpec("value", value=entry["value"])
+    if "dict" in entry:
+        return InputSpec("dict", parts=tuple((str(k), input_spec_from(e)) for k, e in entry["dict"].items()))
+    kind = "tuple" if "tuple" in entry else "list"
+    return InputSpec(kind, parts=tuple((str(i), input_spec_from(e)) for i, e in enumerate(entry[kind])))
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    found = tuple(values)
+    if len(found) > 16 or any(type(size) is not int or not 0 <= size < 1 << 31 for size in found):
+        raise ValueError(f"{list(found)!r:.200} is no shape of an argument")
+    if math.prod(found) > MAX_INPUT_ELEMENTS:
+        raise ValueError(f"an argument of shape {list(found)} is larger than {MAX_INPUT_ELEMENTS} values")
+    return found
