@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from raysearch.controller import QuantizationController, create_controller
     from raysearch.errors import BadInputError, RaysearchError, RunError
     from raysearch.export import load_model
+    from raysearch.export import verify_folder as verify
     from raysearch.job import Job, submit
     from raysearch.records import BitAssignment, QuantizerSetup, RunResult, RunStatus
     from raysearch.task import Task, load_task
@@ -46,11 +47,12 @@ _HOMES = {
     "config": ("Config", "load_config"),
     "controller": ("QuantizationController", "create_controller"),
     "errors": ("BadInputError", "RaysearchError", "RunError"),
-    "export": ("load_model",),
+    "export": ("load_model", "verify"),
     "job": ("Job", "submit"),
     "records": ("BitAssignment", "QuantizerSetup", "RunResult", "RunStatus"),
     "task": ("Task", "load_task"),
 }  # fmt: skip
+_NAMED_THERE = {"verify": "verify_folder"}
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -81,6 +83,7 @@ __all__ = [
     "run",
     "status",
     "submit",
+    "verify",
 ]
 
 
@@ -88,7 +91,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'raysearch' has no attribute '{name}'")
     # The submodule `raysearch.report` is a package of its own; the public name is the function.
-    return getattr(import_module(f"raysearch.{_HOME_OF[name]}"), name)
+    return getattr(import_module(f"raysearch.{_HOME_OF[name]}"), _NAMED_THERE.get(name, name))
 
 
 def __dir__() -> list[str]:

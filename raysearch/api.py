@@ -314,7 +314,7 @@ def export_run(
         state = store.load_checkpoint(store.load_finetune().checkpoint)
         stripped = strip_checkpoint(inputs, store.load_ranges(), assignment, state)
         with tempfile.TemporaryDirectory() as folder:
-            manifest = export(inputs, stripped, assignment, Path(folder))
+            manifest = export(inputs, stripped, assignment, Path(folder), store.run_id)
             store.save_model(Path(folder))
     return manifest
 

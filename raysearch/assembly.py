@@ -114,8 +114,10 @@ def export(
     stripped: nn.Module,
     assignment: BitAssignment,
     folder: Path,
+    run_id: str = "",
 ) -> ExportManifest:
     """The export stage on a local folder, verified on validation shards."""
+    source = {"run_id": run_id, "budget": [str(budget) for budget in inputs.budgets]} if run_id else None
     settings = inputs.config.export
     return export_model(
         stripped,
@@ -126,6 +128,7 @@ def export(
         targets=settings.targets,
         batches=first_samples(inputs.validation, settings.num_samples),
         forward=inputs.task.run,
+        source=source,
     )
 
 

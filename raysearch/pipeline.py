@@ -264,7 +264,7 @@ class Walk:
         if self.store.has("manifest"):
             return self.store.load_manifest()
         with self.progress.stage("export"), tempfile.TemporaryDirectory() as folder:
-            manifest = export(self.inputs, stripped, assignment, Path(folder))
+            manifest = export(self.inputs, stripped, assignment, Path(folder), self.store.run_id)
             self.store.save_model(Path(folder))
         return manifest
 

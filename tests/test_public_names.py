@@ -11,6 +11,7 @@ NAMES = [
     "RaysearchError", "RunError", "RunResult", "RunStatus", "Task", "__version__", "create_compressed_model",
     "create_controller", "export_run", "inspect", "load_config", "load_model", "load_sensitivity",
     "load_task", "report", "resolve", "resolve_measured", "retrieve", "run", "status", "submit",
+    "verify",
 ]  # fmt: skip
 
 

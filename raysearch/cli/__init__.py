@@ -1,9 +1,9 @@
 """The commands: parse, call, print. Exit code 0 done, 1 failed, 2 wrong use."""
 
-from raysearch.cli import cluster, latency, saved, walk
+from raysearch.cli import cluster, files, latency, saved, walk
 from raysearch.cli.options import app
 
-__all__ = ["app", "cluster", "latency", "main", "saved", "walk"]
+__all__ = ["app", "cluster", "files", "latency", "main", "saved", "walk"]
 
 
 def main() -> None:

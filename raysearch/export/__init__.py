@@ -1,8 +1,17 @@
 """Files from a stripped module, one target a file, each verified in its own runtime; and back."""
 
 from raysearch.export.capabilities import check_targets
+from raysearch.export.check_folder import FolderCheck, verify_folder
 from raysearch.export.export import TARGETS, export_model
 from raysearch.export.load import load_model
 from raysearch.export.profiling import profile_onnxruntime
 
-__all__ = ["TARGETS", "check_targets", "export_model", "load_model", "profile_onnxruntime"]
+__all__ = [
+    "TARGETS",
+    "FolderCheck",
+    "check_targets",
+    "export_model",
+    "load_model",
+    "profile_onnxruntime",
+    "verify_folder",
+]

@@ -1,8 +1,8 @@
-"""Archives of torch.export: checked and written anew before torch reads them, so that it runs no foreign code.
+"""Archives of torch.export: checked and written anew before torch reads them, so that no foreign code runs.
 
 `torch.export.load` unpickles example inputs and some constants, looks operations up by name in `torch`,
-`operator` and `math`, imports modules that tree specs name, and evaluates sizes as Python. `operator.call` and
-`operator.attrgetter` alone would let a file run anything. So a file is parsed here first, whatever raysearch
+`operator` and `math`, imports modules that tree specs name, and evaluates sizes as Python. `operator.call`
+and `operator.attrgetter` alone would let a file run anything. So a file is parsed here first, whatever raysearch
 does not write is refused, and torch is given an archive that was made of the parsed members: what was checked
 is what is read, even if another zip reader would see other members in the file.
 """
@@ -62,8 +62,8 @@ def compact_archive(data: bytes) -> bytes:
     for name, content in members:
         if name.endswith(".json") and len(content) > MAX_GRAPH_BYTES:
             raise ExportError(
-                f"the captured graph takes {len(content)} bytes as text; at most {MAX_GRAPH_BYTES} are loaded "
-                f"again. Export the target 'onnx' alone."
+                f"the captured graph takes {len(content)} bytes as text; at most {MAX_GRAPH_BYTES} are "
+                f"loaded again. Export the target 'onnx' alone."
             )
     return _write(members, zipfile.ZIP_DEFLATED)
 
@@ -151,9 +151,9 @@ def _check_graph(value: Any, where: str) -> None:
 def _check_entry(key: str, entry: Any, value: dict[str, Any], where: str) -> None:
     called = key == "as_operator" or (key == "target" and "inputs" in value)
     if called and not _is_operation(str(entry)):
-        raise _refused(where, f"the operation '{str(entry):.200}'")
+        raise _refused(where, f"the operation '{entry!s:.200}'")
     if key == "expr_str" and not _is_expression(str(entry)):
-        raise _refused(where, f"the size '{str(entry):.200}'")
+        raise _refused(where, f"the size '{entry!s:.200}'")
     if key in ("in_spec", "out_spec") and entry:
         _check_tree(json.loads(entry)[1], where)
     if key in ("guards_code", "treespec_namedtuple_fields", "custom_obj_values") and entry:
@@ -161,7 +161,7 @@ def _check_entry(key: str, entry: Any, value: dict[str, Any], where: str) -> Non
     if key == "metadata" and entry and {"torch_fn", "nn_module_stack", "source_fn_stack"} & set(entry):
         raise _refused(where, "traces of a module's code")
     if key == "type" and "index" in value and entry != "cpu":
-        raise _refused(where, f"the device '{str(entry):.50}'")
+        raise _refused(where, f"the device '{entry!s:.50}'")
 
 
 def _is_operation(name: str) -> bool:
@@ -181,7 +181,7 @@ def _is_expression(text: str) -> bool:
 
 def _check_tree(spec: Any, where: str) -> None:
     if spec["type"] not in _TREES or "__enum__" in str(spec["context"]):
-        raise _refused(where, f"arguments of the type '{str(spec['type']):.200}'")
+        raise _refused(where, f"arguments of the type '{spec['type']!s:.200}'")
     for child in spec["children_spec"]:
         _check_tree(child, where)
 

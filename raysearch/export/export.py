@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import nn
 
 from raysearch.artifacts import Storage, hash_file
@@ -17,20 +16,11 @@ from raysearch.controller import stripped_weights
 from raysearch.errors import ConfigError, ExportError
 from raysearch.evaluation import Batch, Forward, batch_size, default_forward
 from raysearch.export import onnx_target, openvino_target, packed, pt2_target
-from raysearch.export.code_flips import count_flips
 from raysearch.export.latency import float_twin, paired_seconds
 from raysearch.export.load import MANIFEST, load_model
 from raysearch.export.onnx_model import OnnxModel
-from raysearch.export.verify import (
-    Reference,
-    check_close,
-    check_equal,
-    check_flips,
-    compare,
-    describe,
-    reference_outputs,
-    within_tolerance,
-)
+from raysearch.export.target_checks import check_onnx, check_openvino, check_packed, check_pt2
+from raysearch.export.verify import Reference, reference_outputs
 from raysearch.quantizer import Quantizer
 from raysearch.records import (
     BitAssignment,
@@ -62,6 +52,7 @@ def export_model(
     batches: Iterable[Batch] = (),
     forward: Forward = default_forward,
     measure_latency: bool = False,
+    source: Mapping[str, Any] | None = None,
 ) -> ExportManifest:
     """Write a stripped module as files, and prove that they compute what it computes.
 
@@ -81,6 +72,7 @@ def export_model(
         batches: what the targets are verified on; none means the example inputs.
         forward: (model, batch) → outputs; it is given the loaded targets as well.
         measure_latency: whether to time the ONNX file against the network in float.
+        source: "run_id" and "budget" of the run that the module is from, for config.json.
 
     Returns:
         The manifest, which is also the last file written: manifest.json.
@@ -110,7 +102,7 @@ def export_model(
         data, forward = [example_inputs], lambda model, arguments: model(*arguments)
     references = reference_outputs(stripped, data, forward)
     checks: list[TargetCheck] = []
-    job = _Job(stripped, setup, example_inputs, folder, references, forward, notes)
+    job = _Job(stripped, setup, example_inputs, folder, references, forward, notes, source)
     for target, write in (("packed", _packed), ("onnx", _onnx), ("openvino", _openvino), ("pt2", _pt2)):
         if target in wanted:
             checks.extend(write(job))
@@ -187,6 +179,7 @@ class _Job:
     references: list[Reference]
     forward: Forward
     notes: list[str]
+    source: Mapping[str, Any] | None
 
     def fitting(self, target: str, fixed: int | None) -> list[Reference]:
         """The references that a file takes."""
@@ -200,11 +193,8 @@ class _Job:
 
 
 def _packed(job: _Job) -> list[TargetCheck]:
-    fixed = packed.write_packed(job.stripped, job.setup, job.example_inputs, job.folder)
-    references = job.fitting("packed", fixed)
-    check = compare("packed", f"torch {torch.__version__}", load_model(job.folder), references, job.forward)
-    check_equal(check)
-    return [check]
+    fixed = packed.write_packed(job.stripped, job.setup, job.example_inputs, job.folder, job.source)
+    return [check_packed(load_model(job.folder), job.fitting("packed", fixed), job.forward)]
 
 
 def _onnx(job: _Job) -> list[TargetCheck]:
@@ -212,19 +202,7 @@ def _onnx(job: _Job) -> list[TargetCheck]:
     weights = stripped_weights(job.stripped, job.setup)
     fixed = onnx_target.write_onnx(job.stripped, weights, job.example_inputs, path)
     job.notes.extend(onnx_target.container_notes(weights))
-    references = job.fitting("onnx", fixed)
-    model = OnnxModel(path, optimized=False)
-    model.recorded = []
-    plain = compare("onnx", model.runtime, model, references, job.forward)
-    check_close(plain, references)
-    fused_model = OnnxModel(path)
-    fused = compare("onnx", fused_model.runtime, fused_model, references, job.forward)
-    fused = replace(fused, layers=count_flips(path, model.recorded))
-    if note := check_flips(fused):
-        job.notes.append(f"onnx: {note}")
-    if not within_tolerance(fused, references):
-        job.notes.append(f"onnx: {describe(fused, references)}.")
-    return [plain, fused]
+    return check_onnx(path, job.fitting("onnx", fixed), job.forward, job.notes)
 
 
 def _openvino(job: _Job) -> list[TargetCheck]:
@@ -232,21 +210,14 @@ def _openvino(job: _Job) -> list[TargetCheck]:
     weights = stripped_weights(job.stripped, job.setup)
     fixed = openvino_target.write_openvino(job.stripped, weights, job.example_inputs, path)
     job.notes.extend(onnx_target.container_notes(weights, for_onnxruntime=False))
-    references = job.fitting("openvino", fixed)
-    model = openvino_target.OpenVinoModel(path)
-    check = compare("openvino", model.runtime, model, references, job.forward)
-    check_close(check, references)
-    return [check]
+    return check_openvino(path, job.fitting("openvino", fixed), job.forward, job.notes)
 
 
 def _pt2(job: _Job) -> list[TargetCheck]:
     path = job.folder / pt2_target.FILE
     fixed = pt2_target.write_pt2(job.stripped, job.example_inputs, path)
     job.notes.append(pt2_target.NOTE)
-    references = job.fitting("pt2", fixed)
-    check = compare("pt2", f"torch {torch.__version__}", pt2_target.load_pt2(path), references, job.forward)
-    check_equal(check)
-    return [check]
+    return check_pt2(path, job.fitting("pt2", fixed), job.forward, job.notes)
 
 
 def _latency(job: _Job) -> dict[str, float]:

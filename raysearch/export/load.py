@@ -1,8 +1,9 @@
-"""A model folder back as a module: no Ray, no Optuna, no task, none of the user's code."""
+"""A model folder back as a module: no Ray, no Optuna, no task, and the user's code only on demand."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from raysearch.artifacts import hash_file
 from raysearch.errors import StorageError
+from raysearch.export.archive import MAX_GRAPH_BYTES
 from raysearch.export.model_config import ModelConfig, PackedWeight
 from raysearch.export.outputs import NamedOutputs
 from raysearch.export.packed import ARCHITECTURE, CONFIG, FILES, WEIGHTS
 from raysearch.export.packing import packed_length, unpack_codes
 from raysearch.export.program import load_program
-from raysearch.records import ExportManifest
+from raysearch.export.restore import restore_module
+from raysearch.records import ExportedFile, ExportManifest
 
 MANIFEST = "manifest.json"
 _AGAIN = "Retrieve or export the model again."
@@ -40,7 +43,12 @@ class LoadedModel(nn.Module):
         self.config = config
         self.tensors = nn.Module()
         for name, value in tensors.items():
-            _register(self.tensors, name, value)
+            try:
+                _register(self.tensors, name, value)
+            except (KeyError, AttributeError, TypeError) as error:
+                raise StorageError(
+                    f"'{name:.100}' is no name of a tensor: {error!r:.200}. {_AGAIN}"
+                ) from error
         self.graph = graph
         self.training = False
 
@@ -75,48 +83,108 @@ class LoadedModel(nn.Module):
         return (*args, *(kwargs[name] for name in names))
 
 
-def load_model(directory: str | os.PathLike[str]) -> nn.Module:
+def load_model(
+    directory: str | os.PathLike[str], factory: str | Callable[[], nn.Module] | None = None
+) -> nn.Module:
     """Read a model folder that the target 'packed' wrote.
 
-    Where manifest.json is present, files are checked against its hashes first. Nothing is unpickled. That
-    does not make a foreign file harmless: architecture.pt2 is a program, load it only from a trusted source.
+    Where manifest.json is present, files are checked against its hashes first; of a newer schema they are
+    refused. Nothing is unpickled, sizes and shapes are checked before memory is taken for them, and programs
+    are read as `checked_archive` has it. Still, architecture.pt2 says what is computed when the model runs,
+    and how much memory that takes; with a factory it is not read at all.
+
+    Args:
+        directory: the folder.
+        factory: a function without arguments that gives the float network, or its name as
+            "package.module:function" or "path/to/file.py:function". None takes the stored graph.
 
     Returns:
-        A `LoadedModel` on the CPU, in eval mode.
+        On the CPU, in eval mode: a `LoadedModel`; or the factory's module, stripped as the exported one was,
+        with its tensors. Both compute the same, bit for bit.
 
     Raises:
         StorageError: a file is missing, damaged, changed, or of a newer version; a tensor is missing,
             unexpected, or of the wrong shape.
+        TaskError: the factory is not found, fails, or gives another network; names its tensors that are
+            missing, unexpected or of another shape.
     """
     folder = Path(directory)
-    for name in FILES:
+    needed = FILES if factory is None else (WEIGHTS, CONFIG)
+    for name in needed:
         if not (folder / name).is_file():
             raise StorageError(
                 f"{folder} has no {name}; a model folder holds {', '.join(FILES)}. Export the target "
                 f"'packed' with `raysearch export`, or retrieve the run."
             )
-    check_hashes(folder)
-    config = ModelConfig.from_json((folder / CONFIG).read_text("utf-8"), str(folder / CONFIG))
+    check_hashes(folder, needed)
+    config = ModelConfig.from_json(read_text(folder / CONFIG), str(folder / CONFIG))
     tensors = _read_tensors(folder / WEIGHTS, config)
+    if factory is not None:
+        return restore_module(factory, config, tensors)
     graph = load_program((folder / ARCHITECTURE).read_bytes(), str(folder / ARCHITECTURE))
     return LoadedModel(config, graph, tensors).requires_grad_(False)
 
 
-def check_hashes(folder: Path) -> None:
-    """Compare the files that the loader reads with manifest.json, where there is one.
+def read_manifest(folder: Path) -> ExportManifest:
+    """The manifest of a model folder.
+
+    Raises:
+        StorageError: it is missing, damaged, or of a newer schema.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise StorageError(f"{folder} has no {MANIFEST}, so it is no exported model folder. {_AGAIN}")
+    return ExportManifest.from_json(read_text(folder / MANIFEST))
+
+
+def read_text(path: Path) -> str:
+    """A JSON file's text.
+
+    Raises:
+        StorageError: it is larger than any that raysearch writes, or not UTF-8.
+    """
+    if path.stat().st_size > MAX_GRAPH_BYTES:
+        raise StorageError(f"{path} is larger than {MAX_GRAPH_BYTES} bytes, so it is no such file. {_AGAIN}")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{path} is damaged: {error}. {_AGAIN}") from error
+
+
+def check_hashes(folder: Path, names: Sequence[str] = FILES) -> None:
+    """Compare files that the loader reads with manifest.json, where there is one.
 
     Raises:
         StorageError: a file is not listed, or its size or hash differs.
     """
     if not (folder / MANIFEST).is_file():
         return
-    listed = {f.path: f for f in ExportManifest.from_json((folder / MANIFEST).read_text("utf-8")).files}
-    for name in FILES:
-        path = folder / name
+    listed = {f.path: f for f in read_manifest(folder).files}
+    for name in names:
         if name not in listed:
-            raise StorageError(f"{path} is not listed in {MANIFEST}, so it is of another export. {_AGAIN}")
-        if path.stat().st_size != listed[name].size_bytes or hash_file(path) != listed[name].sha256:
-            raise StorageError(f"{path} differs from {MANIFEST}: it was changed or cut off. {_AGAIN}")
+            raise StorageError(
+                f"{folder / name} is not listed in {MANIFEST}, so it is of another export. {_AGAIN}"
+            )
+        if told := difference(folder, listed[name]):
+            raise StorageError(f"{told}. {_AGAIN}")
+
+
+def difference(folder: Path, file: ExportedFile) -> str:
+    """How a file differs from its entry in the manifest; "" when it does not."""
+    path = folder / file.path
+    if not path.is_file():
+        return f"{path} is listed in {MANIFEST} and missing"
+    size = path.stat().st_size
+    if size != file.size_bytes:
+        return (
+            f"{path} differs from {MANIFEST}: it was changed or cut off, having {size} bytes instead of "
+            f"{file.size_bytes}"
+        )
+    if (found := hash_file(path)) != file.sha256:
+        return (
+            f"{path} differs from {MANIFEST}: it was changed, its SHA-256 being {found} instead of "
+            f"{file.sha256:.64}"
+        )
+    return ""
 
 
 def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:

@@ -170,7 +170,8 @@ class ModelConfig:
 
 def _lines(value: Any, indent: int = 0) -> str:
     """JSON with one line for each entry of the outer mappings: short, and still read by eye."""
-    if not isinstance(value, dict) or not value or indent > 2:
+    nested = isinstance(value, dict) and (indent < 2 or any(isinstance(v, dict) for v in value.values()))
+    if not nested or not value:
         return json.dumps(value)
     pad = " " * (indent + 1)
     inner = ",\n".join(f"{pad}{json.dumps(key)}: {_lines(entry, indent + 1)}" for key, entry in value.items())
@@ -180,8 +181,8 @@ def _lines(value: Any, indent: int = 0) -> str:
 def _check_format(quantization: dict[str, Any], where: str) -> None:
     if quantization["quant_method"] != "raysearch" or quantization["format"] != FORMAT:
         raise StorageError(
-            f"{where} has quant_method '{str(quantization['quant_method']):.50}' and format "
-            f"'{str(quantization['format']):.50}'; this loader reads raysearch's '{FORMAT}'."
+            f"{where} has quant_method '{quantization['quant_method']!s:.50}' and format "
+            f"'{quantization['format']!s:.50}'; this loader reads raysearch's '{FORMAT}'."
         )
     if _size(quantization["version"]) > VERSION:
         raise StorageError(
@@ -195,7 +196,7 @@ def _weight(name: str, entry: dict[str, Any]) -> PackedWeight:
     found = PackedWeight(
         _size(entry["bits"]),
         None if entry["axis"] is None else _size(entry["axis"]),
-        _shape(entry["shape"]),
+        _shape(entry["shape"], name),
         tuple(map(str, entry["aliases"])),
         "stored" if zero == "stored" else -_size(-zero),
     )
@@ -253,18 +254,18 @@ def _spec(entry: dict[str, Any]) -> QuantizerSpec:
 def _tensor(name: str, entry: dict[str, Any]) -> TensorSpec:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"'{name:.100}' is of type {entry['dtype']!r:.50}; allowed: {', '.join(DTYPES)}")
-    return TensorSpec(_shape(entry["shape"]), entry["dtype"])
+    return TensorSpec(_shape(entry["shape"], name), entry["dtype"])
 
 
 def _example_inputs(entries: list[Any] | None) -> tuple[InputSpec, ...] | None:
     return None if entries is None else tuple(map(input_spec_from, entries))
 
 
-def _shape(values: Any) -> tuple[int, ...]:
+def _shape(values: Any, name: str = "an activation") -> tuple[int, ...]:
     """A shape that torch can take: its sizes, those of 0 left out, multiply to less than 2^40."""
     found = tuple(map(_size, values))
     if len(found) > 16 or math.prod(size for size in found if size) >= MAX_ELEMENTS:
-        raise ValueError(f"the shape {list(found[:16])!r:.200} is larger than any tensor")
+        raise ValueError(f"'{name:.100}' of shape {list(found[:16])!r:.200} is larger than any tensor")
     return found
 
 

@@ -25,6 +25,7 @@ from raysearch.errors import ExportError, StorageError
 from raysearch.export.archive import checked_archive, compact_archive
 from raysearch.export.outputs import plain
 
+
 @dataclass(frozen=True)
 class Captured:
     """A captured program; `fixed_batch` is the only batch size it takes, or None when any will do."""

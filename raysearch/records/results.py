@@ -149,9 +149,10 @@ class ExportManifest:
             version = data["schema_version"]
             if version != 1:
                 raise StorageError(
-                    f"manifest.json has schema version {version}; this raysearch reads 1. Update it."
+                    f"manifest.json has schema version {version!r:.50}; this raysearch reads 1. Update it "
+                    f"with `pip install --upgrade raysearch`."
                 )
-            files = tuple(ExportedFile(**entry) for entry in data["files"])
+            files = tuple(_file_from(entry) for entry in data["files"])
             checks = tuple(_check_from(entry) for entry in data["checks"])
             return cls(
                 files,
@@ -162,10 +163,17 @@ class ExportManifest:
                 data.get("size_ratios", {}),
                 data.get("latency", {}),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StorageError(
-                f"manifest.json is damaged: {error!r}. Retrieve or export the model again."
+                f"manifest.json is damaged: {error!r:.300}. Retrieve or export the model again."
             ) from error
+
+
+def _file_from(entry: Mapping[str, Any]) -> ExportedFile:
+    file = ExportedFile(**entry)
+    if type(file.path) is not str or type(file.sha256) is not str or type(file.size_bytes) is not int:
+        raise ValueError(f"{dict(entry)!r:.200} is no entry of a file")
+    return file
 
 
 def _check_from(entry: Mapping[str, Any]) -> TargetCheck:

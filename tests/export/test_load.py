@@ -155,13 +155,18 @@ def test_other_bits_or_a_huge_shape_are_found_before_anything_is_allocated(folde
     def huge(data):
         data["quantization_config"]["weights"]["stem.weight"]["shape"] = [8, 10**9, 10**9, 3]
 
-    for change in (more_bits, huge):
-        reconfigure(folder, change)
-        with pytest.raises(StorageError, match=r"'stem\.weight\.packed' is U8"):
-            load_model(folder)
+    reconfigure(folder, more_bits)
+    with pytest.raises(StorageError, match=r"'stem\.weight\.packed' is U8"):
+        load_model(folder)
+    reconfigure(folder, huge)
+    with pytest.raises(StorageError, match=r"'stem\.weight' of shape .* is larger than any tensor"):
+        load_model(folder)
 
 
 def test_a_newer_version_is_refused(folder):
     reconfigure(folder, lambda data: data["quantization_config"].update(version=2))
-    with pytest.raises(StorageError, match="Update it"):
+    with pytest.raises(
+        StorageError,
+        match=r"has schema version 2; this raysearch reads up to 1\. Update it with `pip install --upgrade",
+    ):
         load_model(folder)

@@ -59,7 +59,7 @@ def test_impossible_weights_are_refused(config, change, message):
 def test_another_format_and_a_newer_version_are_refused(config):
     data = json.loads(config.to_json())
     data["quantization_config"]["version"] = 2
-    with pytest.raises(StorageError, match="has version 2; this raysearch reads up to 1"):
+    with pytest.raises(StorageError, match="has schema version 2; this raysearch reads up to 1"):
         ModelConfig.from_json(json.dumps(data))
     data["quantization_config"]["quant_method"] = "gptq"
     with pytest.raises(StorageError, match="quant_method 'gptq'"):

@@ -1,0 +1,183 @@
+"""The user's own network as the stripped module of a model folder: their architecture, the stored tensors."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raysearch.controller import create_controller, stripped_weights
+from raysearch.errors import PlacementError, StorageError, TaskError
+from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight
+from raysearch.export.program import tensor_slots
+from raysearch.records import (
+    BitAssignment,
+    QuantizationPoint,
+    QuantizerGroup,
+    QuantizerRange,
+    QuantizerSetup,
+    QuantizerSpec,
+    RangeTable,
+    Site,
+)
+
+_PLACEHOLDER_BITS = 8
+
+
+def restore_module(
+    factory: str | Callable[[], nn.Module], config: ModelConfig, tensors: dict[str, Tensor]
+) -> nn.Module:
+    """Build the float network, quantize and strip it as the exported one was, and fill in the stored tensors.
+
+    Args:
+        factory: the function, or its name.
+        config: says where quantizers act.
+        tensors: every stored tensor under its name, codes as `<weight>.codes`.
+
+    Raises:
+        TaskError: the factory is not found or fails, or its network has other tensors; names them.
+        StorageError: the configuration does not say where quantizers act.
+    """
+    model = _build(factory)
+    if any(not entry.sites for entry in config.activations.values()):
+        raise StorageError(
+            "config.json does not say where its activation quantizers act. Export the model again, or load "
+            "it without a factory."
+        )
+    _check_fit(model, config)
+    setup, ranges, assignment = _recipe(config)
+    try:
+        stripped = create_controller(model, setup, ranges, assignment).strip_model()
+    except (PlacementError, ValueError, KeyError, AttributeError) as error:
+        raise TaskError(
+            f"the factory's {type(model).__name__} does not take the quantizers of config.json: "
+            f"{error!s:.300} Give the network that was quantized."
+        ) from error
+    _fill(stripped, setup, tensors)
+    return stripped
+
+
+def _build(factory: str | Callable[[], nn.Module]) -> nn.Module:
+    function = _find(factory) if isinstance(factory, str) else factory
+    try:
+        model = function()
+    except Exception as error:
+        raise TaskError(f"the factory failed: {type(error).__name__}: {error!s:.300}") from error
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"the factory returned a {type(model).__name__}; it must return a torch.nn.Module.")
+    return model.cpu().eval()
+
+
+def _find(name: str) -> Callable[[], Any]:
+    location, _, attribute = name.rpartition(":")
+    if not location or not attribute:
+        raise TaskError(
+            f"the factory '{name}' cannot be read; write package.module:function or path/to/file.py:function."
+        )
+    try:
+        if location.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(location).stem, location)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(location)
+        found: Callable[[], Any] = getattr(module, attribute)
+    except Exception as error:
+        raise TaskError(f"the factory '{name}' cannot be found: {type(error).__name__}: {error}") from error
+    return found
+
+
+def _check_fit(model: nn.Module, config: ModelConfig) -> None:
+    """Compare names, shapes and types of a float network's tensors with those of the stored ones."""
+    found = dict(tensor_slots(model, {}).values())
+    integer = {alias: weight for name, weight in config.weights.items() for alias in (name, *weight.aliases)}
+    shapes = {name: weight.shape for name, weight in integer.items()}
+    quantizers = {name for name in config.tensors if _is_quantizers(name)}
+    shapes |= {name: spec.shape for name, spec in config.tensors.items() if name not in quantizers}
+    tied = {alias for weight in config.weights.values() if weight.aliases for alias in weight.aliases}
+    tied |= {name for name, weight in config.weights.items() if weight.aliases}
+    missing = sorted(set(shapes) - set(found) - tied)
+    unexpected = sorted(set(found) - set(shapes))
+    wrong = [
+        f"'{name}' {list(found[name].shape)} instead of {list(shape)}"
+        for name, shape in sorted(shapes.items())
+        if name in found and tuple(found[name].shape) != shape
+    ]
+    if missing or unexpected or wrong:
+        raise TaskError(
+            f"the factory's {type(model).__name__} is not the exported {config.architecture}: missing "
+            f"{missing[:5]} ({len(missing)} in all), unexpected {unexpected[:5]} ({len(unexpected)} in all), "
+            f"of another shape: {'; '.join(wrong[:5]) or 'none'} ({len(wrong)} in all)."
+        )
+
+
+def _is_quantizers(name: str) -> bool:
+    parts = name.split(".")
+    return len(parts) > 1 and parts[-2].endswith("_quantizer")
+
+
+def _recipe(config: ModelConfig) -> tuple[QuantizerSetup, RangeTable, BitAssignment]:
+    """Points, placeholder ranges and widths; values come with the stored tensors."""
+    points: dict[str, QuantizationPoint] = {}
+    ranges: dict[tuple[str, int], QuantizerRange] = {}
+    bits: dict[str, int] = {}
+    for name, weight in config.weights.items():
+        points[name] = _weight_point(name, weight)
+        ones = np.ones(weight.num_scales, np.float32)
+        zeros = np.zeros(weight.num_scales, np.int32)
+        ranges[name, weight.bits] = QuantizerRange(ones, zeros, weight.zero_point == 0)
+        bits[name] = weight.bits
+    for name, entry in config.activations.items():
+        points[name] = QuantizationPoint(
+            name, "activation", entry.sites, entry.shape, entry.axis, spec=entry.spec
+        )
+        if entry.bits is not None:
+            ranges[name, entry.bits] = _activation_range(entry)
+            bits[name] = entry.bits
+    groups = {n: QuantizerGroup(n, (n,), (bits.get(n, _PLACEHOLDER_BITS),)) for n in points}
+    return QuantizerSetup(points, groups), RangeTable(ranges), BitAssignment(bits)
+
+
+def _weight_point(name: str, weight: PackedWeight) -> QuantizationPoint:
+    sites = []
+    for alias in (name, *weight.aliases):
+        module, _, parameter = alias.rpartition(".")
+        sites.append(Site(module, "parameter", parameter))
+    spec = None
+    if weight.zero_point == "stored":
+        spec = QuantizerSpec("asymmetric")
+    elif weight.zero_point != 0:
+        spec = QuantizerSpec("symmetric", signed=False)
+    return QuantizationPoint(name, "weight", tuple(sites), weight.shape, weight.axis, spec=spec)
+
+
+def _activation_range(entry: ActivationQuantizer) -> QuantizerRange:
+    scales = np.atleast_1d(np.asarray(entry.scale, np.float32))
+    zeros = np.atleast_1d(np.asarray(entry.zero_point, np.int32))
+    return QuantizerRange(scales, zeros, entry.signed)
+
+
+def _fill(stripped: nn.Module, setup: QuantizerSetup, tensors: dict[str, Tensor]) -> None:
+    slots = dict(tensor_slots(stripped, stripped_weights(stripped, setup)).values())
+    wrong = sorted(set(slots) ^ set(tensors))
+    wrong += sorted(n for n in slots if n in tensors and _kind(slots[n]) != _kind(tensors[n]))
+    if wrong:
+        raise TaskError(
+            f"the factory's network, stripped, differs from the stored tensors in {wrong[:5]} ({len(wrong)} "
+            f"in all): another name, shape or type. Give the network that was quantized."
+        )
+    with torch.no_grad():
+        for name, value in slots.items():
+            value.copy_(tensors[name])
+
+
+def _kind(value: Tensor) -> tuple[torch.Size, torch.dtype]:
+    return value.shape, value.dtype

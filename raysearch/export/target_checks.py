@@ -1,0 +1,90 @@
+"""Each target's file, run in its runtime against the reference: what is refused and what is noted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from raysearch.evaluation import Forward
+from raysearch.export.code_flips import count_flips
+from raysearch.export.onnx_model import OnnxModel
+from raysearch.export.openvino_target import OpenVinoModel
+from raysearch.export.pt2_target import load_pt2
+from raysearch.export.verify import (
+    Reference,
+    check_close,
+    check_equal,
+    check_flips,
+    compare,
+    describe,
+    within_tolerance,
+)
+from raysearch.records import TargetCheck
+
+
+def check_packed(model: nn.Module, references: list[Reference], forward: Forward) -> TargetCheck:
+    """The loaded packed model must equal the reference bit for bit.
+
+    Raises:
+        ExportError: it does not, or cannot run.
+    """
+    check = compare("packed", f"torch {torch.__version__}", model, references, forward)
+    check_equal(check)
+    return check
+
+
+def check_onnx(
+    path: Path, references: list[Reference], forward: Forward, notes: list[str]
+) -> list[TargetCheck]:
+    """The file as it says (optimizations off) must be close; as onnxruntime runs it, flips are judged.
+
+    Work: four forwards a batch.
+
+    Raises:
+        ExportError: the file is not close, kernels are wrong, or the extra is missing.
+        StorageError: onnxruntime cannot load it.
+    """
+    model = OnnxModel(path, optimized=False)
+    model.recorded = []
+    plain = compare("onnx", model.runtime, model, references, forward)
+    check_close(plain, references)
+    fused_model = OnnxModel(path)
+    fused = compare("onnx", fused_model.runtime, fused_model, references, forward)
+    fused = replace(fused, layers=count_flips(path, model.recorded))
+    if note := check_flips(fused):
+        notes.append(f"onnx: {note}")
+    if not within_tolerance(fused, references):
+        notes.append(f"onnx: {describe(fused, references)}.")
+    return [plain, fused]
+
+
+def check_openvino(
+    path: Path, references: list[Reference], forward: Forward, notes: list[str]
+) -> list[TargetCheck]:
+    """The file must be close as OpenVINO runs it.
+
+    Raises:
+        ExportError: it is not, or the extra is missing.
+        StorageError: OpenVINO cannot load it.
+    """
+    model = OpenVinoModel(path)
+    check = compare("openvino", model.runtime, model, references, forward)
+    check_close(check, references)
+    return [check]
+
+
+def check_pt2(
+    path: Path, references: list[Reference], forward: Forward, notes: list[str]
+) -> list[TargetCheck]:
+    """The program must equal the reference bit for bit.
+
+    Raises:
+        ExportError: it does not, or cannot run.
+        StorageError: it cannot be read, or is refused.
+    """
+    check = compare("pt2", f"torch {torch.__version__}", load_pt2(path), references, forward)
+    check_equal(check)
+    return [check]
