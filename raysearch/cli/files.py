@@ -44,8 +44,8 @@ def verify(
             for check in found.checks:
                 out.print(
                     f"{check.target}: {check.runtime}, {check.num_samples} {found.inputs} samples, max "
-                    f"difference {check.max_abs_difference:.3g}, mean {check.mean_abs_difference:.3g}, agreement "
-                    f"{check.agreement:.4f}"
+                    f"difference {check.max_abs_difference:.3g}, mean {check.mean_abs_difference:.3g}, "
+                    f"agreement {check.agreement:.4f}"
                 )
             for note in found.notes:
                 out.print(f"note: {note}")

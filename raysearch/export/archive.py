@@ -2,9 +2,9 @@
 
 `torch.export.load` unpickles example inputs and some constants, looks operations up by name in `torch`,
 `operator` and `math`, imports modules that tree specs name, and evaluates sizes as Python. `operator.call`
-and `operator.attrgetter` alone would let a file run anything. So a file is parsed here first, whatever raysearch
-does not write is refused, and torch is given an archive that was made of the parsed members: what was checked
-is what is read, even if another zip reader would see other members in the file.
+and `operator.attrgetter` alone would let a file run anything. So a file is parsed here first, whatever
+raysearch does not write is refused, and torch is given an archive that was made of the parsed members: what
+was checked is what is read, even if another zip reader would see other members in the file.
 """
 
 from __future__ import annotations

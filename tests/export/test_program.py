@@ -129,3 +129,53 @@ def test_a_model_that_cannot_be_captured_is_named(tmp_path):
     net.stripped.__class__ = Branching
     with pytest.raises(ExportError, match="Branching cannot be captured for the target 'packed'"):
         write_packed(net.stripped, net.setup, net.example, tmp_path)
+
+
+HOSTILE = [
+    "_operator.call", "_operator.attrgetter", "_operator.methodcaller", "math.factorial",
+    "torch.ops.aten.from_file.default", "torch.ops.higher_order.flat_apply",
+    "torch.ops.higher_order.aoti_call_delegate",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("operation", HOSTILE)
+def test_operations_of_torch_that_reach_files_or_call_anything_are_refused(exported, operation):
+    change = graph(lambda value: first_node(value).update(target=operation))
+    with pytest.raises(StorageError, match="holds the operation"):
+        load_program(edited(exported, {MODEL: change}), "model.pt2")
+
+
+def test_a_tower_of_powers_and_a_module_to_import_are_refused(exported):
+    tower = "Pow(Integer(9), Pow(Integer(9), Integer(99)))"
+    change = graph(lambda value: value["graph_module"].update(more={"as_expr": {"expr_str": tower}}))
+    with pytest.raises(StorageError, match="holds the size"):
+        load_program(edited(exported, {MODEL: change}), "model.pt2")
+    tree = json.dumps([1, {"type": "collections.defaultdict", "context": "{}", "children_spec": []}])
+
+    def foreign(value):
+        value["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = tree
+
+    with pytest.raises(StorageError, match=r"arguments of the type 'collections\.defaultdict'"):
+        load_program(edited(exported, {MODEL: graph(foreign)}), "model.pt2")
+
+
+def test_zeros_of_a_huge_size_and_a_bomb_are_refused_before_memory_is_taken(exported):
+    meta = {"dtype": 7, "sizes": [{"as_int": 1 << 40}], "device": {"type": "cpu", "index": None}}
+    payload = {"config": {"c": {"path_name": "tensor_0", "use_pickle": False, "tensor_meta": meta}}}
+    constants = "archive/data/constants/model_constants_config.json"
+    data = edited(
+        exported, {constants: lambda data: json.dumps(payload)}, {"archive/data/constants/tensor_0": b""}
+    )
+    with pytest.raises(StorageError, match=r"'tensor_0' of shape \[1099511627776\] in 0 bytes"):
+        load_program(data, "model.pt2")
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/constants/tensor_0", bytes(1 << 24))
+    with pytest.raises(StorageError, match="16777216 bytes as 'data/constants/tensor_0'"):
+        load_program(sink.getvalue(), "model.pt2")
+
+
+def test_torch_itself_reads_the_compressed_file(exported):
+    with quiet():
+        torch.export.load(exported / "architecture.pt2")
+    assert (exported / "architecture.pt2").stat().st_size < 10_000
