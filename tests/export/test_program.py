@@ -8,7 +8,7 @@ from torch import nn
 
 from raysearch.errors import ExportError, StorageError
 from raysearch.export.packed import write_packed
-from raysearch.export.program import load_program, tensor_slots, widen
+from raysearch.export.program import load_program, quiet, tensor_slots, widen
 
 from .nets import case
 
