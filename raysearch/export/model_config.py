@@ -226,7 +226,7 @@ def _activation(entry: dict[str, Any]) -> ActivationQuantizer:
     scale, zero = entry["scale"], entry["zero_point"]
     return ActivationQuantizer(
         bits,
-        tuple(map(_number, scale)) if isinstance(scale, list) else _number(scale),
+        tuple(map(_step, scale)) if isinstance(scale, list) else _step(scale),
         tuple(map(_integer, zero)) if isinstance(zero, list) else _integer(zero),
         _flag(entry.get("signed", False)),
         tuple(_site(site) for site in entry.get("sites", ())),
@@ -278,6 +278,12 @@ def _flag(value: Any) -> bool:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e38:
         raise ValueError(f"{value!r:.50} is no number of float32")
+    return float(value)
+
+
+def _step(value: Any) -> float:
+    if not _number(value) > 1e-45:
+        raise ValueError(f"{value!r:.50} is no step of a grid: it must be positive")
     return float(value)
 
 

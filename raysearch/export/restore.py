@@ -51,10 +51,10 @@ def restore_module(
             "it without a factory."
         )
     _check_fit(model, config)
-    setup, ranges, assignment = _recipe(config)
     try:
+        setup, ranges, assignment = _recipe(config)
         stripped = create_controller(model, setup, ranges, assignment).strip_model()
-    except (PlacementError, ValueError, KeyError, AttributeError) as error:
+    except (PlacementError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise TaskError(
             f"the factory's {type(model).__name__} does not take the quantizers of config.json: "
             f"{error!s:.300} Give the network that was quantized."
