@@ -212,7 +212,9 @@ def _weight(name: str, entry: dict[str, Any]) -> PackedWeight:
 def _activation_entry(value: ActivationQuantizer) -> dict[str, Any]:
     entry = asdict(value)
     entry["sites"] = [list(site.values()) for site in entry["sites"]]
-    return {key: found for key, found in entry.items() if key in _ALWAYS or found not in (None, (), False)}
+    # By identity: an axis of 0 equals False.
+    left_out = {key for key, found in entry.items() if found is None or found is False or found in ([], ())}
+    return {key: found for key, found in entry.items() if key in _ALWAYS or key not in left_out}
 
 
 _ALWAYS = ("bits", "scale", "zero_point")

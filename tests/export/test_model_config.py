@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,17 @@ def config():
 
 def test_json_round_trip(config):
     assert ModelConfig.from_json(config.to_json()) == config
+    channels = ActivationQuantizer(4, (0.5, 0.25), (3, 4), shape=(2, 5), axis=0)
+    other = replace(config, activations={"a.input": channels, "b.input": ActivationQuantizer(None, 1.0, 0)})
+    assert ModelConfig.from_json(other.to_json()) == other
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), "1", True, [0.5, 0.0]])
+def test_a_step_that_is_not_positive_is_refused(config, scale):
+    data = json.loads(config.to_json())
+    data["quantization_config"]["activations"]["a.input"]["scale"] = scale
+    with pytest.raises(StorageError, match=r"no step of a grid|no number of float32"):
+        ModelConfig.from_json(json.dumps(data))
 
 
 def test_the_quantization_config_is_laid_out_as_documented(config):
