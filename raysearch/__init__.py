@@ -8,17 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raysearch.api import (
-        export_run,
-        inspect,
-        load_sensitivity,
-        report,
-        resolve,
-        resolve_measured,
-        retrieve,
-        run,
-        status,
-    )
+    from raysearch.api import inspect, run
     from raysearch.compress import create_compressed_model
     from raysearch.config import Config, load_config
     from raysearch.controller import QuantizationController, create_controller
@@ -27,22 +17,21 @@ if TYPE_CHECKING:
     from raysearch.export import verify_folder as verify
     from raysearch.job import Job, submit
     from raysearch.records import BitAssignment, QuantizerSetup, RunResult, RunStatus
+    from raysearch.saved_runs import (
+        export_run,
+        load_sensitivity,
+        report,
+        resolve,
+        resolve_measured,
+        retrieve,
+        status,
+    )
     from raysearch.task import Task, load_task
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "api": (
-        "export_run",
-        "inspect",
-        "load_sensitivity",
-        "report",
-        "resolve",
-        "resolve_measured",
-        "retrieve",
-        "run",
-        "status",
-    ),
+    "api": ("inspect", "run"),
     "compress": ("create_compressed_model",),
     "config": ("Config", "load_config"),
     "controller": ("QuantizationController", "create_controller"),
@@ -50,6 +39,15 @@ _HOMES = {
     "export": ("load_model", "verify"),
     "job": ("Job", "submit"),
     "records": ("BitAssignment", "QuantizerSetup", "RunResult", "RunStatus"),
+    "saved_runs": (
+        "export_run",
+        "load_sensitivity",
+        "report",
+        "resolve",
+        "resolve_measured",
+        "retrieve",
+        "status",
+    ),
     "task": ("Task", "load_task"),
 }  # fmt: skip
 _NAMED_THERE = {"verify": "verify_folder"}

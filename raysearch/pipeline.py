@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from raysearch.assembly import (
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import Pool
 from raysearch.cluster.resuming import ResumingPool
+from raysearch.conclusion import conclude
 from raysearch.determinism import pinned_threads
-from raysearch.errors import ConfigError
 from raysearch.evaluation import Replica
 from raysearch.inputs import Inputs
 from raysearch.progress import Progress
@@ -33,15 +33,12 @@ from raysearch.records import (
     BitAssignment,
     ExportManifest,
     FineTuneResult,
-    LeastCost,
     MaxDrop,
     RangeTable,
     RunResult,
     SearchResult,
     SensitivityTable,
-    drop_of,
 )
-from raysearch.report import render_report
 from raysearch.search import (
     MeasureShards,
     Race,
@@ -53,10 +50,6 @@ from raysearch.search import (
 from raysearch.sensitivity import measure_sensitivity
 from raysearch.training import fine_tune
 
-NO_VALIDATION = (
-    "The task has no validation data: trials, metrics and the surrogates' agreement rest on the calibration "
-    "samples, so they look better than on new data."
-)
 PoolMaker = Callable[[Replica], Pool]
 
 
@@ -94,7 +87,16 @@ class Walk:
         stripped = self._strip(ranges, found.best.assignment, tuned)
         metrics = self._evaluate(stripped)
         manifest = self._export(stripped, found.best.assignment)
-        return self._conclude(table, found, tuned, metrics, manifest)
+        return conclude(
+            self.inputs,
+            self.store,
+            self.progress.seconds,
+            table=table,
+            found=found,
+            tuned=tuned,
+            metrics=metrics,
+            manifest=manifest,
+        )
 
     def pool(self, part: str) -> Pool:
         """The fleet, remembering the units of one part of a stage."""
@@ -267,67 +269,3 @@ class Walk:
             manifest = export(self.inputs, stripped, assignment, Path(folder), self.store.run_id)
             self.store.save_model(Path(folder))
         return manifest
-
-    def _trained_least_cost(self, metrics: Mapping[str, Mapping[str, float]]) -> LeastCost | None:
-        settings = self.inputs.config.search
-        if settings.drop is None:
-            return None
-        before, after = (metrics[model][settings.measured] for model in ("float", "quantized"))
-        return replace(self.store.load_least_cost(), trained_drop=drop_of(after, before, settings.maximize))
-
-    def _conclude(
-        self,
-        table: SensitivityTable,
-        found: SearchResult,
-        tuned: FineTuneResult,
-        metrics: Mapping[str, Mapping[str, float]],
-        manifest: ExportManifest,
-    ) -> RunResult:
-        seen = "" if self.inputs.task.validation is not None else NO_VALIDATION
-        least = self._trained_least_cost(metrics)
-        told = () if least is None else (least.describe(),)
-        notes = tuple(note for note in (*told, seen, tuned.skipped, *manifest.notes) if note)
-        result = RunResult(
-            run_id=self.store.run_id,
-            storage=self.store.uri,
-            budget=tuple(budget.text for budget in self.inputs.budgets),
-            assignment=found.best.assignment.bits,
-            costs=found.best.costs,
-            float_metrics=metrics["float"],
-            quantized_metrics=metrics["quantized"],
-            model_dir=f"{self.store.uri}/model",
-            report="",
-            seconds=dict(self.progress.seconds),
-            notes=notes,
-            front=front_rows(found) if self.inputs.config.search.front != "none" else (),
-            least_cost={} if least is None else least.as_dict(),
-        )
-        try:
-            page = render_report(
-                result,
-                self.inputs.setup,
-                found,
-                sensitivity=table,
-                fine_tune=tuned,
-                manifest=manifest,
-                metrics=metrics,
-            )
-            self.store.save_report(page)
-            result = replace(result, report=f"{self.store.uri}/report.html")
-        except ConfigError as error:
-            result = replace(result, notes=(*notes, str(error)))
-        self.store.save_result(result)
-        return result
-
-
-def front_rows(found: SearchResult) -> tuple[dict[str, Any], ...]:
-    """The front's trials as plain values, by cost."""
-    return tuple(
-        {
-            "trial": trial.number,
-            "value": trial.value,
-            "costs": dict(trial.costs),
-            "assignment": dict(trial.assignment.bits),
-        }
-        for trial in found.front
-    )

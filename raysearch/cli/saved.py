@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raysearch import api, console
+from raysearch import api, console, saved_runs
 from raysearch.artifacts import resolve_run
 from raysearch.cli.options import BudgetOption, JsonOption, RunArgument, StorageOption, app
 from raysearch.command import command
@@ -24,7 +24,7 @@ def retrieve(
 ) -> None:
     """Copy a finished run here and verify every model file."""
     with command(as_json) as show:
-        folder = api.retrieve(run, storage, to)
+        folder = saved_runs.retrieve(run, storage, to)
         show({"folder": str(folder), "model_dir": str(folder / "model")}, lambda out: out.print(str(folder)))
 
 
@@ -45,11 +45,11 @@ def resolve(
     with command(as_json) as show:
         measured: tuple[SearchTrial, ...] = ()
         if measure:
-            measured = api.resolve_measured(
+            measured = saved_runs.resolve_measured(
                 run, budget, storage, count=count, surrogate=surrogate, task=task, address=address,
                 workers=workers,
             )  # fmt: skip
-        trial = measured[0] if measured else api.resolve(run, budget, storage, surrogate=surrogate)
+        trial = measured[0] if measured else saved_runs.resolve(run, budget, storage, surrogate=surrogate)
         setup = resolve_run(run, storage).load_setup()
         data = {
             "assignment": dict(trial.assignment.bits),
@@ -86,7 +86,7 @@ def report(
 ) -> None:
     """Render the HTML report again from the saved records."""
     with command(as_json) as show:
-        place = api.report(run, storage)
+        place = saved_runs.report(run, storage)
         show({"report": place}, lambda out: out.print(place))
 
 
@@ -100,7 +100,7 @@ def export(
 ) -> None:
     """Export a trained run again, to other targets."""
     with command(as_json) as show:
-        manifest = api.export_run(run, target, storage, task=task)
+        manifest = saved_runs.export_run(run, target, storage, task=task)
 
         def draw(out: Console) -> None:
             for file in manifest.files:

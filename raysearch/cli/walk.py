@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raysearch import api, console
+from raysearch import api, console, saved_runs
 from raysearch.artifacts import resolve_run
 from raysearch.cli.options import (
     BudgetOption,
@@ -107,7 +107,7 @@ def run(
 
 
 def _show_sensitivity(run: str, storage: str, show: Show) -> None:
-    setup, table, chosen = api.load_sensitivity(run, storage)
+    setup, table, chosen = saved_runs.load_sensitivity(run, storage)
     bits = dict(chosen.bits) if chosen else None
     show(
         {"fingerprint": table.fingerprint, "groups": sensitivity_rows(setup, table, bits)},
