@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from raysearch.artifacts import RunStore, Storage, new_run_id, resolve_run, retrieve, valid_run_id
@@ -22,14 +21,12 @@ from raysearch.cluster.jobs import (
     stop_job,
     submit_job,
 )
-from raysearch.config import Config, with_search
+from raysearch.config import Config, settings_as_text, with_search
 from raysearch.errors import ConfigError, JobError, StorageError
 from raysearch.records import TERMINAL_STATES, RunStatus, parse_budgets
 
 POLL_SECONDS = 2.0
 MAX_COMMAND_BYTES = 120_000
-WHOLE = ("search.latency_profile",)
-"""Settings whose own keys are names with dots: they travel as one inline table."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -231,19 +228,6 @@ def cancel(run: str, storage: str | None, address: str, *, token_file: str | Non
     return status
 
 
-def settings_as_text(config: Config) -> list[str]:
-    """Every setting that differs from its default, as `key=value` that `--set` reads."""
-
-    def flatten(prefix: str, value: Any) -> Iterator[str]:
-        if isinstance(value, Mapping) and prefix not in WHOLE:
-            for key, inner in value.items():
-                yield from flatten(f"{prefix}.{key}" if prefix else str(key), inner)
-        else:
-            yield f"{prefix}={_toml(value)}"
-
-    return list(flatten("", config.model_dump(mode="json", exclude_defaults=True)))
-
-
 def _check_length(command: Sequence[str]) -> None:
     """A shell takes the job's command as one argument, and Linux up to 128 KiB in one."""
     size = len(shlex.join(command).encode())
@@ -252,19 +236,6 @@ def _check_length(command: Sequence[str]) -> None:
             f"the settings take {size:,} bytes of command line, and {MAX_COMMAND_BYTES:,} fit. Put them, and "
             "the files that they name, into the working directory, and start `raysearch run -c FILE` there."
         )
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml(item) for item in value)}]"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{_toml(str(key))} = {_toml(item)}' for key, item in value.items())}}}"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    return repr(value)
 
 
 def _storage_for(storage: str | os.PathLike[str], address: str, shared_fs: bool) -> str:

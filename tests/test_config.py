@@ -2,9 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysearch.config import Config, load_config
+from raysearch.config import Config, load_config, settings_as_text
 from raysearch.errors import ConfigError
-from raysearch.job import settings_as_text
 
 
 def test_later_sources_win(tmp_path):

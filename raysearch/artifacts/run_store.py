@@ -276,8 +276,7 @@ class RunStore:
         shown = self.storage.shown("result.json")
         values = from_json(self.storage.read_bytes("result.json"), shown)
         try:
-            lists = {name: tuple(values.get(name, ())) for name in ("budget", "notes", "front")}
-            return RunResult(**{**values, **lists})
+            return RunResult.from_dict(values)
         except (KeyError, TypeError) as error:
             raise StorageError(f"{shown} is damaged: {error!r}. Run with --resume.") from error
 

@@ -15,6 +15,7 @@ from raysearch.config.sections import (
     TrainingConfig,
     ValidationConfig,
 )
+from raysearch.config.writing import settings_as_text
 
 __all__ = [
     "CalibrationConfig",
@@ -30,5 +31,6 @@ __all__ = [
     "TrainingConfig",
     "ValidationConfig",
     "load_config",
+    "settings_as_text",
     "with_search",
 ]

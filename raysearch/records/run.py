@@ -95,3 +95,13 @@ class RunResult:
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values, ready for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunResult:
+        """Read what `to_dict` gave, and JSON made lists of.
+
+        Raises:
+            KeyError, TypeError: it is no result.
+        """
+        lists = {name: tuple(values.get(name, ())) for name in ("budget", "notes", "front")}
+        return cls(**{**values, **lists})

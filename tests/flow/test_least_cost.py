@@ -6,9 +6,8 @@ from typer.testing import CliRunner
 import raysearch
 from raysearch.artifacts import resolve_run
 from raysearch.cli import app
-from raysearch.config import load_config
+from raysearch.config import load_config, settings_as_text
 from raysearch.errors import ConfigError, RunError
-from raysearch.job import settings_as_text
 
 from . import toy_task
 from .commands import QUICK, run_arguments
