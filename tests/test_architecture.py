@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "raysearch"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {
-    "artifacts", "calibration", "cluster", "controller", "evaluation", "export", "placement", "quantizer",
-    "records", "report", "search", "sensitivity", "training",
+    "artifacts", "calibration", "cli", "cluster", "config", "controller", "evaluation", "export", "placement",
+    "quantizer", "records", "report", "search", "sensitivity", "training",
 }  # fmt: skip
 
 

@@ -274,9 +274,8 @@ class RunStore:
             StorageError: it is missing or damaged.
         """
         shown = self.storage.shown("result.json")
-        values = from_json(self.storage.read_bytes("result.json"), shown)
         try:
-            return RunResult.from_dict(values)
+            return RunResult.from_dict(from_json(self.storage.read_bytes("result.json"), shown))
         except (KeyError, TypeError) as error:
             raise StorageError(f"{shown} is damaged: {error!r}. Run with --resume.") from error
 

@@ -9,13 +9,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from raysearch.errors import StorageError
+from raysearch.export.checked_values import (
+    checked_flag,
+    checked_integer,
+    checked_shape,
+    checked_size,
+    checked_step,
+)
 from raysearch.export.input_spec import InputSpec, input_spec_from
 from raysearch.quantizer import MAX_BITS, MIN_BITS
 from raysearch.records import QuantizerSpec, Site
 
 FORMAT = "bitstream-le"
 VERSION = 1
-MAX_ELEMENTS = 1 << 40
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
@@ -154,7 +160,7 @@ class ModelConfig:
             return cls(
                 architecture=str(data["architectures"][0]),
                 inputs=tuple(map(str, data["inputs"])),
-                fixed_batch=None if data["fixed_batch"] is None else _size(data["fixed_batch"]),
+                fixed_batch=None if data["fixed_batch"] is None else checked_size(data["fixed_batch"]),
                 weights={name: _weight(name, e) for name, e in quantization["weights"].items()},
                 activations={name: _activation(e) for name, e in quantization["activations"].items()},
                 tensors={name: _tensor(name, e) for name, e in data["tensors"].items()},
@@ -184,7 +190,7 @@ def _check_format(quantization: dict[str, Any], where: str) -> None:
             f"{where} has quant_method '{quantization['quant_method']!s:.50}' and format "
             f"'{quantization['format']!s:.50}'; this loader reads raysearch's '{FORMAT}'."
         )
-    if _size(quantization["version"]) > VERSION:
+    if checked_size(quantization["version"]) > VERSION:
         raise StorageError(
             f"{where} has schema version {quantization['version']}; this raysearch reads up to {VERSION}. "
             f"Update it with `pip install --upgrade raysearch`."
@@ -194,11 +200,11 @@ def _check_format(quantization: dict[str, Any], where: str) -> None:
 def _weight(name: str, entry: dict[str, Any]) -> PackedWeight:
     zero = entry["zero_point"]
     found = PackedWeight(
-        _size(entry["bits"]),
-        None if entry["axis"] is None else _size(entry["axis"]),
-        _shape(entry["shape"], name),
+        checked_size(entry["bits"]),
+        None if entry["axis"] is None else checked_size(entry["axis"]),
+        checked_shape(entry["shape"], name),
         tuple(map(str, entry["aliases"])),
-        "stored" if zero == "stored" else -_size(-zero),
+        "stored" if zero == "stored" else -checked_size(-zero),
     )
     if not MIN_BITS <= found.bits <= MAX_BITS:
         raise ValueError(f"'{name}' has {found.bits} bits; allowed: {MIN_BITS}–{MAX_BITS}")
@@ -223,17 +229,17 @@ _ALWAYS = ("bits", "scale", "zero_point")
 def _activation(entry: dict[str, Any]) -> ActivationQuantizer:
     spec = entry.get("spec")
     bits = entry["bits"]
-    if bits is not None and not MIN_BITS <= _size(bits) <= MAX_BITS:
+    if bits is not None and not MIN_BITS <= checked_size(bits) <= MAX_BITS:
         raise ValueError(f"an activation has {bits} bits; allowed: {MIN_BITS}–{MAX_BITS}")
     scale, zero = entry["scale"], entry["zero_point"]
     return ActivationQuantizer(
         bits,
-        tuple(map(_step, scale)) if isinstance(scale, list) else _step(scale),
-        tuple(map(_integer, zero)) if isinstance(zero, list) else _integer(zero),
-        _flag(entry.get("signed", False)),
+        tuple(map(checked_step, scale)) if isinstance(scale, list) else checked_step(scale),
+        tuple(map(checked_integer, zero)) if isinstance(zero, list) else checked_integer(zero),
+        checked_flag(entry.get("signed", False)),
         tuple(_site(site) for site in entry.get("sites", ())),
-        _shape(entry.get("shape", ())),
-        None if entry.get("axis") is None else _size(entry["axis"]),
+        checked_shape(entry.get("shape", ())),
+        None if entry.get("axis") is None else checked_size(entry["axis"]),
         None if spec is None else _spec(spec),
     )
 
@@ -242,60 +248,22 @@ def _site(values: list[Any]) -> Site:
     module, role, name, occurrence, argument = values
     if role not in ("input", "add", "call") or not isinstance(module, str) or not isinstance(name, str):
         raise ValueError(f"{values!r:.100} is no place of an activation")
-    return Site(module, role, name, _size(occurrence), _size(argument))
+    return Site(module, role, name, checked_size(occurrence), checked_size(argument))
 
 
 def _spec(entry: dict[str, Any]) -> QuantizerSpec:
     signed = entry["signed"]
     if entry["mode"] not in ("symmetric", "asymmetric"):
         raise ValueError(f"{entry['mode']!r:.50} is no mode of a quantizer")
-    flags = {name: _flag(entry[name]) for name in ("narrow_range", "half_range", "logarithm_scale")}
-    return QuantizerSpec(entry["mode"], None if signed is None else _flag(signed), **flags)
+    flags = {name: checked_flag(entry[name]) for name in ("narrow_range", "half_range", "logarithm_scale")}
+    return QuantizerSpec(entry["mode"], None if signed is None else checked_flag(signed), **flags)
 
 
 def _tensor(name: str, entry: dict[str, Any]) -> TensorSpec:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"'{name:.100}' is of type {entry['dtype']!r:.50}; allowed: {', '.join(DTYPES)}")
-    return TensorSpec(_shape(entry["shape"], name), entry["dtype"])
+    return TensorSpec(checked_shape(entry["shape"], name), entry["dtype"])
 
 
 def _example_inputs(entries: list[Any] | None) -> tuple[InputSpec, ...] | None:
     return None if entries is None else tuple(map(input_spec_from, entries))
-
-
-def _shape(values: Any, name: str = "an activation") -> tuple[int, ...]:
-    """A shape that torch can take: its sizes, those of 0 left out, multiply to less than 2^40."""
-    found = tuple(map(_size, values))
-    if len(found) > 16 or math.prod(size for size in found if size) >= MAX_ELEMENTS:
-        raise ValueError(f"'{name:.100}' of shape {list(found[:16])!r:.200} is larger than any tensor")
-    return found
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r:.50} is neither true nor false")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e38:
-        raise ValueError(f"{value!r:.50} is no number of float32")
-    return float(value)
-
-
-def _step(value: Any) -> float:
-    if not _number(value) > 1e-45:
-        raise ValueError(f"{value!r:.50} is no step of a grid: it must be positive")
-    return float(value)
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > 1 << 31:
-        raise ValueError(f"{value!r:.50} is no integer of 32 bits")
-    return value
-
-
-def _size(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r:.50} is no non-negative integer")
-    return value
