@@ -25,6 +25,8 @@ from raysearch.config import Config, settings_as_text, with_search
 from raysearch.errors import ConfigError, JobError, StorageError
 from raysearch.records import TERMINAL_STATES, RunStatus, parse_budgets
 
+START_SECONDS = 20.0
+"""For which a cancelled job that is about to start is waited for."""
 POLL_SECONDS = 2.0
 MAX_COMMAND_BYTES = 120_000
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -211,6 +213,12 @@ def cancel(run: str, storage: str | None, address: str, *, token_file: str | Non
         JobError: the cluster does not know the job.
     """
     job_id = find_job(address, run, token_file=token_file)
+    # Ray can lose the process of a job that is stopped before it runs.
+    deadline = time.monotonic() + START_SECONDS
+    while job_status(address, job_id, token_file=token_file).status == "PENDING":
+        if time.monotonic() > deadline:
+            break
+        time.sleep(POLL_SECONDS / 4)
     stop_job(address, job_id, token_file=token_file)
     while not job_status(address, job_id, token_file=token_file).is_final:
         time.sleep(POLL_SECONDS / 4)

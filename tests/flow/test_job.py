@@ -63,6 +63,8 @@ def test_a_cancelled_search_says_so_and_an_unknown_one_is_named(ray_head, tmp_pa
     assert job.wait(30).state == "cancelled"
     again = raysearch.submit(spec, "avg_bits<=3.5", tmp_path, run_id=job.run_id, resume=True, **options)
     assert again.status().state == "running", "the new job counts, not the state that the old one left"
+    # A job that is stopped while its process starts can leave that process behind.
+    wait_until(lambda: again.status().stage.startswith("sensitivity"), 120)
     assert again.cancel().state == "cancelled"
     unknown = raysearch.Job("nothing", str(tmp_path), ray_head.address, str(ray_head.token_file))
     with pytest.raises(raysearch.RunError, match="no job of the run nothing"):

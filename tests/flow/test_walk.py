@@ -124,7 +124,7 @@ def test_inspect_spends_nothing_and_shows_the_range():
 
 def test_without_training_data_there_is_no_qat_and_the_run_says_so(tmp_path):
     result = raysearch.run(
-        toy_task.make_untrained_task(), "size<=20%", tmp_path, config=SETTINGS, run_id="ptq", workers=0
+        toy_task.make_untrained_task(), "size<=1600B", tmp_path, config=SETTINGS, run_id="ptq", workers=0
     )
     assert any("no training data" in note for note in result.notes)
     assert set(result.quantized_metrics) == {"divergence", "agreement"}
