@@ -23,7 +23,10 @@ def setup_of(widths, spec=None, axis=0):
 
 def test_every_target_has_an_entry_and_holds_all_widths():
     assert tuple(CAPABILITIES) == TARGETS
-    check_targets(setup_of((2, 3, 4, 5, 6, 7, 8), QuantizerSpec("asymmetric")), TARGETS)
+    # The extra `openvino` is not part of `dev`.
+    installed = [name for name in TARGETS if not CAPABILITIES[name].missing()]
+    assert {"packed", "onnx", "pt2"} <= set(installed)
+    check_targets(setup_of((2, 3, 4, 5, 6, 7, 8), QuantizerSpec("asymmetric")), installed)
 
 
 @pytest.mark.parametrize(
