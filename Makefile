@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-PROCESSES ?= 2
+# One more than two cores: the process that uses Ray waits for much of its time.
+PROCESSES ?= 3
 
 .PHONY: install demo test lint types fences bench docs clean
 
