@@ -2,8 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# One more than two cores: the process that uses Ray waits for much of its time.
-PROCESSES ?= 3
+PROCESSES ?= 2
 
 .PHONY: install demo test lint types fences bench docs clean
 
