@@ -33,7 +33,9 @@ def resolve(
     run: RunArgument,
     budget: BudgetOption,
     storage: StorageOption = api.DEFAULT_STORAGE,
-    surrogate: Annotated[str, typer.Option(help="response, hawq, weight-error or single-loss")] = "response",
+    surrogate: Annotated[
+        str, typer.Option(help="response, hawq, fisher, weight-error or single-loss")
+    ] = "response",
     measure: Annotated[bool, typer.Option("--measure", help="measure the best few; needs the task")] = False,
     count: Annotated[int, typer.Option("--count", help="assignments that --measure measures")] = 4,
     task: Annotated[str | None, typer.Option(help="the run's task, if it moved")] = None,
