@@ -237,9 +237,10 @@ def measure(name: str, folder: Path) -> tuple[ExportManifest, Counter[str]]:
     setup = place_quantizers(model, example, activation_bit_widths=(8,), profile="onnxruntime-cpu")
     weights = [group for group in setup.groups if setup.group_kind(group) == "weight"]
     bits = dict.fromkeys(setup.groups, 8) | {g: case.mix[i % len(case.mix)] for i, g in enumerate(weights)}
-    kinds = {"weights": "min_max", "activations": "min_max"}
     batches = [(batch,) for batch in data]
-    ranges = calibrate_model(copy.deepcopy(model), setup, batches, num_samples=0, **kinds)
+    ranges = calibrate_model(
+        copy.deepcopy(model), setup, batches, num_samples=0, weights="min_max", activations="min_max"
+    )
     assignment = BitAssignment(bits)
     stripped = create_controller(model, setup, ranges, assignment).strip_model()
     manifest = export_model(

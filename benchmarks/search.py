@@ -163,12 +163,12 @@ def quadratic() -> list[str]:
     return lines
 
 
-def _witness(rng: np.random.Generator, setup) -> BitAssignment:  # type: ignore[no-untyped-def]
+def _witness(rng: np.random.Generator, setup) -> BitAssignment:
     every = [a for a in every_assignment(setup) if not setup.broken_pairs(a.bits)]
     return every[int(rng.integers(len(every)))]
 
 
-def _budgets(rng: np.random.Generator, model: CostModel, witness: BitAssignment):  # type: ignore[no-untyped-def]
+def _budgets(rng: np.random.Generator, model: CostModel, witness: BitAssignment):
     costs, texts = model.costs(witness), []
     for kind in rng.permutation(model.kinds)[: int(rng.integers(1, 5))].tolist():
         room = float(rng.choice([0.0, 0.01, 0.2])) * (model.highest[kind] - model.lowest[kind])

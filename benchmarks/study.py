@@ -88,9 +88,7 @@ def small_problem() -> tuple[QuantizerSetup, SensitivityTable, Recorded, int]:
     shards, per_sample = search_shards(inputs)
     pool = LocalPool(make_replica(inputs, shards))
     ranges = calibrate(inputs.setup, pool, len(inputs.calibration))
-    table = measure_sensitivity(
-        inputs.setup, ranges, lambda part: pool, len(inputs.calibration), num_probes=8
-    )
+    table = measure_sensitivity(inputs.setup, ranges, lambda part: pool, len(inputs.calibration))
     measure = make_objective(inputs, ranges, pool, per_sample)
     groups = inputs.setup.groups.values()
     every = [

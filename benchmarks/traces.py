@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.sensitivity.estimators.hutchinson import Hutchinson
 from raysearch.sensitivity.estimators.joint import JointHutchinson
 from raysearch.sensitivity.estimators.products import rademacher, weight_blocks
+from raysearch.sensitivity.estimators.protocol import TraceEstimator, TraceLoss
 from raysearch.sensitivity.estimators.xnystrace import XNysTrace
 from raysearch.sensitivity.estimators.xtrace import XTrace
 
@@ -107,19 +109,20 @@ class Case:
         self.reference = replica.float_outputs("calibration", 0)
         self.gradient = self.seconds(self._one_gradient, 9)
         self.values, self.times, self.truth = {}, {}, {}
-        for loss, method in (("loss", XTrace(16)), ("divergence", XNysTrace(16))):
+        methods: dict[TraceLoss, TraceEstimator] = {"loss": XTrace(16), "divergence": XNysTrace(16)}
+        for loss, method in methods.items():
             self.times[loss], found = self.timed(lambda m=method, o=loss: self.draw(m, o, accurate))
             self.values[loss] = found
             totals = {n: float(v.mean()) for n, v in found.items()}
             floor = FLOOR * max(map(abs, totals.values()))
             self.truth[loss] = {n: max(abs(t), floor) for n, t in totals.items()}
 
-    def draw(self, method: object, loss: str, count: int) -> dict[str, np.ndarray]:
+    def draw(self, method: TraceEstimator, loss: TraceLoss, count: int) -> dict[str, np.ndarray]:
         """Weight → draws."""
         found = method.draw(self.replica, self.names, loss, 0, 0, 0, count)
         return {name: values[:, 0] for name, values in found.items()}
 
-    def timed(self, function: Callable[[], object]) -> tuple[float, object]:
+    def timed(self, function: Callable[[], Any]) -> tuple[float, Any]:
         """CPU seconds of a call, and what it gives."""
         start = time.process_time()
         found = function()
@@ -143,7 +146,7 @@ class Case:
         self.replica.model.zero_grad(set_to_none=True)
 
 
-def row(case: Case, name: str, loss: str, draws: dict[str, np.ndarray], costs: dict[str, float],
+def row(case: Case, name: str, loss: TraceLoss, draws: dict[str, np.ndarray], costs: dict[str, float],
         together: bool, least: int = 1) -> tuple[str, float, str]:  # fmt: skip
     """Gradients for 5 % on every layer; `costs` are CPU seconds of a draw, per layer unless `together`."""
     noise = {n: float(draws[n].std(ddof=1)) / case.truth[loss][n] for n in case.names}
@@ -207,7 +210,8 @@ def compare(replica: Replica, options: argparse.Namespace) -> tuple[list[str], l
             missing.append(f"{package} ({str(error).splitlines()[0]})")
     costs = case.block_times(5)
     rows.append(row(case, "**`hutchinson`**", "loss", block, costs, False))
-    for name, loss in (("xtrace", "loss"), ("xnystrace", "divergence")):
+    sketched: dict[str, TraceLoss] = {"xtrace": "loss", "xnystrace": "divergence"}
+    for name, loss in sketched.items():
         share = {n: 16 * costs[n] / sum(costs.values()) for n in case.names}
         each = case.times[loss] / options.accurate / 16
         rows.append(

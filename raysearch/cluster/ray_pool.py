@@ -182,10 +182,14 @@ class RayPool:
         return None
 
     def _fill(self, batch: _Batch) -> None:
-        """Hand out units, to the workers with the fewest first; one look at each worker per load."""
+        """Hand out units, to the workers with the fewest first; one look at each worker per load.
+
+        The last ones, as many as there are workers, wait for a worker with nothing else to do: queued behind
+        another unit they would leave a worker idle that is done, or ready, a moment later.
+        """
         for load in range(self._depth):
             for member in self._fleet.members:
-                if not batch.queue:
+                if len(batch.queue) <= (len(self._fleet.members) if load else 0):
                     return
                 if len(member.calls) == load and self._can_take(member, batch, batch.queue[0]):
                     self._send(member, batch, batch.queue.popleft())

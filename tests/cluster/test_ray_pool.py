@@ -135,6 +135,15 @@ def test_work_is_spread_and_a_death_between_runs_blames_no_unit(caplog):
     assert caplog.text.count("working on None") == 1
 
 
+def test_the_last_units_wait_for_whoever_is_free():
+    """Two units for two workers: none may sit behind the other, in whatever order the workers get ready."""
+    with open_pool(None, num_workers=2) as pool:
+        units.wait_for_workers(pool, 2)
+        for _ in range(5):
+            answers = [value for _, value in pool.run(units.nap, {(n,): (0.5,) for n in range(2)})]
+            assert len({int(value["pid"]) for value in answers}) == 2
+
+
 def test_abandoned_work_does_not_delay_the_next_run():
     with open_pool(None) as pool:
         answers = pool.run(units.nap, {("short",): (0.0,), ("long",): (300.0,), ("queued",): (300.0,)})
