@@ -26,7 +26,8 @@ def make_replica(inputs: Inputs, search: list[Batch]) -> Replica:
     return Replica(
         copy.deepcopy(inputs.task.model),
         inputs.task.run,
-        {"calibration": inputs.calibration, "search": search},
+        {"calibration": inputs.calibration, "search": search}
+        | ({"traces": inputs.traces} if inputs.traces else {}),
         inputs.divergence,
         inputs.task.loss,
         inputs.config.cluster.device,

@@ -46,6 +46,7 @@ class Inputs:
         setup: placed quantizers.
         calibration: shards of the calibration sample.
         validation: shards of the validation data.
+        traces: shards of the sample that traces are measured on; none where it is the calibration sample.
         divergence: the label-free objective.
         fingerprints: hashes of the model, the samples and the setup.
     """
@@ -56,6 +57,7 @@ class Inputs:
     setup: QuantizerSetup
     calibration: list[Batch]
     validation: list[Batch]
+    traces: list[Batch]
     divergence: Divergence
     fingerprints: Mapping[str, str]
 
@@ -116,6 +118,9 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     if task.validation is not None:
         sizes = config.validation
         validation = materialise(task.validation, sizes.num_samples, sizes.shard_size, "validation")
+    traces: list[Batch] = []
+    if count := config.sensitivity.trace_samples:
+        traces = materialise(task.calibration, count, config.calibration.shard_size, "calibration")
     if task.train is not None:
         training_batches(task.train, 1, 0, 0, 1)
     check_finite_forward(task.model, task.run, calibration[0])
@@ -135,7 +140,9 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
         "validation": hash_batches(validation),
         "setup": setup.fingerprint(),
     }
-    return Inputs(task, config, parsed, setup, calibration, validation, divergence, marks)
+    if traces:
+        marks["traces"] = hash_batches(traces)
+    return Inputs(task, config, parsed, setup, calibration, validation, traces, divergence, marks)
 
 
 def versions() -> dict[str, str]:
@@ -200,6 +207,12 @@ def _check_settings(task: Task, config: Config) -> None:
         raise ConfigError(
             f"calibration.batch_norm_samples is {wanted_samples}, and calibration.num_samples only "
             f"{samples}; raise the latter."
+        )
+    if config.sensitivity.importance_draws and config.objective.divergence != "kl":
+        raise ConfigError(
+            f"sensitivity.importance_draws is {config.sensitivity.importance_draws}, but samples are drawn "
+            f"by class probabilities, and objective.divergence is '{config.objective.divergence}': the "
+            f"outputs are no logits. Set importance_draws to 0."
         )
     wants_loss = {
         f"search.{asked}": objective == "loss",

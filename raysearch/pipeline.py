@@ -149,6 +149,8 @@ class Walk:
                 trace_loss=settings.trace_loss,
                 seed=self.inputs.config.seed,
                 fingerprint=":".join(self.inputs.fingerprints.values()),
+                num_trace_shards=len(self.inputs.traces),
+                importance_draws=settings.importance_draws,
             )
         self.store.save_sensitivity(table)
         for part in parts:

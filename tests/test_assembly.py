@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from raysearch.assembly import make_recipe, strip_checkpoint
+from raysearch.assembly import make_recipe, make_replica, strip_checkpoint
 from raysearch.calibration import calibrate_model
 from raysearch.config import load_config
 from raysearch.errors import ConfigError
@@ -44,3 +44,20 @@ def test_batch_norm_is_left_alone_by_default_and_reads_no_more_than_there_is():
     config = load_config(assignments=["calibration.num_samples=8", "calibration.batch_norm_samples=9"])
     with pytest.raises(ConfigError, match=r"batch_norm_samples is 9, and calibration\.num_samples only 8"):
         check_inputs(make_untrained_task(), config, ["avg_bits<=4"])
+
+
+def test_traces_can_have_a_larger_sample_of_their_own():
+    settings = {
+        "calibration": {"num_samples": 32},
+        "sensitivity": {"trace_samples": 80, "importance_draws": 20},
+    }
+    inputs = check_inputs(make_untrained_task(), load_config(overrides=settings), ["avg_bits<=4"])
+    sizes = [sum(len(batch[0]) for batch in part) for part in (inputs.calibration, inputs.traces)]
+    assert sizes == [32, 80]
+    assert set(make_replica(inputs, search=[]).shards) == {"calibration", "search", "traces"}
+    own = check_inputs(make_untrained_task(), load_config(), ["avg_bits<=4"])
+    assert own.traces == []
+    assert set(inputs.fingerprints) - set(own.fingerprints) == {"traces"}
+    squared = load_config(overrides={**settings, "objective": {"divergence": "mse"}})
+    with pytest.raises(ConfigError, match=r"importance_draws is 20.*'mse'.*Set importance_draws to 0"):
+        check_inputs(make_untrained_task(), squared, ["avg_bits<=4"])

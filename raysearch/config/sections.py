@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from raysearch.calibration import Estimator
 from raysearch.errors import ConfigError
 from raysearch.records import LatencyProfile, MaxDrop, parse_max_drop
-from raysearch.sensitivity.estimators import EstimatorName, TraceLoss
+from raysearch.sensitivity.estimators import PER_SAMPLE, EstimatorName, TraceLoss
 
 Width = Annotated[int, Field(ge=2, le=8)]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -78,6 +78,8 @@ class SensitivityConfig(Section):
     option_chunk: int = Field(8, ge=1)
     sketch_size: int = Field(4096, ge=16)
     trace_loss: TraceLoss = "divergence"
+    trace_samples: int = Field(0, ge=0)
+    importance_draws: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _suits_the_loss(self) -> SensitivityConfig:
@@ -85,6 +87,12 @@ class SensitivityConfig(Section):
             raise ValueError(
                 "the estimator 'xnystrace' is for the divergence, whose blocks are positive semi-definite; "
                 "take 'xtrace' or trace_loss 'divergence'"
+            )
+        if self.importance_draws and self.estimator not in PER_SAMPLE:
+            raise ValueError(
+                f"importance_draws is {self.importance_draws}, but the estimator '{self.estimator}' does not "
+                f"see single samples, which is needed to weigh them; take one of {', '.join(PER_SAMPLE)}, or "
+                f"set importance_draws to 0"
             )
         return self
 

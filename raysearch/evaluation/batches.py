@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,6 +60,44 @@ def batch_size(batch: Batch) -> int:
 def take(batch: Batch, start: int, stop: int) -> Batch:
     """Samples start … stop−1 of a batch."""
     return map_tensors(batch, lambda tensor: tensor[start:stop] if tensor.ndim else tensor)
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """One batch of the samples of several, which must have one `joinable_form`.
+
+    Example:
+        >>> join([{"x": torch.zeros(2)}, {"x": torch.ones(1)}])
+        {'x': tensor([0., 0., 1.])}
+    """
+    columns = zip(*([tensor for _, tensor in tensors_of(batch)] for batch in batches), strict=True)
+    joined = iter([torch.cat(column) for column in columns])
+    return map_tensors(batches[0], lambda _: next(joined))
+
+
+def joinable_form(batch: Batch) -> str:
+    """What two batches must agree in to be joined sample by sample: structure, types, other dimensions.
+
+    Empty where a batch cannot be joined at all: it holds something else than tensors, or a tensor whose
+    dimension 0 does not count samples.
+
+    Example:
+        >>> joinable_form((torch.zeros(3, 2), "text")), joinable_form(torch.zeros(3, 2))
+        ('', "Tensor [('batch', torch.float32, (2,))]")
+    """
+    size = batch_size(batch)
+    tensors = list(tensors_of(batch))
+    if not _only_tensors(batch) or not all(t.ndim and len(t) == size for _, t in tensors):
+        return ""
+    parts = [(path, tensor.dtype, tuple(tensor.shape[1:])) for path, tensor in tensors]
+    return f"{type(batch).__name__} {parts}"
+
+
+def _only_tensors(batch: Batch) -> bool:
+    if isinstance(batch, dict):
+        return all(_only_tensors(value) for value in batch.values())
+    if isinstance(batch, tuple | list):
+        return all(_only_tensors(value) for value in batch)
+    return isinstance(batch, torch.Tensor)
 
 
 def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list[Batch]:

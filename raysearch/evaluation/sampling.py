@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from raysearch.evaluation.batches import Batch, batch_size, map_tensors, take, tensors_of
+from raysearch.evaluation.batches import Batch, batch_size, join, joinable_form, map_tensors, take
 
 
 def random_shards(
@@ -28,7 +28,8 @@ def random_shards(
         The shards, and whether single samples are in random order, not only the shards.
     """
     generator = torch.Generator().manual_seed(seed % 2**63)
-    if not _is_uniform(batches):
+    forms = {joinable_form(batch) for batch in batches}
+    if len(forms) > 1 or "" in forms:
         kept: list[Batch] = []
         count = 0
         for index in torch.randperm(len(batches), generator=generator).tolist():
@@ -37,36 +38,10 @@ def random_shards(
             if num_samples and count >= num_samples:
                 break
         return kept, False
-    columns = [torch.cat(parts) for parts in zip(*(_tensors(batch) for batch in batches), strict=True)]
-    total = len(columns[0])
+    joined = join(batches)
+    total = batch_size(joined)
     order = torch.randperm(total, generator=generator)[: num_samples or total]
-    chosen = iter([column[order] for column in columns])
-    whole = map_tensors(batches[0], lambda _: next(chosen))
+    whole = map_tensors(joined, lambda tensor: tensor[order])
     starts = range(0, len(order), shard_size)
     # Cloned, so that a shard does not carry the whole sample's memory to the workers.
     return [map_tensors(take(whole, i, i + shard_size), torch.clone) for i in starts], True
-
-
-def _tensors(batch: Batch) -> list[torch.Tensor]:
-    return [tensor for _, tensor in tensors_of(batch)]
-
-
-def _is_uniform(batches: Sequence[Batch]) -> bool:
-    def form(batch: Batch) -> object:
-        parts = tuple((path, tensor.dtype, tensor.shape[1:]) for path, tensor in tensors_of(batch))
-        return type(batch), parts
-
-    return all(
-        form(batch) == form(batches[0])
-        and all(tensor.ndim and len(tensor) == batch_size(batch) for tensor in _tensors(batch))
-        and _only_tensors(batch)
-        for batch in batches
-    )
-
-
-def _only_tensors(batch: Batch) -> bool:
-    if isinstance(batch, dict):
-        return all(_only_tensors(value) for value in batch.values())
-    if isinstance(batch, tuple | list):
-        return all(_only_tensors(value) for value in batch)
-    return isinstance(batch, torch.Tensor)

@@ -31,6 +31,8 @@ def measure_sensitivity(
     trace_loss: TraceLoss = "divergence",
     seed: int = 0,
     fingerprint: str = "",
+    num_trace_shards: int = 0,
+    importance_draws: int = 0,
 ) -> SensitivityTable:
     """Measure the float model once, for every budget to come.
 
@@ -53,17 +55,21 @@ def measure_sensitivity(
         trace_loss: "divergence" (label-free) or "loss" (the task's).
         seed: the run's seed.
         fingerprint: what the table is of; stored with it.
+        num_trace_shards: shards of the replica's data set "traces", where traces have one of their own.
+        importance_draws: see `measure_traces`.
     """
     traces = measure_traces(
         setup,
         pool("traces"),
-        num_shards,
+        num_trace_shards or num_shards,
         estimator=estimator,
         relative_error=relative_error,
         max_draws=max_draws,
         draw_chunk=draw_chunk,
         loss=trace_loss,
         seed=seed,
+        data="traces" if num_trace_shards else "calibration",
+        importance_draws=importance_draws,
     )
     for text in trace_warnings(traces, relative_error):
         warnings.warn(text, stacklevel=2)

@@ -17,7 +17,14 @@ from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.errors import ConfigError, DataError, StorageError
 from raysearch.evaluation import Replica, batch_size
 from raysearch.records import QuantizerSetup, Trace
-from raysearch.sensitivity.estimators import TraceEstimator, TraceLoss, default_chunk, make_estimator
+from raysearch.sensitivity.estimators import (
+    PER_SAMPLE,
+    TraceEstimator,
+    TraceLoss,
+    default_chunk,
+    make_estimator,
+)
+from raysearch.sensitivity.importance import TraceSample, draw_sample
 from raysearch.sensitivity.stopping import rounds, unfinished
 
 Draws = npt.NDArray[np.float64]
@@ -34,8 +41,10 @@ def measure_traces(
     draw_chunk: int | None = None,
     loss: TraceLoss = "divergence",
     seed: int = 0,
+    data: str = "calibration",
+    importance_draws: int = 0,
 ) -> dict[str, Trace]:
-    """Average Hessian traces of all weights over the calibration shards.
+    """Average Hessian traces of all weights over the shards of a data set.
 
     Draws are made in rounds over all shards. After each complete round the weights whose error over probes
     is small enough (`stopping.unfinished`) are left out of the next. A unit is (shard, first draw); which
@@ -48,31 +57,44 @@ def measure_traces(
     Args:
         setup: the weights.
         pool: the fleet.
-        num_shards: calibration shards.
+        num_shards: shards of the data set.
         estimator: a name, or an estimator.
         relative_error: wanted standard error over probes, relative to |trace|.
         max_draws: the most draws per weight and shard.
         draw_chunk: draws in a unit, part of the method; None: what suits the estimator.
         loss: what is differentiated.
         seed: the run's seed.
+        data: the replica's data set.
+        importance_draws: so many samples, drawn by importance, stand for the data; 0: all are measured.
+            Their traces' errors over data are those of the drawn samples. See `importance.draw_sample`.
 
     Raises:
-        ConfigError: the estimator is unknown or does not suit the loss; fewer than two draws are allowed.
+        ConfigError: the estimator is unknown or does not suit the loss; fewer than two draws are allowed;
+            samples are to be drawn for an estimator that does not see single samples.
         DataError: a trace is not finite.
         StorageError: a resumed unit lacks a weight.
     """
     method = make_estimator(estimator) if isinstance(estimator, str) else estimator
     if max_draws < 2 and not method.deterministic:
         raise ConfigError(f"max_draws is {max_draws}; an error over probes takes at least 2 draws.")
+    sample = TraceSample(data)
+    if importance_draws:
+        if not method.per_sample:
+            raise ConfigError(
+                f"importance_draws is {importance_draws}, but the estimator '{method.name}' does not see "
+                f"single samples, which is needed to weigh them; take one of {', '.join(PER_SAMPLE)}."
+            )
+        sample = draw_sample(pool, data, num_shards, importance_draws, seed)
+        num_shards = len(sample.weights)
     chunk = draw_chunk or default_chunk(method.name)
     names = tuple(setup.of_kind("weight"))
-    tally = _Tally(setup, method, num_shards)
+    tally = _Tally(setup, method, num_shards, sample)
     active = names
     for chunks in rounds(*((1, 1) if method.deterministic else (chunk, max_draws))):
         units: dict[Key, tuple[object, ...]] = {
             (shard, lo): (active, shard, lo, hi) for shard in range(num_shards) for lo, hi in chunks
         }
-        got = dict(pool.run(draw_shard, units, (method, loss, seed)))
+        got = dict(pool.run(draw_shard, units, (method, loss, seed, sample)))
         for key in units:
             tally.add(key, got[key], active)
         active = tally.close_round(relative_error)
@@ -84,8 +106,10 @@ def measure_traces(
 class _Tally:
     """All draws so far, and the estimates they give."""
 
-    def __init__(self, setup: QuantizerSetup, method: TraceEstimator, num_shards: int) -> None:
-        self._setup, self._method, self._num_shards = setup, method, num_shards
+    def __init__(
+        self, setup: QuantizerSetup, method: TraceEstimator, num_shards: int, sample: TraceSample
+    ) -> None:
+        self._setup, self._method, self._num_shards, self._sample = setup, method, num_shards, sample
         self._draws: dict[tuple[str, int], list[Draws]] = {}
         self._sizes: dict[int, float] = {}
         self._fresh: dict[str, None] = {}
@@ -103,7 +127,7 @@ class _Tally:
         self._sizes[shard] = float(value["num_samples"])
         self._fresh = dict.fromkeys(active)
         for name in active:
-            self._draws.setdefault((name, shard), []).append(value[name])
+            self._draws.setdefault((name, shard), []).append(self._sample.weigh(shard, value[name]))
 
     def close_round(self, relative_error: float) -> tuple[str, ...]:
         """Estimate anew what has new draws; the weights that need more."""
@@ -165,12 +189,14 @@ def draw_shard(
     method: TraceEstimator,
     loss: TraceLoss,
     seed: int,
+    sample: TraceSample,
     weights: tuple[str, ...],
     shard: int,
     lo: int,
     hi: int,
 ) -> UnitValue:
     """Unit: Tr(H_ll) of some weights by draws lo … hi−1 on one shard, and the shard's size."""
+    replica = sample.view(replica)
     size = batch_size(replica.shard("calibration", shard))
     result = {"num_samples": np.array(float(size))}
     for name, values in method.draw(replica, weights, loss, seed, shard, lo, hi).items():

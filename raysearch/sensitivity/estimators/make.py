@@ -13,6 +13,9 @@ from raysearch.sensitivity.estimators.protocol import TraceEstimator
 EstimatorName = Literal["hutchinson", "joint", "xnystrace", "xtrace", "ggn", "ggn-top", "ggn-exact", "fisher"]
 """What `sensitivity.estimator` may say."""
 
+PER_SAMPLE: tuple[EstimatorName, ...] = ("ggn", "ggn-top", "ggn-exact", "fisher")
+"""Those that see single samples, see `TraceEstimator.per_sample`."""
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -1,0 +1,122 @@
+"""Samples for traces drawn by importance: few backward passes stand for many samples.
+
+The per-sample trace varies by more than its mean from sample to sample, and a few samples that the model is
+unsure of hold most of it. What a forward shows, u_i = 1 − ‖p_i‖², p_i the class probabilities, is the trace
+of the softmax's Hessian diag(p) − ppᵀ, so samples are drawn in proportion to it and weighted back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from raysearch.cluster.pool import Key, Pool, UnitValue
+from raysearch.errors import DataError
+from raysearch.evaluation import Replica
+from raysearch.evaluation.batches import Batch, join, joinable_form, map_tensors
+from raysearch.seeding import derive_seed
+
+UNIFORM_SHARE = 0.1
+"""Chance that a sample is drawn regardless of its uncertainty; no weight exceeds its inverse."""
+
+
+@dataclass(frozen=True)
+class TraceSample:
+    """The samples that traces are measured on.
+
+    Attributes:
+        data: the replica's data set.
+        rows: per shard of the sample its (shard, row) in the data; None: the data's own shards, whole.
+        weights: per shard of the sample the weight of each row in the mean over all samples of the data;
+            empty where all weigh 1.
+    """
+
+    data: str = "calibration"
+    rows: tuple[tuple[tuple[int, int], ...], ...] | None = None
+    weights: tuple[tuple[float, ...], ...] = ()
+
+    def weigh(self, shard: int, draws: np.ndarray) -> np.ndarray:
+        """Draws [P, K] of a shard, so that their mean over all shards estimates that of the data."""
+        return draws * np.array(self.weights[shard]) if self.weights else draws
+
+    def view(self, replica: Replica) -> Replica:
+        """A replica whose calibration shards are those of the sample, made once on each worker."""
+        if self.data == "calibration" and self.rows is None:
+            return replica
+        known: tuple[TraceSample, Replica] | None = replica.cache.get("trace_sample")
+        if known is None or known[0] != self:
+            shards = replica.shards[self.data]
+            cut = shards if self.rows is None else [_gather(shards, rows) for rows in self.rows]
+            # How much fits in memory is known of the worker, not of the sample.
+            kept = {"microbatches": replica.cache.setdefault("microbatches", {})}
+            known = (self, replace(replica, shards={"calibration": cut}, cache=kept))
+            replica.cache["trace_sample"] = known
+        return known[1]
+
+
+def draw_sample(pool: Pool, data: str, num_shards: int, num_draws: int, seed: int) -> TraceSample:
+    """Draw samples with replacement with chance q_i = (1 − a)·u_i/Σu + a/N, a = `UNIFORM_SHARE`.
+
+    A drawn sample weighs 1/(N·q_i), which makes the weighted mean over the drawn ones unbiased for the mean
+    over all N; the closer to proportional to u, the smaller its error. The draws depend on the seed alone.
+
+    Work: one forward of the data. Bytes: 8 a sample back.
+
+    Args:
+        pool: the fleet.
+        data: the replica's data set.
+        num_shards: its shards.
+        num_draws: samples to draw; one may come up more than once.
+        seed: the run's seed.
+
+    Raises:
+        DataError: the model's output is not finite on a shard.
+    """
+    units: dict[Key, tuple[object, ...]] = {("uncertainty", shard): (shard,) for shard in range(num_shards)}
+    got = dict(pool.run(uncertainty, units, (data,)))
+    values = [got["uncertainty", shard] for shard in range(num_shards)]
+    places = [(shard, row) for shard, value in enumerate(values) for row in range(len(value["uncertainty"]))]
+    scores = np.concatenate([value["uncertainty"] for value in values])
+    count, total = len(scores), scores.sum()
+    chance = scores / total if total > 0 else np.full(count, 1 / count)
+    chance = (1 - UNIFORM_SHARE) * chance + UNIFORM_SHARE / count
+    rng = np.random.default_rng(derive_seed(seed, "trace-sample"))
+    picks = np.sort(rng.choice(count, num_draws, p=chance / chance.sum()))
+    forms = {str(value["form"]) for value in values}
+    size = max(len(value["uncertainty"]) for value in values)
+    if len(forms) == 1 and "" not in forms:
+        groups = [picks[start : start + size] for start in range(0, num_draws, size)]
+    else:
+        # Texts padded shard by shard cannot be put into one batch.
+        groups = [np.array(list(g)) for _, g in groupby(picks.tolist(), key=lambda pick: places[pick][0])]
+    return TraceSample(
+        data,
+        tuple(tuple(places[pick] for pick in group) for group in groups),
+        tuple(tuple((1 / (count * chance[group])).tolist()) for group in groups),
+    )
+
+
+def uncertainty(replica: Replica, data: str, shard: int) -> UnitValue:
+    """Unit: 1 − ‖softmax(z)‖² of every sample of a shard, mean over its positions; and the batch's form."""
+    outputs = replica.run(replica.model, replica.shard(data, shard)).double()
+    dim = replica.divergence.class_dim
+    values = 1 - torch.softmax(outputs, dim).square().sum(dim)
+    found = values.reshape(len(outputs), -1).mean(1).clamp(min=0).cpu().numpy()
+    if not np.isfinite(found).all():
+        row = int(np.flatnonzero(~np.isfinite(found))[0])
+        raise DataError(
+            f"the model's output on sample {row} of shard {shard} of the {data} data is not finite; mend or "
+            f"drop the sample."
+        )
+    return {"uncertainty": found, "form": np.array(joinable_form(replica.shards[data][shard]))}
+
+
+def _gather(shards: list[Batch], places: tuple[tuple[int, int], ...]) -> Batch:
+    parts = []
+    for shard, group in groupby(places, key=lambda place: place[0]):
+        rows = torch.tensor([row for _, row in group])
+        parts.append(map_tensors(shards[shard], lambda t, rows=rows: t[rows] if t.ndim else t))  # type: ignore[misc]
+    return parts[0] if len(parts) == 1 else join(parts)
