@@ -76,7 +76,7 @@ class Recorded:
 def small_problem() -> tuple[QuantizerSetup, SensitivityTable, Recorded, int]:
     """The digits net with its seven largest weights free, its sensitivity and all its measurements."""
     sys.path.insert(0, str(ROOT / "examples" / "digits"))
-    from task import make_task  # type: ignore[import-not-found]
+    from task import make_task
 
     task = make_task()
     config = load_config(assignments=SETTINGS)
