@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raysearch.artifacts import RunStore, new_run_id
+from raysearch.artifacts import DEFAULT_STORAGE, RunStore, new_run_id
 from raysearch.config import Config, load_config, with_search
 from raysearch.determinism import pinned_threads, seeded
 from raysearch.errors import ConfigError
@@ -22,8 +22,6 @@ from raysearch.records import (
 )
 from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task
-
-DEFAULT_STORAGE = "runs"
 
 
 def silent(status: RunStatus) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from raysearch.artifacts import RunStore, Storage, new_run_id, resolve_run, retrieve, valid_run_id
@@ -21,9 +22,11 @@ from raysearch.cluster.jobs import (
     stop_job,
     submit_job,
 )
-from raysearch.config import Config, settings_as_text, with_search
 from raysearch.errors import ConfigError, JobError, StorageError
 from raysearch.records import TERMINAL_STATES, RunStatus, parse_budgets
+
+if TYPE_CHECKING:
+    from raysearch.config import Config
 
 START_SECONDS = 20.0
 """For which a cancelled job that is about to start is waited for."""
@@ -123,6 +126,9 @@ def submit(
         BudgetError: the budget cannot be read.
         JobError: the cluster refuses the job or cannot be reached.
     """
+    # Brings torch along, which looking after a run does not need.
+    from raysearch.config import Config, settings_as_text, with_search
+
     texts = (budget,) if isinstance(budget, str) else tuple(budget)
     settings = config or Config()
     if minimize is not None or max_drop is not None:

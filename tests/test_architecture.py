@@ -51,6 +51,7 @@ def test_every_fence_lists_every_module():
         ("raysearch.records", {"torch", "ray", "optuna"}),
         ("raysearch.export", {"ray", "optuna"}),
         ("raysearch.sensitivity", {"ray", "optuna"}),
+        ("raysearch.cli", {"torch", "ray", "optuna", "scipy", "matplotlib"}),
     ],
 )
 def test_what_a_room_really_imports(name, banned):

@@ -13,6 +13,9 @@ from pyarrow import fs as arrow_fs
 
 from raysearch.errors import StorageError
 
+DEFAULT_STORAGE = "runs"
+"""The folder that holds runs where a user names none."""
+
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 ARROW_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 """Schemes that pyarrow opens itself; any other goes through fsspec."""

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from raysearch import api, console, job
+from raysearch import console, job
+from raysearch.artifacts import DEFAULT_STORAGE
 from raysearch.cli.options import (
     BudgetOption,
     ConfigOption,
@@ -81,7 +82,7 @@ def submit(
 @app.command()
 def status(
     run: RunArgument,
-    storage: StorageOption = api.DEFAULT_STORAGE,
+    storage: StorageOption = DEFAULT_STORAGE,
     address: MaybeHead = None,
     token_file: TokenOption = None,
     as_json: JsonOption = False,
@@ -95,7 +96,7 @@ def status(
 @app.command()
 def wait(
     run: RunArgument,
-    storage: StorageOption = api.DEFAULT_STORAGE,
+    storage: StorageOption = DEFAULT_STORAGE,
     address: MaybeHead = None,
     timeout: Annotated[float | None, typer.Option(help="seconds")] = None,
     token_file: TokenOption = None,
@@ -113,7 +114,7 @@ def wait(
 def logs(
     run: RunArgument,
     address: HeadOption,
-    storage: StorageOption = api.DEFAULT_STORAGE,
+    storage: StorageOption = DEFAULT_STORAGE,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the job ends")] = False,
     token_file: TokenOption = None,
     as_json: JsonOption = False,
@@ -134,7 +135,7 @@ def logs(
 def cancel(
     run: RunArgument,
     address: HeadOption,
-    storage: StorageOption = api.DEFAULT_STORAGE,
+    storage: StorageOption = DEFAULT_STORAGE,
     token_file: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:

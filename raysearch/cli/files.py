@@ -9,9 +9,6 @@ from rich.console import Console
 
 from raysearch.cli.options import JsonOption, app
 from raysearch.command import command
-from raysearch.evaluation import materialise
-from raysearch.export import verify_folder
-from raysearch.task import load_task
 
 NUM_SAMPLES = 256
 
@@ -29,6 +26,10 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check every file of a model folder by its hash, and run every target in its runtime."""
+    from raysearch.evaluation import materialise
+    from raysearch.export import verify_folder
+    from raysearch.task import load_task
+
     with command(as_json) as show:
         batches, forward = None, None
         if task is not None:

@@ -11,9 +11,7 @@ from rich.table import Table
 
 from raysearch.cli.options import ConfigOption, JsonOption, SetOption, TaskArgument, app
 from raysearch.command import command
-from raysearch.config import load_config
 from raysearch.errors import ConfigError
-from raysearch.latency import measure_latency
 from raysearch.records import LatencyProfile
 
 BELOW_EIGHT = (
@@ -34,6 +32,9 @@ def profile(
     as_json: JsonOption = False,
 ) -> None:
     """Time every layer in float and at 8 bits; for `run --latency-profile`."""
+    from raysearch.config import load_config
+    from raysearch.latency import measure_latency
+
     with command(as_json) as show:
         path = Path(out)
         if not path.absolute().parent.is_dir():

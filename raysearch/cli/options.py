@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raysearch.config import Config, load_config
+if TYPE_CHECKING:
+    from raysearch.config import Config
 
 app = typer.Typer(
     help="Mixed-precision quantization search for PyTorch on Ray.",
@@ -55,6 +56,8 @@ def read_settings(
     max_drop: str | None = None,
 ) -> Config:
     """The configuration of a file and `--set`, with what has options of its own."""
+    from raysearch.config import load_config
+
     asked = {
         "latency_profile": latency_profile,
         "front": front,

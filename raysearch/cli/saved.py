@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raysearch import api, console, saved_runs
-from raysearch.artifacts import resolve_run
+from raysearch import console
+from raysearch.artifacts import DEFAULT_STORAGE, resolve_run
 from raysearch.cli.options import BudgetOption, JsonOption, RunArgument, StorageOption, app
 from raysearch.command import command
 from raysearch.records import CostModel, SearchTrial, parse_budgets
@@ -19,10 +19,12 @@ from raysearch.records import CostModel, SearchTrial, parse_budgets
 def retrieve(
     run: RunArgument,
     to: Annotated[str, typer.Option("--to", help="local folder")],
-    storage: StorageOption = api.DEFAULT_STORAGE,
+    storage: StorageOption = DEFAULT_STORAGE,
     as_json: JsonOption = False,
 ) -> None:
     """Copy a finished run here and verify every model file."""
+    from raysearch import saved_runs
+
     with command(as_json) as show:
         folder = saved_runs.retrieve(run, storage, to)
         show({"folder": str(folder), "model_dir": str(folder / "model")}, lambda out: out.print(str(folder)))
@@ -32,7 +34,7 @@ def retrieve(
 def resolve(
     run: RunArgument,
     budget: BudgetOption,
-    storage: StorageOption = api.DEFAULT_STORAGE,
+    storage: StorageOption = DEFAULT_STORAGE,
     surrogate: Annotated[
         str, typer.Option(help="response, hawq, fisher, weight-error or single-loss")
     ] = "response",
@@ -44,6 +46,8 @@ def resolve(
     as_json: JsonOption = False,
 ) -> None:
     """The best assignment for another budget, from the saved sensitivity table."""
+    from raysearch import saved_runs
+
     with command(as_json) as show:
         measured: tuple[SearchTrial, ...] = ()
         if measure:
@@ -83,10 +87,10 @@ def resolve(
 
 
 @app.command()
-def report(
-    run: RunArgument, storage: StorageOption = api.DEFAULT_STORAGE, as_json: JsonOption = False
-) -> None:
+def report(run: RunArgument, storage: StorageOption = DEFAULT_STORAGE, as_json: JsonOption = False) -> None:
     """Render the HTML report again from the saved records."""
+    from raysearch import saved_runs
+
     with command(as_json) as show:
         place = saved_runs.report(run, storage)
         show({"report": place}, lambda out: out.print(place))
@@ -96,11 +100,13 @@ def report(
 def export(
     run: RunArgument,
     target: Annotated[list[str], typer.Option("--target", help="packed or onnx; repeat for several")],
-    storage: StorageOption = api.DEFAULT_STORAGE,
+    storage: StorageOption = DEFAULT_STORAGE,
     task: Annotated[str | None, typer.Option(help="the run's task, if it moved")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export a trained run again, to other targets."""
+    from raysearch import saved_runs
+
     with command(as_json) as show:
         manifest = saved_runs.export_run(run, target, storage, task=task)
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raysearch import api, console, saved_runs
-from raysearch.artifacts import resolve_run
+from raysearch import console
+from raysearch.artifacts import DEFAULT_STORAGE, resolve_run
 from raysearch.cli.options import (
     BudgetOption,
     ConfigOption,
@@ -36,11 +36,13 @@ def inspect(
     sensitivity: Annotated[
         str | None, typer.Option("--sensitivity", metavar="RUN", help="show what a run measured instead")
     ] = None,
-    storage: StorageOption = api.DEFAULT_STORAGE,
+    storage: StorageOption = DEFAULT_STORAGE,
     latency: LatencyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Layers, groups, options, costs and achievable budgets of a task, or the sensitivities of a run."""
+    from raysearch import api
+
     with command(as_json) as show:
         if sensitivity is not None:
             _show_sensitivity(sensitivity, storage, show)
@@ -65,7 +67,7 @@ def run(
     max_drop: DropOption = None,
     config: ConfigOption = None,
     settings: SetOption = [],
-    storage: StorageOption = api.DEFAULT_STORAGE,
+    storage: StorageOption = DEFAULT_STORAGE,
     run_id: Annotated[str | None, typer.Option("--run-id", help="name of the run")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with --run-id")] = False,
     address: Annotated[str, typer.Option(help="local, auto or HOST[:PORT]")] = "local",
@@ -74,6 +76,8 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a model under a budget, or at the least cost for a drop: the whole walk."""
+    from raysearch import api
+
     with command(as_json) as show:
         lines = console.ProgressLines()
         try:
@@ -107,6 +111,8 @@ def run(
 
 
 def _show_sensitivity(run: str, storage: str, show: Show) -> None:
+    from raysearch import saved_runs
+
     setup, table, chosen = saved_runs.load_sensitivity(run, storage)
     bits = dict(chosen.bits) if chosen else None
     show(

@@ -14,15 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobSubmissionClient
-
 from raysearch.cluster.auth import auth_headers, find_token
 from raysearch.errors import ConfigError, JobError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 _log = logging.getLogger(__name__)
 
@@ -230,6 +230,10 @@ def _state(client: JobSubmissionClient, job_id: str) -> JobState:
 @contextmanager
 def _client(address: str, token_file: str | Path | None, verify: bool | str) -> Iterator[JobSubmissionClient]:
     """A client of exactly this cluster; whatever fails while it is used becomes a `JobError`."""
+    # A second's import: `raysearch status` without an address does not pay for it.
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
     url = _url(address)
     token = find_token(token_file)
     parts = urlsplit(url)
