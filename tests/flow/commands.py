@@ -1,10 +1,15 @@
-"""Run the command line as a user does: another process, its own stdout."""
+"""Run the command line as a user does: its entry point in this process, or a process of its own."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from unittest import mock
+
+from raysearch.cli import main
 
 ROOT = Path(__file__).parents[2]
 TOY = "tests/flow/toy_task.py"
@@ -20,7 +25,41 @@ QUICK = [
 ]
 
 
-def raysearch(*arguments, **environment):
+def raysearch(*arguments):
+    """`raysearch …` by its entry point; the two streams are caught at their file descriptors.
+
+    What a process of its own adds is five seconds of imports; `raysearch_process` is for what needs one.
+    """
+    command = ["raysearch", *map(str, arguments)]
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        with _stream(1, stdout), _stream(2, stderr), mock.patch.object(sys, "argv", command):
+            try:
+                main()
+                code = 0
+            except SystemExit as ended:
+                code = ended.code
+        found = []
+        for stream in (stdout, stderr):
+            stream.seek(0)
+            found.append(stream.read())
+    return subprocess.CompletedProcess(command, code, *found)
+
+
+@contextlib.contextmanager
+def _stream(descriptor, file):
+    """The file is what the descriptor and Python's stream of that name write to."""
+    name = {1: "stdout", 2: "stderr"}[descriptor]
+    saved = os.dup(descriptor)
+    os.dup2(file.fileno(), descriptor)
+    try:
+        with os.fdopen(os.dup(descriptor), "w") as stream, mock.patch.object(sys, name, stream):
+            yield
+    finally:
+        os.dup2(saved, descriptor)
+        os.close(saved)
+
+
+def raysearch_process(*arguments, **environment):
     """The finished process of `raysearch …`, run in the repository's root."""
     return subprocess.run(
         [sys.executable, "-m", "raysearch", *map(str, arguments)],
@@ -41,7 +80,7 @@ def run_arguments(storage, run_id, *more, factory="make_task", settings=QUICK):
     ]  # fmt: skip
 
 
-def document(process):
+def document(done):
     """The one JSON document on stdout."""
-    assert process.stdout.strip(), process.stderr
-    return json.loads(process.stdout)
+    assert done.stdout.strip(), done.stderr
+    return json.loads(done.stdout)

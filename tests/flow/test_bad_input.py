@@ -12,8 +12,7 @@ from raysearch.cli import app
 from raysearch.errors import BadInputError
 
 from . import toy_task
-from .commands import QUICK, TOY
-from .commands import raysearch as command
+from .commands import QUICK, TOY, raysearch_process
 
 TASK = f"{TOY}:make_task"
 
@@ -141,7 +140,9 @@ def test_outputs_that_are_no_logits(tmp_path):
         task,
         "avg_bits<=4",
         tmp_path,
-        config={"objective": {"divergence": "mse"}, "export": {"targets": ["packed"]}},
+        config=raysearch.load_config(
+            assignments=[*QUICK, "objective.divergence=mse", 'export.targets=["packed"]']
+        ),
         workers=0,
     )
 
@@ -175,7 +176,7 @@ def test_folders_that_are_not_the_run(tmp_path):
 
 
 def test_json_errors_are_one_document(tmp_path):
-    process = command("status", "nope", "--storage", tmp_path, "--json")
+    process = raysearch_process("status", "nope", "--storage", tmp_path, "--json")
     assert process.returncode == 2
     error = json.loads(process.stdout)["error"]
     assert error["type"] == "StorageError"

@@ -11,7 +11,7 @@ from raysearch.artifacts import resolve_run
 from raysearch.records import CostModel
 
 from . import toy_task
-from .commands import QUICK, TOY, document, run_arguments
+from .commands import QUICK, TOY, document, raysearch_process, run_arguments
 from .commands import raysearch as command
 
 SETTINGS = raysearch.load_config(assignments=QUICK)
@@ -19,9 +19,9 @@ SETTINGS = raysearch.load_config(assignments=QUICK)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One whole walk by the command line, without Ray."""
+    """One whole walk by the command line, in a process of its own, without Ray."""
     storage = tmp_path_factory.mktemp("runs")
-    process = command(*run_arguments(storage, "toy", "--json"))
+    process = raysearch_process(*run_arguments(storage, "toy", "--json"))
     assert process.returncode == 0, process.stderr
     return storage, document(process)
 
@@ -76,8 +76,8 @@ def test_the_exported_sizes_are_the_cost_model(finished):
 
 def test_a_retrieved_model_loads_and_agrees_with_onnx(finished, tmp_path):
     storage, result = finished
-    process = command("retrieve", "toy", "--storage", storage, "--to", tmp_path / "got", "--json")
-    folder = Path(document(process)["model_dir"])
+    done = command("retrieve", "toy", "--storage", storage, "--to", tmp_path / "got", "--json")
+    folder = Path(document(done)["model_dir"])
     model = raysearch.load_model(folder)
     images, labels = toy_task.data(64, 2).tensors
     with torch.no_grad():
