@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
+from raysearch.errors import PoolError
 from tests.heads import Head, started_head
 
 # How long an example takes says how busy the machine is, and nothing about the code.
@@ -42,7 +44,13 @@ def ray_cluster() -> Iterator[None]:
     """One embedded Ray with four logical CPUs, for the whole suite: starting one takes ten seconds."""
     from raysearch.cluster.session import ray_session
 
-    with ray_session("local", 2, num_train_workers=1, object_store_bytes=80 << 20):
+    options = {"num_train_workers": 1, "object_store_bytes": 80 << 20}
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(ray_session("local", 2, **options))
+        except PoolError:
+            # Ray gives its processes 30 seconds, also while all cores compile or read from a cold disk.
+            stack.enter_context(ray_session("local", 2, **options))
         yield
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from raysearch.cluster.auth import auth_environment, settings_to_join, settings_to_start
 from raysearch.errors import ConfigError, PoolError
@@ -108,11 +107,12 @@ def _session(is_embedded: bool, num_cpus: int) -> RaySession:
 def _started(address: str | None, options: Mapping[str, Any]) -> Iterator[None]:
     try:
         ray.init(address=address, **options)
-    except (RayError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:
+        # Of no narrower type when its own processes take more than 30 seconds to start.
         if address == "local":
             raise PoolError(
-                f"an embedded Ray cannot be started: {error}. Look for too little memory, or too little "
-                "room in /dev/shm and /tmp"
+                f"an embedded Ray cannot be started: {str(error).rstrip('.')}. Look for a machine too busy "
+                "to start it in 30 seconds, too little memory, or too little room in /dev/shm and /tmp"
             ) from error
         raise PoolError(
             f"the Ray cluster at {address or 'the address of this job'} cannot be joined: {error}. It must "

@@ -35,6 +35,17 @@ def test_a_dead_address_fails_at_once(free_port, monkeypatch):
             pass
 
 
+def test_a_ray_that_does_not_start_is_told_with_what_to_look_for(monkeypatch):
+    def too_slow(**options):
+        # What Ray raises, and all that it raises, when it takes longer than it gives itself.
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", too_slow)
+    with pytest.raises(PoolError, match=r"timed out during startup.*too busy"), ray_session("local"):
+        pass
+
+
 @pytest.mark.ray
 def test_a_running_ray_is_used_and_left(ray_cluster, caplog):
     with ray_session("local", 1) as session:
@@ -68,7 +79,7 @@ assert {name for name in os.environ if "TOKEN" in name or "AUTH" in name} <= set
         env=environment | {"HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
