@@ -7,12 +7,13 @@ from raysearch.artifacts import resolve_run
 from raysearch.errors import StorageError
 
 from . import toy_task
-from .commands import QUICK, run_arguments
+from .commands import QUICK, raysearch_process, run_arguments
 from .commands import raysearch as command
 
 # The process is killed when two units of a part are on disk: where it dies does not depend on the machine.
 PARTS = ("sensitivity-traces", "sensitivity-responses", "search")
 SHORT = [*QUICK, "training.epochs=0", 'export.targets=["packed"]']
+CONFIG = raysearch.load_config(assignments=SHORT)
 RECORDS = ("ranges.safetensors", "traces.parquet", "sensitivity.parquet", "responses.arrow", "best.json")
 
 
@@ -24,8 +25,8 @@ def folder_bytes(storage, run_id):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     storage = tmp_path_factory.mktemp("whole")
-    process = command(*run_arguments(storage, "run", factory="make_fragile_task", settings=SHORT))
-    assert process.returncode == 0, process.stderr
+    done = command(*run_arguments(storage, "run", factory="make_fragile_task", settings=SHORT))
+    assert done.returncode == 0, done.stderr
     return folder_bytes(storage, "run")
 
 
@@ -33,7 +34,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("stage", PARTS)
 def test_a_killed_run_goes_on_to_the_identical_result(stage, whole, tmp_path):
     arguments = run_arguments(tmp_path, "run", factory="make_fragile_task", settings=SHORT)
-    killed = command(*arguments, TOY_KILL_AFTER=str(tmp_path / "run" / "units" / stage))
+    killed = raysearch_process(*arguments, TOY_KILL_AFTER=str(tmp_path / "run" / "units" / stage))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "run" / "best.json").exists()
     status = resolve_run("run", tmp_path).load_status()
@@ -45,40 +46,50 @@ def test_a_killed_run_goes_on_to_the_identical_result(stage, whole, tmp_path):
 
 
 @pytest.mark.ray
-def test_one_and_two_actors_and_no_ray_give_the_same_tables(ray_cluster, tmp_path):
-    config = raysearch.load_config(assignments=SHORT)
-    for workers in (0, 1, 2):
-        raysearch.run(
-            toy_task.make_task(),
-            "avg_bits<=3.5",
-            tmp_path,
-            config=config,
-            run_id=f"w{workers}",
-            workers=workers,
-        )
-    found = [folder_bytes(tmp_path, f"w{workers}") for workers in (0, 1, 2)]
-    assert found[0] == found[1] == found[2]
+def test_two_actors_and_no_ray_give_the_same_tables(ray_cluster, whole, tmp_path):
+    raysearch.run(
+        toy_task.make_fragile_task(), "avg_bits<=3.5", tmp_path, config=CONFIG, run_id="run", workers=2
+    )
+    assert folder_bytes(tmp_path, "run") == whole
 
 
-def test_resume_with_other_settings_names_the_field(tmp_path):
-    config = raysearch.load_config(assignments=SHORT)
-    task = toy_task.make_task()
-    first = raysearch.run(task, "avg_bits<=3.5", tmp_path, config=config, run_id="r", workers=0)
-    again = raysearch.run(task, "avg_bits<=3.5", tmp_path, config=config, run_id="r", workers=0, resume=True)
-    assert again == first
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    storage = tmp_path_factory.mktemp("finished")
+    return storage, raysearch.run(
+        toy_task.make_task(), "avg_bits<=3.5", storage, config=CONFIG, run_id="r", workers=0
+    )
+
+
+def resume(storage, *, task=None, budget="avg_bits<=3.5", config=None):
+    return raysearch.run(
+        task or toy_task.make_task(),
+        budget,
+        storage,
+        config=config or CONFIG,
+        run_id="r",
+        workers=0,
+        resume=True,
+    )
+
+
+def test_resume_with_other_settings_names_the_field(finished):
+    storage, first = finished
+    assert resume(storage) == first
     other = raysearch.load_config(assignments=[*QUICK, "training.epochs=0", "search.num_trials=17"])
     with pytest.raises(StorageError, match=r"search\.num_trials is 16 in the run and 17 now"):
-        raysearch.run(task, "avg_bits<=3.5", tmp_path, config=other, run_id="r", workers=0, resume=True)
+        resume(storage, config=other)
     with pytest.raises(StorageError, match="budget"):
-        raysearch.run(task, "avg_bits<=4", tmp_path, config=config, run_id="r", workers=0, resume=True)
+        resume(storage, budget="avg_bits<=4")
+    task = toy_task.make_task()
     task.model.head.weight.data.mul_(2)
     with pytest.raises(StorageError, match=r"fingerprints\.model"):
-        raysearch.run(task, "avg_bits<=3.5", tmp_path, config=config, run_id="r", workers=0, resume=True)
-    assert resolve_run("r", tmp_path).load_result() == first
+        resume(storage, task=task)
+    assert resolve_run("r", storage).load_result() == first
 
 
-def test_a_run_id_is_not_taken_twice(tmp_path):
-    config = raysearch.load_config(assignments=SHORT)
-    raysearch.run(toy_task.make_task(), "avg_bits<=3", tmp_path, config=config, run_id="r", workers=0)
+def test_a_run_id_is_not_taken_twice(finished):
+    storage, first = finished
     with pytest.raises(StorageError, match="--resume"):
-        raysearch.run(toy_task.make_task(), "avg_bits<=3", tmp_path, config=config, run_id="r", workers=0)
+        raysearch.run(toy_task.make_task(), "avg_bits<=3.5", storage, config=CONFIG, run_id="r", workers=0)
+    assert resolve_run("r", storage).load_result() == first
