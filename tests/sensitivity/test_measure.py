@@ -52,28 +52,40 @@ def measure(setup, ranges, pool):
     return measure_sensitivity(setup, ranges, lambda part: pool, 3, **METHOD)
 
 
-def test_the_order_of_units_changes_nothing():
+@pytest.fixture(scope="module")
+def local():
+    """The case "conv", measured in this process: its setup, ranges and table, and what trials measured."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     replica, setup, ranges = make_case()
-    expected = bits_of(measure(setup, ranges, LocalPool(replica)))
+    pool = LocalPool(replica)
+    table = measure(setup, ranges, pool)
+    measured = MeasuredObjective(setup, ranges, pool, data="calibration")(trials_of(setup), range(3))
+    torch.set_num_threads(before)
+    return setup, ranges, table, bytes_of(measured)
+
+
+def trials_of(setup):
+    return {0: BitAssignment.uniform(setup, 3), 1: BitAssignment.uniform(setup, 2)}
+
+
+def test_the_order_of_units_changes_nothing(local):
+    setup, ranges, table, _ = local
     for seed in range(3):
         fresh, *_ = make_case()
-        assert bits_of(measure(setup, ranges, ShuffledPool(LocalPool(fresh), seed))) == expected
+        assert bits_of(measure(setup, ranges, ShuffledPool(LocalPool(fresh), seed))) == bits_of(table)
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_the_number_of_actors_changes_nothing(num_workers):
-    replica, setup, ranges = make_case()
-    trials = {0: BitAssignment.uniform(setup, 3), 1: BitAssignment.uniform(setup, 2)}
-    local = LocalPool(replica)
-    expected = bits_of(measure(setup, ranges, local))
-    values = bytes_of(MeasuredObjective(setup, ranges, local, data="calibration")(trials, range(3)))
+def test_the_number_of_actors_changes_nothing(local, num_workers):
+    setup, ranges, table, values = local
     fresh, *_ = make_case()
     with contextlib.closing(RayPool(fresh, num_workers=num_workers, threads=1)) as pool:
         assert ranges_bytes(calibrate(setup, pool, 3)) == ranges_bytes(ranges)
-        assert bits_of(measure(setup, ranges, pool)) == expected
-        measured = MeasuredObjective(setup, ranges, pool, data="calibration")(trials, range(3))
+        assert bits_of(measure(setup, ranges, pool)) == bits_of(table)
+        measured = MeasuredObjective(setup, ranges, pool, data="calibration")(trials_of(setup), range(3))
         assert bytes_of(measured) == values
 
 
@@ -119,9 +131,8 @@ def test_the_model_is_left_as_found_by_a_failure():
     assert state_of(replica.model) == before
 
 
-def test_the_table_joins_its_parts():
-    replica, setup, ranges = make_case()
-    table = measure(setup, ranges, LocalPool(replica))
+def test_the_table_joins_its_parts(local):
+    setup, _, table, _ = local
     assert list(table.effects) == list(setup.options())
     assert list(table.traces) == list(setup.of_kind("weight"))
     for index, ((group, bits), effect) in enumerate(table.effects.items()):
