@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -78,10 +79,17 @@ def assign(setup: QuantizerSetup, bits: int | None) -> BitAssignment:
     return BitAssignment({g: bits or WIDTHS[i % len(WIDTHS)] for i, g in enumerate(setup.groups)})
 
 
+@cache
+def placed(name: str) -> QuantizerSetup:
+    """The setup of a net of tests.models, captured once; a record that its every copy shares."""
+    model, example = models.build(name), models.inputs(name)
+    return place_quantizers(model, example, weight_bit_widths=WIDTHS, activation_bit_widths=WIDTHS)
+
+
 def quantized(name: str, bits: int | None = 4, left_out: Sequence[str] = ()) -> Quantized:
     """A net of tests.models with its controller, in eval mode; groups in `left_out` stay float."""
     model, example = models.build(name), models.inputs(name)
-    setup = place_quantizers(model, example, weight_bit_widths=WIDTHS, activation_bit_widths=WIDTHS)
+    setup = placed(name)
     ranges = make_ranges(model, setup)
     chosen = {g: b for g, b in assign(setup, bits).bits.items() if g not in left_out}
     controller = create_controller(model, setup, ranges, BitAssignment(chosen))
