@@ -94,7 +94,7 @@ def started_head():
             return "none does not exist" in str(error)
 
     try:
-        wait_until(is_up, 90)
+        wait_until(is_up, 300)
         yield head
     finally:
         process.send_signal(signal.SIGTERM)

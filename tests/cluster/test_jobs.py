@@ -40,9 +40,9 @@ def test_a_job_from_submission_to_the_end(ray_head, tmp_path, monkeypatch):
 
     assert not jobs.stop_job(ray_head.address, "run-1", **token)
     jobs.submit_job(ray_head.address, ["sleep", "300"], "run-2", **token)
-    wait_until(lambda: jobs.job_status(ray_head.address, "run-2", **token).status == "RUNNING", 60)
+    wait_until(lambda: jobs.job_status(ray_head.address, "run-2", **token).status == "RUNNING", 300)
     assert jobs.stop_job(ray_head.address, "run-2", **token)
-    wait_until(lambda: jobs.job_status(ray_head.address, "run-2", **token).is_final, 60)
+    wait_until(lambda: jobs.job_status(ray_head.address, "run-2", **token).is_final, 300)
     assert jobs.job_status(ray_head.address, "run-2", **token).status == "STOPPED"
 
 
@@ -75,7 +75,7 @@ def test_a_cluster_is_joined_by_its_address(ray_head, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
     environment |= {"RIGHT": ray_head.token_file.read_text(), "HOME": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
     )
     missing, wrong, joined = done.stdout.splitlines()
     assert "wants a token, and none was found" in missing

@@ -15,7 +15,7 @@ def test_workers_are_spread_over_nodes_of_which_one_may_be_lost_and_share_gpus()
         env=environment | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("FACTS ")] or [done.stderr]
     facts = json.loads(line.removeprefix("FACTS "))
