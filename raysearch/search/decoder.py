@@ -97,7 +97,13 @@ class Decoder:
             (limit,) = self.limits
             found = solve_exactly(limit.form.linear, self.space.valid, limit.capacity, costs, start)
         else:
-            found = solve_milp(self.space, self.limits, costs, start)
+            found = solve_milp(
+                self.space,
+                self.limits,
+                costs,
+                start,
+                make_feasible=lambda choices: self.fill(self.repair(choices, costs), costs),
+            )
         choices = self.fill(found.choices, costs)
         value = float(self.space.take(costs, choices).sum())
         return Solution(choices, value, min(found.lower_bound, value))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raysearch.search.space import FloatArray, IntArray, Limit, OptionSpace
+from raysearch.search.space import BoolArray, FloatArray, IntArray, Limit, OptionSpace
+from raysearch.search.use_state import State
 
 
 class Moves:
@@ -30,64 +31,58 @@ class Moves:
         tie to the worst one go to their base widths together and stay there; so it ends, at the base if
         nothing else keeps the limits.
         """
-        found, free = choices.copy(), np.ones(len(choices), dtype=bool)
-        while (over := self._violation(found)) > 0:
-            harm = costs - self._space.take(costs, found)[:, None]
-            relief = over - self._violations(found)
+        state, free = State(self._space, self._limits, choices), np.ones(len(choices), dtype=bool)
+        while (over := state.violation()) > 0:
+            harm = costs - self._space.take(costs, state.choices)[:, None]
+            relief = over - state.violations()
             score = np.where(harm > 0, harm / np.maximum(relief, 1e-300), harm * relief)
             helps = self._space.valid & free[:, None] & (relief > 1e-12 * over)
-            score[~helps | (self._columns == found[:, None])] = np.inf
+            score[~helps | (self._columns == state.choices[:, None])] = np.inf
             row, column = divmod(int(np.argmin(score)), len(self._columns))
             if score[row, column] < np.inf:
-                found[row] = column
+                state.move(row, column)
                 continue
-            part = self._worst_part(found, free)
-            found[part], free[part] = self._base[part], False
-        return found
+            part = self._worst_part(state.choices, free)
+            for row in part.tolist():
+                state.move(row, int(self._base[row]))
+            free[part] = False
+        return state.choices
 
     def fill(self, choices: IntArray, costs: FloatArray) -> IntArray:
         """Moves that lower the cost and fit, the best gain per use first; ties go to the wider option."""
-        found = choices.copy()
+        state = State(self._space, self._limits, choices)
+        gain = self._space.take(costs, choices)[:, None] - costs
+        score = self._gain_per_use(state, gain, np.arange(len(choices)))
         while True:
-            fits, use = self._space.valid.copy(), np.zeros(self._space.valid.shape)
-            for limit in self._limits:
-                change = limit.changes(found)
-                fits &= change <= limit.capacity - int(limit.use(found))
-                use += np.maximum(change, 0) / max(limit.capacity, 1)
-            gain = self._space.take(costs, found)[:, None] - costs
-            score = np.where(fits & (gain > 0), gain / np.maximum(use, 1e-12), 0.0)
-            if score.max() <= 0:
-                score = (fits & (gain == 0) & (self._columns > found[:, None])).astype(float)
-                if score.max() <= 0:
-                    return found
-            row, column = divmod(int(np.argmax(score)), len(self._columns))
-            found[row] = column
+            fits = self._space.valid & state.fits()
+            able = np.where(fits, score, 0.0)
+            if able.max() <= 0:
+                able = (fits & (gain == 0) & (self._columns > state.choices[:, None])).astype(float)
+                if able.max() <= 0:
+                    return state.choices
+            row, column = divmod(int(np.argmax(able)), len(self._columns))
+            rows = state.move(row, column)
+            gain[row] = costs[row, column] - costs[row]
+            score[rows] = self._gain_per_use(state, gain[rows], rows)
 
-    def _worst_part(self, found: IntArray, free: FloatArray) -> IntArray:
-        """The groups of the free component whose going to the base relieves most."""
-        best, chosen = -np.inf, np.zeros(0, dtype=np.int64)
-        for part in np.unique(self._part[free]):
-            rows = np.flatnonzero(self._part == part)
-            moved = found.copy()
-            moved[rows] = self._base[rows]
-            relief = -self._violation(moved)
-            if relief > best:
-                best, chosen = relief, rows
-        return chosen
+    def _gain_per_use(self, state: State, gain: FloatArray, rows: IntArray) -> FloatArray:
+        use = np.zeros(gain.shape)
+        for limit, change in zip(self._limits, state.changes, strict=True):
+            use += np.maximum(change[rows], 0) / max(limit.capacity, 1)
+        return np.where(gain > 0, gain / np.maximum(use, 1e-12), 0.0)
 
-    def _violation(self, choices: IntArray) -> float:
-        return sum(
-            max(0, int(limit.use(choices)) - limit.capacity) / max(limit.capacity, 1)
-            for limit in self._limits
-        )
-
-    def _violations(self, choices: IntArray) -> FloatArray:
-        """[L, B]: Σ over the limits of the relative excess after each single move."""
-        total = np.zeros(self._space.valid.shape)
+    def _worst_part(self, found: IntArray, free: BoolArray) -> IntArray:
+        """The groups of the free component whose going to the base relieves most; the first on a tie."""
+        parts, of_row = np.unique(self._part, return_inverse=True)
+        after = np.zeros(len(parts))
         for limit in self._limits:
-            after = limit.changes(choices) + (int(limit.use(choices)) - limit.capacity)
-            total += np.maximum(after, 0) / max(limit.capacity, 1)
-        return total
+            # Couplings stay within a component, so each one's part of the use is its own.
+            change = np.zeros(len(parts), dtype=np.int64)
+            np.add.at(change, of_row, limit.parts(self._base) - limit.parts(found))
+            over = change + (int(limit.use(found)) - limit.capacity)
+            after += np.maximum(over, 0) / max(limit.capacity, 1)
+        after[~np.isin(parts, self._part[free])] = np.inf
+        return np.flatnonzero(self._part == parts[int(np.argmin(after))])
 
 
 def _components(count: int, limits: Sequence[Limit]) -> IntArray:
