@@ -20,6 +20,11 @@ from raysearch.search.surrogates import SURROGATES, Surrogate, make_surrogate
 FRACTIONS = (0.95, 0.9, 0.8, 0.7)
 """Shares of every budget, below the whole, at which each surrogate's optimum is taken."""
 
+MAX_SINGLE, MAX_SEVERAL, MAX_QUADRATIC = 1000, 256, 128
+"""Options up to which the optima at those shares are solved exactly, as the required ones are: under one
+separable budget, under any others, and with interactions; more are decoded, and descended from, which takes
+a fraction of a second where twenty exact solutions would take many."""
+
 
 @dataclass(frozen=True)
 class WarmStart:
@@ -54,8 +59,8 @@ def warm_starts(
       table can give, the chosen one's first; `additive` is the response of each option alone;
     - `greedy`: see `Decoder.greedy`.
 
-    Not required: the same surrogates at `FRACTIONS` of every budget (`quadratic 95%`, `hawq 95%`, …), the
-    tightest last.
+    Not required: the same surrogates' optima at `FRACTIONS` of every budget (`quadratic 95%`, `hawq 95%`, …),
+    the tightest last; exact up to `MAX_SINGLE`, `MAX_SEVERAL` and `MAX_QUADRATIC` options.
 
     Raises:
         BudgetError: an enqueued assignment exceeds a budget.
@@ -70,7 +75,7 @@ def warm_starts(
     response = surrogate if surrogate.gram is not None else make_surrogate("response", table, decoder.space)
     best = solve_quadratic(response, fine, [choices for _, choices in given], seed=seed)
     required = [WarmStart(name, choices, True) for name, choices in [("quadratic", best.choices), *given]]
-    tightened = [WarmStart(*start, False) for start in _tightened(decoder, response, scores)]
+    tightened = [WarmStart(*start, False) for start in _tightened(decoder, response, scores, seed)]
     return [*required, *tightened], best if surrogate.gram is not None else optima[surrogate.name]
 
 
@@ -107,17 +112,24 @@ def _scores(table: SensitivityTable, chosen: Surrogate) -> dict[str, Surrogate]:
 
 
 def _tightened(
-    decoder: Decoder, response: Surrogate, scores: dict[str, Surrogate]
+    decoder: Decoder, response: Surrogate, scores: dict[str, Surrogate], seed: int
 ) -> Iterator[tuple[str, IntArray]]:
+    num_options = decoder.space.valid.size
     for fraction in FRACTIONS:
         try:
             scaled = decoder.scaled(fraction, FINE_STEPS)
         except BudgetError:
             continue  # the lowest assignment needs more than this share
-        decoded = {name: scaled.decode(score.option_costs) for name, score in scores.items()}
-        ends = np.stack([descend(response, scaled, choices) for choices in decoded.values()])
-        yield f"quadratic {fraction:.0%}", ends[int(np.argmin(response.predict(ends)))]
-        for name, choices in decoded.items():
+        exact = num_options <= (MAX_SINGLE if scaled.is_single else MAX_SEVERAL)
+        optima = {
+            name: scaled.optimum(score.option_costs).choices if exact else scaled.decode(score.option_costs)
+            for name, score in scores.items()
+        }
+        ends = [descend(response, scaled, choices) for choices in optima.values()]
+        if num_options <= MAX_QUADRATIC:
+            ends.append(solve_quadratic(response, scaled, ends, seed=seed).choices)
+        yield f"quadratic {fraction:.0%}", ends[int(np.argmin(response.predict(np.stack(ends))))]
+        for name, choices in optima.items():
             yield f"{name} {fraction:.0%}", choices
 
 
