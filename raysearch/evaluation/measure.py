@@ -11,6 +11,7 @@ from torch import nn
 from raysearch.evaluation.batches import Batch, batch_size
 from raysearch.evaluation.divergence import Divergence
 from raysearch.evaluation.forward import Forward, Loss, frozen_eval, output_tensor
+from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 
 Metric = Callable[[Any, Batch], float]
 
@@ -27,6 +28,9 @@ def evaluate_model(
 ) -> dict[str, float]:
     """Means over samples, each batch weighted by its size.
 
+    A batch that does not fit in memory is run in pieces, whose outputs are put together before they are
+    judged, so that no loss or metric has to be a mean over samples.
+
     Args:
         model: the model to judge; left as found.
         batches: a list of batches.
@@ -38,13 +42,22 @@ def evaluate_model(
 
     Returns:
         "divergence" and "agreement" (with a reference), "loss" (with a loss), and the metrics by name.
+
+    Raises:
+        UnitError: one sample alone does not fit in memory.
+        TaskError: outputs of pieces cannot be put together.
     """
+    state = MicrobatchState()
+
+    def run(module: nn.Module, batch: Batch) -> Any:
+        return run_in_microbatches(lambda part: forward(module, part), batch, state)
+
     totals: dict[str, float] = {}
     count = 0
     for batch in batches:
         size = batch_size(batch)
         count += size
-        for name, value in _one(model, batch, forward, divergence, reference, loss, metrics or {}).items():
+        for name, value in _one(model, batch, run, divergence, reference, loss, metrics or {}).items():
             totals[name] = totals.get(name, 0.0) + size * value
     return {name: total / count for name, total in totals.items()}
 
@@ -52,7 +65,7 @@ def evaluate_model(
 def _one(
     model: nn.Module,
     batch: Batch,
-    forward: Forward,
+    run: Forward,
     divergence: Divergence,
     reference: nn.Module | None,
     loss: Loss | None,
@@ -60,10 +73,10 @@ def _one(
 ) -> dict[str, float]:
     values: dict[str, float] = {}
     with frozen_eval(model), torch.no_grad():
-        outputs = forward(model, batch)
+        outputs = run(model, batch)
         if reference is not None:
             with frozen_eval(reference):
-                target = output_tensor(forward(reference, batch))
+                target = output_tensor(run(reference, batch))
             judged = output_tensor(outputs)
             values["divergence"] = float(divergence.per_sample(judged, target).mean())
             values["agreement"] = divergence.agreement(judged, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +71,8 @@ def run_in_microbatches(
         batch: what is worked on; dimension 0 of its tensors counts samples.
         state: remembers the size, for one kind of work on one device.
         combine: puts the results of the pieces, in order, together. Default: tensors are concatenated along
-            dimension 0, also inside tuples, lists and dicts. For sums over samples: `sum`.
+            dimension 0, also inside tuples, lists, dicts and objects with `logits`. For sums over samples:
+            `sum`.
         name: what the batch is, for messages.
 
     Raises:
@@ -151,4 +153,11 @@ def _concatenated(results: Sequence[Any], sizes: Sequence[int], name: str) -> An
     if isinstance(first, tuple | list):
         joined = [_concatenated(parts, sizes, name) for parts in zip(*results, strict=True)]
         return type(first)(*joined) if hasattr(first, "_fields") else type(first)(joined)
+    if hasattr(first, "logits"):
+        # An output object of a model's own; see `output_tensor`.
+        whole = copy.copy(first)
+        for key in vars(first):
+            # Past a frozen dataclass's own setter: the copy is not yet anyone's.
+            object.__setattr__(whole, key, _concatenated([vars(part)[key] for part in results], sizes, name))
+        return whole
     return first

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.errors import ConfigError
-from raysearch.evaluation import Replica, batch_size
+from raysearch.evaluation import Replica, batch_size, run_in_microbatches
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 from raysearch.sensitivity.quantized import CACHE_BYTES, quantized_twin
@@ -86,13 +87,26 @@ def measure_values(
 ) -> UnitValue:
     """Unit: the objective of one assignment on one shard.
 
+    Where the shard does not fit in memory, the forward is run in pieces and the outputs are put together: a
+    loss or a metric always sees the outputs of the whole shard, so it need not be a mean over samples.
+
     Raises:
         ConfigError: the objective is "loss" and the task has none.
+        UnitError: one sample alone does not fit in memory.
+        TaskError: a loss or a metric is wanted, and outputs of pieces cannot be put together.
     """
     twin = quantized_twin(replica, setup, ranges, cache_bytes)
+    name = f"shard {shard} of the {data} data"
     if objective == "divergence":
         outputs = twin.outputs(replica, assignment, data, shard)
-        values = replica.divergence.per_sample(outputs, replica.float_outputs(data, shard)).cpu().numpy()
+
+        def judged(part: tuple[Tensor, Tensor]) -> Tensor:
+            return replica.divergence.per_sample(*part).cpu()
+
+        pair = (outputs, replica.float_outputs(data, shard))
+        # In float64 and row by row, so pieces give the same bits.
+        each = run_in_microbatches(judged, pair, replica.microbatches("judging"), name=name)
+        values = each.numpy()
         if per_sample:
             return {"values": values.astype(np.float64), "sizes": np.ones(len(values))}
         return {"values": np.array([values.mean()]), "sizes": np.array([float(len(values))])}
@@ -102,5 +116,8 @@ def measure_values(
     batch = replica.shard(data, shard)
     twin.apply(assignment)
     with frozen_eval(twin.model), torch.no_grad():
-        value = float(judge(replica.forward(twin.model, batch), batch))
+        found = run_in_microbatches(
+            lambda part: replica.forward(twin.model, part), batch, replica.microbatches("forward"), name=name
+        )
+        value = float(judge(found, batch))
     return {"values": np.array([value]), "sizes": np.array([float(batch_size(batch))])}

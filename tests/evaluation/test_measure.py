@@ -52,6 +52,35 @@ def test_batches_weigh_by_their_size() -> None:
     assert got["accuracy"] == pytest.approx(accuracy(z, (X, Y)))
 
 
+def test_a_batch_that_does_not_fit_is_judged_whole() -> None:
+    class Greedy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = other()
+            self.fits = 99
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > self.fits:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return self.inner(x)
+
+    def total(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(outputs, batch[1], reduction="sum")
+
+    model, known = Greedy(), {}
+    for model.fits in (99, 2):
+        known[model.fits] = evaluate_model(
+            model,
+            BATCHES,
+            forward=default_forward,
+            divergence=Divergence(),
+            reference=models.build("digits"),
+            loss=total,
+            metrics={"accuracy": accuracy},
+        )
+    assert known[2] == pytest.approx(known[99], rel=1e-5)
+
+
 def test_without_a_reference_there_is_no_divergence_and_without_batches_nothing() -> None:
     model = models.build("digits")
     got = evaluate_model(model, BATCHES, forward=default_forward, divergence=Divergence(), loss=loss)

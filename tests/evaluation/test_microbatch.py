@@ -1,4 +1,5 @@
 from collections import namedtuple
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -121,6 +122,20 @@ def test_any_kind_of_batch_and_result_is_cut_and_joined(batch: object) -> None:
     if isinstance(batch, dict):
         assert got["note"] == "kept"
         assert torch.equal(got["tokens"], batch["tokens"])
+
+
+def test_an_output_object_with_logits_is_joined() -> None:
+    @dataclass(frozen=True)
+    class Found:
+        logits: Tensor
+        hidden: tuple[Tensor, ...]
+        name: str = "kept"
+
+    x = torch.arange(10.0).reshape(5, 2)
+    got = run_in_microbatches(lambda part: Found(part, (part[:, 0],)), x, MicrobatchState(2))
+    assert torch.equal(got.logits, x)
+    assert torch.equal(got.hidden[0], x[:, 0])
+    assert got.name == "kept"
 
 
 def test_sums_are_combined_and_results_without_rows_refused() -> None:

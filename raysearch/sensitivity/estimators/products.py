@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +19,10 @@ from raysearch.evaluation import Replica, output_tensor, run_in_microbatches
 from raysearch.evaluation.batches import Batch
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.sensitivity.estimators.protocol import TraceLoss
+
+_Value = TypeVar("_Value", np.ndarray, Tensor)
+Multiply = Callable[[Tensor], Tensor]
+"""V → H_ll V for the columns of V, [n, m], float64."""
 
 
 @dataclass(frozen=True)
@@ -83,30 +90,31 @@ def weight_blocks(
 def in_pieces(
     replica: Replica,
     shard: int,
-    draw: Callable[[Batch, Tensor], Mapping[str, np.ndarray]],
-) -> dict[str, np.ndarray]:
+    draw: Callable[[Batch, Tensor], Mapping[str, _Value]],
+) -> dict[str, _Value]:
     """Draws on a shard and its float outputs; where the graph does not fit in memory, on pieces of it.
 
-    The mean loss of a shard is the mean of its pieces' weighted by their samples, and so is its Hessian. With
-    the same probes the weighted mean of vᵀ H v over the pieces is therefore the shard's, up to rounding; of
-    estimates that are not linear in H it is another one with the same mean.
+    The mean loss of a shard is the mean of its pieces' weighted by their samples, and so is its Hessian. What
+    is linear in the Hessian, such as vᵀ H v or H v of the same v, is therefore the weighted mean of the
+    pieces', up to rounding.
 
     Args:
         replica: holds the shard.
         shard: calibration shard.
-        draw: (samples, their float outputs) → weight id → values, of the same shape for any samples.
+        draw: (samples, their float outputs) → weight id → values linear in the Hessian, of the same shape for
+            any samples.
     """
 
-    def sized(part: tuple[Batch, Tensor]) -> tuple[int, Mapping[str, np.ndarray]]:
+    def sized(part: tuple[Batch, Tensor]) -> tuple[int, Mapping[str, _Value]]:
         return len(part[1]), draw(*part)
 
-    def weighted(
-        parts: Sequence[tuple[int, Mapping[str, np.ndarray]]],
-    ) -> tuple[int, Mapping[str, np.ndarray]]:
+    def weighted(parts: Sequence[tuple[int, Mapping[str, _Value]]]) -> tuple[int, Mapping[str, _Value]]:
         total = sum(size for size, _ in parts)
-        zero = np.zeros(1)
-        means = {name: sum((size * got[name] for size, got in parts), zero) / total for name in parts[0][1]}
-        return total, means
+        (first, values), *others = parts
+        sums = {name: first * value for name, value in values.items()}
+        for size, got in others:
+            sums = {name: value + size * got[name] for name, value in sums.items()}
+        return total, {name: value / total for name, value in sums.items()}
 
     batch, reference = replica.shard("calibration", shard), replica.float_outputs("calibration", shard)
     _, found = run_in_microbatches(
@@ -119,16 +127,70 @@ def in_pieces(
     return dict(found)
 
 
+class ShardProducts:
+    """Products with the blocks of one shard; in pieces, where its graph does not fit in memory.
+
+    The graph of the whole shard is kept between calls, until the context ends. One that does not fit is built
+    anew in each call, piece by piece; its cost is that of a few products beside the m of the call.
+    """
+
+    def __init__(self, replica: Replica, weights: tuple[str, ...], loss: TraceLoss, shard: int) -> None:
+        self._replica, self._weights, self._loss, self._shard = replica, weights, loss, shard
+        self._size = len(replica.float_outputs("calibration", shard))
+        self._stack, self._kept = ExitStack(), dict[str, Block]()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._let_go()
+
+    def of(self, name: str, directions: Tensor) -> Tensor:
+        """H_ll V for the columns of V, [n, m], float64; zeros where the loss does not reach the weight."""
+
+        def multiply(batch: Batch, reference: Tensor) -> dict[str, Tensor]:
+            with self._blocks(name, batch, reference) as blocks:
+                columns = [blocks[name].product(column.contiguous()) for column in directions.unbind(1)]
+            return {name: torch.stack(columns, dim=1)}
+
+        return in_pieces(self._replica, self._shard, multiply)[name]
+
+    @contextmanager
+    def _blocks(self, name: str, batch: Batch, reference: Tensor) -> Iterator[Mapping[str, Block]]:
+        if len(reference) < self._size:
+            with weight_blocks(self._replica, (name,), self._loss, batch, reference) as blocks:
+                yield blocks
+            return
+        try:
+            if not self._kept:
+                whole = weight_blocks(self._replica, self._weights, self._loss, batch, reference)
+                self._kept = dict(self._stack.enter_context(whole))
+            yield self._kept
+        except Exception:
+            # Smaller pieces find no room either while the graph of all samples is held.
+            self._let_go()
+            raise
+
+    def _let_go(self) -> None:
+        self._kept = {}
+        self._stack.close()
+
+
 def estimate_blocks(
     replica: Replica,
     weights: tuple[str, ...],
     loss: TraceLoss,
     shard: int,
     draws: Iterable[int],
-    estimate: Callable[[Block, str, int], float],
+    estimate: Callable[[Tensor, Multiply, str, int], float],
     exact_size: int,
 ) -> dict[str, np.ndarray]:
     """Draws of estimators that spend several products on each block of a shard.
+
+    Where memory suffices only for pieces of the shard, the draws are the same up to rounding: it is the
+    products that are put together from the pieces, see `ShardProducts`.
 
     Args:
         replica: the float model and its losses.
@@ -136,29 +198,24 @@ def estimate_blocks(
         loss: what is differentiated.
         shard: calibration shard.
         draws: indices of the draws.
-        estimate: (block, weight id, index of the draw) → Tr(H_ll).
+        estimate: (weight, product with its block, weight id, index of the draw) → Tr(H_ll).
         exact_size: weights of at most so many elements are measured by all their columns instead.
 
     Returns:
-        weight id → float64 [draws, 1]; 0 where the loss does not reach the weight. In pieces, where memory
-        asks for it; see `in_pieces`.
+        weight id → float64 [draws, 1]; 0 where the loss does not reach the weight.
     """
     indices = list(draws)
-
-    def draw(batch: Batch, reference: Tensor) -> dict[str, np.ndarray]:
-        found = {}
-        with weight_blocks(replica, weights, loss, batch, reference) as blocks:
-            for name, block in blocks.items():
-                if block.gradient is None:
-                    values = [0.0] * len(indices)
-                elif block.weight.numel() <= exact_size:
-                    values = [exact_trace(block)] * len(indices)
-                else:
-                    values = [estimate(block, name, index) for index in indices]
-                found[name] = np.array(values, dtype=np.float64)[:, None]
-        return found
-
-    return in_pieces(replica, shard, draw)
+    found = {}
+    with ShardProducts(replica, weights, loss, shard) as products:
+        for name in weights:
+            weight, multiply = replica.model.get_parameter(name), partial(products.of, name)
+            if weight.numel() <= exact_size:
+                eye = torch.eye(weight.numel(), dtype=torch.float64, device=weight.device)
+                values = [float(multiply(eye).trace())] * len(indices)
+            else:
+                values = [estimate(weight, multiply, name, index) for index in indices]
+            found[name] = np.array(values, dtype=np.float64)[:, None]
+    return found
 
 
 def mean_loss(replica: Replica, loss: TraceLoss, batch: Batch, reference: Tensor) -> Tensor:
@@ -192,21 +249,3 @@ def gaussian(rows: int, columns: int, seed: int, device: torch.device) -> Tensor
     """Independent standard normal entries, [rows, columns], float64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rows, columns, generator=generator, dtype=torch.float64).to(device)
-
-
-def products(block: Block, directions: Tensor) -> Tensor:
-    """H_ll V for the columns of V, [n, m], float64; m Hessian-vector products."""
-    columns = [block.product(directions[:, j].contiguous()) for j in range(directions.shape[1])]
-    return torch.stack(columns, dim=1)
-
-
-def exact_trace(block: Block) -> float:
-    """Tr(H_ll) from all n columns; n Hessian-vector products."""
-    size = block.weight.numel()
-    unit = torch.zeros(size, dtype=torch.float64, device=block.weight.device)
-    total = 0.0
-    for index in range(size):
-        unit[index] = 1.0
-        total += float(block.product(unit)[index])
-        unit[index] = 0.0
-    return total

@@ -21,12 +21,7 @@ from torch import Tensor
 from raysearch.errors import ConfigError
 from raysearch.evaluation import Replica
 from raysearch.seeding import derive_seed
-from raysearch.sensitivity.estimators.products import (
-    Block,
-    estimate_blocks,
-    orthonormal,
-    products,
-)
+from raysearch.sensitivity.estimators.products import Multiply, estimate_blocks, orthonormal
 from raysearch.sensitivity.estimators.protocol import TraceLoss
 
 
@@ -66,14 +61,12 @@ class XNysTrace:
                 "loss need not be; take 'xtrace', or set sensitivity.trace_loss to 'divergence'."
             )
 
-        def estimate(block: Block, name: str, index: int) -> float:
-            return self._estimate(block, derive_seed(seed, "xnystrace", name, shard, index))
+        def estimate(weight: Tensor, multiply: Multiply, name: str, index: int) -> float:
+            drawn = derive_seed(seed, "xnystrace", name, shard, index)
+            omega = orthonormal(weight.numel(), self.num_products, drawn, weight.device)
+            return xnystrace(omega, multiply(omega), torch.finfo(weight.dtype).eps)
 
         return estimate_blocks(replica, weights, loss, shard, range(lo, hi), estimate, self.num_products)
-
-    def _estimate(self, block: Block, seed: int) -> float:
-        omega = orthonormal(block.weight.numel(), self.num_products, seed, block.weight.device)
-        return xnystrace(omega, products(block, omega), torch.finfo(block.weight.dtype).eps)
 
 
 def xnystrace(omega: Tensor, y: Tensor, precision: float) -> float:

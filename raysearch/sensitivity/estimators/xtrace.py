@@ -20,7 +20,7 @@ from torch import Tensor
 from raysearch.errors import ConfigError
 from raysearch.evaluation import Replica
 from raysearch.seeding import derive_seed
-from raysearch.sensitivity.estimators.products import Block, estimate_blocks, gaussian, products
+from raysearch.sensitivity.estimators.products import Multiply, estimate_blocks, gaussian
 from raysearch.sensitivity.estimators.protocol import TraceLoss
 
 
@@ -57,18 +57,16 @@ class XTrace:
     ) -> Mapping[str, np.ndarray]:
         """See `TraceEstimator.draw`."""
 
-        def estimate(block: Block, name: str, index: int) -> float:
-            return self._estimate(block, derive_seed(seed, "xtrace", name, shard, index))
+        def estimate(weight: Tensor, multiply: Multiply, name: str, index: int) -> float:
+            drawn = derive_seed(seed, "xtrace", name, shard, index)
+            omega = gaussian(weight.numel(), self.num_products // 2, drawn, weight.device)
+            y = multiply(omega)
+            if not bool(y.any()):
+                return 0.0
+            q, r = torch.linalg.qr(y)
+            return xtrace(omega, y, q, r, multiply(q))
 
         return estimate_blocks(replica, weights, loss, shard, range(lo, hi), estimate, self.num_products)
-
-    def _estimate(self, block: Block, seed: int) -> float:
-        omega = gaussian(block.weight.numel(), self.num_products // 2, seed, block.weight.device)
-        y = products(block, omega)
-        if not bool(y.any()):
-            return 0.0
-        q, r = torch.linalg.qr(y)
-        return xtrace(omega, y, q, r, products(block, q))
 
 
 def xtrace(omega: Tensor, y: Tensor, q: Tensor, r: Tensor, z: Tensor) -> float:
