@@ -89,11 +89,18 @@ class Replica:
 
     def float_outputs(self, data: str, index: int) -> Tensor:
         """The float model's output on a shard; once per worker and shard while all fit in 256 MiB."""
+        if (data, index) not in self._known_outputs():
+            self.keep_float_outputs(data, index, self.run(self.model, self.shard(data, index)))
+        return self._known_outputs()[data, index]
+
+    def keep_float_outputs(self, data: str, index: int, found: Tensor) -> None:
+        """Take what another forward of the float model gave on a shard."""
+        known = self._known_outputs()
+        # Units come shard by shard, so of large outputs the last shard's are enough.
+        if sum(entry.nbytes for entry in (found, *known.values())) > FLOAT_OUTPUTS_BYTES:
+            known.clear()
+        known.setdefault((data, index), found)
+
+    def _known_outputs(self) -> dict[tuple[str, int], Tensor]:
         known: dict[tuple[str, int], Tensor] = self.cache.setdefault("float_outputs", {})
-        if (data, index) not in known:
-            found = self.run(self.model, self.shard(data, index))
-            # Units come shard by shard, so of large outputs the last shard's are enough.
-            if sum(entry.nbytes for entry in (found, *known.values())) > FLOAT_OUTPUTS_BYTES:
-                known.clear()
-            known[data, index] = found
-        return known[data, index]
+        return known

@@ -15,6 +15,7 @@ An output that is overwritten later is kept as a copy and handed out as a copy.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
@@ -23,6 +24,8 @@ import torch
 from torch import nn
 
 from raysearch.sensitivity.recording import Record, Recording, Replay
+
+_log = logging.getLogger(__name__)
 
 
 class Prefix:
@@ -67,31 +70,34 @@ class Prefix:
         run: Callable[[], Any],
         now: Sequence[Sequence[str]],
         every: Sequence[Sequence[str]],
+        few: Callable[[], Any] | None = None,
+        share: float = 1.0,
     ) -> None:
         """Record the float forward that `run` makes, unless the recording at hand serves already.
 
         Kept is what the options of the whole setup need; where that is more than the limit, what those of
         this unit need; and of that, where it is still too much, the smallest outputs.
 
-        Work: one forward a key, or one a call where the limit is met; the first of all takes up to four.
+        Work: one forward a key, or one a call where the limit is met. The first of all takes two of `few`
+        besides; without it, or where the model makes other calls for few samples, up to four forwards.
 
         Args:
             key: names the input of `run`.
             run: runs the model on it with all quantizers off.
             now: points of each option of this unit.
             every: points of each option of the setup.
+            few: runs the model in the same way on a few of the samples.
+            share: of the samples that `few` runs.
         """
         if not self._recording.calls:
-            self._once(run, set(), set())
+            self._survey(run, every, few, share)
         keep, is_whole = self._plan(now, every)
         if key == self._key and (is_whole or keep <= set(self._recording.outputs)):
             return
-        copied = set(self._recording.copied)
         for _ in range(3):
-            known = set(copied)
+            calls, copied = self._recording.calls, set(self._recording.copied)
             self._once(run, keep, copied)
-            copied |= self._recording.copied
-            if copied == known:
+            if self._recording.copied == copied and self._recording.follows(calls):
                 break
             keep, _ = self._plan(now, every)
         self._key = key
@@ -124,10 +130,30 @@ class Prefix:
         """The clock at the first read of some points, in the last recording; 0 when not known."""
         return self._recording.cut(points)
 
+    def _survey(
+        self,
+        run: Callable[[], Any],
+        every: Sequence[Sequence[str]],
+        few: Callable[[], Any] | None,
+        share: float,
+    ) -> None:
+        """Learn which calls there are, what they give, and what is overwritten later."""
+        try:
+            if few is not None:
+                self._once(few, set(), set())
+                self._once(few, self._recording.wanted_by(every), set())
+                for call in self._recording.calls:
+                    call.size_bytes = int(call.size_bytes / share)
+                return
+        except Exception as error:
+            # A model may take whole shards only; whatever else is wrong, the run of a shard says it too.
+            _log.debug("a few samples of a shard cannot be run alone: %r", error)
+        self._once(run, set(), set())
+
     def _plan(self, now: Sequence[Sequence[str]], every: Sequence[Sequence[str]]) -> tuple[set[int], bool]:
         record = self._recording
         for options, is_whole in ((every, True), (now, False)):
-            keep = {index for points in options for index in record.wanted(record.cut(points))}
+            keep = record.wanted_by(options)
             if sum(record.calls[index].size_bytes for index in keep) <= self._limit:
                 return keep, is_whole
         total, kept = 0, set()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from raysearch.controller.attach import check_weight
 from raysearch.controller.checks import check_assignment
 from raysearch.evaluation import Batch, Replica, batch_size, output_tensor
+from raysearch.evaluation.batches import take
 from raysearch.evaluation.microbatch import is_out_of_memory, run_in_microbatches
 from raysearch.quantizer import Quantizer, make_quantizer
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
@@ -25,6 +26,9 @@ _log = logging.getLogger(__name__)
 CACHE_BYTES = 2**30
 """What a worker may keep between forwards by default: half of it fake-quantized weights, half the outputs of
 layers before the quantized one. More only saves time; the results are the same."""
+
+FEW_SAMPLES = 2
+"""Samples on which the first recording learns which calls the model makes."""
 
 
 class WeightCache:
@@ -152,22 +156,28 @@ class QuantizedTwin:
 
         Where memory does not suffice for a whole shard with what is kept of it, nothing is kept any more.
         """
-        self._compare(replica, data, index)
-        self.apply(BitAssignment({}))
         batch = replica.shard(data, index)
         if not self._may_record or not _fits(replica, batch):
             self._prefix.forget()
             return
+        self.apply(BitAssignment({}))
         now = [self._points(group) for group in dict(options)]
         every = [self._points(group) for group in self._setup.groups]
+        size, seen = batch_size(batch), list[Tensor]()
 
-        def watched() -> Tensor:
+        def watched(part: Batch = batch) -> None:
             # A quantizer that is not hooked in cannot tell when it is read.
             self._wiring.wire_all()
-            return self._forward(replica, batch)
+            seen[:] = [self._forward(replica, part)]
 
+        few = (lambda: watched(take(batch, 0, FEW_SAMPLES))) if size > 2 * FEW_SAMPLES else None
         try:
-            self._prefix.record((data, index), watched, now, every)
+            self._prefix.record((data, index), watched, now, every, few, FEW_SAMPLES / size)
+            if seen:
+                if self._wiring.may_leave_out:
+                    # One float forward serves the recording and the reference.
+                    replica.keep_float_outputs(data, index, seen[0])
+                self._compare(replica, data, index, seen[0])
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -203,17 +213,18 @@ class QuantizedTwin:
     def _points(self, group: str) -> tuple[str, ...]:
         return self._setup.groups[group].points
 
-    def _compare(self, replica: Replica, data: str, index: int) -> None:
+    def _compare(self, replica: Replica, data: str, index: int, hooked: Tensor | None = None) -> None:
         """Once: whether the float model gives the same bits with all hooks on as with none."""
         if self._is_compared:
             return
         self._is_compared = True
-        if self._activations and not self._wiring.is_watchful:
+        if self._wiring.is_watchful:
+            return
+        if hooked is None and self._activations:
             self.apply(BitAssignment({}))
             hooked = self._run(replica, data, index)
-            self._wiring.may_leave_out = True
-            self._wiring.wire(())
-            self._wiring.may_leave_out = same_bits(hooked, self._run(replica, data, index))
+        if hooked is not None:
+            self._wiring.may_leave_out = same_bits(hooked, replica.float_outputs(data, index))
 
     def _give_up_recording(self) -> None:
         self._may_record = False

@@ -68,6 +68,17 @@ class Recording:
             index += 1
         return found
 
+    def wanted_by(self, options: Iterable[Iterable[str]]) -> set[int]:
+        """What the options need, each given by its points."""
+        return {index for points in options for index in self.wanted(self.cut(points))}
+
+    def follows(self, calls: Sequence[Call]) -> bool:
+        """Whether it made the same calls, which gave what may be handed out alike."""
+        return len(calls) == len(self.calls) and all(
+            one.module is other.module and one.is_reusable == other.is_reusable
+            for one, other in zip(calls, self.calls, strict=True)
+        )
+
 
 class Record:
     """Writes down one forward."""

@@ -209,11 +209,11 @@ def respond(
         the variance of the row's squared norm by the sketch), "differs" (1 where the check failed).
     """
     twin = quantized_twin(replica, setup, ranges, method.cache_bytes)
+    if mode != "full":
+        twin.record(replica, options, "calibration", shard)
     reference = replica.float_outputs("calibration", shard)
     sketch = Sketch(reference[0].numel(), method.sketch_size, method.seed, shard)
     _check_rows(len(setup.options()), len(reference), sketch.size)
-    if mode != "full":
-        twin.record(replica, options, "calibration", shard)
     # The option that runs least is the one whose outputs lean most on what was kept.
     latest = max(options, key=lambda option: (twin.depth(option), options.index(option)))
     rows, sums, variances = [], [], []

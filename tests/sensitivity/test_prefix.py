@@ -17,7 +17,7 @@ from raysearch.cluster.pool import LocalPool
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
-from raysearch.sensitivity.quantized import QuantizedTwin
+from raysearch.sensitivity.quantized import FEW_SAMPLES, QuantizedTwin
 from raysearch.sensitivity.responses import measure_responses
 
 RUNS: list[str] = []
@@ -150,7 +150,16 @@ class Buffered(Net):
         return self.d(self.c(x) + self.seen)
 
 
-NETS = (Net, Nested, InPlace, Alias, Structured, Again, Stateful, Buffered)
+class Whole(InPlace):
+    """A forward that refuses a few samples alone."""
+
+    def forward(self, x):
+        if len(x) == FEW_SAMPLES:
+            raise ValueError("not enough samples")
+        return super().forward(x)
+
+
+NETS = (Net, Nested, InPlace, Alias, Structured, Again, Stateful, Buffered, Whole)
 
 
 @cache
@@ -248,6 +257,22 @@ def test_the_call_order_of_another_shard_is_its_own():
         assert runs_of(twin, replica, "a.weight", shard) == expected
         arguments = replica, BitAssignment({"a.weight": 2}), "calibration", shard
         assert torch.equal(twin.later_outputs(*arguments), plain.outputs(*arguments))
+
+
+def test_one_forward_of_a_shard_serves_the_recording_and_the_reference():
+    replica, setup, ranges = make_case(InPlace)
+    twin = QuantizedTwin(replica.model, setup, ranges)
+    sizes = []
+    twin.model.a.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    twin.record(replica, setup.options(), "calibration", 0)
+    assert sizes == [FEW_SAMPLES, FEW_SAMPLES, 5], "calls, and what is overwritten, are learned on a few"
+    twin.record(replica, setup.options(), "calibration", 1)
+    assert sizes[3:] == [3]
+    RUNS.clear()
+    got = replica.float_outputs("calibration", 1)
+    assert not RUNS
+    with torch.no_grad():
+        assert torch.equal(got, replica.model(replica.shards["calibration"][1]))
 
 
 class Noisy(Net):
