@@ -82,9 +82,9 @@ def relax(space: OptionSpace, limits: Sequence[Limit], costs: FloatArray) -> Rel
     alone, pairs, prices = _priced(
         programme, solved.ineqlin.marginals, solved.eqlin.marginals, len(space.rows)
     )
-    priced = np.full(space.valid.size, np.inf)
-    priced[programme.options] = alone
-    priced = priced.reshape(space.valid.shape)
+    every = np.full(space.valid.size, np.inf)
+    every[programme.options] = alone
+    priced = every.reshape(space.valid.shape)
     least = priced.min(axis=1)
     least_pair = np.full(len(edges.pairs), np.inf)
     np.minimum.at(least_pair, edges.which, pairs)
