@@ -1,6 +1,7 @@
-"""Exact rewrites of an exported QDQ graph, after which onnxruntime finds its integer kernels.
+"""Rewrites of an exported QDQ graph, after which onnxruntime finds its integer kernels.
 
-Each rewrite gives the same numbers up to float rounding, and none changes a code of a weight.
+Each rewrite gives the same numbers up to float rounding, and none changes a code of a weight; but channels
+that are next to nothing beside their bias get coarser codes (`bound_bias`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from raysearch.export.onnx_batch_norm import fold_batch_norm
+from raysearch.export.onnx_bias import bound_bias
 from raysearch.export.onnx_values import (
     add_initializer,
     constant,
@@ -28,8 +30,9 @@ def fuse_regions(model: Any, *, codes_move: bool = True) -> None:
     """Bring every quantized region into the form that integer kernels are fused from.
 
     In order: transposed weights become transposed codes, BatchNorm goes into the scales and the bias of the
-    layer before it, quantizers move up over poolings and reshapes, rectifiers that a quantizer does anyway
-    disappear, and the bias of a matrix product gets the rank that its integer kernel takes.
+    layer before it, biases are brought to what 32 bits hold, quantizers move up over poolings and reshapes,
+    rectifiers that a quantizer does anyway disappear, and the bias of a matrix product gets the rank that its
+    integer kernel takes.
 
     Args:
         model: an `onnx_ir` model, straight from the exporter; changed in place.
@@ -42,6 +45,9 @@ def fuse_regions(model: Any, *, codes_move: bool = True) -> None:
     for node in list(graph):
         if node.op_type == "BatchNormalization":
             fold_batch_norm(graph, node)
+    for node in list(graph):
+        if node.op_type == "Conv":
+            bound_bias(graph, node)
     for node in list(graph):
         if node.op_type == "Gemm":
             _open_gemm(graph, node)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 
@@ -65,3 +66,29 @@ def replace_node(graph: Any, node: Any, value: Any) -> None:
                 graph.outputs[index] = value
     old.replace_all_uses_with(value)
     graph.remove(node, safe=True)
+
+
+def read_codes(graph: Any, layer: Any, reader: Any, codes: Any, scale: npt.NDArray[np.float32]) -> None:
+    """Let a layer read codes, scaled along axis 0, instead of what a DequantizeLinear gives it.
+
+    Of its own, never changed in place: the exporter merges equal scales, and layers may share a weight.
+    """
+    import onnx_ir as ir
+
+    zero = constant(reader.inputs[2])
+    zeros = np.ascontiguousarray(np.broadcast_to(0 if zero is None else zero, scale.shape)).astype(np.int8)
+    name = reader.inputs[0].name
+    fresh = ir.node(
+        "DequantizeLinear",
+        [
+            codes,
+            add_initializer(graph, f"{name}.scale", scale),
+            add_initializer(graph, f"{name}.zero", zeros),
+        ],
+        attributes={"axis": 0},
+    )
+    fresh.outputs[0].type, fresh.outputs[0].shape = reader.outputs[0].type, reader.outputs[0].shape
+    graph.insert_before(layer, fresh)
+    layer.replace_input_with(1, fresh.outputs[0])
+    if not reader.outputs[0].uses():
+        graph.remove(reader, safe=True)
