@@ -75,6 +75,7 @@ class StrippedWeight:
         aliases: further qualified names that share it (tied weights).
         zero_point: int8, shape of `scale`; None of a symmetric signed weight, whose code 0 is the value 0.
         symmetric: whether its zero points follow from the width alone: 0, or −2^(b−1) when it is unsigned.
+        dtype: of the weight that the codes stand for.
     """
 
     name: str
@@ -85,6 +86,7 @@ class StrippedWeight:
     aliases: tuple[str, ...]
     zero_point: Tensor | None = None
     symmetric: bool = True
+    dtype: torch.dtype = torch.float32
 
 
 def strip(
@@ -147,6 +149,7 @@ def stripped_weights(model: nn.Module, setup: QuantizerSetup) -> dict[str, Strip
                 tuple(name for name in map(_name, point.sites) if name != point.id),
                 step.zero_point,
                 point.spec is None or point.spec.mode == "symmetric",
+                step.dtype,
             )
     return found
 

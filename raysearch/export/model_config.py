@@ -23,6 +23,7 @@ from raysearch.records import QuantizerSpec, Site
 FORMAT = "bitstream-le"
 VERSION = 1
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class PackedWeight:
         shape: the weight's shape.
         aliases: further names of the same weight (tied weights); it is stored once.
         zero_point: z of every code, or "stored": int8 values, one a scale.
+        dtype: of the weight that the codes stand for, by safetensors' name; left out of the file if "F32".
     """
 
     bits: int
@@ -44,6 +46,7 @@ class PackedWeight:
     shape: tuple[int, ...]
     aliases: tuple[str, ...] = ()
     zero_point: int | Literal["stored"] = 0
+    dtype: str = "F32"
 
     @property
     def num_codes(self) -> int:
@@ -134,7 +137,7 @@ class ModelConfig:
                     "quant_method": "raysearch",
                     "format": FORMAT,
                     "version": VERSION,
-                    "weights": {name: asdict(weight) for name, weight in self.weights.items()},
+                    "weights": {name: _weight_entry(weight) for name, weight in self.weights.items()},
                     "activations": {name: _activation_entry(v) for name, v in self.activations.items()},
                 },
                 "tensors": {name: asdict(spec) for name, spec in self.tensors.items()},
@@ -197,6 +200,13 @@ def _check_format(quantization: dict[str, Any], where: str) -> None:
         )
 
 
+def _weight_entry(value: PackedWeight) -> dict[str, Any]:
+    entry = asdict(value)
+    if value.dtype == "F32":
+        del entry["dtype"]
+    return entry
+
+
 def _weight(name: str, entry: dict[str, Any]) -> PackedWeight:
     zero = entry["zero_point"]
     found = PackedWeight(
@@ -205,11 +215,14 @@ def _weight(name: str, entry: dict[str, Any]) -> PackedWeight:
         checked_shape(entry["shape"], name),
         tuple(map(str, entry["aliases"])),
         "stored" if zero == "stored" else -checked_size(-zero),
+        entry.get("dtype", "F32"),
     )
     if not MIN_BITS <= found.bits <= MAX_BITS:
         raise ValueError(f"'{name}' has {found.bits} bits; allowed: {MIN_BITS}–{MAX_BITS}")
     if found.zero_point not in ("stored", 0, -(2 ** (found.bits - 1))):
         raise ValueError(f"'{name}' has zero_point {zero!r}")
+    if found.dtype not in WEIGHT_DTYPES:
+        raise ValueError(f"'{name}' has dtype {found.dtype!r:.50}; allowed: {', '.join(WEIGHT_DTYPES)}")
     if found.axis is not None and found.axis >= len(found.shape):
         raise ValueError(f"'{name}' has axis {found.axis} and shape {list(found.shape)}")
     return found

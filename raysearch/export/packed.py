@@ -71,7 +71,9 @@ def write_packed(
         inputs=input_names(stripped, example_inputs),
         fixed_batch=captured.fixed_batch,
         weights={
-            name: PackedWeight(w.num_bits, w.axis, tuple(w.codes.shape), w.aliases, _zero_point(w))
+            name: PackedWeight(
+                w.num_bits, w.axis, tuple(w.codes.shape), w.aliases, _zero_point(w), DTYPES[w.dtype]
+            )
             for name, w in weights.items()
         },
         activations=_activations(stripped, setup),

@@ -16,6 +16,7 @@ from raysearch.controller import create_controller, stripped_weights
 from raysearch.errors import PlacementError, StorageError, TaskError
 from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight
 from raysearch.export.program import tensor_slots
+from raysearch.placement.stored import DTYPES
 from raysearch.records import (
     BitAssignment,
     QuantizationPoint,
@@ -99,23 +100,27 @@ def _check_fit(model: nn.Module, config: ModelConfig) -> None:
     """Compare names, shapes and types of a float network's tensors with those of the stored ones."""
     found = dict(tensor_slots(model, {}).values())
     integer = {alias: weight for name, weight in config.weights.items() for alias in (name, *weight.aliases)}
-    shapes = {name: weight.shape for name, weight in integer.items()}
+    wanted = {name: (weight.shape, weight.dtype) for name, weight in integer.items()}
     quantizers = {name for name in config.tensors if _is_quantizers(name)}
-    shapes |= {name: spec.shape for name, spec in config.tensors.items() if name not in quantizers}
+    wanted |= {n: (spec.shape, spec.dtype) for n, spec in config.tensors.items() if n not in quantizers}
     tied = {alias for weight in config.weights.values() if weight.aliases for alias in weight.aliases}
     tied |= {name for name, weight in config.weights.items() if weight.aliases}
-    missing = sorted(set(shapes) - set(found) - tied)
-    unexpected = sorted(set(found) - set(shapes))
-    wrong = [
-        f"'{name}' {list(found[name].shape)} instead of {list(shape)}"
-        for name, shape in sorted(shapes.items())
-        if name in found and tuple(found[name].shape) != shape
-    ]
-    if missing or unexpected or wrong:
+    missing = sorted(set(wanted) - set(found) - tied)
+    unexpected = sorted(set(found) - set(wanted))
+    shapes, types = [], []
+    for name in sorted(set(wanted) & set(found)):
+        (shape, dtype), value = wanted[name], found[name]
+        if tuple(value.shape) != shape:
+            shapes.append(f"'{name}' {list(value.shape)} instead of {list(shape)}")
+        if (given := DTYPES.get(value.dtype, str(value.dtype))) != dtype:
+            types.append(f"'{name}' {given} instead of {dtype}")
+    if missing or unexpected or shapes or types:
         raise TaskError(
             f"the factory's {type(model).__name__} is not the exported {config.architecture}: missing "
             f"{missing[:5]} ({len(missing)} in all), unexpected {unexpected[:5]} ({len(unexpected)} in all), "
-            f"of another shape: {'; '.join(wrong[:5]) or 'none'} ({len(wrong)} in all)."
+            f"of another shape: {'; '.join(shapes[:5]) or 'none'} ({len(shapes)} in all), of another type: "
+            f"{'; '.join(types[:5]) or 'none'} ({len(types)} in all)."
+            f"{' Give the network in the precision that was quantized.' if types else ''}"
         )
 
 

@@ -21,6 +21,8 @@ def config():
 
 def test_json_round_trip(config):
     assert ModelConfig.from_json(config.to_json()) == config
+    half = replace(config, weights={"a.weight": PackedWeight(3, 1, (4, 2, 3), dtype="F16")})
+    assert ModelConfig.from_json(half.to_json()) == half
     channels = ActivationQuantizer(4, (0.5, 0.25), (3, 4), shape=(2, 5), axis=0)
     other = replace(config, activations={"a.input": channels, "b.input": ActivationQuantizer(None, 1.0, 0)})
     assert ModelConfig.from_json(other.to_json()) == other
@@ -57,6 +59,7 @@ def test_a_scale_broadcasts_along_the_axis(config):
         ({"shape": [4, -2, 3]}, "-2 is no"),
         ({"shape": [4, 2.0, 3]}, "2.0 is no"),
         ({"axis": -1}, "-1 is no"),
+        ({"dtype": "I8"}, "has dtype 'I8'; allowed: F64, F32, F16, BF16"),
         ({"zero_point": -5}, "has zero_point -5"),
         ({"zero_point": 1}, "no non-negative"),
     ],

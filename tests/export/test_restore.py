@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from raysearch.controller import create_controller
 from raysearch.errors import StorageError, TaskError
 from raysearch.export import export_model, load_model
 from raysearch.export.outputs import tensor_leaves
+from raysearch.placement import place_quantizers
+from raysearch.records import BitAssignment
 
-from .nets import NETS, Residual, case
+from .nets import NETS, Residual, Seven, case, ranges
 
 
 @pytest.mark.parametrize("net", ["text", "tied", "waves", "encoder"])
@@ -37,6 +40,19 @@ def test_quantizers_that_are_off_stay_off(tmp_path):
     assert torch.equal(model(*net.example), net.stripped(*net.example))
 
 
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory):
+    folder, net = tmp_path_factory.mktemp("seven"), case("seven")
+    export_model(net.stripped, net.setup, net.assignment, net.example, folder, targets=["packed"])
+    return folder
+
+
+class OneHalf(Seven):
+    def __init__(self):
+        super().__init__()
+        self.layers[3].weight.data = self.layers[3].weight.data.half()
+
+
 class Wider(Residual):
     def __init__(self):
         super().__init__()
@@ -52,6 +68,32 @@ def test_another_architecture_is_refused_by_its_tensors(exported):
     assert "missing ['stem.bias', 'stem.weight'] (2 in all)" in told
     assert "unexpected ['more.weight'] (1 in all)" in told
     assert "'head.weight' [11, 8] instead of [10, 8]" in told
+
+
+@pytest.mark.parametrize(
+    ("factory", "told"),
+    [
+        (lambda: Seven().half(), r"of another type: 'layers\.0\.bias' F16 instead of F32; .* \(14 in all\)"),
+        (lambda: OneHalf(), r"of another type: 'layers\.3\.weight' F16 instead of F32 \(1 in all\)"),
+    ],
+)
+def test_a_network_in_another_precision_is_refused_by_its_tensors(seven, factory, told):
+    with pytest.raises(TaskError, match=told):
+        load_model(seven, factory)
+
+
+def test_a_network_in_half_precision_takes_a_factory_in_half_precision(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(9, 9, bias=False)).half().eval()
+    example = (torch.randn(4, 9).half(),)
+    setup = place_quantizers(model, example, weight_bit_widths=(4,), activation_bit_widths=(8,))
+    assignment = BitAssignment.extreme(setup, 0)
+    stripped = create_controller(model, setup, ranges(model, setup), assignment).strip_model(do_copy=True)
+    export_model(stripped, setup, assignment, example, tmp_path, targets=["packed"])
+    loaded = load_model(tmp_path, lambda: nn.Sequential(nn.Linear(9, 9, bias=False)).half())
+    assert torch.equal(loaded(*example), stripped(*example))
+    with pytest.raises(TaskError, match=r"of another type: '0\.weight' F32 instead of F16 \(1 in all\)"):
+        load_model(tmp_path, lambda: nn.Sequential(nn.Linear(9, 9, bias=False)))
 
 
 @pytest.mark.parametrize(
