@@ -138,7 +138,7 @@ def _run_targets(
         checks.append(check_packed(loaded, references, run))
     for target, judge in (("onnx", check_onnx), ("openvino", check_openvino), ("pt2", check_pt2)):
         if target in wanted:
-            checks.extend(judge(folder / FILE_OF[target], references, run, notes))
+            checks.extend(judge(folder / FILE_OF[target], references, run, notes, reference))
     return checks
 
 

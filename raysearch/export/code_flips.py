@@ -35,7 +35,7 @@ def count_flips(path: Path, feeds: list[Arrays]) -> tuple[LayerFlips, ...]:
     model = onnx.load(path)
     names = _code_values(model.graph)
     fused = load_session(_with_outputs(model, names).SerializeToString())
-    single = load_session(_cut(model, names).SerializeToString(), optimized=False)
+    single = load_session(cut_at(model, names).SerializeToString(), optimized=False)
     totals = {name: [0, 0, 0] for name in names}
     for feed in feeds:
         codes = dict(zip(names, fused.run(list(names), feed), strict=True))
@@ -77,8 +77,11 @@ def _with_outputs(model: Any, names: dict[str, str]) -> Any:
     return copy
 
 
-def _cut(model: Any, names: dict[str, str]) -> Any:
-    """The model with every reader of codes reading a new input instead."""
+def cut_at(model: Any, names: dict[str, str]) -> Any:
+    """The model with every reader of the named codes reading a new input `<value>.given` instead.
+
+    The codes become outputs.
+    """
     import onnx
 
     copy = _with_outputs(model, names)

@@ -202,7 +202,7 @@ def _onnx(job: _Job) -> list[TargetCheck]:
     weights = stripped_weights(job.stripped, job.setup)
     fixed = onnx_target.write_onnx(job.stripped, weights, job.example_inputs, path)
     job.notes.extend(onnx_target.container_notes(weights))
-    return check_onnx(path, job.fitting("onnx", fixed), job.forward, job.notes)
+    return check_onnx(path, job.fitting("onnx", fixed), job.forward, job.notes, job.stripped)
 
 
 def _openvino(job: _Job) -> list[TargetCheck]:
@@ -210,14 +210,14 @@ def _openvino(job: _Job) -> list[TargetCheck]:
     weights = stripped_weights(job.stripped, job.setup)
     fixed = openvino_target.write_openvino(job.stripped, weights, job.example_inputs, path)
     job.notes.extend(onnx_target.container_notes(weights, for_onnxruntime=False))
-    return check_openvino(path, job.fitting("openvino", fixed), job.forward, job.notes)
+    return check_openvino(path, job.fitting("openvino", fixed), job.forward, job.notes, job.stripped)
 
 
 def _pt2(job: _Job) -> list[TargetCheck]:
     path = job.folder / pt2_target.FILE
     fixed = pt2_target.write_pt2(job.stripped, job.example_inputs, path)
     job.notes.append(pt2_target.NOTE)
-    return check_pt2(path, job.fitting("pt2", fixed), job.forward, job.notes)
+    return check_pt2(path, job.fitting("pt2", fixed), job.forward, job.notes, job.stripped)
 
 
 def _latency(job: _Job) -> dict[str, float]:

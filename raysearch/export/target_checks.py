@@ -22,6 +22,7 @@ from raysearch.export.verify import (
     describe,
     within_tolerance,
 )
+from raysearch.export.worst_layer import compare_layers, tell_worst
 from raysearch.records import TargetCheck
 
 
@@ -37,9 +38,11 @@ def check_packed(model: nn.Module, references: list[Reference], forward: Forward
 
 
 def check_onnx(
-    path: Path, references: list[Reference], forward: Forward, notes: list[str]
+    path: Path, references: list[Reference], forward: Forward, notes: list[str], module: nn.Module
 ) -> list[TargetCheck]:
     """The file as it says (optimizations off) must be close; as onnxruntime runs it, flips are judged.
+
+    Where it is not close, its layers are compared with those of `module`, which gave the references.
 
     Work: four forwards a batch.
 
@@ -50,10 +53,15 @@ def check_onnx(
     model = OnnxModel(path, optimized=False)
     model.recorded = []
     plain = compare("onnx", model.runtime, model, references, forward)
-    check_close(plain, references)
+    batches, feeds = [reference.batch for reference in references], model.recorded
+
+    def where() -> str:
+        return tell_worst(compare_layers(path, module, batches, feeds, forward))
+
+    check_close(plain, references, where)
     fused_model = OnnxModel(path)
     fused = compare("onnx", fused_model.runtime, fused_model, references, forward)
-    fused = replace(fused, layers=count_flips(path, model.recorded))
+    fused = replace(fused, layers=count_flips(path, feeds))
     if note := check_flips(fused):
         notes.append(f"onnx: {note}")
     if not within_tolerance(fused, references):
@@ -62,7 +70,7 @@ def check_onnx(
 
 
 def check_openvino(
-    path: Path, references: list[Reference], forward: Forward, notes: list[str]
+    path: Path, references: list[Reference], forward: Forward, notes: list[str], module: nn.Module
 ) -> list[TargetCheck]:
     """The file must be close as OpenVINO runs it.
 
@@ -77,7 +85,7 @@ def check_openvino(
 
 
 def check_pt2(
-    path: Path, references: list[Reference], forward: Forward, notes: list[str]
+    path: Path, references: list[Reference], forward: Forward, notes: list[str], module: nn.Module
 ) -> list[TargetCheck]:
     """The program must equal the reference bit for bit.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,15 +117,22 @@ def within_tolerance(check: TargetCheck, references: list[Reference]) -> bool:
     return multi and relative <= LOOSE_MEAN_TOLERANCE and check.agreement >= MIN_AGREEMENT
 
 
-def check_close(check: TargetCheck, references: list[Reference]) -> None:
+def check_close(check: TargetCheck, references: list[Reference], where: Callable[[], str] = str) -> None:
     """Refuse a target whose difference is beyond the tolerance.
+
+    Args:
+        check: the figures.
+        references: what it was compared with.
+        where: finds out where it arises, as a sentence without its full stop; called in this case only.
 
     Raises:
         ExportError: states the figures and the tolerance.
     """
     if not within_tolerance(check, references):
+        told = where()
         raise ExportError(
-            f"{describe(check, references)}. Export without '{check.target}', or report the model."
+            f"{describe(check, references)}. {told + '. ' if told else ''}Export without "
+            f"'{check.target}', or report the model."
         )
 
 
