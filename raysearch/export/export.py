@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 from torch import nn
 
 from raysearch.artifacts import Storage, hash_file
-from raysearch.controller import stripped_weights
+from raysearch.controller import stripped_quantizers, stripped_weights
 from raysearch.errors import ConfigError, ExportError
 from raysearch.evaluation import Batch, Forward, batch_size, default_forward
 from raysearch.export import onnx_target, openvino_target, packed, pt2_target
-from raysearch.export.latency import float_twin, paired_seconds
+from raysearch.export.latency import paired_seconds
 from raysearch.export.load import MANIFEST, load_model
+from raysearch.export.onnx_floats import float_again
 from raysearch.export.onnx_model import OnnxModel
 from raysearch.export.target_checks import check_onnx, check_openvino, check_packed, check_pt2
 from raysearch.export.verify import Reference, reference_outputs
@@ -102,13 +104,12 @@ def export_model(
         data, forward = [example_inputs], lambda model, arguments: model(*arguments)
     references = reference_outputs(stripped, data, forward)
     checks: list[TargetCheck] = []
-    job = _Job(stripped, setup, example_inputs, folder, references, forward, notes, source)
+    job = _Job(stripped, setup, example_inputs, folder, references, forward, notes, source, measure_latency)
     for target, write in (("packed", _packed), ("onnx", _onnx), ("openvino", _openvino), ("pt2", _pt2)):
         if target in wanted:
             checks.extend(write(job))
     if "packed" in wanted and setup.stored is not None:
         _check_size(folder / packed.WEIGHTS, costs["size"])
-    latency = _latency(job) if measure_latency and "onnx" in wanted else {}
     listed = {
         target: [ExportedFile(n, hash_file(folder / n), (folder / n).stat().st_size) for n in FILES[target]]
         for target in TARGETS
@@ -123,7 +124,7 @@ def export_model(
         costs,
         tuple(notes),
         ratios,
-        latency,
+        job.latency,
     )
     Storage(folder).write_bytes(MANIFEST, manifest.to_json().encode())
     return manifest
@@ -180,6 +181,14 @@ class _Job:
     forward: Forward
     notes: list[str]
     source: Mapping[str, Any] | None
+    measure_latency: bool
+    latency: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def captured(self) -> tuple[Any, int | None]:
+        """The graph that ONNX files are made of, and its only batch size; to capture takes longest of all."""
+        weights = stripped_weights(self.stripped, self.setup)
+        return onnx_target.capture(self.stripped, weights, self.example_inputs)
 
     def fitting(self, target: str, fixed: int | None) -> list[Reference]:
         """The references that a file takes."""
@@ -200,15 +209,22 @@ def _packed(job: _Job) -> list[TargetCheck]:
 def _onnx(job: _Job) -> list[TargetCheck]:
     path = job.folder / onnx_target.FILE
     weights = stripped_weights(job.stripped, job.setup)
-    fixed = onnx_target.write_onnx(job.stripped, weights, job.example_inputs, path)
+    model, fixed = job.captured
+    onnx_target.write_model(onnx_target.finish(model.clone(), weights), path)
     job.notes.extend(onnx_target.container_notes(weights))
-    return check_onnx(path, job.fitting("onnx", fixed), job.forward, job.notes, job.stripped)
+    checks = check_onnx(path, job.fitting("onnx", fixed), job.forward, job.notes, job.stripped)
+    if job.measure_latency:
+        twin = model.clone()
+        float_again(twin, weights.values(), stripped_quantizers(job.stripped, job.setup))
+        job.latency.update(_latency(path, onnx_target.finish(twin, {}), job.example_inputs))
+    return checks
 
 
 def _openvino(job: _Job) -> list[TargetCheck]:
     path = job.folder / openvino_target.FILE
     weights = stripped_weights(job.stripped, job.setup)
-    fixed = openvino_target.write_openvino(job.stripped, weights, job.example_inputs, path)
+    model, fixed = job.captured
+    openvino_target.write_openvino(model.clone(), weights, path)
     job.notes.extend(onnx_target.container_notes(weights, for_onnxruntime=False))
     return check_openvino(path, job.fitting("openvino", fixed), job.forward, job.notes, job.stripped)
 
@@ -220,14 +236,14 @@ def _pt2(job: _Job) -> list[TargetCheck]:
     return check_pt2(path, job.fitting("pt2", fixed), job.forward, job.notes, job.stripped)
 
 
-def _latency(job: _Job) -> dict[str, float]:
-    path = job.folder / onnx_target.FILE
+def _latency(path: Path, plain: Any, example_inputs: tuple[Any, ...]) -> dict[str, float]:
+    """Seconds of the file, and of the same network in float, given as a proto."""
     model = OnnxModel(path)
     model.recorded = []
-    model(*job.example_inputs)
+    model(*example_inputs)
     with TemporaryDirectory() as scratch:
         twin = Path(scratch) / onnx_target.FILE
-        onnx_target.write_onnx(float_twin(job.stripped), {}, job.example_inputs, twin)
+        onnx_target.write_model(plain, twin)
         return paired_seconds({"onnx": path, "float": twin}, model.recorded[0])
 
 

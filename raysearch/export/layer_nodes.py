@@ -38,7 +38,7 @@ def label_layers(proto: Any, weights: Mapping[str, QuantizationPoint]) -> list[s
     take their name from a node or from a value, so both carry it.
 
     Args:
-        proto: a graph of `qdq_model`; changed in place.
+        proto: a graph of `finish`; changed in place.
         weights: weight points, in graph order; layer i is the i-th.
 
     Returns:

@@ -84,28 +84,9 @@ def write_onnx(
         ExportError: the extra is missing, the exporter refuses the model, or a weight did not arrive.
     """
     require_onnx()
-    model, fixed_batch = qdq_model(stripped, weights, example_inputs)
-    write_model(model, path)
-    return fixed_batch
-
-
-def qdq_model(
-    stripped: nn.Module,
-    weights: dict[str, StrippedWeight],
-    example_inputs: tuple[Any, ...],
-    *,
-    for_onnxruntime: bool = True,
-) -> tuple[Any, int | None]:
-    """The graph of `write_onnx` as a proto, and the only batch size it takes.
-
-    Args:
-        stripped: the stripped module, integer form.
-        weights: its integer weights.
-        example_inputs: positional arguments of its forward.
-        for_onnxruntime: whether containers and rewrites that only onnxruntime takes may be used.
-    """
     model, fixed_batch = capture(stripped, weights, example_inputs)
-    return finish(model, weights, for_onnxruntime=for_onnxruntime), fixed_batch
+    write_model(finish(model, weights), path)
+    return fixed_batch
 
 
 def capture(
@@ -124,7 +105,13 @@ def capture(
 
 
 def finish(model: Any, weights: dict[str, StrippedWeight], *, for_onnxruntime: bool = True) -> Any:
-    """The proto of a captured model, which is changed in place: kernels fused, codes stored small."""
+    """The proto of a captured model, which is changed in place: kernels fused, codes stored small.
+
+    Args:
+        model: of `capture`.
+        weights: its integer weights.
+        for_onnxruntime: whether containers and rewrites that only onnxruntime takes may be used.
+    """
     import onnx_ir as ir
     from onnx_ir.passes import Sequential, common
 

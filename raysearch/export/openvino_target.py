@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raysearch.controller import StrippedWeight
 from raysearch.errors import ExportError, StorageError
-from raysearch.export.onnx_target import OUTPUT_KEY, missing_packages, qdq_model, write_model
+from raysearch.export.onnx_target import OUTPUT_KEY, finish, missing_packages, write_model
 from raysearch.export.outputs import NamedOutputs, tensor_leaves
 
 FILE = "model.openvino.onnx"
@@ -37,24 +37,22 @@ def require_openvino() -> None:
         )
 
 
-def write_openvino(
-    stripped: nn.Module, weights: dict[str, StrippedWeight], example_inputs: tuple[Any, ...], path: Path
-) -> int | None:
-    """Write a stripped module as an ONNX file for OpenVINO.
+def write_openvino(model: Any, weights: dict[str, StrippedWeight], path: Path) -> None:
+    """Write a captured model as an ONNX file for OpenVINO.
 
     Codes of up to 4 bits are INT4 with a Cast to INT8, wider ones INT8: OpenVINO reads no INT2 and decodes
     bit streams at every inference.
 
-    Returns:
-        The only batch size the file takes, or None when any will do.
+    Args:
+        model: of `onnx_target.capture`; changed in place.
+        weights: its integer weights.
+        path: the file.
 
     Raises:
         ExportError: see `write_onnx`.
     """
     require_openvino()
-    proto, fixed_batch = qdq_model(stripped, weights, example_inputs, for_onnxruntime=False)
-    write_model(proto, path)
-    return fixed_batch
+    write_model(finish(model, weights, for_onnxruntime=False), path)
 
 
 class OpenVinoModel(nn.Module):

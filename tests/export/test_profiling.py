@@ -1,20 +1,23 @@
 """Times of layers: every layer has one, they add up, and the graphs that are timed are the right ones."""
 
+import copy
 from dataclasses import replace
 
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from torch import nn
+from torch.nn.utils import parametrize
 
 from raysearch.controller import stripped_weights
 from raysearch.errors import ConfigError
 from raysearch.export import profile_onnxruntime
-from raysearch.export.latency import float_twin
 from raysearch.export.layer_nodes import layer_seconds
 from raysearch.export.onnx_floats import float_again
 from raysearch.export.onnx_model import OnnxModel
 from raysearch.export.onnx_target import capture, finish
+from raysearch.quantizer import Quantizer
 from raysearch.records import BitAssignment, CostModel, LatencyProfile
 from tests.export.nets import case
 
@@ -43,6 +46,26 @@ def test_the_prediction_at_8_bits_is_the_cost_models():
         BitAssignment(dict.fromkeys(net.setup.groups, 8))
     )
     assert profile.checks["8"]["predicted"] == pytest.approx(costs["latency"], rel=1e-6)
+
+
+def float_twin(stripped):
+    """A copy of a stripped module that computes in float: plain weights, quantizers off."""
+    twin = copy.deepcopy(stripped)
+    for module in list(twin.modules()):
+        if isinstance(module, Quantizer):
+            module.enabled = False
+        if not parametrize.is_parametrized(module):
+            continue
+        # A class of its own: deepcopy shares the one that parametrize made, and removal changes it.
+        shared = type(module)
+        body = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+        module.__class__ = type(shared.__name__, shared.__bases__, body)
+        for name in list(module.parametrizations):
+            value = getattr(module, name).detach().clone()
+            parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+            delattr(module, name)
+            module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    return twin
 
 
 @pytest.mark.parametrize("bits", [8, 4])
