@@ -36,6 +36,7 @@ from raysearch.calibration import calibrate_model
 from raysearch.controller import create_controller
 from raysearch.errors import ExportError
 from raysearch.export import export_model
+from raysearch.export.onnx_model import OnnxModel
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, ExportManifest
 
@@ -179,15 +180,23 @@ def digit_images() -> list[Tensor]:
     return list(load_data()[1].tensors[0].split(200))
 
 
+def photograph_files() -> list[Path]:
+    package = importlib.util.find_spec("foolbox")
+    if package is None or package.origin is None:
+        raise ImportError("No module named 'foolbox'")
+    return sorted((Path(package.origin).parent / "data").glob("imagenet_*"))
+
+
+def photograph_labels() -> list[int]:
+    return [int(path.stem.rsplit("_", 1)[1]) for path in photograph_files()]
+
+
 def photographs() -> list[Tensor]:
     """ImageNet images as the network wants them: 256 pixels, five crops of 224, −1 … 1."""
     from PIL import Image
 
-    package = importlib.util.find_spec("foolbox")
-    if package is None or package.origin is None:
-        raise ImportError("No module named 'foolbox'")
     batches = []
-    for path in sorted((Path(package.origin).parent / "data").glob("imagenet_*")):
+    for path in photograph_files():
         image = Image.open(path).convert("RGB").resize((256, 256), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.asarray(image, np.float32).copy()).permute(2, 0, 1) / 127.5 - 1
         corners = ((0, 0), (0, 32), (32, 0), (32, 32), (16, 16))
@@ -205,26 +214,30 @@ def tokens() -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Case:
-    """A network, what it is calibrated and verified on, and the weight widths its layers take in turn."""
+    """A network, what it is calibrated and verified on, and the weight widths its layers take in turn.
+
+    With `labels`, one a batch, the last sample of every batch is classified.
+    """
 
     build: Callable[[], nn.Module]
     data: Callable[[], list[Tensor]]
     mix: tuple[int, ...] = MIX
     trained: bool = False
+    labels: Callable[[], list[int]] | None = None
 
 
 MODELS = {
     "ResNet-18-like": Case(ResNet18, noise(3, 224, 224)),
     "MobileNetV2-like": Case(MobileNetV2, noise(3, 224, 224)),
     "encoder d512": Case(Encoder, noise(64, 512)),
-    "EfficientNet-Lite0": Case(lite0, photographs, trained=True),
-    "EfficientNet-Lite0, 8 bits": Case(lite0, photographs, (8,), trained=True),
+    "EfficientNet-Lite0": Case(lite0, photographs, trained=True, labels=photograph_labels),
+    "EfficientNet-Lite0, 8 bits": Case(lite0, photographs, (8,), trained=True, labels=photograph_labels),
     "MiniLM-L6": Case(minilm, tokens),
     "digits": Case(digits, digit_images, trained=True),
 }
 
 
-def measure(name: str, folder: Path) -> tuple[ExportManifest, Counter[str]]:
+def measure(name: str, folder: Path) -> tuple[ExportManifest, Counter[str], str]:
     torch.manual_seed(0)
     case = MODELS[name]
     model, data = case.build(), case.data()
@@ -242,12 +255,24 @@ def measure(name: str, folder: Path) -> tuple[ExportManifest, Counter[str]]:
         copy.deepcopy(model), setup, batches, num_samples=0, weights="min_max", activations="min_max"
     )
     assignment = BitAssignment(bits)
+    plain = copy.deepcopy(model)
     stripped = create_controller(model, setup, ranges, assignment).strip_model()
     manifest = export_model(
         stripped, setup, assignment, example, folder,
         targets=["onnx"], batches=batches, forward=lambda run, batch: run(*batch), measure_latency=True,
     )  # fmt: skip
-    return manifest, kernels(folder / "model.onnx")
+    told = ""
+    if case.labels is not None:
+        runs = {"float": plain, "module": stripped, "file": OnnxModel(folder / "model.onnx")}
+        right = {key: top_1(run, data, case.labels()) for key, run in runs.items()}
+        told = f"; right of {len(data)}: {', '.join(f'{key} {count}' for key, count in right.items())}"
+    return manifest, kernels(folder / "model.onnx"), told
+
+
+def top_1(model: nn.Module, batches: list[Tensor], labels: list[int]) -> int:
+    with torch.no_grad():
+        found = [int(model(batch[-1:]).argmax()) for batch in batches]
+    return sum(a == b for a, b in zip(found, labels, strict=True))
 
 
 def kernels(path: Path) -> Counter[str]:
@@ -267,7 +292,7 @@ def row(name: str) -> str:
     start = time.process_time()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            manifest, found = measure(name, Path(folder))
+            manifest, found, told = measure(name, Path(folder))
     except ImportError as error:
         return f"| {name} | left out: {error} |" + " |" * 9
     except ExportError as error:
@@ -279,7 +304,9 @@ def row(name: str) -> str:
     worst = max(fused.layers, key=lambda layer: layer.rate)
     taken = {op: found[op] for op in ("QLinearConv", "MatMulIntegerToFloat", "QLinearMatMul") if found[op]}
     left = {op: found[op] for op in ("Conv", "FusedConv", "Gemm", "MatMul", "FusedMatMul") if found[op]}
-    agreement = f"{fused.agreement:.2%} of {fused.num_samples}" if MODELS[name].trained else "not trained"
+    agreement = (
+        f"{fused.agreement:.2%} of {fused.num_samples}{told}" if MODELS[name].trained else "not trained"
+    )
     return (
         f"| {name} | {size / ratio:.3f} | {size:.3f} | {ratio:.3f} | {plain:.2f} | {quantized:.2f} | "
         f"{quantized / plain:.2f} | {agreement} | {worst.rate:.3%} ({worst.max_steps} step) | "
@@ -302,7 +329,7 @@ def main() -> None:
         ),
         "Weights 8/4/3/2 bits in turn, activations 8 bits, nothing trained afterwards. Content = codes +",
         "scales + biases. Agreement: argmax of the file in integer kernels against the module that it was",
-        "written from.",
+        "written from; of labelled images, how many the float network, the module and the file get right.",
         "Flips: share of a layer's codes that integer kernels round otherwise than the file says.",
         "",
         (
