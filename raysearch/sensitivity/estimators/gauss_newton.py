@@ -30,12 +30,18 @@ from raysearch.sensitivity.estimators.output_factor import (
     OutputFactor,
     as_outputs,
     divergence_factor,
+    random_signs,
 )
 from raysearch.sensitivity.estimators.protocol import TraceLoss
-from raysearch.sensitivity.estimators.sample_gradients import COLUMNS_PER_PASS, SampleGradients, enable
+from raysearch.sensitivity.estimators.sample_gradients import (
+    COLUMNS_PER_PASS,
+    SampleGradients,
+    enable,
+    samples_at_once,
+)
 
 CHUNK_SIZE = 8
-"""Samples whose graph is held at once."""
+"""Samples whose graph is held at once; fewer where outputs are large (`samples_at_once`)."""
 MAX_EXACT_OUTPUTS = 64
 
 
@@ -122,10 +128,11 @@ class _GaussNewton(ABC):
     ) -> dict[str, np.ndarray]:
         replica = curvature.replica
         chunks: list[dict[str, np.ndarray]] = []
+        step = samples_at_once(replica, curvature.batch_of(samples[:1]), self.chunk_size)
         with frozen_eval(replica.model):
             enable(replica)
-            for start in range(0, len(samples), self.chunk_size):
-                chosen = samples[start : start + self.chunk_size]
+            for start in range(0, len(samples), step):
+                chosen = samples[start : start + step]
                 chunks.append(
                     run_in_microbatches(
                         lambda part: self._measure_chunk(curvature, weights, part, generators),
@@ -203,7 +210,7 @@ class GaussNewton(_GaussNewton):
             for index in range(count):
                 yield factor.apply(basis[..., index]), range(len(generators))
         for draw, generator in enumerate(generators):
-            signs = _signs(factor.shape, count, generator).to(basis)
+            signs = random_signs(factor.shape, count, generator).to(basis)
             if positions > 1:
                 for index in range(count):
                     of_positions = signs[..., size + index, None]
@@ -288,13 +295,3 @@ class _Curvature:
 def side_by_side(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Traces [draws, samples] of several pieces, sample after sample."""
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-
-
-def _signs(shape: tuple[int, int, int], extra: int, generator: torch.Generator) -> Tensor:
-    """Random ±1, [n, P, R + extra]: sample after sample from one CPU generator, whatever the chunk."""
-    n, positions, size = shape
-    drawn = [
-        torch.randint(0, 2, (positions, size + extra), generator=generator, dtype=torch.int8)
-        for _ in range(n)
-    ]
-    return torch.stack(drawn) * 2 - 1

@@ -19,7 +19,8 @@ MAX_DENSE = 64
 """Most classes whose Λ is decomposed."""
 MAX_DENSE_POSITIONS = 16
 """Most positions of a sample whose Λ are decomposed one by one."""
-POWER_STEPS = 20
+CANDIDATES = 16
+"""Most probable classes that are told apart in the leading directions of a softmax; the others are one."""
 NEGATIVE_TOLERANCE = 1e-4
 
 
@@ -108,24 +109,34 @@ class SoftmaxFactor(OutputFactor):
 
     def apply(self, x: Tensor) -> Tensor:
         """√s (√p x − p ⟨√p, x⟩)."""
-        inner = (self._root * x).sum(-1, keepdim=True)
-        applied: Tensor = self._scale**0.5 * (self._root * x - self._p * inner)
-        return applied
+        applied: Tensor = self._root * x
+        # In place: with a vocabulary each tensor of this shape outweighs the rest of the model.
+        applied.addcmul_(self._p, applied.sum(-1, keepdim=True), value=-1)
+        return applied.mul_(self._scale**0.5)
 
     def leading(self, count: int) -> Tensor:
-        """Subspace iteration on Fᵀ F from the most probable classes."""
-        top = self._p.topk(count, dim=-1).indices
-        start = torch.zeros(*self.shape, count, dtype=self._p.dtype, device=self._p.device)
-        basis = start.scatter_(2, top[:, :, None, :], 1.0)
-        for _ in range(POWER_STEPS):
-            product = torch.stack([self._squared(basis[..., i]) for i in range(count)], -1)
-            # A certain sample has no curvature; any basis serves it.
-            basis = torch.linalg.qr(product + 1e-30 * basis).Q
-        return basis
+        """Ritz vectors of Fᵀ F over the most probable classes and √p of all others together.
 
-    def _squared(self, x: Tensor) -> Tensor:
-        y = self.apply(x)
-        return self._root * (y - (self._p * y).sum(-1, keepdim=True))
+        The eigenvectors are √p_i / (p_i − λ), so among classes of p_i ≪ λ in proportion to √p_i: what is
+        missed is of the order of the first class that is not told apart. Work: a few passes over p.
+
+        Source: Golub 1973, Some modified matrix eigenvalue problems (diagonal plus rank one).
+        """
+        top, places = self._p.topk(min(max(count, CANDIDATES), self.shape[-1]), dim=-1)
+        tail = self._p.scatter(-1, places, 0.0)
+        share, square = tail.sum(-1, keepdim=True), tail.square().sum(-1, keepdim=True)
+        mean = (square / share).nan_to_num(0.0)
+        values, roots = torch.cat([top, mean], -1), torch.cat([top, share], -1).sqrt()
+        total = top.square().sum(-1, keepdim=True) + square
+        cross = roots[..., :, None] * (values * roots)[..., None, :]
+        ritz = torch.diag_embed(values) - cross - cross.mT
+        ritz += total[..., None] * roots[..., :, None] * roots[..., None, :]
+        # Where no class is left, the direction of the others is none.
+        ritz[..., -1, -1].masked_fill_(share[..., 0] == 0, -1.0)
+        found = torch.linalg.eigh(ritz).eigenvectors.flip(-1)[..., :count]
+        scale = (found[..., -1:, :] / share.sqrt()[..., None]).nan_to_num(0.0, 0.0, 0.0)
+        basis = tail.sqrt_()[..., None] * scale
+        return basis.scatter_(2, places[..., None].expand(*places.shape, count), found[..., :-1, :])
 
     def trace(self) -> Tensor:
         """S Σ (1 − ‖p‖²) over the positions."""
@@ -210,3 +221,13 @@ def as_outputs(grouped: Tensor, outputs: Tensor, divergence: Divergence) -> Tens
         return grouped.reshape(outputs.shape).to(outputs)
     moved = outputs.movedim(divergence.class_dim, -1)
     return grouped.reshape(moved.shape).movedim(-1, divergence.class_dim).to(outputs)
+
+
+def random_signs(shape: tuple[int, int, int], extra: int, generator: torch.Generator) -> Tensor:
+    """Random ±1, [n, P, R + extra]: sample after sample from one CPU generator, whatever the chunk."""
+    n, positions, size = shape
+    drawn = [
+        torch.randint(0, 2, (positions, size + extra), generator=generator, dtype=torch.int8)
+        for _ in range(n)
+    ]
+    return torch.stack(drawn) * 2 - 1

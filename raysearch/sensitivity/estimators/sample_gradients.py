@@ -25,6 +25,8 @@ from raysearch.sensitivity.estimators.sample_layout import Layout, candidates, f
 PROBE_SAMPLES = 3
 COLUMNS_PER_PASS = 2
 """Cotangents whose layer cotangents are held at once: an unfolded input serves them all."""
+MAX_OUTPUTS = 2**20
+"""Output values whose graph and float64 factors are held at once: 8 MiB each."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,15 @@ class SampleGradients:
                 cotangents = [[row[p] for p in ours] for row in rows]
                 found[name] = squared_norms(uses, cotangents, len(self.output))
         return found
+
+
+def samples_at_once(replica: Replica, one: Batch, most: int) -> int:
+    """At most `most` samples, and no more than have `MAX_OUTPUTS` values in all, as known from one sample.
+
+    Raises:
+        UnitError: one sample alone does not fit in memory.
+    """
+    return max(1, min(most, MAX_OUTPUTS // replica.run(replica.model, one).numel()))
 
 
 def enable(replica: Replica) -> None:

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raysearch.errors import ConfigError, DataError, TaskError
 from raysearch.evaluation import Divergence
+from raysearch.sensitivity.estimators import sample_gradients
 from raysearch.sensitivity.estimators.gauss_newton import ExactGaussNewton, GaussNewton
 from raysearch.sensitivity.estimators.make import make_estimator
 from raysearch.sensitivity.estimators.output_factor import EigenFactor, SoftmaxFactor, SphereFactor
@@ -211,6 +213,19 @@ def test_the_chunk_of_samples_changes_rounding_only():
         assert one[weight] == pytest.approx(other[weight], rel=1e-4)
 
 
+def test_large_outputs_are_taken_by_fewer_samples(monkeypatch):
+    replica = wide_relu(70, size=6)
+    weights = weights_of(replica)
+    whole = GaussNewton().draw(replica, weights, "divergence", 0, 0, 0, 2)
+    monkeypatch.setattr(sample_gradients, "MAX_OUTPUTS", 150)
+    sizes, forward = [], replica.forward
+    replica.forward = lambda model, batch: (sizes.append(len(batch[0])), forward(model, batch))[1]
+    found = GaussNewton().draw(replica, weights, "divergence", 0, 0, 0, 2)
+    assert sizes == [1, 2, 2, 2]
+    for weight in weights:
+        assert found[weight] == pytest.approx(whole[weight], rel=1e-4)
+
+
 def test_the_factor_without_decomposition_is_one_of_the_same_matrix():
     p = torch.randn(3, 2, 6, dtype=torch.float64).mul(2).softmax(-1)
     p[0, 0] = torch.eye(6, dtype=torch.float64)[2]  # certain: no curvature at all
@@ -225,6 +240,47 @@ def test_the_factor_without_decomposition_is_one_of_the_same_matrix():
         assert (columns @ basis[..., :1]).square().sum((2, 3))[1:].numpy() == pytest.approx(
             largest[1:].numpy(), rel=1e-2
         )
+
+
+def zipf(samples, positions, classes):
+    """Peaked and flat distributions over many classes."""
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(samples, positions, classes, generator=generator, dtype=torch.float64)
+    slopes = torch.linspace(0.5, 2, samples, dtype=torch.float64)[:, None, None]
+    return (noise - slopes * torch.arange(1, classes + 1).double().log()).softmax(-1)
+
+
+def test_leading_directions_over_a_vocabulary_are_eigenvectors():
+    p = zipf(4, 2, 500)
+    p[0, 0] = torch.eye(500, dtype=torch.float64)[7]  # certain: no curvature at all
+    factor = SoftmaxFactor(p, 0.5)
+    basis = factor.leading(2)
+    assert torch.allclose(basis.mT @ basis, torch.eye(2).double().expand(4, 2, 2, 2), atol=1e-9)
+    found = torch.stack([factor.apply(basis[..., i]) for i in range(2)], -1).square().sum(2)
+    largest = torch.linalg.eigvalsh((torch.diag_embed(p) - p[..., :, None] * p[..., None, :]) / 2)
+    largest = largest.flip(-1)[..., :2].clamp(min=0)
+    assert torch.allclose(found, largest, rtol=2e-2, atol=1e-12)
+
+
+class Passes(TorchDispatchMode):
+    """Counts the operations whose result is as large as all outputs together."""
+
+    def __init__(self, least):
+        super().__init__()
+        self.least, self.count = least, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.numel() >= self.least and not func.is_view:
+            self.count += 1
+        return result
+
+
+def test_leading_directions_over_a_vocabulary_take_a_few_passes():
+    factor = SoftmaxFactor(zipf(2, 3, 2000), 1.0)
+    with Passes(2 * 3 * 2000) as passes:
+        factor.leading(1)
+    assert passes.count <= 12
 
 
 def test_many_classes_without_decomposition():
