@@ -1,0 +1,23 @@
+"""The exact traces of the benchmark's language model against all columns of Λ."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import language_model
+from raysearch.evaluation import Divergence, Replica, default_forward
+from raysearch.sensitivity.estimators.gauss_newton import ExactGaussNewton
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_traces_in_the_space_of_hidden_states_are_exact(tied, monkeypatch):
+    for name, value in {"WORDS": 11, "TOKENS": 3, "WIDTH": 8}.items():
+        monkeypatch.setattr(language_model, name, value)
+    torch.manual_seed(0)
+    model = language_model.Language(tied).eval()
+    shard = (torch.randint(0, 11, (2, 3)), torch.randint(0, 11, (2, 3)))
+    replica = Replica(model, default_forward, {"calibration": [shard]}, Divergence("kl"))
+    names = tuple(name for name, p in model.named_parameters() if p.ndim > 1)
+    truth = ExactGaussNewton().draw(replica, names, "divergence", 0, 0, 0, 1)
+    found = language_model.language_traces(replica, names)
+    assert found == pytest.approx(np.array([truth[name].mean() for name in names]), rel=1e-4)
