@@ -15,7 +15,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,15 +28,16 @@ from raysearch.cluster.pool import LocalPool
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.sensitivity.estimators.gauss_newton import ExactGaussNewton, GaussNewton
-from raysearch.sensitivity.responses import SKETCH_SIZE, Method, respond, units_of
+from raysearch.sensitivity.responses import CACHE_BYTES, SKETCH_SIZE, Method, respond, units_of
 from raysearch.sensitivity.sketch import Sketch
 
 RESULT = Path(__file__).parent / "results" / "large_outputs.md"
 CLASSES = 1000
 RESNET, TIED, UNTIED = "ResNet-20, 1,000 classes", "language model, tied", "language model, untied"
 SAMPLES = {RESNET: 16, TIED: 8, UNTIED: 8}
-STEPS, DRAWS, ROUNDS, SEEDS = 30, 16, 3, 4
-SOME = {RESNET: 16, TIED: 2, UNTIED: 2}
+STEPS = {RESNET: 30, TIED: 10, UNTIED: 30}
+DRAWS, ROUNDS, SEEDS = 16, 3, 4
+SOME = {RESNET: 16, TIED: 1, UNTIED: 2}
 """Samples whose exact trace is taken."""
 RESPONDING, CHUNK = 4, 4
 PATHS = {"ggn": ("ggn", 1), "4 draws of ggn": ("ggn", 4), "ggn-top": ("ggn-top", 1)}
@@ -68,7 +68,7 @@ def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x).flatten(0, -2), y.flatten())
 
 
-def make_replica(name: str, steps: int = STEPS) -> Replica:
+def make_replica(name: str, steps: int) -> Replica:
     model = make_net(name)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for step in range(steps):
@@ -108,7 +108,6 @@ def measure_traces(name: str, replica: Replica) -> dict[str, Any]:
         found = traces(GaussNewton(kind), few, names, 0, 0, DRAWS).mean(2)
         row[path] = statistics.median(times[path]) / unit
         row[f"{path}, error"] = worst(found.reshape(-1, draws, len(names)).mean(1), truth)
-        row[f"{path}, bias"] = float(np.abs(found.mean(0) / truth - 1).max())
     return row
 
 
@@ -120,20 +119,16 @@ def measure_responses(replica: Replica) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         setup = place_quantizers(replica.model, (x,), weight_bit_widths=(2, 4), ignored_scopes=("*input*",))
     ranges = calibrate(setup, LocalPool(replica), 1, weights="min_max", activations="min_max")
-    seconds = {"plain": 0.0, "whole": 0.0, "sketched": 0.0}
-    rows, cache = [], 2**30
+    plain, responding, rows = 0.0, 0.0, []
     for shard, options, _ in units_of(setup.options(), 1, CHUNK).values():
-        spent, _ = cpu_seconds(lambda o=options: [replica.run(replica.model, x) for _ in o])
-        seconds["plain"] += spent
-        for key, size in (("whole", WHOLE), ("sketched", SKETCH_SIZE)):
-            arguments = (setup, ranges, Method(size, 0, cache), shard, options, "later")
-            spent, answer = cpu_seconds(lambda a=arguments: respond(replica, *a))
-            seconds[key] += spent
-            if size == WHOLE:
-                rows.append(torch.from_numpy(answer["weighted"]))
+        plain += cpu_seconds(lambda o=options: [replica.run(replica.model, x) for _ in o])[0]
+        arguments = (setup, ranges, Method(WHOLE, 0, CACHE_BYTES), shard, options, "later")
+        spent, answer = cpu_seconds(lambda a=arguments: respond(replica, *a))
+        responding += spent
+        rows.append(torch.from_numpy(answer["weighted"]))
     whole = torch.cat(rows)
     count, outputs = len(whole), whole.shape[2]
-    row: dict[str, Any] = {"options": count, "outputs": outputs, **seconds}
+    row: dict[str, Any] = {"options": count, "outputs": outputs, "plain": plain, "whole": responding}
     gram = whole.flatten(1) @ whole.flatten(1).T
     norms, apart = gram.diagonal(), ~torch.eye(count, dtype=torch.bool)
     for size in (256, 1024, SKETCH_SIZE):
@@ -145,7 +140,7 @@ def measure_responses(replica: Replica) -> dict[str, Any]:
             own.append((found.diagonal() / norms - 1).abs())
             cross.append(((found - gram).abs() / torch.outer(norms, norms).sqrt())[apart])
         miss = [f(torch.cat(part)) for part in (own, cross) for f in (torch.median, torch.max)]
-        row[f"{size}"] = (min(size, outputs), *map(float, miss), spent / SEEDS)
+        row[str(size)] = (min(size, outputs), *map(float, miss), spent / SEEDS)
     return row
 
 
@@ -157,6 +152,7 @@ def peak_bytes(name: str, what: str) -> float:
 
 def print_peak(name: str, what: str) -> None:
     replica = make_replica(name, 0)
+    one: Any = one_gradient if what == "gradient" else lambda *a: traces(GaussNewton(), *a, 0)
     names, seen, done = weights_of(replica.model), [resident_bytes()], threading.Event()
 
     def watch() -> None:
@@ -165,10 +161,7 @@ def print_peak(name: str, what: str) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    if what == "gradient":
-        one_gradient(replica, names)
-    else:
-        traces(GaussNewton(), replica, names, 0)
+    one(replica, names)
     done.set()
     watcher.join()
     print(max(seen) - seen[0])
@@ -176,42 +169,42 @@ def print_peak(name: str, what: str) -> None:
 
 def report(found: dict[str, tuple[dict[str, Any], dict[str, Any]]], date: str) -> str:
     """The page."""
-    costs = ["| network | weights | gradient, s | " + " | ".join(f"{p} | its error" for p in PATHS)
-             + " | exact | peak memory of ggn |", "|" + "---|" * 11]  # fmt: skip
-    answers = ["| network | options | outputs | plain, s | whole | sketched |", "|" + "---|" * 6]
-    misses = ["| network | kept of outputs | norms | Gram entries | bytes kept | bytes whole | projecting |"]
-    misses.append("|" + "---|" * 7)
+    paths = " | ".join(f"{path} | its error" for path in PATHS)
+    costs = [f"| network | steps | weights | gradient, s | {paths} | exact, on | peak memory of ggn |"]
+    costs += ["|" + "---|" * 12]
+    misses = ["| network | options | forwards, s | responses | projecting | kept | norms | Gram entries | "]
+    misses = [f"{misses[0]}bytes kept | bytes whole |", "|" + "---|" * 10]
     for name, (row, sketch) in found.items():
         paths = " | ".join(f"{row[p]:.1f} | {row[f'{p}, error']:.1%}" for p in PATHS)
-        costs.append(f"| {name} | {row['weights']} | {row['unit']:.2f} | {paths} | {row['exact']:.0f} | "
-                     f"{row['peak']:.2f}x |")  # fmt: skip
+        costs.append(f"| {name} | {STEPS[name]} | {row['weights']} | {row['unit']:.2f} | {paths} | "
+                     f"{row['exact']:.0f}, {SOME[name]} | {row['peak']:.2f}x |")  # fmt: skip
+        if not sketch:
+            continue
         plain, outputs = sketch["plain"], sketch["outputs"]
-        answers.append(f"| {name} | {sketch['options']} | {outputs:,} | {plain:.2f} | "
-                       f"{sketch['whole'] / plain:.2f}x | {sketch['sketched'] / plain:.2f}x |")  # fmt: skip
         for size in (256, 1024, SKETCH_SIZE):
             kept, *miss, spent = sketch[str(size)]
             rows = 8 * sketch["options"] * RESPONDING / 2**20
             own, cross = (f"{a:.1%} / {b:.1%}" for a, b in (miss[:2], miss[2:]))
-            misses.append(f"| {name} | {kept:,} of {outputs:,} | {own} | {cross} | {rows * kept:.2f} MiB | "
-                          f"{rows * outputs:,.1f} MiB | {spent / plain:.2f}x |")  # fmt: skip
-    tables = ["\n".join(lines) for lines in (costs, answers, misses)]
+            misses.append(f"| {name} | {sketch['options']} | {plain:.2f} | {sketch['whole'] / plain:.2f}x | "
+                          f"{spent / plain:.2f}x | {kept:,} of {outputs:,} | {own} | {cross} | "
+                          f"{rows * kept:.2f} MiB | {rows * outputs:,.1f} MiB |")  # fmt: skip
+    tables = ["\n".join(lines) for lines in (costs, misses)]
     return f"""# Large outputs
 
 {date}, {processor()}, one thread, torch {torch.__version__}. CPU time.
 ResNet-20 on 16×16 pixels with a head of 1,000 classes; a causal language model of two blocks, width {WIDTH},
-{TOKENS} tokens, {WORDS:,} words, whose head is its embedding table (tied) or not. {STEPS} steps of training
-on synthetic images and text, whose classes and words are as frequent as 1/rank.
+{TOKENS} tokens, {WORDS:,} words, whose head is its embedding table (tied) or not. A few steps of training
+(of 16 samples each) on synthetic images and text, whose classes and words are as frequent as 1/rank.
 Made by `python -m benchmarks.large_outputs`.
 
 ## Traces
 
 Costs in units of one gradient of the loss on the same samples ({SAMPLES[RESNET]} images, {SAMPLES[TIED]}
 texts), medians of {ROUNDS} rounds in which the paths take turns. Errors are relative to the exact traces, on
-the worst weight: root mean square of {DRAWS} draws, or of their means by 4, on {SOME[RESNET]} images or
-{SOME[TIED]} text(s) (over more samples they are smaller). Exact: {CLASSES:,} columns for the ResNet; for the
-language models all columns of a factor of Wᵀ Λ W, in the space of the last hidden states, on {SOME[TIED]}
-text(s). Peak memory: resident, above the model and data, over that of one gradient, each in a process of its
-own, untrained.
+the worst weight: root mean square of {DRAWS} draws, or of their means by 4, on as many samples as stand at
+"exact, on" (over more they are smaller). Exact: {CLASSES:,} columns for the ResNet; for the language models
+all columns of a factor of Wᵀ Λ W, in the space of the last hidden states. Peak memory: resident, above the
+model and data, over that of one gradient, each in a process of its own, untrained.
 
 {tables[0]}
 
@@ -219,17 +212,14 @@ ggn: a pair of draws. ggn-top: two exact directions and a draw.
 
 ## Responses
 
-{RESPONDING} samples, all weights at 2 and 4 bits, min-max ranges, {CHUNK} options in a unit, as
-`measure_responses` takes them; costs over as many plain forwards, unit by unit in turns. Whole: rows of all
-outputs. Sketched: {SKETCH_SIZE:,} values of a row, the default; up to so many outputs nothing is projected.
+{RESPONDING} samples, all weights at 2 and 4 bits, min-max ranges, {CHUNK} options in a unit. Forwards: one
+of the float model an option. Responses: rows of all outputs as the units of `measure_responses` make them,
+recording included, over those forwards, in turns. Projecting: what a sketch adds, over the same. The default
+keeps {SKETCH_SIZE:,} values; up to so many outputs nothing is projected. Errors of {SEEDS} seeds against
+the rows themselves, median / worst over options and seeds. Norms: |K̂_qq / K_qq − 1|. Gram entries:
+|K̂_qr − K_qr| / √(K_qq K_rr), q ≠ r. Over N samples both fall as 1/√N.
 
 {tables[1]}
-
-Sketches of those rows against the rows themselves, {SEEDS} seeds: median / worst over options and seeds.
-Norms: |K̂_qq / K_qq − 1|. Gram entries: |K̂_qr − K_qr| / √(K_qq K_rr), q ≠ r. Over N samples both fall as
-1/√N. Projecting: its CPU time over that of the plain forwards.
-
-{tables[2]}
 """
 
 
@@ -246,14 +236,13 @@ def main() -> None:
         return
     found = {}
     for name in [options.net] if options.net else SAMPLES:
-        replica = make_replica(name)
-        found[name] = (measure_traces(name, replica), measure_responses(replica))
+        replica = make_replica(name, STEPS[name])
+        # A tied head changes nothing for rows of outputs.
+        found[name] = (measure_traces(name, replica), {} if name == TIED else measure_responses(replica))
         found[name][0]["peak"] = peak_bytes(name, "ggn") / peak_bytes(name, "gradient")
         print(name, found[name], flush=True)
-    page = report(found, options.date)
-    print(page)
+    print(page := report(found, options.date))
     if not options.net:
-        RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(page)
 
 
