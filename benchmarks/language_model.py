@@ -70,7 +70,9 @@ def language_traces(replica: Replica, names: tuple[str, ...]) -> np.ndarray:
     batch = replica.shards["calibration"][0]
     tokens, tied = batch[0], model.head.weight is model.embed.weight
     below = tuple(name for name in names if name != "head.weight")
-    body = Replica(model, lambda m, batch: m.hidden(m.embed(batch[0])), replica.shards, replica.divergence)
+    body = Replica(
+        model, lambda _, batch: model.hidden(model.embed(batch[0])), replica.shards, replica.divergence
+    )
     with frozen_eval(model), sdpa_kernel(SDPBackend.MATH):
         enable(body)
         gradients = SampleGradients(body, below, batch)

@@ -135,8 +135,9 @@ class SoftmaxFactor(OutputFactor):
         ritz[..., -1, -1].masked_fill_(share[..., 0] == 0, -1.0)
         found = torch.linalg.eigh(ritz).eigenvectors.flip(-1)[..., :count]
         scale = (found[..., -1:, :] / share.sqrt()[..., None]).nan_to_num(0.0, 0.0, 0.0)
-        basis = tail.sqrt_()[..., None] * scale
-        return basis.scatter_(2, places[..., None].expand(*places.shape, count), found[..., :-1, :])
+        basis: Tensor = tail.sqrt_()[..., None] * scale
+        places = places[..., None].expand(*places.shape, count)
+        return basis.scatter_(2, places, found[..., :-1, :])
 
     def trace(self) -> Tensor:
         """S Σ (1 − ‖p‖²) over the positions."""
