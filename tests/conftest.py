@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
@@ -18,6 +19,12 @@ from tests.heads import Head, started_head
 # How long an example takes says how busy the machine is, and nothing about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Which tests ran before in the same process differs from run to run, and must not matter."""
+    torch.manual_seed(0)
 
 
 class TogetherScheduling(LoadScopeScheduling):

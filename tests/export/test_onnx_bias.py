@@ -45,7 +45,7 @@ def weakened(factors=(0.0, 1e-30, 1e-12, 1e-5)):
 
 
 def images():
-    """The same in any order of tests: where a dead channel's value lies between two codes, all of it flips."""
+    """The same in any order of tests: a dead channel whose value lies between two codes flips as a whole."""
     return (torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)
 
 
