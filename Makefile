@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-PROCESSES ?= 2
+PROCESSES ?= 3
 
 .PHONY: install demo test lint types fences bench docs clean
 
