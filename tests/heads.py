@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -32,11 +33,19 @@ class Head:
 
 
 def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for held in sockets:
-            held.bind(("127.0.0.1", 0))
-        return [held.getsockname()[1] for held in sockets]
+    """Ports that stay free until they are used.
+
+    They lie above those of Ray's workers and below those that the system gives to outgoing connections, of
+    which other clusters open many meanwhile.
+    """
+    found = []
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
+        with contextlib.suppress(OSError), socket.socket() as held:
+            held.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"fewer than {count} free ports between 20,000 and 32,000")
 
 
 def wait_until(is_so, seconds):
