@@ -85,9 +85,9 @@ def draw_sample(pool: Pool, data: str, num_shards: int, num_draws: int, seed: in
     chance = (1 - UNIFORM_SHARE) * chance + UNIFORM_SHARE / count
     rng = np.random.default_rng(derive_seed(seed, "trace-sample"))
     picks = np.sort(rng.choice(count, num_draws, p=chance / chance.sum()))
-    forms = {str(value["form"]) for value in values}
+    forms = {value["form"].tobytes() for value in values}
     size = max(len(value["uncertainty"]) for value in values)
-    if len(forms) == 1 and "" not in forms:
+    if len(forms) == 1 and b"" not in forms:
         groups = [picks[start : start + size] for start in range(0, num_draws, size)]
     else:
         # Texts padded shard by shard cannot be put into one batch.
@@ -111,7 +111,8 @@ def uncertainty(replica: Replica, data: str, shard: int) -> UnitValue:
             f"the model's output on sample {row} of shard {shard} of the {data} data is not finite; mend or "
             f"drop the sample."
         )
-    return {"uncertainty": found, "form": np.array(joinable_form(replica.shards[data][shard]))}
+    form = joinable_form(replica.shards[data][shard]).encode()
+    return {"uncertainty": found, "form": np.frombuffer(form, np.uint8)}
 
 
 def _gather(shards: list[Batch], places: tuple[tuple[int, int], ...]) -> Batch:

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from raysearch.artifacts import RunStore, UnitLog
 from raysearch.cluster.pool import LocalPool
+from raysearch.cluster.resuming import ResumingPool
 from raysearch.config import load_config
 from raysearch.errors import ConfigError, DataError
 from raysearch.sensitivity.estimators import PER_SAMPLE, make_estimator
@@ -119,6 +121,28 @@ def test_batches_that_cannot_be_joined_stay_apart():
         make_setup("embedding", replica), LocalPool(replica), 3, data="traces", importance_draws=9
     )
     assert all(np.isfinite(trace.value) for trace in traces.values())
+
+
+def test_a_run_that_is_resumed_draws_the_same(tmp_path):
+    store = RunStore(tmp_path, "run")
+    store.create({}, {}, {})
+    replica = confident_replica()
+    setup = make_setup("relu", replica)
+
+    def measured(pool):
+        pool = ResumingPool(pool, UnitLog(store), "traces", lambda done, total: None)
+        options = {"estimator": "ggn", "data": "traces", "importance_draws": 10}
+        return measure_traces(setup, pool, len(SIZES), **options)
+
+    assert measured(LocalPool(replica)) == measured(Idle())
+
+
+class Idle:
+    """A pool that has nothing left to do."""
+
+    def run(self, function, units, shared=()):
+        assert not units
+        return iter(())
 
 
 def test_what_sees_no_single_samples_is_refused():
