@@ -36,7 +36,7 @@ from raysearch.calibration import calibrate_model
 from raysearch.controller import create_controller
 from raysearch.errors import ExportError
 from raysearch.export import export_model
-from raysearch.export.onnx_model import OnnxModel
+from raysearch.export.onnx_qdq.session import OnnxModel
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, ExportManifest
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raysearch.assembly import make_objective, make_replica, search_shards
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
 from raysearch.config import load_config
-from raysearch.inputs import check_inputs
+from raysearch.pipeline.inputs import check_inputs
+from raysearch.pipeline.stages import make_objective, make_replica, search_shards
 from raysearch.records import (
     BitAssignment,
     Budget,
@@ -44,7 +44,7 @@ from raysearch.search import (
     search_assignment,
 )
 from raysearch.sensitivity import measure_sensitivity
-from raysearch.sensitivity.measured import MeasuredObjective
+from raysearch.simulation.objective import MeasuredObjective
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

@@ -22,7 +22,7 @@ import torch
 from raysearch.api import inspect  # noqa: F401  (imported before memory is limited)
 from raysearch.errors import RaysearchError
 from raysearch.export import load_model
-from tests.export.damaged import damage, small_folder, small_network
+from tests.support.damaged_folders import damage, small_folder, small_network
 
 SPARE_BYTES = 2 << 30
 

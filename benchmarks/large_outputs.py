@@ -28,9 +28,9 @@ from raysearch.cluster.pool import LocalPool
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.sensitivity.estimators.gauss_newton import ExactGaussNewton, GaussNewton
-from raysearch.sensitivity.quantized import CACHE_BYTES
 from raysearch.sensitivity.responses import SKETCH_SIZE, Method, respond, units_of
 from raysearch.sensitivity.sketch import Sketch
+from raysearch.simulation.twin import CACHE_BYTES
 
 RESULT = Path(__file__).parent / "results" / "large_outputs.md"
 CLASSES = 1000

@@ -24,7 +24,6 @@ from torch import nn
 from benchmarks.fleet_simulation import FleetModel, simulate
 from raysearch import Task
 from raysearch.artifacts import RunStore, UnitLog
-from raysearch.assembly import make_replica
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool, Pool
 from raysearch.cluster.ray_pool import RayPool
@@ -32,7 +31,8 @@ from raysearch.cluster.resuming import ResumingPool
 from raysearch.cluster.session import ray_session
 from raysearch.config import Config
 from raysearch.evaluation import Replica
-from raysearch.inputs import check_inputs
+from raysearch.pipeline.inputs import check_inputs
+from raysearch.pipeline.stages import make_replica
 from raysearch.records import RangeTable
 from raysearch.sensitivity.responses import measure_responses
 from raysearch.sensitivity.traces import measure_traces

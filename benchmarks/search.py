@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from raysearch.errors import BudgetError
 from raysearch.records import BitAssignment, CostModel, is_feasible, parse_budgets
 from raysearch.search import Decoder, OptionSpace, make_limits, make_surrogate
-from raysearch.search.quadratic import solve_quadratic
-from tests.search.hawq_v3 import instances
-from tests.search.problems import every_assignment, make_hardware_setup, make_setup, make_table
-from tests.search.test_dominance import by_milp, solve
+from raysearch.search.solvers.quadratic import solve_quadratic
+from tests.search.solvers.test_dominance import by_milp, solve
+from tests.support.hawq_v3 import instances
+from tests.support.search_problems import every_assignment, make_hardware_setup, make_setup, make_table
 
 RESULT = Path(__file__).parent / "results" / "search.md"
 UNITS = {"size": "B", "activation_memory": "B", "latency": "s"}

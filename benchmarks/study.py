@@ -23,11 +23,11 @@ import numpy as np
 import optuna
 import torch
 
-from raysearch.assembly import make_objective, make_replica, search_shards
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
 from raysearch.config import load_config
-from raysearch.inputs import check_inputs
+from raysearch.pipeline.inputs import check_inputs
+from raysearch.pipeline.stages import make_objective, make_replica, search_shards
 from raysearch.records import (
     BitAssignment,
     CostModel,
@@ -46,7 +46,7 @@ from raysearch.search import (
     make_surrogate,
     search_assignment,
 )
-from raysearch.search.optuna_forms import make_distributions, quiet_optuna
+from raysearch.search.optuna_bridge import make_distributions, quiet_optuna
 from raysearch.sensitivity import measure_sensitivity
 
 ROOT = Path(__file__).parents[1]
@@ -165,7 +165,7 @@ def compare(
 def overhead(counts: Sequence[int], asks: int) -> tuple[list[str], float]:
     """CPU milliseconds of one ask of the knapsack-Thompson sampler, 55 groups × 4 widths; the worst one."""
     sys.path.insert(0, str(ROOT))
-    from tests.search.problems import Divergence, make_setup, make_table
+    from tests.support.search_problems import Divergence, make_setup, make_table
 
     setup = make_setup(28, (2, 3, 4, 8), (3, 4, 6, 8))
     table = make_table(setup)

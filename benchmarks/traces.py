@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.quantizer import processor
+from raysearch.config.sensitivity import TraceLoss
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.sensitivity.estimators.hutchinson import Hutchinson
 from raysearch.sensitivity.estimators.joint import JointHutchinson
 from raysearch.sensitivity.estimators.products import rademacher, weight_blocks
-from raysearch.sensitivity.estimators.protocol import TraceEstimator, TraceLoss
+from raysearch.sensitivity.estimators.protocol import TraceEstimator
 from raysearch.sensitivity.estimators.xnystrace import XNysTrace
 from raysearch.sensitivity.estimators.xtrace import XTrace
 

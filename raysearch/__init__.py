@@ -7,9 +7,11 @@ verified, out. Names are imported when they are first used: `load_model` needs n
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from raysearch.version import __version__
+
 if TYPE_CHECKING:
     from raysearch.api import inspect, run
-    from raysearch.compress import create_compressed_model
+    from raysearch.compression.create import create_compressed_model
     from raysearch.config import Config, load_config
     from raysearch.controller import QuantizationController, create_controller
     from raysearch.errors import BadInputError, RaysearchError, RunError
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from raysearch.export import verify_folder as verify
     from raysearch.job import Job, submit
     from raysearch.records import BitAssignment, QuantizerSetup, RunResult, RunStatus
-    from raysearch.saved_runs import (
+    from raysearch.saved_run import (
         export_run,
         load_sensitivity,
         report,
@@ -28,18 +30,17 @@ if TYPE_CHECKING:
     )
     from raysearch.task import Task, load_task
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "api": ("inspect", "run"),
-    "compress": ("create_compressed_model",),
+    "compression.create": ("create_compressed_model",),
     "config": ("Config", "load_config"),
     "controller": ("QuantizationController", "create_controller"),
     "errors": ("BadInputError", "RaysearchError", "RunError"),
     "export": ("load_model", "verify"),
     "job": ("Job", "submit"),
     "records": ("BitAssignment", "QuantizerSetup", "RunResult", "RunStatus"),
-    "saved_runs": (
+    "saved_run": (
         "export_run",
         "load_sensitivity",
         "report",
@@ -88,7 +89,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'raysearch' has no attribute '{name}'")
-    # The submodule `raysearch.report` is a package of its own; the public name is the function.
     return getattr(import_module(f"raysearch.{_HOME_OF[name]}"), _NAMED_THERE.get(name, name))
 
 

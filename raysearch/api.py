@@ -10,10 +10,10 @@ from raysearch.artifacts import DEFAULT_STORAGE, RunStore, new_run_id
 from raysearch.config import Config, load_config, with_search
 from raysearch.determinism import pinned_threads, seeded
 from raysearch.errors import ConfigError
-from raysearch.inputs import check_inputs, place_task, versions
-from raysearch.pipeline import Walk
-from raysearch.pools import pools_of
-from raysearch.progress import Listener, Progress, reporting, stoppable
+from raysearch.pipeline.inputs import check_inputs, place_task, versions
+from raysearch.pipeline.pipeline import Walk
+from raysearch.pipeline.pools import pools_of
+from raysearch.pipeline.progress import Listener, Progress, reporting, stoppable
 from raysearch.records import (
     CostModel,
     QuantizerSetup,

@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "raysearch"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {
-    "artifacts", "calibration", "cli", "cluster", "config", "controller", "evaluation", "export", "placement",
-    "quantizer", "records", "report", "search", "sensitivity", "training",
+    "artifacts", "calibration", "cli", "cluster", "compression", "config", "controller", "evaluation",
+    "export", "hooks", "pipeline", "placement", "quantizer", "records", "reporting", "search", "sensitivity",
+    "simulation", "training",
 }  # fmt: skip
 
 
@@ -30,7 +31,7 @@ def test_no_file_hides_what_is_inside():
 
 
 def test_files_stay_readable():
-    assert not [(path.name, n) for path in SOURCES if (n := len(path.read_text().splitlines())) > 300]
+    assert not [(path.name, n) for path in SOURCES if (n := len(path.read_text().splitlines())) > 400]
 
 
 def test_every_fence_lists_every_module():

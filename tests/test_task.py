@@ -45,7 +45,7 @@ def test_a_task_file_and_its_neighbours_reach_a_process_that_lacks_them(tmp_path
 
 
 def test_a_package_factory_and_a_task_itself():
-    task = load_task("tests.flow.toy_task:make_task")
+    task = load_task("tests.support.toy_task:make_task")
     assert load_task(task) is task
     assert pickle.loads(pickle.dumps(task.example_inputs))[0].shape == (2, 1, 6, 6)
 

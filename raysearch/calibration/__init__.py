@@ -3,7 +3,7 @@
 from raysearch.calibration.batch_norm import adapt_batch_norm, apply_batch_norm
 from raysearch.calibration.calibrate import calibrate, calibrate_model
 from raysearch.calibration.rules import choose_rules
-from raysearch.calibration.statistics import Estimator
+from raysearch.config.calibration import Estimator
 
 __all__ = [
     "Estimator",

@@ -15,10 +15,10 @@ from raysearch.calibration.grid import levels_of
 from raysearch.calibration.observer import Collected, Observer, Wanted, merge_collected
 from raysearch.calibration.ranges import Observed, Rule, find_range, warn_of_clipping
 from raysearch.calibration.rules import choose_rules
-from raysearch.calibration.statistics import Estimator, Statistics
+from raysearch.calibration.statistics import Statistics
 from raysearch.calibration.weights import min_max_scale, mse_affine, mse_scale
 from raysearch.cluster.pool import Key, LocalPool, Pool, UnitValue
-from raysearch.controller import attach_activation, detach_all
+from raysearch.config.calibration import Estimator
 from raysearch.errors import DataError
 from raysearch.evaluation import (
     Batch,
@@ -30,6 +30,7 @@ from raysearch.evaluation import (
     run_in_microbatches,
 )
 from raysearch.evaluation.forward import frozen_eval
+from raysearch.hooks import attach_activation, detach_all
 from raysearch.records import QuantizationPoint, QuantizerRange, QuantizerSetup, RangeTable
 
 

@@ -17,7 +17,8 @@ from raysearch.calibration.grid import (
 )
 from raysearch.calibration.observer import Wanted
 from raysearch.calibration.reference import reference_affine, reference_interval, reference_scale
-from raysearch.calibration.statistics import Estimator, Statistics, interval, peak
+from raysearch.calibration.statistics import Statistics, interval, peak
+from raysearch.config.calibration import Estimator
 from raysearch.errors import DataError
 from raysearch.records import QuantizationPoint, QuantizerRange
 

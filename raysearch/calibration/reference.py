@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 
 from raysearch.calibration.distribution import Distribution
-from raysearch.calibration.statistics import Estimator, Statistics, three_sigma
+from raysearch.calibration.statistics import Statistics, three_sigma
+from raysearch.config.calibration import Estimator
 from raysearch.quantizer import asymmetric_from_min_max, symmetric_from_min_max, tune_range
 from raysearch.records import QuantizerRange
 

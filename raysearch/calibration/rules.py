@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import get_args
 
 from raysearch.calibration.ranges import Rule
-from raysearch.calibration.statistics import Estimator
+from raysearch.config.calibration import Estimator
 from raysearch.errors import ConfigError
 from raysearch.placement.scopes import match
 from raysearch.records import QuantizerSetup

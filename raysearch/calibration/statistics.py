@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from raysearch.calibration.distribution import Distribution
+from raysearch.config.calibration import Estimator
 
 FloatArray = npt.NDArray[np.float64]
-
-Estimator = Literal[
-    "min_max",
-    "mean_min_max",
-    "mixed_min_max",
-    "threesigma",
-    "percentile",
-    "mean_percentile",
-    "mse",
-    "entropy",
-]
 
 SIGMAS = 3 * 1.482623
 """Three standard deviations of a normal in units of its median absolute deviation, as in the reference."""

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from raysearch import console, job
+from raysearch import job
 from raysearch.artifacts import DEFAULT_STORAGE
+from raysearch.cli import console
+from raysearch.cli.command import Show, command
 from raysearch.cli.options import (
     BudgetOption,
     ConfigOption,
@@ -29,7 +31,6 @@ from raysearch.cli.options import (
     app,
     read_settings,
 )
-from raysearch.command import Show, command
 
 
 @app.command()

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from raysearch.cli.command import command
 from raysearch.cli.options import JsonOption, app
-from raysearch.command import command
 
 NUM_SAMPLES = 256
 

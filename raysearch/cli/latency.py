@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from raysearch.cli.command import command
 from raysearch.cli.options import ConfigOption, JsonOption, SetOption, TaskArgument, app
-from raysearch.command import command
 from raysearch.errors import ConfigError
 from raysearch.records import LatencyProfile
 
@@ -33,7 +33,7 @@ def profile(
 ) -> None:
     """Time every layer in float and at 8 bits; for `run --latency-profile`."""
     from raysearch.config import load_config
-    from raysearch.latency import measure_latency
+    from raysearch.pipeline.latency_profile import measure_latency
 
     with command(as_json) as show:
         path = Path(out)

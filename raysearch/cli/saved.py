@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raysearch import console
 from raysearch.artifacts import DEFAULT_STORAGE, resolve_run
+from raysearch.cli import console
+from raysearch.cli.command import command
 from raysearch.cli.options import BudgetOption, JsonOption, RunArgument, StorageOption, app
-from raysearch.command import command
 from raysearch.records import CostModel, SearchTrial, parse_budgets
 
 
@@ -23,7 +23,7 @@ def retrieve(
     as_json: JsonOption = False,
 ) -> None:
     """Copy a finished run here and verify every model file."""
-    from raysearch import saved_runs
+    from raysearch import saved_run as saved_runs
 
     with command(as_json) as show:
         folder = saved_runs.retrieve(run, storage, to)
@@ -46,7 +46,7 @@ def resolve(
     as_json: JsonOption = False,
 ) -> None:
     """The best assignment for another budget, from the saved sensitivity table."""
-    from raysearch import saved_runs
+    from raysearch import saved_run as saved_runs
 
     with command(as_json) as show:
         measured: tuple[SearchTrial, ...] = ()
@@ -89,7 +89,7 @@ def resolve(
 @app.command()
 def report(run: RunArgument, storage: StorageOption = DEFAULT_STORAGE, as_json: JsonOption = False) -> None:
     """Render the HTML report again from the saved records."""
-    from raysearch import saved_runs
+    from raysearch import saved_run as saved_runs
 
     with command(as_json) as show:
         place = saved_runs.report(run, storage)
@@ -105,7 +105,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Export a trained run again, to other targets."""
-    from raysearch import saved_runs
+    from raysearch import saved_run as saved_runs
 
     with command(as_json) as show:
         manifest = saved_runs.export_run(run, target, storage, task=task)

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raysearch import console
 from raysearch.artifacts import DEFAULT_STORAGE, resolve_run
+from raysearch.cli import console
+from raysearch.cli.command import Show, command
 from raysearch.cli.options import (
     BudgetOption,
     ConfigOption,
@@ -23,9 +24,8 @@ from raysearch.cli.options import (
     app,
     read_settings,
 )
-from raysearch.command import Show, command
 from raysearch.errors import ConfigError
-from raysearch.report import sensitivity_rows
+from raysearch.reporting import sensitivity_rows
 
 
 @app.command()
@@ -111,7 +111,7 @@ def run(
 
 
 def _show_sensitivity(run: str, storage: str, show: Show) -> None:
-    from raysearch import saved_runs
+    from raysearch import saved_run as saved_runs
 
     setup, table, chosen = saved_runs.load_sensitivity(run, storage)
     bits = dict(chosen.bits) if chosen else None

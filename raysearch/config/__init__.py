@@ -1,20 +1,17 @@
 """What a user may set: one validated model, from TOML, the command line and keyword arguments."""
 
+from raysearch.config.calibration import CalibrationConfig
+from raysearch.config.cluster import ClusterConfig
+from raysearch.config.export import ExportConfig
 from raysearch.config.loading import load_config, with_search
-from raysearch.config.sections import (
-    CalibrationConfig,
-    ClusterConfig,
-    Config,
-    ExportConfig,
-    ObjectiveConfig,
-    OverrideConfig,
-    PlacementConfig,
-    SearchConfig,
-    Section,
-    SensitivityConfig,
-    TrainingConfig,
-    ValidationConfig,
-)
+from raysearch.config.objective import ObjectiveConfig
+from raysearch.config.placement import OverrideConfig, PlacementConfig
+from raysearch.config.search import SearchConfig
+from raysearch.config.section import Section
+from raysearch.config.sections import Config
+from raysearch.config.sensitivity import SensitivityConfig
+from raysearch.config.training import TrainingConfig
+from raysearch.config.validation import ValidationConfig
 from raysearch.config.writing import settings_as_text
 
 __all__ = [

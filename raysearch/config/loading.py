@@ -10,7 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raysearch.config.sections import Config, OverrideConfig, Section
+from raysearch.config.placement import OverrideConfig
+from raysearch.config.section import Section
+from raysearch.config.sections import Config
 from raysearch.errors import ConfigError
 
 

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from torch import nn
 
+from raysearch.controller.by_hand import NoStages
 from raysearch.controller.distribution import broadcast_quantizers
-from raysearch.controller.held import HeldQuantizers
 from raysearch.controller.manual import assign_by_scope, read_entries, to_entries
-from raysearch.controller.parts import NoStages
 from raysearch.controller.precision import check_request, narrow
+from raysearch.controller.quantizer_set import HeldQuantizers
 from raysearch.controller.readiness import ExportReadiness, check_exportable
 from raysearch.controller.scheduler import Kind
 from raysearch.controller.state import put_state, take_state

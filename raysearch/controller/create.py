@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from raysearch.controller.attach import attach_activation, attach_weight, check_weight
-from raysearch.controller.checks import check_assignment
+from raysearch.controller.by_hand import AdjacentGroups, NonWeightQuantizer, Stages, WeightQuantizer
 from raysearch.controller.controller import QuantizationController
-from raysearch.controller.held import Observer
-from raysearch.controller.parts import AdjacentGroups, NonWeightQuantizer, Stages, WeightQuantizer
+from raysearch.controller.quantizer_set import Observer
+from raysearch.hooks.attach import attach_activation, attach_weight, check_weight
 from raysearch.quantizer import Quantizer, make_quantizer
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
+from raysearch.records.applicable import check_assignment
 
 
 def create_controller(

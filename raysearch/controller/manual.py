@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raysearch.controller.names import nearest
 from raysearch.errors import ConfigError, PlacementError
 from raysearch.placement.scopes import match
 from raysearch.records import BitAssignment, QuantizationPoint, QuantizerSetup
+from raysearch.unknown_keys import nearest
 
 _NNCF_LEVEL = re.compile(r"\[([^\]]+)\]")
 

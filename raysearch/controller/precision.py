@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raysearch.controller.names import refuse_unknown
 from raysearch.errors import ConfigError, PlacementError
 from raysearch.placement.scopes import match
 from raysearch.records import QuantizerSetup
+from raysearch.unknown_keys import refuse_unknown
 
 PRECISION_KEYS: Mapping[str, tuple[str, ...]] = {
     "hawq": (

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from torch.optim import Optimizer
 
-from raysearch.controller.names import refuse_unknown
 from raysearch.errors import ConfigError
+from raysearch.unknown_keys import refuse_unknown
 
 Kind = Literal["weight", "activation"]
 KINDS: tuple[Kind, ...] = ("weight", "activation")

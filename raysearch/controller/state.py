@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysearch.controller.names import nearest
 from raysearch.errors import StorageError
 from raysearch.records import BitAssignment, QuantizerRange, QuantizerSetup, RangeTable
+from raysearch.unknown_keys import nearest
 
 if TYPE_CHECKING:
     from raysearch.controller.controller import QuantizationController

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from raysearch.errors import PlacementError
-from raysearch.placement.homes import home
+from raysearch.hooks.locations import home
 from raysearch.quantizer import Quantizer, dequantize
 from raysearch.records import QuantizationPoint, QuantizerSetup, Site
 

@@ -1,10 +1,10 @@
 """Files from a stripped module, one target a file, each verified in its own runtime; and back."""
 
-from raysearch.export.capabilities import check_targets
 from raysearch.export.check_folder import FolderCheck, verify_folder
 from raysearch.export.export import TARGETS, export_model
 from raysearch.export.load import load_model
-from raysearch.export.profiling import profile_onnxruntime
+from raysearch.export.targets.capability import check_targets
+from raysearch.export.timing.profiling import profile_onnxruntime
 
 __all__ = [
     "TARGETS",

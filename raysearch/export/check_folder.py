@@ -14,10 +14,13 @@ from torch import nn
 from raysearch.artifacts.location import check_name
 from raysearch.errors import ConfigError, ExportError, StorageError
 from raysearch.evaluation import Batch, Forward, batch_size
-from raysearch.export import onnx_target, openvino_target, packed, pt2_target
 from raysearch.export.load import MANIFEST, LoadedModel, difference, load_model, read_manifest
-from raysearch.export.target_checks import check_onnx, check_openvino, check_packed, check_pt2
-from raysearch.export.verify import reference_outputs
+from raysearch.export.targets import onnx as onnx_target
+from raysearch.export.targets import openvino as openvino_target
+from raysearch.export.targets import packed
+from raysearch.export.targets import pt2 as pt2_target
+from raysearch.export.targets.target import check_onnx, check_openvino, check_packed, check_pt2
+from raysearch.export.verification.verify import reference_outputs
 from raysearch.records import ExportManifest, TargetCheck
 
 NUM_SAMPLES = 64

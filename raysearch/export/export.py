@@ -16,13 +16,16 @@ from raysearch.artifacts import Storage, hash_file
 from raysearch.controller import stripped_quantizers, stripped_weights
 from raysearch.errors import ConfigError, ExportError
 from raysearch.evaluation import Batch, Forward, batch_size, default_forward
-from raysearch.export import onnx_target, openvino_target, packed, pt2_target
-from raysearch.export.latency import paired_seconds
 from raysearch.export.load import MANIFEST, load_model
-from raysearch.export.onnx_floats import float_again
-from raysearch.export.onnx_model import OnnxModel
-from raysearch.export.target_checks import check_onnx, check_openvino, check_packed, check_pt2
-from raysearch.export.verify import Reference, reference_outputs
+from raysearch.export.onnx_qdq.floats import float_again
+from raysearch.export.onnx_qdq.session import OnnxModel
+from raysearch.export.targets import onnx as onnx_target
+from raysearch.export.targets import openvino as openvino_target
+from raysearch.export.targets import packed
+from raysearch.export.targets import pt2 as pt2_target
+from raysearch.export.targets.target import check_onnx, check_openvino, check_packed, check_pt2
+from raysearch.export.timing.paired import paired_seconds
+from raysearch.export.verification.verify import Reference, reference_outputs
 from raysearch.quantizer import Quantizer
 from raysearch.records import (
     BitAssignment,

@@ -16,10 +16,10 @@ from raysearch.errors import StorageError
 from raysearch.export.archive import MAX_GRAPH_BYTES
 from raysearch.export.model_config import ModelConfig, PackedWeight
 from raysearch.export.outputs import NamedOutputs
-from raysearch.export.packed import ARCHITECTURE, CONFIG, FILES, WEIGHTS
 from raysearch.export.packing import packed_length, unpack_codes
 from raysearch.export.program import load_program
 from raysearch.export.restore import restore_module
+from raysearch.export.targets.packed import ARCHITECTURE, CONFIG, FILES, WEIGHTS
 from raysearch.records import ExportedFile, ExportManifest
 
 MANIFEST = "manifest.json"

@@ -16,7 +16,7 @@ from raysearch.controller import create_controller, stripped_weights
 from raysearch.errors import PlacementError, StorageError, TaskError
 from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight
 from raysearch.export.program import tensor_slots
-from raysearch.placement.stored import DTYPES
+from raysearch.placement.stored_tensors import DTYPES
 from raysearch.records import (
     BitAssignment,
     QuantizationPoint,

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass, field
 
+from raysearch.hooks.functions import ATEN_CALLS, counts
 from raysearch.placement.capture import CapturedGraph, Operation
-from raysearch.placement.functions import ATEN_CALLS, counts
 from raysearch.records import Site
 
 CONVOLUTIONS = {"aten.conv1d": 1, "aten.conv2d": 2, "aten.conv3d": 3}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from math import prod
 
+from raysearch.hooks.functions import ATEN_CALLS
 from raysearch.placement.capture import CapturedGraph, Operation
-from raysearch.placement.functions import ATEN_CALLS
 from raysearch.placement.graph import (
     CONVOLUTIONS,
     FUSED,

@@ -11,7 +11,7 @@ from torch import nn
 
 from raysearch.errors import PlacementError
 from raysearch.evaluation.forward import frozen_eval
-from raysearch.placement.calls import CallTap, tap_calls
+from raysearch.hooks.call_taps import CallTap, tap_calls
 from raysearch.placement.capture import CapturedGraph, capture
 from raysearch.placement.graph import Reads, producer_of, read_graph
 from raysearch.placement.liveness import live_tensors
@@ -20,7 +20,7 @@ from raysearch.placement.points import make_points
 from raysearch.placement.profile import Profile, load_profile
 from raysearch.placement.recurrent import recurrent_weights, refuse_recurrent
 from raysearch.placement.scopes import check_widths, select
-from raysearch.placement.stored import stored_tensors
+from raysearch.placement.stored_tensors import stored_tensors
 from raysearch.placement.widths import WidthRules, check_placement, make_groups, of_kind
 from raysearch.records import QuantizerSetup
 

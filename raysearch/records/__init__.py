@@ -1,7 +1,7 @@
 """Frozen values that cross a stage or a process, and their Arrow and JSON forms."""
 
 from raysearch.records.assignment import BitAssignment
-from raysearch.records.budget import (
+from raysearch.records.costs.budget import (
     Budget,
     check_achievable,
     excesses,
@@ -10,13 +10,13 @@ from raysearch.records.budget import (
     parse_budget,
     parse_budgets,
 )
-from raysearch.records.costs import COST_KINDS, CostModel
+from raysearch.records.costs.compression_ratio import compression_ratio
+from raysearch.records.costs.file_size import FileSize, packed_bytes
+from raysearch.records.costs.memory import live_sets, tensor_bytes
+from raysearch.records.costs.model import COST_KINDS, CostModel
 from raysearch.records.drop import LeastCost, MaxDrop, drop_of, parse_max_drop
-from raysearch.records.file_size import FileSize, packed_bytes
 from raysearch.records.latency import LatencyProfile
-from raysearch.records.memory import live_sets, tensor_bytes
 from raysearch.records.ranges import QuantizerRange, RangeTable
-from raysearch.records.ratio import compression_ratio
 from raysearch.records.results import (
     EpochMetrics,
     ExportedFile,

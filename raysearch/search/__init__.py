@@ -1,21 +1,21 @@
 """Which width for which group: cost limits, surrogates, exact decoding, and the measured search."""
 
-from raysearch.search.achievable import best_cost, check_budgets
 from raysearch.search.agreement import rank_correlation, surrogate_agreement
-from raysearch.search.batches import Evaluate, OnBatch
+from raysearch.search.ask_tell import Evaluate, OnBatch
 from raysearch.search.candidates import measured_candidates
-from raysearch.search.decoder import Decoder
-from raysearch.search.inverse import check_minimized, minimize_cost
+from raysearch.search.feasibility import best_cost, check_budgets
 from raysearch.search.journal import STUDY_NAME, write_journal
-from raysearch.search.knapsack import Knapsack
+from raysearch.search.least_cost import check_minimized, minimize_cost
+from raysearch.search.nncf_ratio import check_ratio, choose, solve_ratio
+from raysearch.search.problem.solution import Solution
+from raysearch.search.problem.space import Limit, OptionSpace, make_limits
+from raysearch.search.problem.surrogates import SURROGATES, Surrogate, make_surrogate
 from raysearch.search.racing import Measured, MeasureShards, Race, ShardValues
-from raysearch.search.ratio import check_ratio, choose, solve_ratio
-from raysearch.search.sampler import KnapsackThompsonSampler
-from raysearch.search.samplers import SAMPLERS, check_sampler
-from raysearch.search.solution import Solution
-from raysearch.search.space import Limit, OptionSpace, make_limits
+from raysearch.search.samplers.make import SAMPLERS, check_sampler
+from raysearch.search.samplers.thompson import KnapsackThompsonSampler
+from raysearch.search.solvers.decoder import Decoder
+from raysearch.search.solvers.knapsack import Knapsack
 from raysearch.search.study import search_assignment
-from raysearch.search.surrogates import SURROGATES, Surrogate, make_surrogate
 
 __all__ = [
     "SAMPLERS",

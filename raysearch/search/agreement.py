@@ -9,8 +9,8 @@ import numpy as np
 
 from raysearch.errors import ConfigError, DataError
 from raysearch.records import SearchTrial, SensitivityTable
-from raysearch.search.space import FloatArray, OptionSpace
-from raysearch.search.surrogates import SURROGATES, make_surrogate
+from raysearch.search.problem.space import FloatArray, OptionSpace
+from raysearch.search.problem.surrogates import SURROGATES, make_surrogate
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:

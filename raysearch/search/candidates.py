@@ -9,11 +9,11 @@ import numpy as np
 from raysearch.errors import ConfigError, DataError
 from raysearch.records import BitAssignment, Budget, CostModel, QuantizerSetup, SearchTrial, SensitivityTable
 from raysearch.records import excesses as excesses_of
-from raysearch.search.decoder import Decoder
-from raysearch.search.local_search import descend
-from raysearch.search.outcome import completed, ranked
-from raysearch.search.space import IntArray, OptionSpace, make_limits
-from raysearch.search.surrogates import SURROGATES, Surrogate, make_surrogate
+from raysearch.search.problem.space import IntArray, OptionSpace, make_limits
+from raysearch.search.problem.surrogates import SURROGATES, Surrogate, make_surrogate
+from raysearch.search.solvers.decoder import Decoder
+from raysearch.search.solvers.local_search import descend
+from raysearch.search.summary import completed, ranked
 
 MeasureAll = Callable[[Mapping[int, BitAssignment]], Mapping[int, float]]
 

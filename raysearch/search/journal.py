@@ -11,14 +11,14 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from raysearch.records import Budget, QuantizerSetup, SearchTrial
-from raysearch.search.optuna_forms import (
+from raysearch.search.optuna_bridge import (
     STUDY_NAME,
     freeze_trial,
     make_distributions,
     make_study,
     quiet_optuna,
 )
-from raysearch.search.space import OptionSpace
+from raysearch.search.problem.space import OptionSpace
 
 __all__ = ["STUDY_NAME", "write_journal"]
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from raysearch.errors import ConfigError, RunError
 from raysearch.records import BitAssignment
-from raysearch.search.space import FloatArray
+from raysearch.search.problem.space import FloatArray
 
 ShardValues = tuple[FloatArray, FloatArray]
 """Values [n] of one shard, and how many samples each stands for [n]: each sample alone, or the shard."""

@@ -20,13 +20,13 @@ from raysearch.records import (
     check_achievable,
 )
 from raysearch.search.agreement import surrogate_agreement
-from raysearch.search.batches import BatchSearch, Evaluate, OnBatch
-from raysearch.search.decoder import Decoder
-from raysearch.search.outcome import summarise
+from raysearch.search.ask_tell import BatchSearch, Evaluate, OnBatch
+from raysearch.search.problem.space import OptionSpace, make_limits
+from raysearch.search.problem.surrogates import make_surrogate
 from raysearch.search.racing import Race
-from raysearch.search.samplers import check_sampler, make_samplers
-from raysearch.search.space import OptionSpace, make_limits
-from raysearch.search.surrogates import make_surrogate
+from raysearch.search.samplers.make import check_sampler, make_samplers
+from raysearch.search.solvers.decoder import Decoder
+from raysearch.search.summary import summarise
 from raysearch.search.warm_starts import distinct, schedule, warm_starts
 
 NUM_LEVELS = 8

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raysearch.search.space import BoolArray, FloatArray, IntArray, Limit, OptionSpace
+from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, Limit, OptionSpace
 
 
 class State:

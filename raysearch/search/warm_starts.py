@@ -9,13 +9,13 @@ import numpy as np
 
 from raysearch.errors import BudgetError, ConfigError, DataError
 from raysearch.records import BitAssignment, SensitivityTable
-from raysearch.search.decoder import Decoder
-from raysearch.search.knapsack import FINE_STEPS
-from raysearch.search.local_search import descend
-from raysearch.search.quadratic import solve_quadratic
-from raysearch.search.solution import Solution
-from raysearch.search.space import IntArray
-from raysearch.search.surrogates import SURROGATES, Surrogate, make_surrogate
+from raysearch.search.problem.solution import Solution
+from raysearch.search.problem.space import IntArray
+from raysearch.search.problem.surrogates import SURROGATES, Surrogate, make_surrogate
+from raysearch.search.solvers.decoder import Decoder
+from raysearch.search.solvers.knapsack import FINE_STEPS
+from raysearch.search.solvers.local_search import descend
+from raysearch.search.solvers.quadratic import solve_quadratic
 
 FRACTIONS = (0.95, 0.9, 0.8, 0.7)
 """Shares of every budget, below the whole, at which each surrogate's optimum is taken."""

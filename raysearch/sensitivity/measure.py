@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Callable
 
 from raysearch.cluster.pool import Pool
+from raysearch.config.sensitivity import TraceLoss
 from raysearch.records import OptionEffect, QuantizerSetup, RangeTable, SensitivityTable, Trace
-from raysearch.sensitivity.estimators import TraceEstimator, TraceLoss
+from raysearch.sensitivity.estimators import TraceEstimator
 from raysearch.sensitivity.perturbation import measure_perturbations
-from raysearch.sensitivity.quantized import CACHE_BYTES
 from raysearch.sensitivity.responses import SKETCH_SIZE, measure_responses
 from raysearch.sensitivity.stopping import trace_warnings
 from raysearch.sensitivity.traces import measure_traces
+from raysearch.simulation.twin import CACHE_BYTES
 
 
 def measure_sensitivity(

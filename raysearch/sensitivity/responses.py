@@ -22,8 +22,8 @@ from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.errors import ConfigError
 from raysearch.evaluation import Divergence, Replica
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
-from raysearch.sensitivity.quantized import CACHE_BYTES, QuantizedTwin, quantized_twin, same_bits
 from raysearch.sensitivity.sketch import Sketch
+from raysearch.simulation.twin import CACHE_BYTES, QuantizedTwin, quantized_twin, same_bits
 
 SKETCH_SIZE = 4096
 """Values of a sample's row that are kept by default; a row of up to that many outputs is exact."""

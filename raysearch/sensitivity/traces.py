@@ -14,16 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from raysearch.cluster.pool import Key, Pool, UnitValue
+from raysearch.config.sensitivity import PER_SAMPLE, TraceLoss
 from raysearch.errors import ConfigError, DataError, StorageError
 from raysearch.evaluation import Replica, batch_size
 from raysearch.records import QuantizerSetup, Trace
-from raysearch.sensitivity.estimators import (
-    PER_SAMPLE,
-    TraceEstimator,
-    TraceLoss,
-    default_chunk,
-    make_estimator,
-)
+from raysearch.sensitivity.estimators import TraceEstimator, default_chunk, make_estimator
 from raysearch.sensitivity.importance import TraceSample, draw_sample
 from raysearch.sensitivity.stopping import rounds, unfinished
 

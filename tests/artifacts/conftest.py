@@ -1,22 +1,16 @@
 """Shares the made-up records of the report's tests."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
-
-from run_samples import (
+from raysearch.artifacts import RunStore, hash_file
+from raysearch.records import ExportedFile, ExportManifest, RunStatus
+from tests.support.run_records import (
     make_fine_tune,
     make_result,
     make_search,
     make_sensitivity,
     make_setup,
 )
-
-from raysearch.artifacts import RunStore, hash_file
-from raysearch.records import ExportedFile, ExportManifest, RunStatus
 
 CONFIG = {"task": "tasks:digits", "search": {"num_trials": 64, "seed": 0}, "budgets": ["avg_bits<=4"]}
 

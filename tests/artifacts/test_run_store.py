@@ -2,12 +2,12 @@ import json
 
 import numpy as np
 import pytest
-from run_samples import make_fine_tune, make_result, make_search, make_sensitivity, make_setup
 
 from raysearch.artifacts import RECORDS, RunStore, new_run_id, resolve_run, valid_run_id
 from raysearch.artifacts.run_record import first_difference
 from raysearch.errors import StorageError
 from raysearch.records import QuantizerRange, RangeTable, RunStatus
+from tests.support.run_records import make_fine_tune, make_result, make_search, make_sensitivity, make_setup
 
 CONFIG = {"task": "tasks:digits", "search": {"num_trials": 64, "seed": 0}, "budgets": ["avg_bits<=4"]}
 

@@ -6,7 +6,7 @@ import pytest
 
 from raysearch.cluster import jobs
 from raysearch.errors import ConfigError, JobError
-from tests.heads import free_ports, wait_until
+from tests.support.ray_head import free_ports, wait_until
 
 
 @pytest.mark.ray

@@ -9,8 +9,8 @@ from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.ray_pool import RayPool
 from raysearch.cluster.shipping import register_by_value
 from raysearch.errors import ConfigError, PoolError, TaskError, UnitError
-from tests.cluster import units
 from tests.contracts.pool_contract import MakePool, PoolContract
+from tests.support import pool_units as units
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 # As a task file is: code that workers have no name for.

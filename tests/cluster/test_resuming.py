@@ -4,7 +4,7 @@ import pytest
 from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.resuming import ResumingPool
 from raysearch.errors import UnitError
-from tests.cluster import units
+from tests.support import pool_units as units
 
 
 class MemoryLog:

@@ -12,7 +12,7 @@ import torch
 
 from raysearch.cluster.pool import LocalPool, Pool
 from raysearch.errors import DataError, UnitError
-from tests.cluster import units
+from tests.support import pool_units as units
 
 MakePool = Callable[[Any], Pool]
 

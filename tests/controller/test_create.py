@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from raysearch.controller import attach_activation, create_controller, detach_all
+from raysearch.controller import create_controller
 from raysearch.errors import PlacementError
+from raysearch.hooks import attach_activation, detach_all
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import AsymmetricQuantizer, Quantizer, SymmetricQuantizer
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
-from tests import models
-from tests.oracles import Quantized, assign, make_ranges, quantized, run
+from tests.support import models
+from tests.support.oracles import Quantized, assign, make_ranges, quantized, run
 
 
 def test_quantizers_are_held_by_id_weights_first_with_their_widths() -> None:

@@ -7,8 +7,8 @@ from raysearch.controller import CompressionStage, ScheduleParams, create_contro
 from raysearch.errors import ConfigError
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
-from tests import models
-from tests.oracles import make_ranges
+from tests.support import models
+from tests.support.oracles import make_ranges
 
 STAGED = {"activations_quant_start_epoch": 1, "weights_quant_start_epoch": 3}
 

@@ -16,8 +16,8 @@ from raysearch.controller import (
 )
 from raysearch.errors import ConfigError, PlacementError, StorageError, TrainingError
 from raysearch.records import BitAssignment
-from tests import models
-from tests.oracles import assign, quantized, run
+from tests.support import models
+from tests.support.oracles import assign, quantized, run
 
 
 def test_state_is_json_and_restores_widths_in_any_order():

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize
 from raysearch.controller import stripped_quantizers, stripped_weights
 from raysearch.errors import PlacementError
 from raysearch.quantizer import quant_levels
-from tests import models
-from tests.oracles import WIDTHS, assign, quantized, run
+from tests.support import models
+from tests.support.oracles import WIDTHS, assign, quantized, run
 
 FORMS: tuple[Literal["integer", "float"], ...] = ("integer", "float")
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from raysearch.controller import attach_activation, attach_weight, stripped_weights
+from raysearch.controller import stripped_weights
 from raysearch.controller.stripped import strip
+from raysearch.hooks import attach_activation, attach_weight
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import Learning, make_quantizer, point_levels
 from raysearch.records import QuantizerRange, QuantizerSetup, QuantizerSpec
-from tests import models
-from tests.oracles import WIDTHS, run
+from tests.support import models
+from tests.support.oracles import WIDTHS, run
 
 SPECS = {
     "asymmetric": QuantizerSpec("asymmetric"),

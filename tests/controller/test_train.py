@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests import models
-from tests.oracles import quantized, run
+from tests.support import models
+from tests.support.oracles import quantized, run
 
 
 def backward(model: nn.Module, name: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from raysearch.errors import DataError, TaskError
 from raysearch.evaluation import default_forward, output_tensor
 from raysearch.evaluation.forward import check_finite_forward, frozen_eval
-from tests import models
+from tests.support import models
 
 
 def test_the_default_forward_knows_tensors_tuples_and_dicts() -> None:

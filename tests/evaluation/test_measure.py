@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.evaluation import Divergence, Replica, default_forward, evaluate_model
-from tests import models
+from tests.support import models
 
 X, Y = torch.randn(7, 1, 8, 8), torch.arange(7)
 BATCHES = [(X[:4], Y[:4]), (X[4:6], Y[4:6]), (X[6:], Y[6:])]

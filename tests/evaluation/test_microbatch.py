@@ -16,7 +16,7 @@ from raysearch.evaluation import (
     run_in_microbatches,
 )
 from raysearch.evaluation.microbatch import is_out_of_memory
-from tests import models
+from tests.support import models
 
 Pair = namedtuple("Pair", ["first", "second"])
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from raysearch.export import export_model
-
-from .nets import Case, case, forward_all
+from tests.support.export_cases import Case, case, forward_all
 
 
 @pytest.fixture(scope="session")

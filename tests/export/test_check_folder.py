@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 import raysearch
 from raysearch.cli import app
 from raysearch.errors import ConfigError, ExportError, StorageError
-from raysearch.export import export_model, onnx_target, verify_folder
-
-from .nets import Twins, case
+from raysearch.export import export_model, verify_folder
+from raysearch.export.targets import onnx as onnx_target
+from tests.support.export_cases import Twins, case
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_a_manifest_of_a_newer_schema_or_outside_the_folder_is_refused(copied):
 TASK = """
 import torch
 from raysearch import Task
-from tests.export.nets import Twins
+from tests.support.export_cases import Twins
 
 def task():
     torch.manual_seed(0)

@@ -7,10 +7,11 @@ import torch
 
 from raysearch.controller import stripped_weights
 from raysearch.errors import ConfigError, ExportError
-from raysearch.export import TARGETS, export_model, load_model, onnx_target, packed
+from raysearch.export import TARGETS, export_model, load_model
+from raysearch.export.targets import onnx as onnx_target
+from raysearch.export.targets import packed
 from raysearch.records import BitAssignment, CostModel, ExportManifest
-
-from .nets import case, forward_all
+from tests.support.export_cases import case, forward_all
 
 
 def export(net, folder, **options):

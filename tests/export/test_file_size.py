@@ -8,11 +8,10 @@ from raysearch.calibration import calibrate_model
 from raysearch.controller import create_controller
 from raysearch.errors import ExportError
 from raysearch.export import export_model
-from raysearch.export.packed import write_packed
+from raysearch.export.targets.packed import write_packed
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, CostModel, QuantizerSetup
-
-from .nets import NETS, case
+from tests.support.export_cases import NETS, case
 
 
 @pytest.mark.parametrize("name", ["residual", "text", "encoder", "seven", "twins"])

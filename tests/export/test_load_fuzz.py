@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from raysearch.errors import RaysearchError
 from raysearch.export import load_model
-
-from .damaged import damage, small_folder, small_network
+from tests.support.damaged_folders import damage, small_folder, small_network
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from raysearch.errors import ExportError, StorageError
-from raysearch.export.packed import write_packed
 from raysearch.export.program import load_program, quiet, tensor_slots, widen
-
-from .nets import case
+from raysearch.export.targets.packed import write_packed
+from tests.support.export_cases import case
 
 MODEL = "archive/models/model.json"
 

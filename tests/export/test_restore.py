@@ -10,8 +10,7 @@ from raysearch.export import export_model, load_model
 from raysearch.export.outputs import tensor_leaves
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
-
-from .nets import NETS, Residual, Seven, case, ranges
+from tests.support.export_cases import NETS, Residual, Seven, case, ranges
 
 
 @pytest.mark.parametrize("net", ["text", "tied", "waves", "encoder"])
@@ -29,7 +28,7 @@ def test_the_factorys_module_computes_what_the_stripped_one_does(tmp_path, net):
 
 
 def test_a_factory_is_found_by_its_name(exported, residual):
-    model = load_model(exported, "tests.export.nets:Residual")
+    model = load_model(exported, "tests.support.export_cases:Residual")
     assert torch.equal(model(*residual.example), residual.stripped(*residual.example))
 
 
@@ -101,7 +100,7 @@ def test_a_network_in_half_precision_takes_a_factory_in_half_precision(tmp_path)
     [
         ("nets", "cannot be read"),
         ("no.such.module:Net", "cannot be found: ModuleNotFoundError"),
-        ("tests.export.nets:NoNet", "cannot be found: AttributeError"),
+        ("tests.support.export_cases:NoNet", "cannot be found: AttributeError"),
         (lambda: 3, "returned a int"),
         (lambda: 1 / 0, "failed: ZeroDivisionError"),
     ],

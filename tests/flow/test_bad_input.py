@@ -10,9 +10,8 @@ from typer.testing import CliRunner
 import raysearch
 from raysearch.cli import app
 from raysearch.errors import BadInputError
-
-from . import toy_task
-from .commands import QUICK, TOY, raysearch_process
+from tests.support import toy_task
+from tests.support.commands import QUICK, TOY, raysearch_process
 
 TASK = f"{TOY}:make_task"
 

@@ -5,11 +5,10 @@ import pytest
 import torch
 
 import raysearch
-from tests.heads import wait_until
-
-from . import toy_task
-from .commands import QUICK, TOY, document
-from .commands import raysearch as command
+from tests.support import toy_task
+from tests.support.commands import QUICK, TOY, document
+from tests.support.commands import raysearch as command
+from tests.support.ray_head import wait_until
 
 ENDLESS = (
     "sensitivity.estimator=hutchinson",

@@ -5,10 +5,9 @@ import pytest
 import raysearch
 from raysearch.artifacts import resolve_run
 from raysearch.errors import StorageError
-
-from . import toy_task
-from .commands import QUICK, raysearch_process, run_arguments
-from .commands import raysearch as command
+from tests.support import toy_task
+from tests.support.commands import QUICK, raysearch_process, run_arguments
+from tests.support.commands import raysearch as command
 
 # The process is killed when two units of a part are on disk: where it dies does not depend on the machine.
 PARTS = ("sensitivity-traces", "sensitivity-responses", "search")

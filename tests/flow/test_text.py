@@ -6,8 +6,7 @@ from torch.nn import functional as F
 
 import raysearch
 from raysearch.artifacts import resolve_run
-
-from .commands import QUICK
+from tests.support.commands import QUICK
 
 VOCABULARY, LENGTH, CLASSES = 60, 12, 3
 

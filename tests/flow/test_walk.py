@@ -9,10 +9,9 @@ import torch
 import raysearch
 from raysearch.artifacts import resolve_run
 from raysearch.records import CostModel
-
-from . import toy_task
-from .commands import QUICK, TOY, document, raysearch_process, run_arguments
-from .commands import raysearch as command
+from tests.support import toy_task
+from tests.support.commands import QUICK, TOY, document, raysearch_process, run_arguments
+from tests.support.commands import raysearch as command
 
 SETTINGS = raysearch.load_config(assignments=QUICK)
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
+from raysearch.hooks.call_taps import CallTap, tap_calls
 from raysearch.placement import place_quantizers
-from raysearch.placement.calls import CallTap, tap_calls
 from raysearch.placement.capture import capture
 from raysearch.placement.graph import read_graph
-from tests import models
+from tests.support import models
 
 
 class Record(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from raysearch.errors import CaptureError
 from raysearch.placement import place_quantizers
 from raysearch.placement.capture import capture
-from tests import models
+from tests.support import models
 
 
 class DataDependent(nn.Module):

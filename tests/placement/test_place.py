@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from raysearch.errors import PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.records import QuantizerSetup
-from tests import models
+from tests.support import models
 
 # Weight id → (multiply-accumulates per sample, channel axis, activation that feeds it).
 WEIGHTS: dict[str, dict[str, tuple[int, int, str]]] = {

@@ -12,7 +12,7 @@ from raysearch.errors import PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.placement.profile import OPERATIONS, load_profile, shipped_profiles
 from raysearch.records import BitAssignment, QuantizerSetup
-from tests import models
+from tests.support import models
 
 WIDE = (2, 3, 4, 8)
 

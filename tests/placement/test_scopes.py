@@ -3,7 +3,7 @@ import pytest
 from raysearch.errors import PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, CostModel, QuantizerSetup, QuantizerSpec
-from tests import models
+from tests.support import models
 
 
 def place(name: str = "digits", **rules: object) -> QuantizerSetup:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raysearch.quantizer import SymmetricQuantizer, dequantize, fake_quantize, quant_levels, quantize
-from tests.oracles import WIDTHS, fake_quantize_gradients
+from tests.support.oracles import WIDTHS, fake_quantize_gradients
 
 GRANULARITIES = {"tensor": (1, 1, 1), "axis0": (3, 1, 1), "axis1": (1, 4, 1)}
 

@@ -12,7 +12,7 @@ from raysearch.quantizer import (
     tune_range,
 )
 from raysearch.records import QuantizationPoint, QuantizerSpec
-from tests.quantizer.goldens import ASYMMETRIC, SYMMETRIC, Golden, numbers
+from tests.support.quantizer_goldens import ASYMMETRIC, SYMMETRIC, Golden, numbers
 
 LEVELS = {
     # bits: signed, signed narrow, unsigned, unsigned narrow, asymmetric

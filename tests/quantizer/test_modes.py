@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raysearch.errors import PlacementError, StorageError
 from raysearch.quantizer import Quantizer, dequantize, make_quantizer, point_levels
 from raysearch.records import QuantizationPoint, QuantizerRange, QuantizerSpec
-from tests.oracles import WIDTHS
+from tests.support.oracles import WIDTHS
 
 SPECS = {
     "default": None,

@@ -30,8 +30,14 @@ from raysearch.records import (
     trials_from_table,
     trials_to_table,
 )
-
-from .samples import assignments, setups, small_ranges, small_setup, small_table, small_trials
+from tests.support.record_samples import (
+    assignments,
+    setups,
+    small_ranges,
+    small_setup,
+    small_table,
+    small_trials,
+)
 
 FINE_TUNE = FineTuneResult("best.safetensors", 1, "loss", (EpochMetrics(-1, {"loss": 2.0}),), "")
 MANIFEST = ExportManifest(

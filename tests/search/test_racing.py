@@ -7,8 +7,7 @@ from raysearch.errors import ConfigError, RunError
 from raysearch.records import parse_budgets, trials_from_table, trials_to_table
 from raysearch.search import Race, search_assignment
 from raysearch.search.racing import log_wealth
-
-from .problems import Divergence, make_setup, make_table
+from tests.support.search_problems import Divergence, make_setup, make_table
 
 ERROR = 0.05
 SETUP = make_setup(4, (2, 3, 4, 8), (4, 8))

@@ -24,8 +24,7 @@ from raysearch.search import (
     search_assignment,
 )
 from raysearch.search.warm_starts import distinct, warm_starts
-
-from .problems import Divergence, every_assignment, make_setup, make_table
+from tests.support.search_problems import Divergence, every_assignment, make_setup, make_table
 
 BUDGETS = parse_budgets(["avg_bits<=4.5", "bops<=60%"])
 SETUP = make_setup(5, (2, 3, 4, 8), (4, 8))

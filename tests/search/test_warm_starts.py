@@ -5,8 +5,7 @@ from raysearch.errors import BudgetError
 from raysearch.records import CostModel, parse_budgets
 from raysearch.search import Decoder, OptionSpace, make_limits, make_surrogate
 from raysearch.search.warm_starts import FRACTIONS, warm_starts
-
-from .problems import make_setup, make_table
+from tests.support.search_problems import make_setup, make_table
 
 
 @pytest.mark.parametrize(

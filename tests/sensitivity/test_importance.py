@@ -8,12 +8,13 @@ from raysearch.artifacts import RunStore, UnitLog
 from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.resuming import ResumingPool
 from raysearch.config import load_config
+from raysearch.config.sensitivity import PER_SAMPLE
 from raysearch.errors import ConfigError, DataError
-from raysearch.sensitivity.estimators import PER_SAMPLE, make_estimator
+from raysearch.sensitivity.estimators import make_estimator
 from raysearch.sensitivity.estimators.make import ESTIMATORS
 from raysearch.sensitivity.importance import UNIFORM_SHARE, draw_sample
 from raysearch.sensitivity.traces import measure_traces
-from tests.sensitivity.nets import inputs_of, make_replica, make_setup
+from tests.support.replicas import inputs_of, make_replica, make_setup
 
 SIZES = (16, 16, 16, 9)
 

@@ -12,11 +12,11 @@ from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.ray_pool import RayPool
 from raysearch.cluster.shipping import register_by_value
 from raysearch.errors import DataError
-from raysearch.inputs import hash_model
+from raysearch.pipeline.inputs import hash_model
 from raysearch.records import BitAssignment, SensitivityTable
 from raysearch.sensitivity import MeasuredObjective, measure_sensitivity
-from tests.sensitivity import nets
-from tests.sensitivity.nets import ShuffledPool, make_ranges, make_replica, make_setup
+from tests.support import replicas as nets
+from tests.support.replicas import ShuffledPool, make_ranges, make_replica, make_setup
 
 # As a task file is: code that workers have no name for.
 register_by_value(nets)

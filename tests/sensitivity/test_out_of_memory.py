@@ -19,8 +19,8 @@ from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
 from raysearch.sensitivity.estimators import make_estimator
 from raysearch.sensitivity.measure import measure_sensitivity
-from raysearch.sensitivity.measured import MeasuredObjective
-from raysearch.sensitivity.quantized import QuantizedTwin
+from raysearch.simulation.objective import MeasuredObjective
+from raysearch.simulation.twin import QuantizedTwin
 
 LIMIT = [99, 99]
 """Samples that fit without a graph, and with one."""

@@ -16,8 +16,8 @@ from raysearch.search import Race
 from raysearch.sensitivity import MeasuredObjective
 from raysearch.sensitivity.perturbation import measure_perturbations
 from raysearch.sensitivity.responses import Method, measure_responses, respond
-from tests.sensitivity.dense import output_hessian
-from tests.sensitivity.nets import make_ranges, make_replica, make_setup
+from tests.support.dense_matrices import output_hessian
+from tests.support.replicas import make_ranges, make_replica, make_setup
 
 
 @pytest.fixture(params=[("conv", "kl"), ("conv", "mse"), ("attention", "kl"), ("tied", "kl")], ids="-".join)

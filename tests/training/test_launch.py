@@ -6,8 +6,8 @@ import pytest
 
 from raysearch.cluster.shipping import register_by_value
 from raysearch.training import fine_tune, load_checkpoint
-from tests.training import toys
-from tests.training.toys import RankSpy, make_recipe
+from tests.support import training_recipes as toys
+from tests.support.training_recipes import RankSpy, make_recipe
 
 pytestmark = [
     pytest.mark.ray,

@@ -9,7 +9,7 @@ from torch import nn
 from raysearch.errors import StorageError
 from raysearch.training import load_checkpoint
 from raysearch.training.state import load_state, state_bytes
-from tests.training.toys import Chatty, make_recipe
+from tests.support.training_recipes import Chatty, make_recipe
 
 
 def scrambled(recipe):

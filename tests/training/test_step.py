@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from raysearch.training import load_checkpoint
 from raysearch.training.fine_tune import ProcessContext
 from raysearch.training.step import _seeded, train
-from tests.training.toys import make_recipe
+from tests.support.training_recipes import make_recipe
 
 
 def test_frozen_parameters_stay_and_everything_else_moves():

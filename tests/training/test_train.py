@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from raysearch.errors import ConfigError, TaskError, TrainingError
-from raysearch.inputs import hash_model
+from raysearch.pipeline.inputs import hash_model
 from raysearch.records import EpochMetrics
 from raysearch.training import fine_tune, load_checkpoint
 from raysearch.training.fine_tune import ProcessContext
 from raysearch.training.launch import read_progress, write_progress
 from raysearch.training.step import Progress, train
-from tests.training.toys import blobs, make_recipe, nan_loss
+from tests.support.training_recipes import blobs, make_recipe, nan_loss
 
 
 def run(recipe, **options):

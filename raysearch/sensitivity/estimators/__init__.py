@@ -1,18 +1,10 @@
 """Estimators of a weight's Hessian trace, one a file, behind one protocol."""
 
-from raysearch.sensitivity.estimators.make import (
-    PER_SAMPLE,
-    EstimatorName,
-    default_chunk,
-    make_estimator,
-)
-from raysearch.sensitivity.estimators.protocol import TraceEstimator, TraceLoss
+from raysearch.sensitivity.estimators.make import default_chunk, make_estimator
+from raysearch.sensitivity.estimators.protocol import TraceEstimator
 
 __all__ = [
-    "PER_SAMPLE",
-    "EstimatorName",
     "TraceEstimator",
-    "TraceLoss",
     "default_chunk",
     "make_estimator",
 ]

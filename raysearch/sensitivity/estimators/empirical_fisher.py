@@ -12,13 +12,13 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
+from raysearch.config.sensitivity import TraceLoss
 from raysearch.errors import ConfigError, DataError
 from raysearch.evaluation import Batch, Replica, run_in_microbatches
 from raysearch.evaluation.batches import take
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.sensitivity.estimators.gauss_newton import CHUNK_SIZE, side_by_side
 from raysearch.sensitivity.estimators.loss_at_outputs import loss_gradient
-from raysearch.sensitivity.estimators.protocol import TraceLoss
 from raysearch.sensitivity.estimators.sample_gradients import SampleGradients, enable
 
 

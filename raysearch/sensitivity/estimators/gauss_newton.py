@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raysearch.config.sensitivity import TraceLoss
 from raysearch.errors import ConfigError, DataError
 from raysearch.evaluation import Replica, batch_size, run_in_microbatches
 from raysearch.evaluation.batches import map_tensors
@@ -32,7 +33,6 @@ from raysearch.sensitivity.estimators.output_factor import (
     divergence_factor,
     random_signs,
 )
-from raysearch.sensitivity.estimators.protocol import TraceLoss
 from raysearch.sensitivity.estimators.sample_gradients import (
     COLUMNS_PER_PASS,
     SampleGradients,

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
+from raysearch.config.sensitivity import TraceLoss
 from raysearch.evaluation import Replica, batch_size
 from raysearch.evaluation.batches import Batch, take
 from raysearch.seeding import derive_seed
 from raysearch.sensitivity.estimators.products import Block, in_pieces, rademacher, weight_blocks
-from raysearch.sensitivity.estimators.protocol import TraceLoss
 
 
 class Hutchinson:

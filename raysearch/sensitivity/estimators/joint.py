@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raysearch.config.sensitivity import TraceLoss
 from raysearch.evaluation import Batch, Replica
 from raysearch.seeding import derive_seed
 from raysearch.sensitivity.estimators.products import Block, in_pieces, rademacher, weight_blocks
-from raysearch.sensitivity.estimators.protocol import TraceLoss
 
 
 class JointHutchinson:

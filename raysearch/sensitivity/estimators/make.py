@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal
 
 from raysearch.errors import ConfigError
 from raysearch.sensitivity.estimators.protocol import TraceEstimator
-
-EstimatorName = Literal["hutchinson", "joint", "xnystrace", "xtrace", "ggn", "ggn-top", "ggn-exact", "fisher"]
-"""What `sensitivity.estimator` may say."""
-
-PER_SAMPLE: tuple[EstimatorName, ...] = ("ggn", "ggn-top", "ggn-exact", "fisher")
-"""Those that see single samples, see `TraceEstimator.per_sample`."""
 
 
 @dataclass(frozen=True)

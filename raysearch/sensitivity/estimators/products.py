@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from raysearch.config.sensitivity import TraceLoss
 from raysearch.errors import TaskError
 from raysearch.evaluation import Replica, output_tensor, run_in_microbatches
 from raysearch.evaluation.batches import Batch
 from raysearch.evaluation.forward import frozen_eval
-from raysearch.sensitivity.estimators.protocol import TraceLoss
 
 _Value = TypeVar("_Value", np.ndarray, Tensor)
 Multiply = Callable[[Tensor], Tensor]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from raysearch.config.sensitivity import TraceLoss
 from raysearch.evaluation import Replica
-
-TraceLoss = Literal["divergence", "loss"]
-"""What is differentiated: the label-free divergence (its Hessian at the float weights is the Gauss-Newton
-matrix), or the task's loss."""
 
 
 class TraceEstimator(Protocol):

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raysearch.config.sensitivity import TraceLoss
 from raysearch.errors import ConfigError
 from raysearch.evaluation import Replica
 from raysearch.seeding import derive_seed
 from raysearch.sensitivity.estimators.products import Multiply, estimate_blocks, orthonormal
-from raysearch.sensitivity.estimators.protocol import TraceLoss
 
 
 class XNysTrace:

@@ -17,9 +17,9 @@ from raysearch.sensitivity.estimators import sample_gradients
 from raysearch.sensitivity.estimators.gauss_newton import ExactGaussNewton, GaussNewton
 from raysearch.sensitivity.estimators.make import make_estimator
 from raysearch.sensitivity.estimators.output_factor import EigenFactor, SoftmaxFactor, SphereFactor
-from tests.sensitivity.dense import gauss_newton, hessian
-from tests.sensitivity.estimators.nets import build, weights_of
-from tests.sensitivity.nets import make_replica, make_setup
+from tests.support.dense_matrices import gauss_newton, hessian
+from tests.support.replicas import make_replica, make_setup
+from tests.support.trace_nets import build, weights_of
 
 SMALL = ["linear", "relu", "conv", "depthwise", "tied", "embedding", "attention", "unreached"]
 

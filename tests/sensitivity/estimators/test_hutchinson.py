@@ -9,8 +9,8 @@ from raysearch.errors import TaskError
 from raysearch.evaluation.batches import take
 from raysearch.seeding import derive_seed
 from raysearch.sensitivity.estimators.hutchinson import Hutchinson
-from tests.sensitivity.dense import gauss_newton, hessian
-from tests.sensitivity.nets import make_replica, make_setup
+from tests.support.dense_matrices import gauss_newton, hessian
+from tests.support.replicas import make_replica, make_setup
 
 MODELS = ["linear", "relu", "conv", "depthwise", "tied", "embedding", "attention"]
 

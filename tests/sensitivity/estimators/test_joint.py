@@ -10,9 +10,9 @@ from torch.func import functional_call
 
 from raysearch.sensitivity.estimators.hutchinson import Hutchinson
 from raysearch.sensitivity.estimators.joint import JointHutchinson
-from tests.sensitivity.dense import hessian
 from tests.sensitivity.estimators.test_hutchinson import probe_of
-from tests.sensitivity.nets import make_replica
+from tests.support.dense_matrices import hessian
+from tests.support.replicas import make_replica
 
 NAMES = ("0.weight", "2.weight")
 

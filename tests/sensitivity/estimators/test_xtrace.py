@@ -13,8 +13,8 @@ from raysearch.sensitivity.estimators.hutchinson import Hutchinson
 from raysearch.sensitivity.estimators.products import gaussian, orthonormal
 from raysearch.sensitivity.estimators.xnystrace import XNysTrace, xnystrace
 from raysearch.sensitivity.estimators.xtrace import XTrace, xtrace
-from tests.sensitivity.dense import hessian
-from tests.sensitivity.nets import make_replica, make_setup
+from tests.support.dense_matrices import hessian
+from tests.support.replicas import make_replica, make_setup
 
 CPU = torch.device("cpu")
 SIZE = 32

@@ -1,0 +1,217 @@
+"""From a model and a configuration to a controller, and from a controller to files, in one call each."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from raysearch.compression.initializer import ModelStages
+from raysearch.compression.nncf_config import NncfConfig, read_nncf_config
+from raysearch.config import Config
+from raysearch.controller import QuantizationController, create_controller
+from raysearch.controller.state import check_same_setup, check_state, ranges_in
+from raysearch.errors import ConfigError, ExportError
+from raysearch.evaluation import Batch, Forward, Loss, default_forward
+from raysearch.export import export_model
+from raysearch.pipeline.inputs import place
+from raysearch.placement import place_quantizers
+from raysearch.records import BitAssignment, ExportManifest, QuantizerSetup, QuantizerSpec
+
+
+def create_compressed_model(
+    model: nn.Module,
+    config: Config | Mapping[str, Any] | str | os.PathLike[str],
+    example_inputs: tuple[Any, ...] = (),
+    *,
+    data: Any = None,
+    forward: Forward = default_forward,
+    loss: Loss | None = None,
+    compression_state: Mapping[str, Any] | None = None,
+) -> tuple[QuantizationController, nn.Module]:
+    """Place, calibrate and attach quantizers; choose widths where the configuration says how.
+
+    Every group starts at its widest admissible width. The model is quantized in place, and handed back.
+
+    Args:
+        model: the float model; it is modified.
+        config: raysearch's `Config`, of which `placement` and `calibration` are read, or NNCF's
+            configuration as a mapping or the path of its JSON file.
+        example_inputs: positional arguments of the forward; NNCF's `input_info` makes them where they are
+            left out.
+        data: what is calibrated on: a data set, a loader, or batches. Not needed with a state.
+        forward: (model, batch) → outputs.
+        loss: (outputs, batch) → scalar, for traces of the task's loss.
+        compression_state: what `controller.get_compression_state()` gave: nothing is calibrated or chosen;
+            load the model's state dict afterwards.
+
+    Returns:
+        The controller and the model.
+
+    Raises:
+        ConfigError: a key is unknown or not supported, or there are no example inputs.
+        PlacementError: a scope fits nothing, or no width is left.
+        BudgetError: the compression ratio or the budget cannot be met.
+        DataError: there is no data to calibrate on.
+        StorageError: the state is damaged, or of another model or configuration; names the quantizer.
+    """
+    if isinstance(config, Config):
+        return _typed(model, config, example_inputs, data, forward, loss, compression_state)
+    source = config if isinstance(config, Mapping) else Path(config)
+    settings = read_nncf_config(source)
+    inputs = example_inputs or settings.inputs
+    setup = _with_kinds(
+        place_quantizers(
+            model,
+            _given(inputs),
+            weight_bit_widths=settings.weight_bits,
+            activation_bit_widths=settings.activation_bits,
+            ignored_scopes=settings.ignored,
+            target_scopes=settings.targets,
+            overrides=settings.overrides,
+        ),
+        settings,
+    )
+    stages = ModelStages(copy.deepcopy(model), data, forward, loss, norm_samples=settings.norm_samples)
+    options = {"params": settings.params}
+    controller = _attach(model, setup, stages, settings.ranges, options, compression_state)
+    kind, params = settings.precision
+    if compression_state is None:
+        if kind:
+            controller.apply(controller.init_precision(kind, params))
+        stages.adapt_norms(controller)
+    return controller, model
+
+
+def export_compressed_model(
+    controller: QuantizationController,
+    example_inputs: tuple[Any, ...],
+    directory: str | os.PathLike[str],
+    *,
+    targets: Sequence[str] | None = None,
+    batches: Iterable[Batch] = (),
+    forward: Forward = default_forward,
+) -> ExportManifest:
+    """What NNCF's `controller.export_model` did: fix the ranges, strip a copy, write and verify the files.
+
+    Args:
+        controller: its model is left quantized, with fixed ranges.
+        example_inputs: positional arguments of the forward; dimension 0 is the batch.
+        directory: the model folder; see `raysearch.export.export_model`, also for what follows.
+        targets: "packed", "onnx"; None means all whose packages are installed.
+        batches: what the files are verified on; none means the example inputs.
+        forward: (model, batch) → outputs.
+
+    Raises:
+        ExportError: a range or a width cannot be exported (names the quantizer), or see `export_model`.
+    """
+    for name, reason in controller.prepare_for_export().not_exportable.items():
+        raise ExportError(f"the quantizer '{name}' cannot be exported: {reason}.")
+    return export_model(
+        controller.strip_model(do_copy=True),
+        controller.setup,
+        controller.assignment,
+        example_inputs,
+        directory,
+        targets=targets,
+        batches=batches,
+        forward=forward,
+    )
+
+
+def _typed(
+    model: nn.Module,
+    config: Config,
+    example_inputs: tuple[Any, ...],
+    data: Any,
+    forward: Forward,
+    loss: Loss | None,
+    state: Mapping[str, Any] | None,
+) -> tuple[QuantizationController, nn.Module]:
+    setup = place(model, _given(example_inputs), config.placement)
+    settings = config.calibration
+    stages = ModelStages(
+        copy.deepcopy(model),
+        data,
+        forward,
+        loss,
+        settings.shard_size,
+        settings.batch_norm_samples,
+        estimators={
+            "weights": settings.weights,
+            "activations": settings.activations,
+            "overrides": settings.overrides,
+            "percentiles": settings.percentiles,
+            "reference": settings.reference,
+        },
+    )
+    controller = _attach(model, setup, stages, {"num_init_samples": settings.num_samples}, {}, state)
+    if state is None:
+        stages.adapt_norms(controller)
+    return controller, model
+
+
+def _given(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not inputs:
+        raise ConfigError(
+            "no example inputs: pass example_inputs=(...,), or input_info in the configuration."
+        )
+    return inputs
+
+
+def _attach(
+    model: nn.Module,
+    setup: QuantizerSetup,
+    stages: ModelStages,
+    ranges: Mapping[str, Any],
+    config: Mapping[str, Any],
+    state: Mapping[str, Any] | None,
+) -> QuantizationController:
+    if state is None:
+        table = stages.calibrate(setup, ranges)
+        assignment = BitAssignment.extreme(setup, -1)
+    else:
+        check_state(state)
+        table, assignment = ranges_in(state["ranges"]), BitAssignment(state["assignment"])
+        check_same_setup(setup, state["setup"])
+    controller = create_controller(
+        model, setup, table, assignment, config=config, stages=stages, range_init_params=ranges
+    )
+    if state is not None:
+        controller.load_state(state)
+    return controller
+
+
+def _with_kinds(setup: QuantizerSetup, settings: NncfConfig) -> QuantizerSetup:
+    """What the sections `weights` and `activations` say of all quantizers that no override changed."""
+    points = dict(setup.points)
+    for name, point in setup.points.items():
+        values = settings.kinds[point.kind]
+        if point.spec is None and {"mode", "signed", "logarithm_scale"} & set(values):
+            default: Literal["symmetric", "asymmetric"]
+            default = "symmetric" if point.kind == "weight" else "asymmetric"
+            mode = values.get("mode", default)
+            signed = values.get("signed", True if point.kind == "weight" else None)
+            point = replace(
+                point,
+                spec=QuantizerSpec(
+                    mode=mode,
+                    signed=signed if mode == "symmetric" else None,
+                    logarithm_scale=bool(values.get("logarithm_scale", False)),
+                ),
+            )
+        if "per_channel" in values:
+            if point.kind == "weight" and not values["per_channel"]:
+                point = replace(point, axis=None)
+            elif point.kind == "activation" and values["per_channel"]:
+                raise ConfigError(
+                    "activations.per_channel is not supported for all activations: integer kernels take one "
+                    "scale per tensor; set it by scope_overrides.activations where a target has them."
+                )
+        points[name] = point
+    return replace(setup, points=points)

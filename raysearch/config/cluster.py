@@ -1,0 +1,48 @@
+"""The fleet."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from raysearch.config.section import Section
+
+
+class ClusterConfig(Section):
+    """The fleet. Only `threads`, `device` and `deterministic` can change a result: its rounding."""
+
+    workers: int = Field(1, ge=0)
+    cpus_per_worker: float = Field(1.0, gt=0)
+    gpus_per_worker: float | None = Field(None, ge=0)
+    threads: int = Field(1, ge=1)
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    deterministic: bool = True
+    cache_bytes: int = Field(2**30, ge=0)
+    unit_timeout_seconds: float = Field(600.0, gt=0)
+    startup_timeout_seconds: float = Field(300.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> ClusterConfig:
+        if self.device == "cuda" and self.gpus_per_worker == 0:
+            raise ValueError(
+                "cluster.device is 'cuda', but cluster.gpus_per_worker is 0; give 1, or the fraction of a "
+                "GPU that each worker gets"
+            )
+        if self.device == "cpu" and self.gpus_per_worker:
+            raise ValueError(
+                "cluster.gpus_per_worker is set, but cluster.device is 'cpu', so the GPUs would be reserved "
+                "and idle; set cluster.device to 'cuda' or 'auto'"
+            )
+        return self
+
+    def num_gpus(self, cluster_has_gpus: bool) -> float:
+        """GPUs that an actor asks for: as set, else one where it will compute on one.
+
+        Example:
+            >>> ClusterConfig(device="auto").num_gpus(True), ClusterConfig().num_gpus(True)
+            (1.0, 0.0)
+        """
+        if self.gpus_per_worker is not None:
+            return self.gpus_per_worker
+        return 1.0 if self.device == "cuda" or (self.device == "auto" and cluster_has_gpus) else 0.0

@@ -1,0 +1,110 @@
+"""The study: what it measures, minimises and starts from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from raysearch.config.section import Section, Width
+from raysearch.errors import ConfigError
+from raysearch.records import LatencyProfile, MaxDrop, parse_max_drop
+
+CostKind = Literal["none", "size", "bops", "avg_bits", "act_bits", "activation_memory", "latency"]
+"""A cost that the search can minimise."""
+
+
+class SearchConfig(Section):
+    """The study, what it measures and on how many validation samples (0: all of them)."""
+
+    num_trials: int = Field(64, ge=1)
+    batch_size: int = Field(8, ge=1)
+    surrogate: Literal["response", "hawq", "fisher", "weight-error", "single-loss"] = "response"
+    sampler: str = Field("auto", pattern=r"^(auto|thompson|tpe|nsga2|gp|random|brute|[\w.]+:[\w.]+)$")
+    enqueue: tuple[dict[str, Width], ...] = ()
+    num_samples: int = Field(512, ge=0)
+    shard_size: int = Field(64, ge=1)
+    objective: str = "divergence"
+    direction: Literal["auto", "minimize", "maximize"] = "auto"
+    racing_error: float = Field(0.05, ge=0, lt=1)
+    num_finalists: int = Field(4, ge=0)
+    front: CostKind = "none"
+    minimize: CostKind = "none"
+    max_drop: str | None = None
+    latency_profile: dict[str, Any] | None = None
+
+    @field_validator("enqueue", mode="before")
+    @classmethod
+    def _read_files(cls, value: Any) -> Any:
+        # Read here, so that a record of the settings holds the widths and not the name of a file.
+        return [_assignment(item) for item in value] if isinstance(value, list | tuple) else value
+
+    @field_validator("latency_profile", mode="before")
+    @classmethod
+    def _read_profile(cls, value: Any) -> Any:
+        # As `enqueue`; so the measured times also travel to a cluster.
+        return _profile(value) if isinstance(value, str | Path | Mapping) else value
+
+    @field_validator("max_drop", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            if len(value) != 1:
+                raise ValueError("name one metric, such as {'accuracy': 0.01}")
+            value = "=".join(str(part) for part in next(iter(value.items())))
+        return parse_max_drop(value).text if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _asks_one_question(self) -> SearchConfig:
+        if (self.minimize == "none") != (self.max_drop is None):
+            raise ValueError(
+                "minimize (a cost) and max_drop (METRIC=AMOUNT) are one question; give both or neither"
+            )
+        if self.minimize != "none" and self.front != "none":
+            raise ValueError("minimize and front are two questions; leave one of them out")
+        if self.drop is not None and self.objective not in ("divergence", self.drop.metric):
+            raise ValueError(f"objective is {self.objective!r}, but max_drop measures {self.drop.metric!r}")
+        return self
+
+    @property
+    def drop(self) -> MaxDrop | None:
+        """What may drop while `minimize` is minimised; None for a search within budgets alone."""
+        return None if self.max_drop is None else parse_max_drop(self.max_drop)
+
+    @property
+    def measured(self) -> str:
+        """What is measured of every assignment: the objective, or what may drop."""
+        return self.objective if self.drop is None else self.drop.metric
+
+    @property
+    def maximize(self) -> bool:
+        """Whether more of what is measured is better: of a metric, unless said otherwise."""
+        if self.direction == "auto":
+            return self.measured not in ("divergence", "loss")
+        return self.direction == "maximize"
+
+
+def _profile(value: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """A latency profile as plain values, from them or from the path of its JSON file."""
+    if isinstance(value, Mapping):
+        return LatencyProfile.from_json(json.dumps(dict(value))).as_dict()
+    try:
+        return LatencyProfile.from_json(Path(value).expanduser().read_text()).as_dict()
+    except OSError as error:
+        raise ConfigError(
+            f"search.latency_profile: the file '{value}' cannot be read: {error.strerror}."
+        ) from error
+
+
+def _assignment(item: Any) -> Any:
+    """Group → width; a text is the path of a JSON file with it, or of a run's best.json."""
+    if not isinstance(item, str):
+        return item
+    try:
+        data = json.loads(Path(item).expanduser().read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the assignment file '{item}' cannot be read: {error}") from error
+    return data["assignment"] if isinstance(data, dict) and "assignment" in data else data

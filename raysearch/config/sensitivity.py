@@ -1,0 +1,48 @@
+"""How traces and responses are measured."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from raysearch.config.section import Section
+
+EstimatorName = Literal["hutchinson", "joint", "xnystrace", "xtrace", "ggn", "ggn-top", "ggn-exact", "fisher"]
+"""What `sensitivity.estimator` may say."""
+
+PER_SAMPLE: tuple[EstimatorName, ...] = ("ggn", "ggn-top", "ggn-exact", "fisher")
+"""Those that see single samples, see `raysearch.sensitivity.estimators.TraceEstimator.per_sample`."""
+
+TraceLoss = Literal["divergence", "loss"]
+"""What is differentiated: the label-free divergence (its Hessian at the float weights is the Gauss-Newton
+matrix), or the task's loss."""
+
+
+class SensitivityConfig(Section):
+    """Traces and responses."""
+
+    estimator: EstimatorName = "ggn"
+    relative_error: float = Field(0.05, gt=0, allow_inf_nan=False)
+    max_draws: int = Field(256, ge=2)
+    draw_chunk: int | None = Field(None, ge=1)
+    option_chunk: int = Field(8, ge=1)
+    sketch_size: int = Field(4096, ge=16)
+    trace_loss: TraceLoss = "divergence"
+    trace_samples: int = Field(0, ge=0)
+    importance_draws: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _suits_the_loss(self) -> SensitivityConfig:
+        if self.estimator == "xnystrace" and self.trace_loss == "loss":
+            raise ValueError(
+                "the estimator 'xnystrace' is for the divergence, whose blocks are positive semi-definite; "
+                "take 'xtrace' or trace_loss 'divergence'"
+            )
+        if self.importance_draws and self.estimator not in PER_SAMPLE:
+            raise ValueError(
+                f"importance_draws is {self.importance_draws}, but the estimator '{self.estimator}' does not "
+                f"see single samples, which is needed to weigh them; take one of {', '.join(PER_SAMPLE)}, or "
+                f"set importance_draws to 0"
+            )
+        return self

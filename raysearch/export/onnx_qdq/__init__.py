@@ -1,0 +1,1 @@
+"""An ONNX graph with QuantizeLinear and DequantizeLinear, captured, rewritten and run."""

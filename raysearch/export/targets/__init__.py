@@ -1,0 +1,1 @@
+"""The formats that a stripped model is written in, one a file."""

@@ -1,0 +1,159 @@
+"""The packed target: bit-packed codes in model.safetensors, config.json, the graph in architecture.pt2."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from raysearch.artifacts import Storage
+from raysearch.controller import StrippedWeight, stripped_quantizers, stripped_weights
+from raysearch.errors import ExportError
+from raysearch.export.input_spec import InputSpec, input_spec
+from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight, TensorSpec
+from raysearch.export.packing import pack_codes
+from raysearch.export.program import capture_program, program_bytes, tensor_slots, weight_parts
+from raysearch.placement.stored_tensors import DTYPES
+from raysearch.records import FLOAT_BITS, QuantizerSetup, packed_bytes
+from raysearch.version import __version__
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+ARCHITECTURE = "architecture.pt2"
+FILES = (WEIGHTS, CONFIG, ARCHITECTURE)
+
+
+def write_packed(
+    stripped: nn.Module,
+    setup: QuantizerSetup,
+    example_inputs: tuple[Any, ...],
+    directory: Path,
+    source: Mapping[str, Any] | None = None,
+) -> int | None:
+    """Write the three files of the packed target.
+
+    Tied weights are stored once. Everything that is no integer weight, scales of activations included, is
+    stored under its own name.
+
+    Args:
+        stripped: the stripped module, integer form.
+        setup: where its quantizers are.
+        example_inputs: positional arguments of its forward; dimension 0 is the batch.
+        directory: the model folder.
+        source: "run_id" and "budget" of the run that the module is from, for config.json.
+
+    Returns:
+        The only batch size the graph takes, or None when any will do.
+
+    Raises:
+        ExportError: the model cannot be captured, or holds a tensor of a type that cannot be stored.
+    """
+    weights = stripped_weights(stripped, setup)
+    slots = tensor_slots(stripped, weights)
+    integer = {part for weight in weights.values() for part in weight_parts(weight)}
+    others = {name: value for name, value in slots.values() if name not in integer}
+    _check_types(others)
+    captured = capture_program(stripped, slots, example_inputs)
+    stored = {name: value.detach().cpu().contiguous().clone() for name, value in others.items()}
+    for weight in weights.values():
+        stream = pack_codes(weight.codes.cpu().numpy(), weight.num_bits, weight.name)
+        stored[f"{weight.name}.packed"] = torch.from_numpy(stream)
+        stored[f"{weight.name}.scale"] = weight.scale.detach().cpu().reshape(-1).clone()
+        if weight.zero_point is not None and not weight.symmetric:
+            stored[f"{weight.name}.zero_point"] = weight.zero_point.detach().cpu().reshape(-1).clone()
+    config = ModelConfig(
+        architecture=type(stripped).__name__,
+        inputs=input_names(stripped, example_inputs),
+        fixed_batch=captured.fixed_batch,
+        weights={
+            name: PackedWeight(
+                w.num_bits, w.axis, tuple(w.codes.shape), w.aliases, _zero_point(w), DTYPES[w.dtype]
+            )
+            for name, w in weights.items()
+        },
+        activations=_activations(stripped, setup),
+        tensors={n: TensorSpec(tuple(t.shape), DTYPES[t.dtype]) for n, t in others.items()},
+        example_inputs=_example_inputs(example_inputs),
+        versions={"raysearch": __version__, "torch": torch.__version__},
+        source=source or {},
+    )
+    folder = Storage(directory)
+    folder.write_bytes(WEIGHTS, save(stored, metadata={"format": "pt"}))
+    folder.write_bytes(ARCHITECTURE, program_bytes(captured.program))
+    folder.write_bytes(CONFIG, config.to_json().encode())
+    return captured.fixed_batch
+
+
+def weights_bytes(stripped: nn.Module, setup: QuantizerSetup) -> int:
+    """Bytes of all quantizable weights: codes, scales and zero points as they are stored.
+
+    Codes are really packed and counted, so that the cost model's formula is checked against the bytes. A
+    weight that stays float counts as float32, as it does there, also where it is stored in half precision.
+    """
+    weights = stripped_weights(stripped, setup)
+    total = 0
+    for point in setup.of_kind("weight").values():
+        if point.id in weights:
+            weight = weights[point.id]
+            total += pack_codes(weight.codes.cpu().numpy(), weight.num_bits, point.id).nbytes
+            total += weight.scale.nbytes
+            if weight.zero_point is not None and not weight.symmetric:
+                total += weight.zero_point.nbytes
+        else:
+            total += packed_bytes(point, FLOAT_BITS)
+    return total
+
+
+def input_names(model: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[str, ...]:
+    """Names of the arguments that the example inputs fill; those of `*args` have none and are left out."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
+    return tuple(names[: len(example_inputs)])
+
+
+def _activations(stripped: nn.Module, setup: QuantizerSetup) -> dict[str, ActivationQuantizer]:
+    enabled = stripped_quantizers(stripped, setup)
+    found = {}
+    for point in setup.of_kind("activation").values():
+        place = (point.sites, point.shape, point.axis, point.spec)
+        if point.id not in enabled:
+            found[point.id] = ActivationQuantizer(None, 1.0, 0, False, *place)
+            continue
+        quantizer = enabled[point.id]
+        scales = tuple(quantizer.effective_scale().detach().reshape(-1).tolist())
+        zeros = tuple(quantizer.zero_points().expand_as(quantizer.effective_scale()).reshape(-1).tolist())
+        one = point.axis is None
+        found[point.id] = ActivationQuantizer(
+            quantizer.num_bits,
+            scales[0] if one else scales,
+            zeros[0] if one else zeros,
+            quantizer.signed,
+            *place,
+        )
+    return found
+
+
+def _example_inputs(values: tuple[Any, ...]) -> tuple[InputSpec, ...] | None:
+    found = [input_spec(value) for value in values]
+    return None if any(spec is None for spec in found) else tuple(spec for spec in found if spec is not None)
+
+
+def _zero_point(weight: StrippedWeight) -> int | Literal["stored"]:
+    if weight.zero_point is None:
+        return 0
+    return int(weight.zero_point.reshape(-1)[0]) if weight.symmetric else "stored"
+
+
+def _check_types(tensors: dict[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        if value.dtype not in DTYPES:
+            raise ExportError(
+                f"'{name}' is of type {value.dtype}, which the target 'packed' cannot store; allowed: "
+                f"{', '.join(sorted(DTYPES.values()))}. Convert it, or export other targets."
+            )

@@ -1,0 +1,1 @@
+"""Time of files and of their layers on this machine."""

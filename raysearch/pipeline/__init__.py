@@ -1,0 +1,1 @@
+"""The order of the stages, and what surrounds them: checks of the inputs, pools, progress, the result."""

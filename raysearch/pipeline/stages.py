@@ -1,0 +1,144 @@
+"""What the stages take, put together from the inputs of a run."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from raysearch.calibration import adapt_batch_norm
+from raysearch.cluster.pool import Pool
+from raysearch.controller import create_controller
+from raysearch.evaluation import Batch, Replica, batch_size, evaluate_model
+from raysearch.evaluation.sampling import random_shards
+from raysearch.export import export_model
+from raysearch.pipeline.inputs import Inputs
+from raysearch.records import BitAssignment, ExportManifest, RangeTable
+from raysearch.seeding import derive_seed
+from raysearch.sensitivity import MeasuredObjective
+from raysearch.training import Recipe, TrainingSettings, load_checkpoint
+
+
+def make_replica(inputs: Inputs, search: list[Batch]) -> Replica:
+    """What each worker holds; a deep copy, so that the user's model is never touched."""
+    return Replica(
+        copy.deepcopy(inputs.task.model),
+        inputs.task.run,
+        {"calibration": inputs.calibration, "search": search}
+        | ({"traces": inputs.traces} if inputs.traces else {}),
+        inputs.divergence,
+        inputs.task.loss,
+        inputs.config.cluster.device,
+    )
+
+
+def search_shards(inputs: Inputs) -> tuple[list[Batch], bool]:
+    """A random sample of the validation data for the search; whether its single samples are shuffled."""
+    settings = inputs.config.search
+    seed = derive_seed(inputs.config.seed, "search-samples")
+    return random_shards(inputs.validation, settings.num_samples, settings.shard_size, seed)
+
+
+def make_objective(inputs: Inputs, ranges: RangeTable, pool: Pool, per_sample: bool) -> MeasuredObjective:
+    """Measures the search's trials on the pool."""
+    objective = inputs.config.search.measured
+    return MeasuredObjective(
+        inputs.setup,
+        ranges,
+        pool,
+        objective=objective,
+        metric=inputs.task.metrics.get(objective),
+        per_sample=per_sample,
+        cache_bytes=inputs.config.cluster.cache_bytes,
+    )
+
+
+def make_recipe(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment) -> Recipe:
+    """What a training worker needs."""
+    return Recipe(
+        model=copy.deepcopy(inputs.task.model),
+        setup=inputs.setup,
+        ranges=ranges,
+        assignment=assignment,
+        train=inputs.task.train,
+        validation=inputs.validation,
+        forward=inputs.task.run,
+        divergence=inputs.divergence,
+        loss=inputs.task.loss,
+        metrics=inputs.task.metrics,
+        settings=TrainingSettings(**inputs.config.training.model_dump()),
+        seed=inputs.config.seed,
+        norms=adapted_norms(inputs, ranges, assignment),
+    )
+
+
+def adapted_norms(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment) -> dict[str, Tensor]:
+    """BatchNorm statistics of the model quantized as assigned, before any training; {} where not asked for.
+
+    A function of the run's inputs alone, so a run that goes on gets the same; statistics that training has
+    moved since are in its checkpoints, which win.
+    """
+    count = inputs.config.calibration.batch_norm_samples
+    if not count:
+        return {}
+    model = copy.deepcopy(inputs.task.model)
+    create_controller(model, inputs.setup, ranges, assignment)
+    return adapt_batch_norm(model, inputs.calibration, inputs.task.run, count)
+
+
+def strip_checkpoint(
+    inputs: Inputs, ranges: RangeTable, assignment: BitAssignment, checkpoint: bytes
+) -> nn.Module:
+    """The stripped module of a saved training state."""
+    controller = create_controller(copy.deepcopy(inputs.task.model), inputs.setup, ranges, assignment)
+    load_checkpoint(controller, checkpoint)
+    return controller.strip_model()
+
+
+def validate(inputs: Inputs, model: nn.Module) -> dict[str, float]:
+    """Metrics of a model on the validation shards, compared with the float model."""
+    return evaluate_model(
+        model,
+        inputs.validation,
+        forward=inputs.task.run,
+        divergence=inputs.divergence,
+        reference=inputs.task.model,
+        loss=inputs.task.loss,
+        metrics=inputs.task.metrics,
+    )
+
+
+def export(
+    inputs: Inputs,
+    stripped: nn.Module,
+    assignment: BitAssignment,
+    folder: Path,
+    run_id: str = "",
+) -> ExportManifest:
+    """The export stage on a local folder, verified on validation shards."""
+    source = {"run_id": run_id, "budget": [str(budget) for budget in inputs.budgets]} if run_id else None
+    settings = inputs.config.export
+    return export_model(
+        stripped,
+        inputs.setup,
+        assignment,
+        inputs.task.example_inputs,
+        folder,
+        targets=settings.targets,
+        batches=first_samples(inputs.validation, settings.num_samples),
+        forward=inputs.task.run,
+        source=source,
+    )
+
+
+def first_samples(batches: list[Any], count: int) -> list[Any]:
+    """Whole shards until `count` samples are reached."""
+    kept: list[Any] = []
+    for batch in batches:
+        kept.append(batch)
+        count -= batch_size(batch)
+        if count <= 0:
+            break
+    return kept

@@ -1,0 +1,60 @@
+"""What a model's packed file holds beside the quantized weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from raysearch.hooks.locations import home, module_of
+from raysearch.quantizer import make_quantizer
+from raysearch.records import QuantizationPoint, StoredTensor
+
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # fmt: skip
+"""The types that the packed file holds, by the names of safetensors."""
+
+
+def stored_tensors(model: nn.Module, points: Mapping[str, QuantizationPoint]) -> tuple[StoredTensor, ...]:
+    """Every parameter and buffer that is no quantized weight, tied ones once, and the quantizers' scales.
+
+    Each in its own type, under the name that the packed target gives it: its first place in the model.
+    """
+    weights = {
+        id(getattr(module_of(model, site), site.name))
+        for point in points.values()
+        if point.kind == "weight"
+        for site in point.sites
+    }
+    seen, found = set(weights), []
+    for path, module in model.named_modules():
+        for name, value in _own(module):
+            if id(value) not in seen:
+                seen.add(id(value))
+                found.append(_entry(_join(path, name), value))
+    paths = {id(module): path for path, module in model.named_modules()}
+    for point in points.values():
+        if point.kind == "activation":
+            owner, attribute = home(model, point.sites[0])
+            path = _join(paths[id(owner)], attribute)
+            for name, value in _own(make_quantizer(point)):
+                found.append(_entry(_join(path, name), value, is_quantizer=True))
+    return tuple(found)
+
+
+def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _entry(name: str, value: Tensor, is_quantizer: bool = False) -> StoredTensor:
+    dtype = DTYPES.get(value.dtype, str(value.dtype).removeprefix("torch."))
+    return StoredTensor(name, dtype, tuple(value.shape), value.numel() * value.element_size(), is_quantizer)

@@ -1,0 +1,1 @@
+"""What an assignment costs, and the limits of that."""

@@ -1,0 +1,205 @@
+"""Budgets: the one parser of expressions such as `avg_bits<=4`, `size<=12.5%` or `bops<=1.2G`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from raysearch.errors import BudgetError
+from raysearch.records.assignment import BitAssignment
+from raysearch.records.costs.model import COST_KINDS, CostModel
+
+_UNITS: dict[str, dict[str, float]] = {
+    "avg_bits": {"": 1.0},
+    "act_bits": {"": 1.0},
+    "size": {
+        "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9,
+        "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30,
+    },
+    "bops": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
+    "effective": {"": 1.0, "x": 1.0},
+    "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9},
+}  # fmt: skip
+_UNITS["activation_memory"] = _UNITS["size"]
+_RELATIVE = ("size", "bops", "activation_memory", "latency")
+_AT_LEAST = ("effective",)
+_EXPRESSION = re.compile(
+    r"^\s*([A-Za-z_]+)\s*(<=|≤|>=|≥)\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ%]*)\s*$"
+)
+TOLERANCE = 1e-9
+"""Relative slack of a comparison, so that a sum in floating point does not break an exact limit."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A hard limit on one cost: the most it may be, for `effective` the least.
+
+    Attributes:
+        kind: one of `COST_KINDS`.
+        limit: in the kind's own unit (bits, bytes, bit operations), or a fraction when `relative`.
+        relative: whether `limit` is a fraction of `CostModel.reference`.
+        text: the expression as it was written.
+    """
+
+    kind: str
+    limit: float
+    relative: bool
+    text: str
+
+    def absolute(self, model: CostModel) -> float:
+        """The limit in the kind's own unit.
+
+        Raises:
+            BudgetError: it is a share of a cost that the setup does not have.
+        """
+        if not self.relative:
+            return self.limit
+        model.require(self.kind)
+        return self.limit * model.reference[self.kind]
+
+    @property
+    def at_least(self) -> bool:
+        """Whether the cost must be at least the limit."""
+        return self.kind in _AT_LEAST
+
+    def excess(self, cost: float, limit: float) -> float:
+        """How far a cost is beyond the limit, as a share of it; ≤ 0 keeps it.
+
+        (cost − limit)/limit, and for `effective` (limit − cost)/cost; within `TOLERANCE` it is 0.
+        """
+        excess = (limit - cost) / cost if self.at_least else (cost - limit) / limit
+        return 0.0 if 0 < excess <= TOLERANCE else excess
+
+
+def parse_budget(text: str) -> Budget:
+    """Read one budget expression: KIND<=NUMBER[UNIT], or effective>=NUMBER.
+
+    Raises:
+        BudgetError: the form, the kind, the unit or the number is not one that is known.
+
+    Example:
+        >>> parse_budget("size<=12.5%")
+        Budget(kind='size', limit=0.125, relative=True, text='size<=12.5%')
+        >>> parse_budget("size <= 250KiB").limit
+        256000.0
+        >>> parse_budget("latency<=12ms").limit
+        0.012
+    """
+    match = _EXPRESSION.match(text)
+    if match is None:
+        raise BudgetError(
+            f"the budget '{text}' cannot be read; a budget is KIND<=NUMBER[UNIT], for example avg_bits<=4, "
+            f"size<=250KiB, size<=12.5%, bops<=1.2G, effective>=1.5 or latency<=12ms. "
+            f"Kinds: {', '.join(COST_KINDS)}."
+        )
+    kind, sign, number, unit = match.groups()
+    if kind not in COST_KINDS:
+        raise BudgetError(
+            f"the budget '{text}' is of the unknown kind '{kind}'; known: {', '.join(COST_KINDS)}."
+        )
+    if (sign in (">=", "≥")) != (kind in _AT_LEAST):
+        wanted = ">=" if kind in _AT_LEAST else "<="
+        raise BudgetError(f"the budget '{text}' compares with '{sign}'; {kind} takes '{wanted}'.")
+    value = float(number)
+    if unit == "%":
+        if kind not in _RELATIVE:
+            raise BudgetError(
+                f"the budget '{text}' is in percent; only {' and '.join(_RELATIVE)} have a 100 %."
+            )
+        return Budget(kind, _positive(value / 100, text), True, text)
+    if unit not in _UNITS[kind]:
+        allowed = ["%"] * (kind in _RELATIVE) + [repr(u) if u == "" else u for u in _UNITS[kind]]
+        raise BudgetError(
+            f"the budget '{text}' has the unit '{unit}'; allowed for {kind}: {', '.join(allowed)}."
+        )
+    return Budget(kind, _positive(value * _UNITS[kind][unit], text), False, text)
+
+
+def _positive(limit: float, text: str) -> float:
+    if not 0 < limit < float("inf"):
+        raise BudgetError(f"the budget '{text}' has the limit {limit}; a limit is a positive number.")
+    return limit
+
+
+def parse_budgets(texts: Iterable[str]) -> tuple[Budget, ...]:
+    """Read several expressions; all of them must hold at once.
+
+    Raises:
+        BudgetError: none is given, or one cannot be read.
+    """
+    budgets = tuple(parse_budget(text) for text in texts)
+    if not budgets:
+        raise BudgetError('no budget is given; set one, for example --budget "avg_bits<=4".')
+    return budgets
+
+
+def excesses(budgets: Iterable[Budget], model: CostModel, costs: Mapping[str, float]) -> dict[str, float]:
+    """Expression → `Budget.excess`; an assignment is feasible when every excess is ≤ 0.
+
+    Raises:
+        BudgetError: the setup does not have a budget's cost.
+    """
+    found: dict[str, float] = {}
+    for budget in budgets:
+        model.require(budget.kind)
+        found[budget.text] = budget.excess(costs[budget.kind], budget.absolute(model))
+    return found
+
+
+def is_feasible(budgets: Iterable[Budget], model: CostModel, assignment: BitAssignment) -> bool:
+    """Whether an assignment keeps every budget."""
+    return all(value <= 0 for value in excesses(budgets, model, model.costs(assignment)).values())
+
+
+def check_achievable(budgets: Iterable[Budget], model: CostModel) -> None:
+    """Refuse budgets that no assignment meets even on their own; no compute is needed to know.
+
+    Raises:
+        BudgetError: states the achievable range, and the groups that hold it up.
+    """
+    for budget in budgets:
+        model.require(budget.kind)
+        limit, low, high = budget.absolute(model), model.lowest[budget.kind], model.highest[budget.kind]
+        if limit <= 0:
+            raise BudgetError(
+                f"the budget '{budget.text}' is a share of {budget.kind}, which is 0 for this model; give an "
+                "absolute limit or leave it out."
+            )
+        best = high if budget.at_least else low
+        if best > 0 and budget.excess(best, limit) > 0:
+            asks, word = ("asks for", "Lower") if budget.at_least else ("allows", "Raise")
+            raise BudgetError(
+                f"the budget '{budget.text}' cannot be met: it {asks} {limit:.6g}, and even with every group "
+                f"at its lowest width {budget.kind} is {best:.6g}. Achievable: {low:.6g} to "
+                f"{high:.6g}{_shares(budget, model)}. {holders(model, budget.kind)}{word} the limit, allow "
+                f"lower widths (placement.weight_bit_widths), or lift a pin."
+            )
+
+
+def _shares(budget: Budget, model: CostModel) -> str:
+    if not budget.relative:
+        return ""
+    base = model.reference[budget.kind]
+    return f" (that is {model.lowest[budget.kind] / base:.2%} to {model.highest[budget.kind] / base:.2%})"
+
+
+def holders(model: CostModel, kind: str, most: int = 4) -> str:
+    """A sentence that names what holds a cost up at the lowest widths, the greatest shares first.
+
+    Groups with one width come first: pins and profiles make them so.
+    """
+    lowest = BitAssignment.extreme(model.setup, 0)
+    shares = model.shares(kind, lowest)
+    total = sum(shares.values())
+    if total <= 0:
+        return ""
+    fixed = {name for name, group in model.setup.groups.items() if len(group.bit_widths) == 1}
+    order = sorted((n for n in shares if n and shares[n] > 0), key=lambda n: (n not in fixed, -shares[n], n))
+    named = [
+        f"'{name}' ({'only ' if name in fixed else ''}{lowest.bits[name]} bits, {shares[name] / total:.1%})"
+        for name in order[:most]
+    ]
+    if shares[""] > 0:
+        named.append(f"what stays float or has no width ({shares[''] / total:.1%})")
+    return f"Held up by {', '.join(named)}. "

@@ -1,0 +1,154 @@
+"""The tables of the report: columns, and rows of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from raysearch.records import (
+    BitAssignment,
+    CostModel,
+    ExportManifest,
+    QuantizerSetup,
+    RunResult,
+    SearchResult,
+    SensitivityTable,
+)
+from raysearch.reporting.format import MISSING, number, quantity, seconds, signed
+
+COST_NAMES = {
+    "avg_bits": "bits per weight",
+    "act_bits": "bits per activation",
+    "size": "size",
+    "bops": "bit operations",
+    "effective": "effective compression",
+    "activation_memory": "activation memory",
+    "latency": "latency",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row's name and the text of its cells."""
+
+    name: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table; the first column is that of the names."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def summary_grid(
+    setup: QuantizerSetup, result: RunResult, metrics: Mapping[str, Mapping[str, float]]
+) -> Grid:
+    """Metrics and costs, float against found."""
+    before, after = metrics.get("float", {}), metrics.get("quantized", {})
+    rows = []
+    for name in dict.fromkeys([*before, *after]):
+        was, now = before.get(name), after.get(name)
+        change = MISSING if was is None or now is None else signed(now - was)
+        rows.append(Row(name, (number(was), number(now), change)))
+    whole = CostModel(setup).costs(BitAssignment({}))
+    for kind, cost in result.costs.items():
+        if kind == "act_bits" and not setup.of_kind("activation"):
+            continue
+        reference = whole.get(kind)
+        ratio = f"÷ {reference / cost:.2f}" if reference and cost else MISSING
+        was_text = MISSING if reference is None else quantity(kind, reference)
+        rows.append(Row(COST_NAMES.get(kind, kind), (was_text, quantity(kind, cost), ratio)))
+    return Grid(("", "float", "found", "change"), tuple(rows))
+
+
+def excess_grid(search: SearchResult) -> Grid:
+    """How much of each budget the chosen assignment uses."""
+    rows = (Row(text, (f"{1 + excess:.2%}",)) for text, excess in search.best.excess.items())
+    return Grid(("budget", "used"), tuple(rows))
+
+
+def layers_grid(setup: QuantizerSetup, widths: Mapping[str, int]) -> Grid:
+    """Every quantizer with its group, its width and what the group could have taken."""
+    group_of = {point: group for group in setup.groups.values() for point in group.points}
+    rows = []
+    for point in setup.points.values():
+        group = group_of[point.id]
+        width = str(widths[point.id]) if point.id in widths else "float"
+        allowed = ", ".join(map(str, group.bit_widths))
+        rows.append(Row(point.id, (point.kind, width, allowed, number(point.num_elements), group.id)))
+    return Grid(("quantizer", "kind", "bits", "allowed", "elements", "group"), tuple(rows))
+
+
+def trace_grid(table: SensitivityTable) -> Grid:
+    """Every trace with its standard error."""
+    rows = (
+        Row(t.point, (number(t.value), number(t.stderr), number(t.num_draws), number(t.num_samples)))
+        for t in table.traces.values()
+    )
+    return Grid(("weight", "average trace", "standard error", "draws", "samples"), tuple(rows))
+
+
+def option_grid(table: SensitivityTable) -> Grid:
+    """Every option with what it alone does."""
+    rows = (
+        Row(e.group, (str(e.num_bits), number(e.response), number(e.divergence), number(e.perturbation)))
+        for e in table.effects.values()
+    )
+    return Grid(("group", "bits", "response", "measured divergence", "perturbation"), tuple(rows))
+
+
+def sources_grid(search: SearchResult) -> Grid:
+    """What the chosen assignment was compared with, best first, and by how much it is better."""
+    sign = -1 if search.maximize else 1
+    margins = search.margins()
+    ordered = sorted(search.reasons.items(), key=lambda item: (sign * item[1], item[0]))
+    rows = tuple(Row(name, (number(value), number(margins[name]))) for name, value in ordered)
+    return Grid(("source", f"measured {search.objective}", "chosen is better by"), rows)
+
+
+def agreement_grid(search: SearchResult) -> Grid:
+    """How well each surrogate ranks what was measured, best first."""
+    ordered = sorted(search.agreement.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0]))
+    rows = tuple(Row(name, (number(value),)) for name, value in ordered)
+    return Grid(("surrogate", "rank correlation"), rows)
+
+
+def checks_grid(manifest: ExportManifest) -> Grid:
+    """How each target's output differs from the stripped module."""
+    rows = (
+        Row(
+            check.target,
+            (
+                check.runtime,
+                number(check.max_abs_difference),
+                number(check.mean_abs_difference),
+                f"{check.agreement:.2%}",
+                number(check.num_samples),
+            ),
+        )
+        for check in manifest.checks
+    )
+    columns = ("target", "runtime", "largest difference", "mean difference", "same answer", "samples")
+    return Grid(columns, tuple(rows))
+
+
+def times_grid(result: RunResult) -> Grid:
+    """Seconds per stage and in all."""
+    rows = [Row(stage, (seconds(value),)) for stage, value in result.seconds.items()]
+    return Grid(("stage", "time"), (*rows, Row("in all", (seconds(sum(result.seconds.values())),))))
+
+
+def comparison_grid(rows: Sequence[Mapping[str, object]]) -> Grid:
+    """Rows handed over by the caller; the first key of the first row names them."""
+    columns = tuple(dict.fromkeys(name for row in rows for name in row))
+    return Grid(
+        columns,
+        tuple(
+            Row(str(row.get(columns[0], "")), tuple(number(row.get(name)) for name in columns[1:]))
+            for row in rows
+        ),
+    )

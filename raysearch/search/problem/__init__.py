@@ -1,0 +1,1 @@
+"""The search as integers: options, costs, limits and surrogates."""

@@ -1,0 +1,138 @@
+"""What the search believes an assignment costs before it is measured.
+
+| name | value of an assignment A |
+|---|---|
+| `response` | ½ Σ_{q,r∈A} K_qr, the full quadratic form of the measured responses |
+| `hawq` | Σ_{q∈A} Ω_q, Ω = Σ trace·‖Q(W) − W‖² (HAWQ-V2, Dong et al. 2020) |
+| `fisher` | the same, of traces of the empirical Fisher matrix (`sensitivity.estimator = "fisher"`) |
+| `weight-error` | Σ_{q∈A} ‖Q(W) − W‖² |
+| `single-loss` | Σ_{q∈A} the measured divergence of each option alone |
+
+`hawq`, `fisher` and `weight-error` know nothing of activations: there an activation option counts its
+response, in the unit of the others by the ratio of the two sums over all weight options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysearch.errors import ConfigError, DataError, StorageError
+from raysearch.records import OptionEffect, SensitivityTable
+from raysearch.search.problem.space import FloatArray, IntArray, OptionSpace
+
+_FIELDS = {
+    "response": "response",
+    "hawq": "omega",
+    "fisher": "omega",
+    "weight-error": "perturbation",
+    "single-loss": "divergence",
+}
+SURROGATES = tuple(_FIELDS)
+
+_AT_ONCE = 4096
+"""Assignments scored by one matrix product: its operands stay in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A score of assignments, lower is better.
+
+    Attributes:
+        name: one of `SURROGATES`.
+        space: the options.
+        option_costs: [L, B], additive cost of each option; 0 where padded. For `response` the diagonal.
+        gram: [P, P], K by flat index, 0 where padded; None when the score is additive.
+    """
+
+    name: str
+    space: OptionSpace
+    option_costs: FloatArray
+    gram: FloatArray | None = None
+
+    def predict(self, choices: IntArray) -> FloatArray:
+        """Scores, shape [...], of choices [..., L].
+
+        Work: L additions an assignment, or for `response` one product with K, P² multiplications.
+        """
+        if self.gram is None:
+            additive: FloatArray = self.space.take(self.option_costs, choices).sum(axis=-1)
+            return additive
+        flat = self.space.flat(choices).reshape(-1, choices.shape[-1])
+        scores = np.empty(len(flat))
+        for start in range(0, len(flat), _AT_ONCE):
+            scores[start : start + _AT_ONCE] = self._quadratic(self.gram, flat[start : start + _AT_ONCE])
+        return scores.reshape(choices.shape[:-1])
+
+    @staticmethod
+    def _quadratic(gram: FloatArray, flat: IntArray) -> FloatArray:
+        chosen = np.zeros((len(flat), len(gram)))
+        np.put_along_axis(chosen, flat, 1.0, axis=1)
+        value: FloatArray = 0.5 * np.einsum("np,np->n", chosen @ gram, chosen)
+        return value
+
+
+def make_surrogate(name: str, table: SensitivityTable, space: OptionSpace) -> Surrogate:
+    """The surrogate of a name, from a sensitivity table that covers the options.
+
+    Raises:
+        ConfigError: the name is unknown, or "fisher" is asked of traces that are not of the Fisher matrix.
+        StorageError: the table lacks an option of the setup.
+        DataError: a measurement that the surrogate needs is not finite.
+    """
+    if name not in _FIELDS:
+        raise ConfigError(f"the surrogate '{name}' is unknown; known: {', '.join(SURROGATES)}.")
+    if name == "fisher":
+        _check_fisher(table)
+    effects = [_effect(table, group, bits) for group, bits in space.setup.options()]
+    costs = np.zeros(space.valid.shape)
+    costs[space.valid] = _scores(name, effects)
+    gram = None
+    if name == "response":
+        order = {option: index for index, option in enumerate(table.effects)}
+        rows = np.array([order[option] for option in space.setup.options()])
+        flat = np.flatnonzero(space.valid.ravel())
+        gram = np.zeros((space.valid.size, space.valid.size))
+        gram[np.ix_(flat, flat)] = table.gram[np.ix_(rows, rows)]
+        costs = 0.5 * np.diag(gram).reshape(space.valid.shape).copy()
+        if not np.isfinite(gram).all():
+            raise DataError("the responses hold values that are not finite; measure the sensitivity again.")
+    return Surrogate(name, space, costs, gram)
+
+
+def _check_fisher(table: SensitivityTable) -> None:
+    found = {str(getattr(trace, "estimator", "") or "unknown") for trace in table.traces.values()}
+    if found - {"fisher"}:
+        raise ConfigError(
+            f"the surrogate 'fisher' needs traces of the Fisher matrix, but these were measured by the "
+            f"estimator '{', '.join(sorted(found))}'. Set sensitivity.estimator to 'fisher', or "
+            f"search.surrogate to 'hawq', which takes the traces as they are."
+        )
+
+
+def _effect(table: SensitivityTable, group: str, bits: int) -> OptionEffect:
+    if (group, bits) not in table.effects:
+        raise StorageError(
+            f"the sensitivity table has no measurement of '{group}' at {bits} bits: it belongs to another "
+            "setup. Start the run anew."
+        )
+    return table.effects[group, bits]
+
+
+def _scores(name: str, effects: list[OptionEffect]) -> FloatArray:
+    field = _FIELDS[name]
+    scores = np.array([getattr(effect, field) for effect in effects], dtype=np.float64)
+    for effect, score in zip(effects, scores, strict=True):
+        if not np.isfinite(score):
+            raise DataError(
+                f"the {field} of '{effect.group}' at {effect.num_bits} bits is {score}, so the surrogate "
+                f"'{name}' cannot be used; choose another or measure the sensitivity again."
+            )
+    if name in ("hawq", "fisher", "weight-error"):
+        response = np.array([effect.response for effect in effects], dtype=np.float64)
+        weights = np.array([effect.kind == "weight" for effect in effects])
+        total = float(response[weights].sum())
+        unit = abs(float(scores[weights].sum())) / total if total > 0 else 1.0
+        scores = np.where(weights, scores, unit * response)
+    return scores

@@ -1,0 +1,1 @@
+"""Assignments within limits: exact, heuristic and bounding."""

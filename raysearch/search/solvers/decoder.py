@@ -1,0 +1,163 @@
+"""Any additive option costs in, a feasible assignment out, under several budgets at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from raysearch.errors import BudgetError
+from raysearch.search.problem.solution import Solution
+from raysearch.search.problem.space import FloatArray, IntArray, Limit, OptionSpace
+from raysearch.search.solvers.dominance import solve_exactly
+from raysearch.search.solvers.knapsack import DEFAULT_STEPS, FINE_STEPS, Knapsack
+from raysearch.search.solvers.lagrangian import priced_choices
+from raysearch.search.solvers.milp import solve_milp
+from raysearch.search.solvers.repair import Moves
+
+SMALL_SPACE = 20_000
+"""Up to so many assignments, the feasible ones are listed, and the search ends when all are measured."""
+
+MAX_KNAPSACKS = 4
+"""Of more separable limits than this, the tightest are solved each on its own as a start."""
+
+
+class Decoder:
+    """Decodes costs [L, B] into choices that keep every limit.
+
+    One separable limit: the exact knapsack. More limits, or limits that couple groups: the knapsack solution
+    of each separable limit, the choices under prices of all limits, and the lowest feasible ones are repaired
+    and filled, and the cheapest is taken (`optimum` is exact, and slower). None is ever refused: a repair
+    that finds no single move goes to `base`, which is feasible.
+
+    Args:
+        space: the options.
+        limits: the budgets as integer limits.
+        num_steps: grid of the knapsacks.
+
+    Raises:
+        BudgetError: no assignment keeps the limits.
+    """
+
+    def __init__(self, space: OptionSpace, limits: Sequence[Limit], num_steps: int = DEFAULT_STEPS) -> None:
+        self.space, self.limits = space, tuple(limits)
+        self.base = self._feasible_base()
+        separable = [limit for limit in self.limits if limit.is_separable]
+        separable.sort(key=lambda limit: limit.capacity / max(1, limit.greatest))
+        self._knapsacks = [
+            Knapsack(limit.form.linear, space.valid, limit.capacity, num_steps)
+            for limit in separable[:MAX_KNAPSACKS]
+        ]
+
+    @cached_property
+    def moves(self) -> Moves:
+        """Repair and fill within the limits."""
+        return Moves(self.space, self.limits, self.base)
+
+    def scaled(self, fraction: float, num_steps: int = DEFAULT_STEPS) -> Decoder:
+        """A decoder with a fraction of every capacity.
+
+        Raises:
+            BudgetError: no assignment keeps the fractions.
+        """
+        return Decoder(self.space, [limit.scaled(fraction) for limit in self.limits], num_steps)
+
+    def is_feasible(self, choices: IntArray) -> bool:
+        """Whether choices [L] keep every limit."""
+        return all(int(limit.use(choices)) <= limit.capacity for limit in self.limits)
+
+    def feasible(self, most: int) -> IntArray | None:
+        """All feasible choices [N, L], or None when the space has more than `most` assignments."""
+        every = self.space.enumerate(most)
+        if every is None:
+            return None
+        keep = np.ones(len(every), dtype=bool)
+        for limit in self.limits:
+            keep &= limit.use(every) <= limit.capacity
+        return every[keep]
+
+    def decode(self, costs: FloatArray) -> IntArray:
+        """Feasible choices [L] of low Σ_l costs[l, x_l]; the least for one separable limit."""
+        found = [knapsack.solve(costs) for knapsack in self._knapsacks]
+        if self.is_single:
+            return found[0] if self._knapsacks[0].exact else self.fill(found[0], costs)
+        found += [priced_choices(self.space, self.limits, costs), self.base]
+        tried = [self.fill(self.repair(choices, costs), costs) for choices in found]
+        return min(tried, key=lambda choices: float(self.space.take(costs, choices).sum()))
+
+    def optimum(self, costs: FloatArray) -> Solution:
+        """The choices of least Σ_l costs[l, x_l], with the bound that proves it, or says what is missing.
+
+        One separable limit: by dominance, from the decoded choices. Otherwise a mixed-integer programme.
+        A group whose widths cost the same takes the widest that fits.
+        """
+        start = self.decode(costs)
+        if self.is_single:
+            (limit,) = self.limits
+            found = solve_exactly(limit.form.linear, self.space.valid, limit.capacity, costs, start)
+        else:
+            found = solve_milp(
+                self.space,
+                self.limits,
+                costs,
+                start,
+                make_feasible=lambda choices: self.fill(self.repair(choices, costs), costs),
+            )
+        choices = self.fill(found.choices, costs)
+        value = float(self.space.take(costs, choices).sum())
+        return Solution(choices, value, min(found.lower_bound, value))
+
+    def lower_bound(self, costs: FloatArray) -> float:
+        """A value below which no feasible choices can be; the optimum itself unless `optimum` gave up."""
+        return self.optimum(costs).lower_bound
+
+    def greedy(self, costs: FloatArray) -> IntArray:
+        """From the lowest feasible widths upwards, the best gain per use of the budgets first."""
+        return self.fill(self.base, costs)
+
+    def repair(self, choices: IntArray, costs: FloatArray) -> IntArray:
+        """Change widths, the least harm per relief first, until every limit holds."""
+        return self.moves.repair(choices, costs)
+
+    def fill(self, choices: IntArray, costs: FloatArray) -> IntArray:
+        """Spend what is left: moves that lower the cost and fit, the best gain per use first.
+
+        A wider option of the same cost is taken last, if it fits.
+        """
+        return self.moves.fill(choices, costs)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is one limit, and each group adds its own part: decoding is a plain knapsack."""
+        return len(self.limits) == 1 and self.limits[0].is_separable
+
+    def _feasible_base(self) -> IntArray:
+        """The lowest widths, or what comes nearest where limits forbid them."""
+        if self.is_feasible(self.space.lowest):
+            return self.space.lowest
+        for limit in self.limits:
+            least = int(limit.use(self.space.lowest))
+            if limit.is_monotone and least > limit.capacity:
+                raise BudgetError(
+                    f"the budget '{limit.text}' is below the smallest assignment: it allows "
+                    f"{limit.capacity}, the least is {least}."
+                )
+        if self.is_single:
+            linear = np.where(self.space.valid, self.limits[0].form.linear, np.iinfo(np.int64).max)
+            least_use: IntArray = np.argmin(linear, axis=1).astype(np.int64)
+            if self.is_feasible(least_use):
+                return least_use
+        return solve_milp(self.space, self.limits, self._relative_use(), rel_gap=0.01).choices
+
+    def _relative_use(self) -> FloatArray:
+        """[L, B]: roughly what share of the limits an option uses, so that the base leaves room."""
+        found = np.zeros(self.space.valid.shape)
+        for limit in self.limits:
+            found += limit.form.linear / max(limit.capacity, 1)
+            for axis, rows in ((2, limit.form.edges[:, 0]), (1, limit.form.edges[:, 1])):
+                np.add.at(found, rows, limit.form.tables.mean(axis=axis) / max(limit.capacity, 1))
+        return found
+
+
+__all__ = ["FINE_STEPS", "SMALL_SPACE", "Decoder"]

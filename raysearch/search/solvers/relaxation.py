@@ -1,0 +1,124 @@
+"""The linear relaxation of the choice: a bound that holds, what no better choice has, and a first choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linprog
+
+from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, Limit, OptionSpace
+from raysearch.search.solvers.linear_program import Edges, Programme, make_programme
+from raysearch.search.solvers.quiet_stdout import quiet_stdout
+
+ROUNDING = 1e-12
+"""Relative error of a sum of costs, which a bound allows for."""
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """What the prices of the linear relaxation tell.
+
+    With a price λ ≥ 0 for each limit and a free one μ for each equation Σ_d y[b, d] = x[b], the objective is
+    at least Σ_l min_b r_l[b] + Σ_e min_{b,d} r_e[b, d] − λ·S for every choice, r the options' and products'
+    costs with the prices of what they use. So it holds for any prices, and the solver's need not be exact.
+
+    Attributes:
+        bound: no choice within the limits costs less.
+        choices: the fractional solution's greatest options [L]; it may exceed limits a little.
+        options: [L, B], a choice with this option costs `bound` + this at least; ∞ for what is no option.
+        products: the same for each product of two options, of `edges`.
+        edges: all products.
+    """
+
+    bound: float
+    choices: IntArray
+    options: FloatArray
+    products: FloatArray
+    edges: Edges
+
+    def within(self, room: float) -> tuple[BoolArray, Edges]:
+        """The options, and the products of two of them, that a choice of at most `bound` + room may have."""
+        kept = self.options <= room
+        used = self.products <= room
+        while True:
+            used = used & kept.ravel()[self.edges.first] & kept.ravel()[self.edges.second]
+            fewer = kept & self._paired(used)
+            if (fewer == kept).all():
+                return kept, self.edges.only(used)
+            kept = fewer
+
+    def _paired(self, used: BoolArray) -> BoolArray:
+        """[L, B]: whether the option is in a used product of each edge of its group."""
+        found = np.ones(self.options.shape, dtype=bool)
+        for rows, columns in self.edges.ends():
+            has = np.zeros((len(rows), self.options.shape[1]), dtype=bool)
+            has[self.edges.which[used], columns[used]] = True
+            np.logical_and.at(found, rows, has)
+        return found
+
+
+def relax(space: OptionSpace, limits: Sequence[Limit], costs: FloatArray) -> Relaxation | None:
+    """Solve the linear relaxation of min Σ_l c[l, x_l] within the limits; None where HiGHS does not.
+
+    The options' costs should be of about the size of the optimum, which HiGHS's tolerances are made for.
+    """
+    edges = Edges.of(space, limits, space.valid)
+    programme = make_programme(space, limits, costs, space.valid, np.zeros(len(limits)), edges)
+    with quiet_stdout():
+        solved = linprog(
+            programme.costs,
+            A_ub=programme.limits,
+            b_ub=programme.ceilings,
+            A_eq=programme.equal,
+            b_eq=programme.right,
+            bounds=np.stack([np.zeros(len(programme.upper)), programme.upper], axis=1),
+            method="highs",
+        )
+    if solved.status != 0:
+        return None
+    count = len(programme.options)
+    alone, pairs, prices = _priced(
+        programme, solved.ineqlin.marginals, solved.eqlin.marginals, len(space.rows)
+    )
+    every = np.full(space.valid.size, np.inf)
+    every[programme.options] = alone
+    priced = every.reshape(space.valid.shape)
+    least = priced.min(axis=1)
+    least_pair = np.full(len(edges.pairs), np.inf)
+    np.minimum.at(least_pair, edges.which, pairs)
+    paid = prices * programme.ceilings
+    rounding = ROUNDING * float(np.abs(least).sum() + np.abs(least_pair).sum() + np.abs(paid).sum())
+    bound = float(least.sum()) + float(least_pair.sum()) - float(paid.sum()) - rounding
+    options, products = _more(priced - least[:, None], pairs - least_pair[edges.which], edges)
+    taken = np.zeros(space.valid.size)
+    taken[programme.options] = solved.x[:count]
+    choices = np.argmax(taken.reshape(space.valid.shape), axis=1).astype(np.int64)
+    return Relaxation(bound, choices, options, products, edges)
+
+
+def _priced(
+    programme: Programme, of_limits: FloatArray, of_equations: FloatArray, num_groups: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The costs of options and of products with the prices of what they use, and the limits' prices."""
+    count = len(programme.options)
+    prices = np.maximum(-of_limits, 0.0)
+    # "One option a group" is no priced equation: the minimum over the options keeps it.
+    messages = of_equations.copy()
+    messages[:num_groups] = 0.0
+    priced = programme.costs + programme.limits.T @ prices - programme.equal.T @ messages
+    pairs = np.where(programme.upper[count:] > 0, priced[count:], np.inf)
+    return priced[:count], pairs, prices
+
+
+def _more(alone: FloatArray, pairs: FloatArray, edges: Edges) -> tuple[FloatArray, FloatArray]:
+    """What a choice with an option, and one with a product of two, costs more than the bound at least."""
+    ends = alone.ravel()[edges.first], alone.ravel()[edges.second]
+    options = alone.copy()
+    for (rows, columns), other in zip(edges.ends(), reversed(ends), strict=True):
+        # An option comes with one product of each edge of its group, and so with an option of its other end.
+        least = np.full((len(rows), alone.shape[1]), np.inf)
+        np.minimum.at(least, (edges.which, columns), pairs + other)
+        np.add.at(options, rows, least)
+    return options, pairs + ends[0] + ends[1]

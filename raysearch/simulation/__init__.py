@@ -1,0 +1,1 @@
+"""A worker's fake-quantized model, with what it keeps between measurements."""

@@ -1,0 +1,216 @@
+"""Running only what comes after a change: outputs of module calls that ended before it are handed out.
+
+While the float twin runs a shard, every module call is recorded: when it was entered and left, on a clock
+that ticks at both; what it gave; and when each quantizer or quantized weight was first read. A model in
+which only some quantizers act is equal to the float one up to the first read of any of them, the cut. So a
+call that ended before the cut gives what it gave then, and its whole subtree need not run. Hooks cannot skip
+a module, so the instances' `forward` are wrapped, once, for good; only a private copy is treated so.
+
+A call is run again, though what is below it may be handed out, when it
+- changed a tensor that it was given (an in-place ReLU), or gave a view of it (`nn.Flatten`, `nn.Identity`);
+- took or gave something other than tensors, numbers, strings and plain containers of them;
+- changed an attribute or a buffer of a module.
+An output that is overwritten later is kept as a copy and handed out as a copy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+
+from raysearch.simulation.recording import Record, Recording, Replay
+
+_log = logging.getLogger(__name__)
+
+
+class Prefix:
+    """Records the float forwards of one model and replays them from a cut on.
+
+    Args:
+        model: a private copy; its modules' `forward` and parameter tables are wrapped.
+        weights: quantizer id → (module, parameter name) of each site.
+        quantizers: activation quantizers by id; their first call is their first read.
+        limit_bytes: of outputs kept at once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Mapping[str, Sequence[tuple[nn.Module, str]]],
+        quantizers: Mapping[str, nn.Module],
+        limit_bytes: int,
+    ) -> None:
+        self._model, self._limit = model, limit_bytes
+        self._key: object = None
+        self._recording = Recording()
+        self._run: Record | Replay | None = None
+        own = {id(part): name for name, module in quantizers.items() for part in module.modules()}
+        self._modules = [m for m in model.modules() if id(m) not in own]
+        for module in self._modules:
+            if not isinstance(module, torch.jit.ScriptModule):
+                module.__dict__["forward"] = self._wrapped(module, module.forward)
+        for name, quantizer in quantizers.items():
+            quantizer.__dict__["forward"] = self._noted(name, quantizer.forward)
+        names: dict[int, dict[str, str]] = {}
+        owners = {id(module): module for sites in weights.values() for module, _ in sites}
+        for name, sites in weights.items():
+            for module, parameter in sites:
+                names.setdefault(id(module), {})[parameter] = name
+        for key, module in owners.items():
+            module.__dict__["_parameters"] = _Watched(module._parameters, names[key], self._note)
+
+    def record(
+        self,
+        key: object,
+        run: Callable[[], Any],
+        now: Sequence[Sequence[str]],
+        every: Sequence[Sequence[str]],
+        few: Callable[[], Any] | None = None,
+        share: float = 1.0,
+    ) -> None:
+        """Record the float forward that `run` makes, unless the recording at hand serves already.
+
+        Kept is what the options of the whole setup need; where that is more than the limit, what those of
+        this unit need; and of that, where it is still too much, the smallest outputs.
+
+        Work: one forward a key, or one a call where the limit is met. The first of all takes two of `few`
+        besides; without it, or where the model makes other calls for few samples, up to four forwards.
+
+        Args:
+            key: names the input of `run`.
+            run: runs the model on it with all quantizers off.
+            now: points of each option of this unit.
+            every: points of each option of the setup.
+            few: runs the model in the same way on a few of the samples.
+            share: of the samples that `few` runs.
+        """
+        if not self._recording.calls:
+            self._survey(run, every, few, share)
+        keep, is_whole = self._plan(now, every)
+        if key == self._key and (is_whole or keep <= set(self._recording.outputs)):
+            return
+        for _ in range(3):
+            calls, copied = self._recording.calls, set(self._recording.copied)
+            self._once(run, keep, copied)
+            if self._recording.copied == copied and self._recording.follows(calls):
+                break
+            keep, _ = self._plan(now, every)
+        self._key = key
+
+    def holds(self, key: object) -> bool:
+        """Whether the forward at hand is that of an input."""
+        return self._key is not None and key == self._key
+
+    def forget(self) -> None:
+        """Let go of what was recorded."""
+        self._recording, self._key = Recording(), None
+
+    def replay(self, key: object, run: Callable[[], Any], points: Sequence[str]) -> Any:
+        """What `run` gives while the quantizers of some points act, with what comes before handed out.
+
+        A forward that calls its modules in another order than recorded is run in full.
+        """
+        cut = self._recording.cut(points) if key == self._key else 0
+        if not cut:
+            return run()
+        state = Replay(self._recording, cut)
+        self._run = state
+        try:
+            found = run()
+        finally:
+            self._run = None
+        return run() if state.has_strayed else found
+
+    def depth(self, points: Sequence[str]) -> int:
+        """The clock at the first read of some points, in the last recording; 0 when not known."""
+        return self._recording.cut(points)
+
+    def _survey(
+        self,
+        run: Callable[[], Any],
+        every: Sequence[Sequence[str]],
+        few: Callable[[], Any] | None,
+        share: float,
+    ) -> None:
+        """Learn which calls there are, what they give, and what is overwritten later."""
+        try:
+            if few is not None:
+                self._once(few, set(), set())
+                self._once(few, self._recording.wanted_by(every), set())
+                for call in self._recording.calls:
+                    call.size_bytes = int(call.size_bytes / share)
+                return
+        except Exception as error:
+            # A model may take whole shards only; whatever else is wrong, the run of a shard says it too.
+            _log.debug("a few samples of a shard cannot be run alone: %r", error)
+        self._once(run, set(), set())
+
+    def _plan(self, now: Sequence[Sequence[str]], every: Sequence[Sequence[str]]) -> tuple[set[int], bool]:
+        record = self._recording
+        for options, is_whole in ((every, True), (now, False)):
+            keep = record.wanted_by(options)
+            if sum(record.calls[index].size_bytes for index in keep) <= self._limit:
+                return keep, is_whole
+        total, kept = 0, set()
+        for index in sorted(keep, key=lambda index: (record.calls[index].size_bytes, index)):
+            total += record.calls[index].size_bytes
+            if total > self._limit:
+                break
+            kept.add(index)
+        return kept, False
+
+    def _once(self, run: Callable[[], Any], keep: set[int], copied: set[int]) -> None:
+        # Let go of what was kept before: two recordings at once would double the memory.
+        self._recording = Recording()
+        self._key = None
+        state = Record(keep, copied, self._modules)
+        rng = torch.get_rng_state()
+        self._run = state
+        try:
+            run()
+            drew = not torch.equal(rng, torch.get_rng_state())
+        finally:
+            self._run = None
+            torch.set_rng_state(rng)
+        self._recording = state.finish(is_valid=not drew)
+
+    def _note(self, name: str) -> None:
+        if isinstance(self._run, Record):
+            self._run.found.first_read.setdefault(name, self._run.clock)
+
+    def _noted(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self._note(name)
+            return original(*args, **kwargs)
+
+        return forward
+
+    def _wrapped(self, module: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self._run is None:
+                return original(*args, **kwargs)
+            return self._run.call(module, original, args, kwargs)
+
+        return forward
+
+
+class _Watched(dict[str, nn.Parameter | None]):
+    """A module's parameters; tells when one of some names is read, however it is used then."""
+
+    def __init__(
+        self, values: Mapping[str, nn.Parameter | None], names: Mapping[str, str], note: Callable[[str], None]
+    ) -> None:
+        super().__init__(values)
+        self._names, self._note = names, note
+
+    def __getitem__(self, key: str) -> nn.Parameter | None:
+        if key in self._names:
+            self._note(self._names[key])
+        return super().__getitem__(key)

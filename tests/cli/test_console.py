@@ -1,0 +1,64 @@
+"""What `raysearch inspect` shows: grids, pairs, and what stays float."""
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from raysearch.cli.console import inspection, layers_table
+from raysearch.placement import place_quantizers
+from raysearch.records import CostModel, QuantizerSetup, packed_bytes
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 5, batch_first=True)
+        self.hidden = nn.Linear(5, 5)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.hidden(self.lstm(x)[0][:, -1])))
+
+
+@pytest.fixture
+def setup(tmp_path):
+    profile = tmp_path / "profile.toml"
+    profile.write_text(
+        "[default]\nweights = [4, 8]\nactivations = [4, 8]\npairs = [[4, 4], [4, 8], [8, 8]]\n"
+        'weight_granularity = ["per_channel", "per_tensor"]\nweight_modes = ["symmetric", "asymmetric"]\n'
+        'activation_modes = ["asymmetric"]\n'
+    )
+    with pytest.warns(UserWarning, match="recurrent weights stay float"):
+        return place_quantizers(
+            Recurrent(),
+            (torch.randn(2, 3, 4),),
+            weight_bit_widths=(4, 8),
+            activation_bit_widths=(4, 8),
+            overrides={"head": {"mode": "asymmetric", "granularity": "per_tensor"}},
+            profile=str(profile),
+        )
+
+
+def test_inspect_shows_grids_pairs_and_recurrent_weights(setup):
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(layers_table(setup))
+    lines = {line.split("│")[1].strip(): line for line in stream.getvalue().splitlines() if "│" in line}
+    assert "symmetric signed, per channel 0" in lines["hidden.weight"]
+    assert "asymmetric, per tensor" in lines["head.weight"]
+    assert "4/4 4/8 8/8" in lines["hidden.weight"]
+    assert "float" in lines["lstm.weight_hh_l0"]
+    found = inspection(setup, CostModel(setup))
+    assert found["unsupported"] == ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]
+    head = found["groups"]["head.weight"]
+    assert (head["mode"], head["axis"], head["pairs"]) == ("asymmetric", None, [(4, 4), (4, 8), (8, 8)])
+
+
+def test_a_setup_remembers_what_stays_float(setup):
+    assert QuantizerSetup.from_json(setup.to_json()) == setup
+    # One byte a zero point: 10 codes of 4 bits, one scale, one zero point.
+    (weight,) = (p for p in setup.points.values() if p.id == "head.weight")
+    assert weight.num_zero_points == 1
+    assert packed_bytes(weight, 4) == 5 + 4 + 1

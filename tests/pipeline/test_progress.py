@@ -1,0 +1,90 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from raysearch.artifacts import RunStore
+from raysearch.cli import console
+from raysearch.pipeline import progress
+from raysearch.pipeline.progress import Progress, RateMeter
+from raysearch.records import RunStatus
+
+
+def test_the_rate_is_of_the_last_minute_and_leaves_out_what_was_read() -> None:
+    meter = RateMeter()
+    assert meter.measure("traces", 100, now=0.0) == 0.0
+    # Ten seconds until the fleet is up, then two units a second.
+    assert meter.measure("traces", 101, now=10.0) == pytest.approx(0.1)
+    rates = [meter.measure("traces", 101 + 2 * second, now=10.0 + second) for second in range(1, 121)]
+    assert rates[-1] == pytest.approx(2.0)
+    assert rates == sorted(rates)
+    assert meter.measure("responses", 0, now=131.0) == 0.0
+    assert meter.measure("responses", 3, now=132.0) == pytest.approx(3.0)
+    assert meter.measure("responses", 0, now=133.0) == 0.0, "the next batch of trials begins anew"
+
+
+def test_units_longer_than_a_minute_have_a_rate() -> None:
+    meter = RateMeter()
+    rates = [meter.measure("traces", done, now=200.0 * done) for done in range(5)]
+    assert rates[1:] == pytest.approx([1 / 200] * 4)
+
+
+def test_the_status_on_disk_tells_rate_and_remaining_time(tmp_path, monkeypatch) -> None:
+    clock = iter([0.0, 1.0, 2.0, 3.0])
+    store = RunStore(tmp_path, "run-1")
+    store.create({}, {}, {})
+    told: list[RunStatus] = []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    tracker = Progress(store, told.append)
+    for done in (5, 7, 9, 11):
+        tracker.units("responses", done, 31)
+    monkeypatch.undo()
+    assert [(s.rate, s.remaining_seconds) for s in told] == [
+        (0.0, None),
+        (2.0, 12.0),
+        (2.0, 11.0),
+        (2.0, 10.0),
+    ]
+    assert store.load_status().remaining_seconds == 10.0
+    tracker.tell("failed", message="boom")
+    assert (store.load_status().rate, store.load_status().remaining_seconds) == (0.0, None)
+
+
+def test_a_status_from_before_rates_were_kept_is_read() -> None:
+    kept = json.loads(RunStatus("r", "running", "search", 3, 9).to_json())
+    del kept["rate"], kept["remaining_seconds"]
+    status = RunStatus.from_json(json.dumps(kept))
+    assert (status.done, status.rate, status.remaining_seconds) == (3, 0.0, None)
+
+
+def shown(is_terminal: bool, statuses: list[RunStatus]) -> str:
+    stream = io.StringIO()
+    lines = console.ProgressLines(Console(file=stream, force_terminal=is_terminal, width=120))
+    for status in statuses:
+        lines(status)
+        if is_terminal:
+            lines._live.refresh()
+    lines.close()
+    return stream.getvalue()
+
+
+def running(done: int, stage: str = "traces") -> RunStatus:
+    return RunStatus("r[1]", "running", stage, done, 90, rate=12.0, remaining_seconds=95.0)
+
+
+def test_elsewhere_than_on_a_terminal_a_line_comes_each_half_minute(monkeypatch) -> None:
+    clock = iter([100.0, 110.0, 131.0, 132.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    text = shown(False, [running(1), running(2), running(3), running(0, "responses")])
+    assert text.splitlines() == [
+        "r[1]  traces 1/90, 12 units/s, 1m 35s left",
+        "r[1]  traces 3/90, 12 units/s, 1m 35s left",
+        "r[1]  responses 0/90, 12 units/s, 1m 35s left",
+    ]
+
+
+def test_a_terminal_has_a_live_bar() -> None:
+    text = shown(True, [running(45), RunStatus("r[1]", "done")])
+    assert "r[1]  traces 45/90, 12 units/s, 1m 35s left" in text
+    assert "━" in text

@@ -1,0 +1,63 @@
+"""What the stages of a run are given, made of its inputs."""
+
+import pytest
+import torch
+
+from raysearch.calibration import calibrate_model
+from raysearch.config import load_config
+from raysearch.errors import ConfigError
+from raysearch.pipeline.inputs import check_inputs
+from raysearch.pipeline.stages import make_recipe, make_replica, strip_checkpoint
+from raysearch.records import BitAssignment
+from raysearch.training import fine_tune
+from tests.support.toy_task import make_untrained_task
+
+
+def recipe_with(samples: int):
+    config = load_config(overrides={"calibration": {"batch_norm_samples": samples}})
+    inputs = check_inputs(make_untrained_task(), config, ["avg_bits<=4"])
+    ranges = calibrate_model(inputs.task.model, inputs.setup, inputs.calibration, forward=inputs.task.run)
+    lowest = BitAssignment.extreme(inputs.setup, 0)
+    return inputs, ranges, lowest, make_recipe(inputs, ranges, lowest)
+
+
+def test_a_run_adapts_batch_norm_to_its_assignment_and_leaves_the_teacher_alone():
+    inputs, ranges, assignment, recipe = recipe_with(96)
+    own = inputs.task.model.norm
+    assert torch.equal(recipe.model.norm.running_var, own.running_var)
+    built = recipe.build().model.norm
+    assert not torch.equal(built.running_mean, own.running_mean)
+    assert not torch.equal(built.running_var, own.running_var)
+    # A run that goes on, or another driver, gets the same.
+    again = make_recipe(inputs, ranges, assignment).norms
+    assert all(torch.equal(again[name], value) for name, value in recipe.norms.items())
+    saved = {}
+    fine_tune(recipe, saved.__setitem__, on_ray=False, run_name="", storage_path="")
+    stripped = strip_checkpoint(inputs, ranges, assignment, *saved.values())
+    assert torch.equal(stripped.norm.running_var, built.running_var)
+
+
+def test_batch_norm_is_left_alone_by_default_and_reads_no_more_than_there_is():
+    inputs, _, _, recipe = recipe_with(0)
+    assert recipe.norms == {}
+    assert torch.equal(recipe.build().model.norm.running_mean, inputs.task.model.norm.running_mean)
+    config = load_config(assignments=["calibration.num_samples=8", "calibration.batch_norm_samples=9"])
+    with pytest.raises(ConfigError, match=r"batch_norm_samples is 9, and calibration\.num_samples only 8"):
+        check_inputs(make_untrained_task(), config, ["avg_bits<=4"])
+
+
+def test_traces_can_have_a_larger_sample_of_their_own():
+    settings = {
+        "calibration": {"num_samples": 32},
+        "sensitivity": {"trace_samples": 80, "importance_draws": 20},
+    }
+    inputs = check_inputs(make_untrained_task(), load_config(overrides=settings), ["avg_bits<=4"])
+    sizes = [sum(len(batch[0]) for batch in part) for part in (inputs.calibration, inputs.traces)]
+    assert sizes == [32, 80]
+    assert set(make_replica(inputs, search=[]).shards) == {"calibration", "search", "traces"}
+    own = check_inputs(make_untrained_task(), load_config(), ["avg_bits<=4"])
+    assert own.traces == []
+    assert set(inputs.fingerprints) - set(own.fingerprints) == {"traces"}
+    squared = load_config(overrides={**settings, "objective": {"divergence": "mse"}})
+    with pytest.raises(ConfigError, match=r"importance_draws is 20.*'mse'.*Set importance_draws to 0"):
+        check_inputs(make_untrained_task(), squared, ["avg_bits<=4"])

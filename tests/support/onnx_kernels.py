@@ -1,0 +1,56 @@
+"""A calibrated export of a net as an ONNX file, and what onnxruntime makes of it."""
+
+from collections import Counter
+
+import onnx
+import onnxruntime as ort
+import torch
+
+from raysearch.calibration import calibrate_model
+from raysearch.controller import create_controller, stripped_weights
+from raysearch.export.onnx_qdq.session import OnnxModel
+from raysearch.export.targets.onnx import write_onnx
+from raysearch.export.verification.code_flips import count_flips
+from raysearch.placement import place_quantizers
+from raysearch.records import BitAssignment
+
+MIX = (8, 4, 3, 2)
+
+
+def export(model, inputs, path, *, activation=8, overrides=None, left_out=(), profile="onnxruntime-cpu"):
+    setup = place_quantizers(
+        model, inputs, activation_bit_widths=(activation,), profile=profile, overrides=overrides
+    )
+    weights = [g for g in setup.groups if setup.group_kind(g) == "weight"]
+    bits = {g: MIX[index % 4] for index, g in enumerate(weights) if g not in left_out}
+    bits |= {g: activation for g in setup.groups if setup.group_kind(g) == "activation"}
+    ranges = calibrate_model(model, setup, [inputs], num_samples=0, weights="min_max", activations="min_max")
+    controller = create_controller(model, setup, ranges, BitAssignment(bits))
+    stripped = controller.strip_model()
+    write_onnx(stripped, stripped_weights(stripped, setup), inputs, path)
+    return stripped
+
+
+def kernels(path):
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = f"{path}.optimized"
+    options.log_severity_level = 4
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(f"{path}.optimized").graph
+    constants = {tensor.name for tensor in graph.initializer}
+    decoded = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
+    return Counter(node.op_type for node in graph.node), decoded
+
+
+def check_numbers(stripped, inputs, path):
+    """The file says what the module computes, and kernels do what the file says."""
+    with torch.no_grad():
+        wanted = stripped(*inputs)
+    model = OnnxModel(path, optimized=False)
+    model.recorded = []
+    assert (model(*inputs) - wanted).abs().mean() < 0.003 * (wanted.max() - wanted.min())
+    flips = count_flips(path, model.recorded)
+    assert len(flips) > 3
+    for layer in flips:
+        assert layer.max_steps <= 1, layer
+        assert layer.num_flips <= 0.002 * layer.num_codes + 5, layer
