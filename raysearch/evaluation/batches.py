@@ -62,6 +62,11 @@ def take(batch: Batch, start: int, stop: int) -> Batch:
     return map_tensors(batch, lambda tensor: tensor[start:stop] if tensor.ndim else tensor)
 
 
+def pick(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some samples of a batch, in the order given; one may come more than once."""
+    return map_tensors(batch, lambda t: t[torch.tensor(rows, device=t.device)] if t.ndim else t)
+
+
 def join(batches: Sequence[Batch]) -> Batch:
     """One batch of the samples of several, which must have one `joinable_form`.
 

@@ -208,12 +208,6 @@ def _check_settings(task: Task, config: Config) -> None:
             f"calibration.batch_norm_samples is {wanted_samples}, and calibration.num_samples only "
             f"{samples}; raise the latter."
         )
-    if config.sensitivity.importance_draws and config.objective.divergence != "kl":
-        raise ConfigError(
-            f"sensitivity.importance_draws is {config.sensitivity.importance_draws}, but samples are drawn "
-            f"by class probabilities, and objective.divergence is '{config.objective.divergence}': the "
-            f"outputs are no logits. Set importance_draws to 0."
-        )
     wants_loss = {
         f"search.{asked}": objective == "loss",
         "training.objective": config.training.objective == "loss" and task.train is not None,

@@ -1,8 +1,8 @@
 """Samples for traces drawn by importance: few backward passes stand for many samples.
 
-The per-sample trace varies by more than its mean from sample to sample, and a few samples that the model is
-unsure of hold most of it. What a forward shows, u_i = 1 − ‖p_i‖², p_i the class probabilities, is the trace
-of the softmax's Hessian diag(p) − ppᵀ, so samples are drawn in proportion to it and weighted back.
+The per-sample trace varies by more than its mean from sample to sample, and a few samples hold most of it.
+One forward shows which: u_i = Tr Λ_i, the trace of the divergence's Hessian in the outputs, 1 − ‖p_i‖² for
+class probabilities p_i. Samples are drawn in proportion to it and weighted back.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import torch
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.errors import DataError
 from raysearch.evaluation import Replica
-from raysearch.evaluation.batches import Batch, join, joinable_form, map_tensors
+from raysearch.evaluation.batches import Batch, join, joinable_form, pick
 from raysearch.seeding import derive_seed
+from raysearch.sensitivity.estimators.output_factor import divergence_factor
 
 UNIFORM_SHARE = 0.1
-"""Chance that a sample is drawn regardless of its uncertainty; no weight exceeds its inverse."""
+"""Chance that a sample is drawn regardless of its curvature; no weight exceeds its inverse."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +76,18 @@ def draw_sample(pool: Pool, data: str, num_shards: int, num_draws: int, seed: in
     Raises:
         DataError: the model's output is not finite on a shard.
     """
-    units: dict[Key, tuple[object, ...]] = {("uncertainty", shard): (shard,) for shard in range(num_shards)}
-    got = dict(pool.run(uncertainty, units, (data,)))
-    values = [got["uncertainty", shard] for shard in range(num_shards)]
-    places = [(shard, row) for shard, value in enumerate(values) for row in range(len(value["uncertainty"]))]
-    scores = np.concatenate([value["uncertainty"] for value in values])
+    units: dict[Key, tuple[object, ...]] = {("curvature", shard): (shard,) for shard in range(num_shards)}
+    got = dict(pool.run(output_curvature, units, (data,)))
+    values = [got["curvature", shard] for shard in range(num_shards)]
+    places = [(shard, row) for shard, value in enumerate(values) for row in range(len(value["curvature"]))]
+    scores = np.concatenate([value["curvature"] for value in values])
     count, total = len(scores), scores.sum()
     chance = scores / total if total > 0 else np.full(count, 1 / count)
     chance = (1 - UNIFORM_SHARE) * chance + UNIFORM_SHARE / count
     rng = np.random.default_rng(derive_seed(seed, "trace-sample"))
     picks = np.sort(rng.choice(count, num_draws, p=chance / chance.sum()))
     forms = {value["form"].tobytes() for value in values}
-    size = max(len(value["uncertainty"]) for value in values)
+    size = max(len(value["curvature"]) for value in values)
     if len(forms) == 1 and b"" not in forms:
         groups = [picks[start : start + size] for start in range(0, num_draws, size)]
     else:
@@ -99,25 +100,22 @@ def draw_sample(pool: Pool, data: str, num_shards: int, num_draws: int, seed: in
     )
 
 
-def uncertainty(replica: Replica, data: str, shard: int) -> UnitValue:
-    """Unit: 1 − ‖softmax(z)‖² of every sample of a shard, mean over its positions; and the batch's form."""
-    outputs = replica.run(replica.model, replica.shard(data, shard)).double()
-    dim = replica.divergence.class_dim
-    values = 1 - torch.softmax(outputs, dim).square().sum(dim)
-    found = values.reshape(len(outputs), -1).mean(1).clamp(min=0).cpu().numpy()
-    if not np.isfinite(found).all():
-        row = int(np.flatnonzero(~np.isfinite(found))[0])
+def output_curvature(replica: Replica, data: str, shard: int) -> UnitValue:
+    """Unit: Tr Λ of every sample of a shard, and the form of its batch."""
+    outputs = replica.run(replica.model, replica.shard(data, shard))
+    finite = torch.isfinite(outputs.reshape(len(outputs), -1)).all(1)
+    if not finite.all():
         raise DataError(
-            f"the model's output on sample {row} of shard {shard} of the {data} data is not finite; mend or "
-            f"drop the sample."
+            f"the model's output on sample {int((~finite).nonzero()[0])} of shard {shard} of the {data} data "
+            f"is not finite; mend or drop the sample."
         )
+    found = divergence_factor(outputs, replica.divergence).trace().clamp(min=0)
     form = joinable_form(replica.shards[data][shard]).encode()
-    return {"uncertainty": found, "form": np.frombuffer(form, np.uint8)}
+    return {"curvature": found.cpu().numpy(), "form": np.frombuffer(form, np.uint8)}
 
 
 def _gather(shards: list[Batch], places: tuple[tuple[int, int], ...]) -> Batch:
-    parts = []
-    for shard, group in groupby(places, key=lambda place: place[0]):
-        rows = torch.tensor([row for _, row in group])
-        parts.append(map_tensors(shards[shard], lambda t, rows=rows: t[rows] if t.ndim else t))  # type: ignore[misc]
+    parts = [
+        pick(shards[shard], [row for _, row in group]) for shard, group in groupby(places, key=lambda p: p[0])
+    ]
     return parts[0] if len(parts) == 1 else join(parts)

@@ -56,13 +56,12 @@ class _GaussNewton(ABC):
     deterministic: bool
     per_sample = True
 
-    def __init__(self, chunk_size: int = CHUNK_SIZE, samples_per_shard: int | None = None) -> None:
-        for option, value in (("chunk_size", chunk_size), ("samples_per_shard", samples_per_shard)):
-            if value is not None and value < 1:
-                raise ConfigError(
-                    f"{option} of the estimator '{self.name}' is {value}; it must be at least 1."
-                )
-        self.chunk_size, self.samples_per_shard = chunk_size, samples_per_shard
+    def __init__(self, chunk_size: int = CHUNK_SIZE) -> None:
+        if chunk_size < 1:
+            raise ConfigError(
+                f"chunk_size of the estimator '{self.name}' is {chunk_size}; it must be at least 1."
+            )
+        self.chunk_size = chunk_size
 
     def draw(
         self,
@@ -76,9 +75,7 @@ class _GaussNewton(ABC):
     ) -> Mapping[str, np.ndarray]:
         """Draws lo … hi−1 on one calibration shard, sample by sample; see `TraceEstimator`.
 
-        With `samples_per_shard` = m, each draw takes m samples with replacement, sample n with probability
-        q_n = Tr Λ_n / Σ Tr Λ, and its m columns hold t_n / (N q_n): their mean is unbiased for the mean of
-        the shard's N traces t_n. Where a chunk does not fit in memory, halves of it are taken.
+        Where a chunk does not fit in memory, halves of it are taken.
 
         Raises:
             TaskError: see `loss_curvature`; or the output has not one row a sample.
@@ -88,11 +85,7 @@ class _GaussNewton(ABC):
         generators = [
             torch.Generator().manual_seed(derive_seed(seed, "ggn", shard, index)) for index in range(lo, hi)
         ]
-        if self.samples_per_shard is None:
-            every = torch.arange(curvature.num_samples)
-            found = self._measure(curvature, weights, every, generators)
-        else:
-            found = self._sampled(curvature, weights, self.samples_per_shard, generators)
+        found = self._measure(curvature, weights, torch.arange(curvature.num_samples), generators)
         for name, values in found.items():
             if not np.isfinite(values).all():
                 raise DataError(
@@ -105,19 +98,6 @@ class _GaussNewton(ABC):
     @abstractmethod
     def _columns(self, factor: OutputFactor, generators: list[torch.Generator]) -> Iterator[Column]:
         """Cotangents whose squared gradient norms, summed over those that count for a draw, are the draw."""
-
-    def _sampled(
-        self, curvature: _Curvature, weights: tuple[str, ...], count: int, generators: list[torch.Generator]
-    ) -> dict[str, np.ndarray]:
-        sizes = curvature.traces()
-        likely = sizes / sizes.sum() if sizes.sum() > 0 else torch.full_like(sizes, 1 / len(sizes))
-        rows: dict[str, list[np.ndarray]] = {name: [] for name in weights}
-        for generator in generators:
-            picked = likely.multinomial(count, replacement=True, generator=generator)
-            scale = (1 / (len(sizes) * likely[picked])).numpy()
-            for name, values in self._measure(curvature, weights, picked, [generator]).items():
-                rows[name].append(values[0] * scale)
-        return {name: np.stack(found) for name, found in rows.items()}
 
     def _measure(
         self,
@@ -185,7 +165,6 @@ class GaussNewton(_GaussNewton):
         name: "ggn" (k = 1, the default) or "ggn-top" (k = 2).
         num_exact: k; taken from the name where it is not given.
         chunk_size: samples whose graph is held at once; it changes rounding only.
-        samples_per_shard: backward only so many samples of a shard, drawn by Tr Λ; None means all.
     """
 
     deterministic = False
@@ -196,10 +175,9 @@ class GaussNewton(_GaussNewton):
         *,
         num_exact: int | None = None,
         chunk_size: int = CHUNK_SIZE,
-        samples_per_shard: int | None = None,
     ) -> None:
         self.name = name
-        super().__init__(chunk_size, samples_per_shard)
+        super().__init__(chunk_size)
         self.num_exact = num_exact if num_exact is not None else (2 if name == "ggn-top" else 1)
 
     def _columns(self, factor: OutputFactor, generators: list[torch.Generator]) -> Iterator[Column]:
@@ -227,21 +205,14 @@ class ExactGaussNewton(_GaussNewton):
     Args:
         max_outputs: most outputs of a sample.
         chunk_size: samples whose graph is held at once; it changes rounding only.
-        samples_per_shard: as `GaussNewton`; the draws are then random.
     """
 
     name = "ggn-exact"
+    deterministic = True
 
-    def __init__(
-        self,
-        *,
-        max_outputs: int = MAX_EXACT_OUTPUTS,
-        chunk_size: int = CHUNK_SIZE,
-        samples_per_shard: int | None = None,
-    ) -> None:
-        super().__init__(chunk_size, samples_per_shard)
+    def __init__(self, *, max_outputs: int = MAX_EXACT_OUTPUTS, chunk_size: int = CHUNK_SIZE) -> None:
+        super().__init__(chunk_size)
         self.max_outputs = max_outputs
-        self.deterministic = samples_per_shard is None
 
     def _columns(self, factor: OutputFactor, generators: list[torch.Generator]) -> Iterator[Column]:
         n, positions, size = factor.shape
@@ -283,13 +254,6 @@ class _Curvature:
         if self._matrices is not None and is_one_position(outputs):
             return grouped.reshape(outputs.shape).to(outputs)
         return as_outputs(grouped, outputs, self.replica.divergence)
-
-    def traces(self) -> Tensor:
-        """Tr Λ of every sample, on the CPU."""
-        if self._matrices is not None:
-            return self._matrices.diagonal(dim1=-2, dim2=-1).sum((1, 2)).clamp(min=0).cpu()
-        outputs = self.replica.float_outputs("calibration", self.shard)
-        return divergence_factor(outputs, self.replica.divergence).trace().clamp(min=0).cpu()
 
 
 def side_by_side(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
