@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from raysearch.artifacts import RunStore, Storage, new_run_id, resolve_run, retrieve, valid_run_id
+from raysearch.artifacts import RunStore, Storage, codecs, new_run_id, resolve_run, retrieve, valid_run_id
 from raysearch.cluster.jobs import (
     JobState,
     find_job,
@@ -168,7 +168,7 @@ def job_run_status(
         JobError: the cluster does not know the job.
     """
     try:
-        status = resolve_run(run, storage).load_status()
+        status = resolve_run(run, storage).load(codecs.STATUS)
     except StorageError:
         if address is None:
             raise
@@ -230,7 +230,7 @@ def cancel(run: str, storage: str | None, address: str, *, token_file: str | Non
         time.sleep(POLL_SECONDS / 4)
     try:
         store: RunStore | None = resolve_run(run, storage)
-        status = store.load_status() if store is not None else None
+        status = store.load(codecs.STATUS) if store is not None else None
     except StorageError:
         store, status = None, None
     if status is None or store is None:
@@ -238,7 +238,7 @@ def cancel(run: str, storage: str | None, address: str, *, token_file: str | Non
     if status.state not in TERMINAL_STATES:
         # A job is killed three seconds after it is asked to stop, which may be too soon for its own word.
         status = replace(status, state="cancelled", updated=time.time(), message="stopped from outside")
-        store.save_status(status)
+        store.save(codecs.STATUS, status)
     return status
 
 

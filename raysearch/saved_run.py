@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raysearch.artifacts import RunStore, resolve_run
+from raysearch.artifacts import RunStore, codecs, resolve_run
 from raysearch.artifacts import retrieve as retrieve_run
 from raysearch.config import load_config
 from raysearch.determinism import pinned_threads, seeded
@@ -65,7 +65,7 @@ def status(run: str | os.PathLike[str], storage: str | os.PathLike[str] | None =
     Raises:
         StorageError: there is no such run.
     """
-    return resolve_run(run, storage).load_status()
+    return resolve_run(run, storage).load(codecs.STATUS)
 
 
 def load_sensitivity(
@@ -80,8 +80,8 @@ def load_sensitivity(
         StorageError: there is no such run, or it has no sensitivity table yet.
     """
     store = resolve_run(run, storage)
-    chosen = store.load_search().best.assignment if store.has("search") else None
-    return store.load_setup(), store.load_sensitivity(), chosen
+    chosen = store.load(codecs.SEARCH).best.assignment if store.has(codecs.SEARCH) else None
+    return store.load(codecs.SETUP), store.load(codecs.SENSITIVITY), chosen
 
 
 def resolve(
@@ -101,7 +101,7 @@ def resolve(
         BudgetError: the budget cannot be read or met.
     """
     store = resolve_run(run, storage)
-    setup, table = store.load_setup(), store.load_sensitivity()
+    setup, table = store.load(codecs.SETUP), store.load(codecs.SENSITIVITY)
     budgets = parse_budgets((budget,) if isinstance(budget, str) else budget)
     check_budgets(budgets, setup)
     space = OptionSpace(setup)
@@ -157,9 +157,9 @@ def resolve_measured(
             pools_of(inputs.config, address) as make_pool,
             closing(make_pool(make_replica(inputs, shards))) as pool,
         ):
-            race = Race(make_objective(inputs, store.load_ranges(), pool, per_sample), len(shards))
+            race = Race(make_objective(inputs, store.load(codecs.RANGES), pool, per_sample), len(shards))
             found = measured_candidates(
-                store.load_sensitivity(),
+                store.load(codecs.SENSITIVITY),
                 inputs.setup,
                 budgets,
                 lambda assignments: {n: m.value for n, m in race(assignments).items()},
@@ -184,18 +184,18 @@ def report(run: str | os.PathLike[str], storage: str | os.PathLike[str] | None =
         ConfigError: the `report` extra is not installed.
     """
     store = resolve_run(run, storage)
-    result = store.load_result()
+    result = store.load(codecs.RESULT)
     page = render_report(
         result,
-        store.load_setup(),
-        store.load_search(),
-        sensitivity=store.load_sensitivity(),
-        fine_tune=store.load_finetune(),
-        manifest=store.load_manifest(),
-        metrics=store.load_metrics(),
+        store.load(codecs.SETUP),
+        store.load(codecs.SEARCH),
+        sensitivity=store.load(codecs.SENSITIVITY),
+        fine_tune=store.load(codecs.FINE_TUNE),
+        manifest=store.load(codecs.MANIFEST),
+        metrics=store.load(codecs.METRICS),
     )
-    store.save_report(page)
-    store.save_result(replace(result, report=f"{store.uri}/report.html"))
+    store.save(codecs.REPORT, page)
+    store.save(codecs.RESULT, replace(result, report=f"{store.uri}/report.html"))
     return f"{store.uri}/report.html"
 
 
@@ -221,9 +221,9 @@ def export_run(
     """
     store = resolve_run(run, storage)
     with _inputs_again(store, task, {"export": {"targets": list(targets)}}) as inputs:
-        assignment = store.load_search().best.assignment
-        state = store.load_checkpoint(store.load_finetune().checkpoint)
-        stripped = strip_checkpoint(inputs, store.load_ranges(), assignment, state)
+        assignment = store.load(codecs.SEARCH).best.assignment
+        state = store.load_checkpoint(store.load(codecs.FINE_TUNE).checkpoint)
+        stripped = strip_checkpoint(inputs, store.load(codecs.RANGES), assignment, state)
         with tempfile.TemporaryDirectory() as folder:
             manifest = export(inputs, stripped, assignment, Path(folder), store.run_id)
             store.save_model(Path(folder))

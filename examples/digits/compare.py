@@ -11,7 +11,7 @@ from rich.table import Table
 from task import make_task
 
 import raysearch
-from raysearch.artifacts import resolve_run
+from raysearch.artifacts import codecs, resolve_run
 from raysearch.records import FineTuneResult
 
 WIDTHS = (8, 4, 3, 2)
@@ -44,7 +44,7 @@ def size_on_disk(result: raysearch.RunResult) -> int:
 
 def before_training(result: raysearch.RunResult) -> FineTuneResult:
     """The training's history; epoch −1 is the calibrated model."""
-    return resolve_run(Path(result.storage)).load_finetune()
+    return resolve_run(Path(result.storage)).load(codecs.FINE_TUNE)
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--storage", default="runs")
     parser.add_argument("--run-id", default="digits")
     arguments = parser.parse_args()
-    found = resolve_run(arguments.run_id, arguments.storage).load_result()
+    found = resolve_run(arguments.run_id, arguments.storage).load(codecs.RESULT)
     rows = {f"uniform {bits} bits": uniform_run(bits, arguments.storage) for bits in WIDTHS}
     rows[f"found, {found.budget[0]}"] = found
 

@@ -1,18 +1,19 @@
 """A run on disk or in an object store: its records, its units of work, and its retrieval."""
 
+from raysearch.artifacts import codecs
 from raysearch.artifacts.location import DEFAULT_STORAGE, redact
 from raysearch.artifacts.retrieve import hash_file, retrieve
 from raysearch.artifacts.run_id import new_run_id, valid_run_id
-from raysearch.artifacts.run_store import RECORDS, RunStore, resolve_run
+from raysearch.artifacts.run_store import RunStore, resolve_run
 from raysearch.artifacts.storage import Storage
 from raysearch.artifacts.unit_log import UnitLog
 
 __all__ = [
     "DEFAULT_STORAGE",
-    "RECORDS",
     "RunStore",
     "Storage",
     "UnitLog",
+    "codecs",
     "hash_file",
     "new_run_id",
     "redact",

@@ -7,12 +7,13 @@ import os
 import secrets
 from pathlib import Path
 
+from raysearch.artifacts import codecs
 from raysearch.artifacts.location import check_name
-from raysearch.artifacts.run_store import RECORDS, RunStore, resolve_run
+from raysearch.artifacts.run_store import RUN_FILE, RunStore, resolve_run
 from raysearch.errors import StorageError
 from raysearch.records import ExportedFile, RunStatus
 
-MANIFEST = "model/manifest.json"
+MANIFEST = codecs.MANIFEST.files[0]
 
 
 def retrieve(
@@ -38,7 +39,7 @@ def retrieve(
     """
     store = resolve_run(run, storage)
     _check_done(store)
-    manifest = store.load_manifest()
+    manifest = store.load(codecs.MANIFEST)
     for file in manifest.files:
         _check_listed(file.path)
     target = Path(to).expanduser().absolute()
@@ -46,9 +47,10 @@ def retrieve(
     for file in manifest.files:
         _fetch(store, target, file)
     # result.json comes last, as in the run itself: where it is, everything else is.
-    for name in (name for names in RECORDS.values() for name in names):
-        if store.has(name):
-            _write(target, name, store.storage.read_bytes(name))
+    for record in codecs.RECORDS:
+        for name in record.files:
+            if store.has(name):
+                _write(target, name, store.storage.read_bytes(name))
     return target
 
 
@@ -59,8 +61,10 @@ def hash_file(path: str | os.PathLike[str]) -> str:
 
 
 def _check_done(store: RunStore) -> None:
-    status = store.load_status() if store.has("status") else RunStatus(store.run_id, "unknown")
-    if status.state == "done" and store.has("result") and store.has("manifest"):
+    status = RunStatus(store.run_id, "unknown")
+    if store.has(codecs.STATUS):
+        status = store.load(codecs.STATUS)
+    if status.state == "done" and store.has(codecs.RESULT) and store.has(codecs.MANIFEST):
         return
     advice = {
         "running": f"It is in the stage '{status.stage}'; `raysearch status {store.run_id}` tells how far.",
@@ -86,18 +90,18 @@ def _check_listed(path: str) -> None:
 
 def _claim(target: Path, store: RunStore) -> None:
     """Make sure the target is this run's: empty, or begun by an earlier retrieve of it."""
-    record = store.storage.read_bytes("run.json")
+    record = store.storage.read_bytes(RUN_FILE)
     if target.exists() and not target.is_dir():
         raise StorageError(f"{target} is a file; give a folder that is empty or does not exist yet.")
     if target.is_dir() and any(target.iterdir()):
-        mine = target / "run.json"
+        mine = target / RUN_FILE
         if not mine.is_file() or mine.read_bytes() != record:
             raise StorageError(
                 f"{target} is not empty and does not hold the run '{store.run_id}'. Give another folder, or "
                 "empty this one."
             )
     else:
-        _write(target, "run.json", record)
+        _write(target, RUN_FILE, record)
 
 
 def _inside(target: Path, name: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raysearch.artifacts import DEFAULT_STORAGE, resolve_run
+from raysearch.artifacts import DEFAULT_STORAGE, codecs, resolve_run
 from raysearch.cli import console
 from raysearch.cli.command import command
 from raysearch.cli.options import BudgetOption, JsonOption, RunArgument, StorageOption, app
@@ -56,7 +56,7 @@ def resolve(
                 workers=workers,
             )  # fmt: skip
         trial = measured[0] if measured else saved_runs.resolve(run, budget, storage, surrogate=surrogate)
-        setup = resolve_run(run, storage).load_setup()
+        setup = resolve_run(run, storage).load(codecs.SETUP)
         data = {
             "assignment": dict(trial.assignment.bits),
             "costs": dict(trial.costs),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raysearch.artifacts import DEFAULT_STORAGE, resolve_run
+from raysearch.artifacts import DEFAULT_STORAGE, codecs, resolve_run
 from raysearch.cli import console
 from raysearch.cli.command import Show, command
 from raysearch.cli.options import (
@@ -95,7 +95,7 @@ def run(
         finally:
             lines.close()
 
-        setup = resolve_run(result.run_id, storage).load_setup()
+        setup = resolve_run(result.run_id, storage).load(codecs.SETUP)
 
         def draw(out: Console) -> None:
             out.print(console.assignment_table(setup, result.assignment))

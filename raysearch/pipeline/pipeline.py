@@ -6,12 +6,13 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from raysearch.artifacts import RunStore, UnitLog
+from raysearch.artifacts import RunStore, UnitLog, codecs
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import Pool
 from raysearch.cluster.resuming import ResumingPool
@@ -37,6 +38,7 @@ from raysearch.records import (
     RangeTable,
     RunResult,
     SearchResult,
+    SearchTrial,
     SensitivityTable,
 )
 from raysearch.search import (
@@ -71,14 +73,14 @@ class Walk:
 
     def run(self) -> RunResult:
         """Walk from the first stage that has no record to the result."""
-        if self.store.has("result"):
-            return self.store.load_result()
+        if self.store.has(codecs.RESULT):
+            return self.store.load(codecs.RESULT)
         with pinned_threads(self.inputs.config.cluster.threads):
             return self._walk()
 
     def _walk(self) -> RunResult:
         with self._stack:
-            self.store.save_setup(self.inputs.setup)
+            self.store.save(codecs.SETUP, self.inputs.setup)
             ranges = self._calibrate()
             table = self._measure(ranges)
             found = self._search(table, ranges)
@@ -110,8 +112,8 @@ class Walk:
         return ResumingPool(self._pool, self._log, part, tell)
 
     def _calibrate(self) -> RangeTable:
-        if self.store.has("ranges"):
-            return self.store.load_ranges()
+        if self.store.has(codecs.RANGES):
+            return self.store.load(codecs.RANGES)
         settings = self.inputs.config.calibration
         with self.progress.stage("calibration"):
             ranges = calibrate(
@@ -124,13 +126,13 @@ class Walk:
                 percentiles=settings.percentiles,
                 reference=settings.reference,
             )
-        self.store.save_ranges(ranges)
+        self.store.save(codecs.RANGES, ranges)
         self._log.clear("calibration")
         return ranges
 
     def _measure(self, ranges: RangeTable) -> SensitivityTable:
-        if self.store.has("sensitivity"):
-            return self.store.load_sensitivity()
+        if self.store.has(codecs.SENSITIVITY):
+            return self.store.load(codecs.SENSITIVITY)
         settings = self.inputs.config.sensitivity
         parts = ("traces", "perturbations", "responses")
         with self.progress.stage("sensitivity"):
@@ -152,14 +154,14 @@ class Walk:
                 num_trace_shards=len(self.inputs.traces),
                 importance_draws=settings.importance_draws,
             )
-        self.store.save_sensitivity(table)
+        self.store.save(codecs.SENSITIVITY, table)
         for part in parts:
             self._log.clear(f"sensitivity-{part}")
         return table
 
     def _search(self, table: SensitivityTable, ranges: RangeTable) -> SearchResult:
-        if self.store.has("search"):
-            return self.store.load_search()
+        if self.store.has(codecs.SEARCH):
+            return self.store.load(codecs.SEARCH)
         settings = self.inputs.config.search
 
         def measure(
@@ -176,7 +178,7 @@ class Walk:
             "surrogate": settings.surrogate,
             "sampler": settings.sampler,
             "seed": self.inputs.config.seed,
-            "on_batch": self.store.save_trials,
+            "on_batch": partial(self.store.save, codecs.TRIALS),
             "enqueue": [BitAssignment(bits) for bits in settings.enqueue],
             "maximize": settings.maximize,
             "num_finalists": settings.num_finalists,
@@ -190,16 +192,20 @@ class Walk:
                     self.inputs.setup,
                     self.inputs.budgets,
                     Race(measure, len(self._shards), settings.racing_error, settings.maximize),
-                    previous=self.store.load_trials(),
+                    previous=self._earlier_trials(),
                     objective=settings.objective,
                     front=front,
                     **options,
                 )
             )
             self._save_journal(found, front)
-        self.store.save_search(found)
+        self.store.save(codecs.SEARCH, found)
         self._log.clear("search")
         return found
+
+    def _earlier_trials(self) -> tuple[SearchTrial, ...]:
+        """What an interrupted search measured; empty when no batch was finished yet."""
+        return self.store.load(codecs.TRIALS) if self.store.has(codecs.TRIALS) else ()
 
     def _least_cost(
         self, table: SensitivityTable, measure: MeasureShards, drop: MaxDrop, options: Mapping[str, Any]
@@ -216,7 +222,7 @@ class Walk:
             racing_error=settings.racing_error,
             **options,
         )
-        self.store.save_least_cost(least)
+        self.store.save(codecs.LEAST_COST, least)
         return found
 
     def _save_journal(self, found: SearchResult, front: str | None) -> None:
@@ -234,8 +240,8 @@ class Walk:
             self.store.storage.write_file("study.journal", path)
 
     def _fine_tune(self, ranges: RangeTable, assignment: BitAssignment) -> FineTuneResult:
-        if self.store.has("finetune"):
-            return self.store.load_finetune()
+        if self.store.has(codecs.FINE_TUNE):
+            return self.store.load(codecs.FINE_TUNE)
         recipe = make_recipe(self.inputs, ranges, assignment)
         epochs = recipe.settings.epochs
         with self.progress.stage("training"):
@@ -247,26 +253,26 @@ class Walk:
                 storage_path=self.store.storage.child("checkpoints").uri,
                 on_epoch=lambda epoch: self.progress.units("training", epoch, epochs),
             )
-        self.store.save_finetune(tuned)
+        self.store.save(codecs.FINE_TUNE, tuned)
         return tuned
 
     def _strip(self, ranges: RangeTable, assignment: BitAssignment, tuned: FineTuneResult) -> nn.Module:
         return strip_checkpoint(self.inputs, ranges, assignment, self.store.load_checkpoint(tuned.checkpoint))
 
-    def _evaluate(self, stripped: nn.Module) -> dict[str, dict[str, float]]:
-        if self.store.has("metrics"):
-            return self.store.load_metrics()
+    def _evaluate(self, stripped: nn.Module) -> Mapping[str, Mapping[str, float]]:
+        if self.store.has(codecs.METRICS):
+            return self.store.load(codecs.METRICS)
         with self.progress.stage("evaluation"):
             metrics = {
                 "float": validate(self.inputs, self.inputs.task.model),
                 "quantized": validate(self.inputs, stripped),
             }
-        self.store.save_metrics(metrics)
+        self.store.save(codecs.METRICS, metrics)
         return metrics
 
     def _export(self, stripped: nn.Module, assignment: BitAssignment) -> ExportManifest:
-        if self.store.has("manifest"):
-            return self.store.load_manifest()
+        if self.store.has(codecs.MANIFEST):
+            return self.store.load(codecs.MANIFEST)
         with self.progress.stage("export"), tempfile.TemporaryDirectory() as folder:
             manifest = export(self.inputs, stripped, assignment, Path(folder), self.store.run_id)
             self.store.save_model(Path(folder))

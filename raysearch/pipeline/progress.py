@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from raysearch.artifacts import RunStore
+from raysearch.artifacts import RunStore, codecs
 from raysearch.records import RunStatus
 
 Listener = Callable[[RunStatus], None]
@@ -55,7 +55,7 @@ class Progress:
         self._store, self._listener = store, listener
         self._written = 0.0
         self._meter = RateMeter()
-        earlier = store.load_status().seconds if store.has("status") else {}
+        earlier = store.load(codecs.STATUS).seconds if store.has(codecs.STATUS) else {}
         self.seconds: dict[str, float] = dict(earlier)
         self._status = RunStatus(store.run_id, "running", seconds=self.seconds)
 
@@ -84,13 +84,13 @@ class Progress:
         self._listener(self._status)
         if now - self._written >= WRITE_EVERY_SECONDS or done == total:
             self._written = now
-            self._store.save_status(self._status)
+            self._store.save(codecs.STATUS, self._status)
 
     def tell(self, state: str, stage: str = "", done: int = 0, total: int = 0, message: str = "") -> None:
         """Write and tell a change of stage or state."""
         self._status = self._record(state, stage or self._status.stage, done, total, message)
         self._listener(self._status)
-        self._store.save_status(self._status)
+        self._store.save(codecs.STATUS, self._status)
 
     def _record(self, state: str, stage: str, done: int, total: int, message: str) -> RunStatus:
         seconds = dict(self.seconds)

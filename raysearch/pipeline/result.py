@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from raysearch.artifacts import RunStore
+from raysearch.artifacts import RunStore, codecs
 from raysearch.errors import ConfigError
 from raysearch.pipeline.inputs import Inputs
 from raysearch.records import (
@@ -78,11 +78,11 @@ def conclude(
             manifest=manifest,
             metrics=metrics,
         )
-        store.save_report(page)
+        store.save(codecs.REPORT, page)
         result = replace(result, report=f"{store.uri}/report.html")
     except ConfigError as error:
         result = replace(result, notes=(*notes, str(error)))
-    store.save_result(result)
+    store.save(codecs.RESULT, result)
     return result
 
 
@@ -93,7 +93,7 @@ def _trained_least_cost(
     if settings.drop is None:
         return None
     before, after = (metrics[model][settings.measured] for model in ("float", "quantized"))
-    return replace(store.load_least_cost(), trained_drop=drop_of(after, before, settings.maximize))
+    return replace(store.load(codecs.LEAST_COST), trained_drop=drop_of(after, before, settings.maximize))
 
 
 def front_rows(found: SearchResult) -> tuple[dict[str, Any], ...]:

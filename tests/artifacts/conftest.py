@@ -2,7 +2,7 @@
 
 import pytest
 
-from raysearch.artifacts import RunStore, hash_file
+from raysearch.artifacts import RunStore, codecs, hash_file
 from raysearch.records import ExportedFile, ExportManifest, RunStatus
 from tests.support.run_records import (
     make_fine_tune,
@@ -35,12 +35,12 @@ def done(store, tmp_path):
         (folder / name).write_bytes(data)
     files = tuple(ExportedFile(n, hash_file(folder / n), len(d)) for n, d in contents.items())
     (folder / "manifest.json").write_text(ExportManifest(files, (), 4000, {"size": 4000.0}).to_json())
-    store.save_setup(setup)
-    store.save_sensitivity(make_sensitivity(setup))
-    store.save_search(search)
-    store.save_finetune(make_fine_tune())
+    store.save(codecs.SETUP, setup)
+    store.save(codecs.SENSITIVITY, make_sensitivity(setup))
+    store.save(codecs.SEARCH, search)
+    store.save(codecs.FINE_TUNE, make_fine_tune())
     store.save_checkpoint("best.safetensors", b"state")
     store.save_model(folder)
-    store.save_result(make_result(setup, search, run_id="run-1"))
-    store.save_status(RunStatus("run-1", "done", "export"))
+    store.save(codecs.RESULT, make_result(setup, search, run_id="run-1"))
+    store.save(codecs.STATUS, RunStatus("run-1", "done", "export"))
     return store

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from raysearch.artifacts import RunStore, Storage, hash_file, retrieve
+from raysearch.artifacts import RunStore, Storage, codecs, hash_file, retrieve
 from raysearch.errors import StorageError
 from raysearch.records import RunStatus
 
@@ -23,7 +23,7 @@ def test_copies_records_and_model_but_no_checkpoints(done, tmp_path):
     assert target == tmp_path / "out/here"
     expected = {n: d for n, d in tree(done.storage.local_path()).items() if not n.startswith("checkpoints/")}
     assert tree(target) == expected
-    assert RunStore(target.parent, "here").load_result().run_id == "run-1"
+    assert RunStore(target.parent, "here").load(codecs.RESULT).run_id == "run-1"
 
 
 def test_a_second_time_changes_nothing_and_mends_what_broke(done, tmp_path):
@@ -115,7 +115,7 @@ def test_a_target_with_other_things_is_refused(done, tmp_path):
     ],
 )
 def test_an_unfinished_run_is_refused(done, tmp_path, status, message):
-    done.save_status(status)
+    done.save(codecs.STATUS, status)
     with pytest.raises(StorageError, match=message):
         retrieve("run-1", tmp_path / "runs", tmp_path / "out")
 

@@ -3,13 +3,15 @@ import json
 import numpy as np
 import pytest
 
-from raysearch.artifacts import RECORDS, RunStore, new_run_id, resolve_run, valid_run_id
+from raysearch.artifacts import RunStore, codecs, new_run_id, resolve_run, valid_run_id
 from raysearch.artifacts.run_record import first_difference
 from raysearch.errors import StorageError
-from raysearch.records import QuantizerRange, RangeTable, RunStatus
+from raysearch.records import LeastCost, QuantizerRange, RangeTable, RunStatus
 from tests.support.run_records import make_fine_tune, make_result, make_search, make_sensitivity, make_setup
 
 CONFIG = {"task": "tasks:digits", "search": {"num_trials": 64, "seed": 0}, "budgets": ["avg_bits<=4"]}
+
+LEAST_COST = LeastCost("size", 120.0, "loss", "loss=1%", 0.01, 0.5, 0.502, 0.002)
 
 
 def same_search(one, other):
@@ -35,29 +37,32 @@ def test_every_record_comes_back_equal(store):
     metrics = {"float": {"accuracy": 0.9}, "quantized": {"accuracy": 0.8}}
     result = make_result(setup, search)
 
-    assert not any(store.has(name) for name in RECORDS if name != "run")
-    store.save_setup(setup)
-    store.save_ranges(ranges)
-    store.save_sensitivity(table)
-    store.save_search(search)
-    store.save_finetune(make_fine_tune())
-    store.save_metrics(metrics)
-    store.save_status(status)
-    store.save_report("<p>ü</p>")
-    store.save_result(result)
+    assert not any(store.has(record) for record in codecs.RECORDS)
+    store.save(codecs.SETUP, setup)
+    store.save(codecs.RANGES, ranges)
+    store.save(codecs.SENSITIVITY, table)
+    store.save(codecs.SEARCH, search)
+    store.save(codecs.LEAST_COST, LEAST_COST)
+    store.save(codecs.FINE_TUNE, make_fine_tune())
+    store.save(codecs.METRICS, metrics)
+    store.save(codecs.STATUS, status)
+    store.save(codecs.REPORT, "<p>ü</p>")
+    store.save(codecs.RESULT, result)
 
     again = resolve_run("run-1", store.storage.local_path().parent)
-    assert again.load_setup() == setup
-    assert again.load_ranges()["a.weight", 4].scale.tobytes() == ranges["a.weight", 4].scale.tobytes()
-    read = again.load_sensitivity()
+    assert again.load(codecs.SETUP) == setup
+    assert again.load(codecs.RANGES)["a.weight", 4].scale.tobytes() == ranges["a.weight", 4].scale.tobytes()
+    read = again.load(codecs.SENSITIVITY)
     assert (read.traces, read.effects, read.fingerprint) == (table.traces, table.effects, table.fingerprint)
     assert read.gram.tobytes() == table.gram.tobytes()
-    assert same_search(again.load_search(), search)
-    assert again.load_finetune() == make_fine_tune()
-    assert again.load_metrics() == metrics
-    assert again.load_status() == status
-    assert again.load_result() == result
-    assert all(again.has(name) for name in RECORDS if name != "manifest")
+    assert same_search(again.load(codecs.SEARCH), search)
+    assert again.load(codecs.LEAST_COST) == LEAST_COST
+    assert again.load(codecs.REPORT) == "<p>ü</p>"
+    assert again.load(codecs.FINE_TUNE) == make_fine_tune()
+    assert again.load(codecs.METRICS) == metrics
+    assert again.load(codecs.STATUS) == status
+    assert again.load(codecs.RESULT) == result
+    assert [r.files for r in codecs.RECORDS if not again.has(r)] == [codecs.MANIFEST.files]
 
 
 def test_files_have_the_names_of_the_layout(done):
@@ -68,7 +73,7 @@ def test_files_have_the_names_of_the_layout(done):
         "model/onnx/model.onnx",
     }  # fmt: skip
     assert done.load_checkpoint("best.safetensors") == b"state"
-    assert len(done.load_manifest().files) == 3
+    assert len(done.load(codecs.MANIFEST).files) == 3
     assert json.loads(done.storage.read_bytes("run.json"))["schema_version"] == 1
 
 
@@ -145,27 +150,27 @@ def test_comparison_sees_through_json():
 
 def test_tables_of_two_measurements_are_not_mixed(store):
     other = RunStore(store.storage.local_path().parent, "run-2")
-    store.save_sensitivity(make_sensitivity(make_setup(3)))
-    other.save_sensitivity(make_sensitivity(make_setup(4)))
+    store.save(codecs.SENSITIVITY, make_sensitivity(make_setup(3)))
+    other.save(codecs.SENSITIVITY, make_sensitivity(make_setup(4)))
     store.storage.write_bytes("responses.arrow", other.storage.read_bytes("responses.arrow"))
     with pytest.raises(StorageError, match="belong to different measurements"):
-        store.load_sensitivity()
+        store.load(codecs.SENSITIVITY)
 
 
 @pytest.mark.parametrize(
-    ("name", "load"),
+    ("name", "record"),
     [
-        ("responses.arrow", RunStore.load_sensitivity),
-        ("sensitivity.parquet", RunStore.load_sensitivity),
-        ("trials.parquet", RunStore.load_search),
-        ("result.json", RunStore.load_result),
+        ("responses.arrow", codecs.SENSITIVITY),
+        ("sensitivity.parquet", codecs.SENSITIVITY),
+        ("trials.parquet", codecs.SEARCH),
+        ("result.json", codecs.RESULT),
     ],
 )
-def test_a_cut_off_record_is_named(done, name, load):
+def test_a_cut_off_record_is_named(done, name, record):
     data = done.storage.read_bytes(name)
     done.storage.write_bytes(name, data[: len(data) // 2])
     with pytest.raises(StorageError, match=rf"{name} is damaged"):
-        load(done)
+        done.load(record)
 
 
 def test_run_ids():

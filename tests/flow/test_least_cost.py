@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 import raysearch
-from raysearch.artifacts import resolve_run
+from raysearch.artifacts import codecs, resolve_run
 from raysearch.cli import app
 from raysearch.config import load_config, settings_as_text
 from raysearch.errors import ConfigError, RunError
@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
 def test_the_least_size_keeps_the_drop_and_says_what_became_of_it(finished):
     storage, result = finished
     store, least = resolve_run("least", storage), result["least_cost"]
-    search = store.load_search()
+    search = store.load(codecs.SEARCH)
     assert result["budget"] == ()
     assert (search.objective, search.maximize, search.front_cost) == ("loss", False, "size")
     assert least["allowed"] == pytest.approx(0.01 * least["float_value"])
@@ -41,7 +41,7 @@ def test_the_least_size_keeps_the_drop_and_says_what_became_of_it(finished):
     held = [trial.costs["size"] for trial in done if trial.value <= bar]
     assert len(held) < len(done)
     assert least["cost"] == result["costs"]["size"] == min(held)
-    metrics = store.load_metrics()
+    metrics = store.load(codecs.METRICS)
     trained = metrics["quantized"]["loss"] - metrics["float"]["loss"]
     assert least["trained_drop"] == pytest.approx(trained)
     assert any("least size found" in note for note in result["notes"])
@@ -67,7 +67,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_identical_result(finished, tmp
 def test_a_drop_that_nothing_keeps_fails_before_training(tmp_path):
     with pytest.raises(RunError, match="the least drop measured is"):
         ask(tmp_path, toy_task.make_task(), max_drop="divergence=0")
-    assert not resolve_run("least", tmp_path).has("finetune")
+    assert not resolve_run("least", tmp_path).has(codecs.FINE_TUNE)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_front_is_listed_and_another_budget_is_measured(tmp_path):
     arguments = run_arguments(tmp_path, "front", "--front", "size", settings=SHORT)
     made = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert made.exit_code == 0, made.output
-    rows = resolve_run("front", tmp_path).load_result().front
+    rows = resolve_run("front", tmp_path).load(codecs.RESULT).front
     assert all(f"{row['value']:.6g}" in made.stdout for row in rows)
     sizes, values = [r["costs"]["size"] for r in rows], [r["value"] for r in rows]
     assert len(rows) > 1
@@ -104,7 +104,7 @@ def test_a_front_is_listed_and_another_budget_is_measured(tmp_path):
     assert [t.value for t in trials] == sorted(t.value for t in trials)
     assert len({t.assignment.digest() for t in trials}) == 3
     assert all(t.costs["avg_bits"] <= 3 for t in trials)
-    known = {t.assignment.digest(): t.value for t in resolve_run("front", tmp_path).load_trials()}
+    known = {t.assignment.digest(): t.value for t in resolve_run("front", tmp_path).load(codecs.TRIALS)}
     shared = [t for t in trials if t.assignment.digest() in known]
     assert shared, "the run measured the surrogate's optimum under tighter limits too"
     assert all(t.value == pytest.approx(known[t.assignment.digest()], rel=1e-6) for t in shared)

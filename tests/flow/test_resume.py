@@ -3,7 +3,7 @@ import signal
 import pytest
 
 import raysearch
-from raysearch.artifacts import resolve_run
+from raysearch.artifacts import codecs, resolve_run
 from raysearch.errors import StorageError
 from tests.support import toy_task
 from tests.support.commands import QUICK, raysearch_process, run_arguments
@@ -36,7 +36,7 @@ def test_a_killed_run_goes_on_to_the_identical_result(stage, whole, tmp_path):
     killed = raysearch_process(*arguments, TOY_KILL_AFTER=str(tmp_path / "run" / "units" / stage))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "run" / "best.json").exists()
-    status = resolve_run("run", tmp_path).load_status()
+    status = resolve_run("run", tmp_path).load(codecs.STATUS)
     assert (status.state, status.stage.split("-")[0]) == ("running", stage.split("-")[0])
     assert list((tmp_path / "run" / "units" / stage).iterdir()), "finished units are on disk"
     resumed = command(*arguments, "--resume")
@@ -84,11 +84,11 @@ def test_resume_with_other_settings_names_the_field(finished):
     task.model.head.weight.data.mul_(2)
     with pytest.raises(StorageError, match=r"fingerprints\.model"):
         resume(storage, task=task)
-    assert resolve_run("r", storage).load_result() == first
+    assert resolve_run("r", storage).load(codecs.RESULT) == first
 
 
 def test_a_run_id_is_not_taken_twice(finished):
     storage, first = finished
     with pytest.raises(StorageError, match="--resume"):
         raysearch.run(toy_task.make_task(), "avg_bits<=3.5", storage, config=CONFIG, run_id="r", workers=0)
-    assert resolve_run("r", storage).load_result() == first
+    assert resolve_run("r", storage).load(codecs.RESULT) == first

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import raysearch
-from raysearch.artifacts import resolve_run
+from raysearch.artifacts import codecs, resolve_run
 from tests.support.commands import QUICK
 
 VOCABULARY, LENGTH, CLASSES = 60, 12, 3
@@ -65,7 +65,7 @@ def test_a_text_classifier_walks_through_unchanged(tmp_path):
     assert "embedding.weight" in result.assignment
     assert result.costs["avg_bits"] <= 3.5
     assert result.quantized_metrics["accuracy"] >= result.float_metrics["accuracy"] - 0.05
-    manifest = resolve_run("text", tmp_path).load_manifest()
+    manifest = resolve_run("text", tmp_path).load(codecs.MANIFEST)
     assert {check.target for check in manifest.checks} == {"packed", "onnx"}
     model = raysearch.load_model(result.model_dir)
     tokens = batches(1, 2)[0]["tokens"]

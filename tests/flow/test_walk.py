@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import raysearch
-from raysearch.artifacts import resolve_run
+from raysearch.artifacts import codecs, resolve_run
 from raysearch.records import CostModel
 from tests.support import toy_task
 from tests.support.commands import QUICK, TOY, document, raysearch_process, run_arguments
@@ -57,7 +57,7 @@ def test_the_folder_is_the_one_of_the_architecture(finished):
 
 
 def test_every_measured_trial_keeps_the_budget(finished):
-    search = resolve_run("toy", finished[0]).load_search()
+    search = resolve_run("toy", finished[0]).load(codecs.SEARCH)
     assert len(search.trials) >= 8
     assert all(value <= 0 for trial in search.trials for value in trial.excess.values())
     assert search.best.value == min(trial.value for trial in search.trials)
@@ -66,8 +66,8 @@ def test_every_measured_trial_keeps_the_budget(finished):
 
 def test_the_exported_sizes_are_the_cost_model(finished):
     store = resolve_run("toy", finished[0])
-    manifest = store.load_manifest()
-    model, best = CostModel(store.load_setup()), store.load_search().best
+    manifest = store.load(codecs.MANIFEST)
+    model, best = CostModel(store.load(codecs.SETUP)), store.load(codecs.SEARCH).best
     assert manifest.weights_bytes == model.weight_bytes(best.assignment)
     (packed,) = (file for file in manifest.files if file.path == "model.safetensors")
     assert packed.size_bytes <= best.costs["size"] <= 1.01 * packed.size_bytes

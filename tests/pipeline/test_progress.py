@@ -4,7 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
-from raysearch.artifacts import RunStore
+from raysearch.artifacts import RunStore, codecs
 from raysearch.cli import console
 from raysearch.pipeline import progress
 from raysearch.pipeline.progress import Progress, RateMeter
@@ -46,9 +46,9 @@ def test_the_status_on_disk_tells_rate_and_remaining_time(tmp_path, monkeypatch)
         (2.0, 11.0),
         (2.0, 10.0),
     ]
-    assert store.load_status().remaining_seconds == 10.0
+    assert store.load(codecs.STATUS).remaining_seconds == 10.0
     tracker.tell("failed", message="boom")
-    assert (store.load_status().rate, store.load_status().remaining_seconds) == (0.0, None)
+    assert (store.load(codecs.STATUS).rate, store.load(codecs.STATUS).remaining_seconds) == (0.0, None)
 
 
 def test_a_status_from_before_rates_were_kept_is_read() -> None:

@@ -1,0 +1,194 @@
+"""How each record of a run is written to its files and read again; one codec a record.
+
+A codec also carries the record's type, so `store.load(codecs.SETUP)` is a `QuantizerSetup` to a type checker.
+A new record is one codec here and its name in `RECORDS`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import pyarrow as pa
+
+from raysearch.artifacts.tables import from_arrow, from_json, from_parquet, to_arrow, to_parquet
+from raysearch.errors import StorageError
+from raysearch.records import (
+    ExportManifest,
+    FineTuneResult,
+    LeastCost,
+    QuantizerSetup,
+    RangeTable,
+    RunResult,
+    RunStatus,
+    SearchResult,
+    SearchTrial,
+    SensitivityTable,
+    trials_from_table,
+    trials_to_table,
+)
+
+T = TypeVar("T")
+
+Metrics = Mapping[str, Mapping[str, float]]
+"""Model ("float" or "quantized") → metric → value."""
+
+
+class SavedFile(NamedTuple):
+    """A file of a record as it was read.
+
+    Attributes:
+        data: its whole content.
+        shown: its location, as messages give it.
+    """
+
+    data: bytes
+    shown: str
+
+    @property
+    def text(self) -> str:
+        """The content as text; damaged characters are replaced, and then fail where the text is parsed."""
+        return self.data.decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Codec(Generic[T]):
+    """The files of one record.
+
+    Attributes:
+        files: names in the order they are written: when the last one is there, the record is whole.
+        write: record → the content of each file.
+        read: the files → the record; raises `StorageError` for a damaged one.
+    """
+
+    files: tuple[str, ...]
+    write: Callable[[T], tuple[bytes, ...]]
+    read: Callable[[Sequence[SavedFile]], T]
+
+
+def _text_codec(name: str, to_text: Callable[[T], str], from_text: Callable[[str], T]) -> Codec[T]:
+    """A record that is one file of text."""
+
+    def write(record: T) -> tuple[bytes, ...]:
+        return (to_text(record).encode(),)
+
+    def read(files: Sequence[SavedFile]) -> T:
+        return from_text(files[0].text)
+
+    return Codec((name,), write, read)
+
+
+def _dict_codec(
+    name: str, to_dict: Callable[[T], dict[str, Any]], from_dict: Callable[[dict[str, Any]], T]
+) -> Codec[T]:
+    """A record that is one file with a JSON object."""
+
+    def write(record: T) -> tuple[bytes, ...]:
+        return (json.dumps(to_dict(record), indent=1).encode(),)
+
+    def read(files: Sequence[SavedFile]) -> T:
+        data, shown = files[0]
+        values = from_json(data, shown)
+        try:
+            return from_dict(values)
+        except (KeyError, TypeError) as error:
+            raise StorageError(f"{shown} is damaged: {error!r}. Run with --resume.") from error
+
+    return Codec((name,), write, read)
+
+
+def _write_ranges(ranges: RangeTable) -> tuple[bytes, ...]:
+    return (ranges.to_bytes(),)
+
+
+def _read_ranges(files: Sequence[SavedFile]) -> RangeTable:
+    return RangeTable.from_bytes(files[0].data)
+
+
+def _write_sensitivity(table: SensitivityTable) -> tuple[bytes, ...]:
+    # The fingerprint goes into the Gram matrix's table as well, so that no mixture of two runs can be read.
+    gram = table.gram_table()
+    gram = gram.replace_schema_metadata({**gram.schema.metadata, "fingerprint": table.fingerprint})
+    return to_arrow(gram), to_parquet(table.traces_table()), to_parquet(table.effects_table())
+
+
+def _read_sensitivity(files: Sequence[SavedFile]) -> SensitivityTable:
+    gram = from_arrow(*files[0])
+    traces = from_parquet(*files[1])
+    effects = from_parquet(*files[2])
+    gram_fingerprint = _fingerprint(gram)
+    effects_fingerprint = _fingerprint(effects)
+    if gram_fingerprint != effects_fingerprint or gram.num_rows != effects.num_rows:
+        raise StorageError(
+            f"{files[0].shown} ({gram.num_rows} options of '{gram_fingerprint}') and sensitivity.parquet "
+            f"({effects.num_rows} of '{effects_fingerprint}') belong to different measurements. "
+            "Start the run anew."
+        )
+    return SensitivityTable.from_tables(traces, effects, gram)
+
+
+def _fingerprint(table: pa.Table) -> str:
+    metadata: Mapping[bytes, bytes] = table.schema.metadata or {}
+    return metadata.get(b"fingerprint", b"").decode()
+
+
+def _write_trials(trials: tuple[SearchTrial, ...]) -> tuple[bytes, ...]:
+    return (to_parquet(trials_to_table(trials)),)
+
+
+def _read_trials(files: Sequence[SavedFile]) -> tuple[SearchTrial, ...]:
+    return trials_from_table(from_parquet(*files[0]))
+
+
+def _write_search(result: SearchResult) -> tuple[bytes, ...]:
+    front = to_parquet(trials_to_table(result.front))
+    return *_write_trials(result.trials), front, result.to_json().encode()
+
+
+def _read_search(files: Sequence[SavedFile]) -> SearchResult:
+    trials = from_parquet(*files[0])
+    front = from_parquet(*files[1])
+    return SearchResult.from_records(files[2].text, trials, front)
+
+
+def _metrics_to_dict(metrics: Metrics) -> dict[str, Any]:
+    return {name: dict(values) for name, values in metrics.items()}
+
+
+def _metrics_from_dict(values: dict[str, Any]) -> Metrics:
+    return values
+
+
+STATUS = _text_codec("status.json", RunStatus.to_json, RunStatus.from_json)
+SETUP = _text_codec("setup.json", QuantizerSetup.to_json, QuantizerSetup.from_json)
+RANGES = Codec(("ranges.safetensors",), _write_ranges, _read_ranges)
+SENSITIVITY = Codec(
+    ("responses.arrow", "traces.parquet", "sensitivity.parquet"), _write_sensitivity, _read_sensitivity
+)
+TRIALS = Codec(("trials.parquet",), _write_trials, _read_trials)
+"""The trials of a search that still runs; `SEARCH` holds them too, once it is done."""
+SEARCH = Codec(("trials.parquet", "front.parquet", "best.json"), _write_search, _read_search)
+LEAST_COST = _dict_codec("least_cost.json", LeastCost.as_dict, LeastCost.from_dict)
+FINE_TUNE = _text_codec("finetune.json", FineTuneResult.to_json, FineTuneResult.from_json)
+METRICS = _dict_codec("metrics.json", _metrics_to_dict, _metrics_from_dict)
+MANIFEST = _text_codec("model/manifest.json", ExportManifest.to_json, ExportManifest.from_json)
+REPORT = _text_codec("report.html", str, str)
+RESULT = _dict_codec("result.json", RunResult.to_dict, RunResult.from_dict)
+"""The last file of a run: its presence says that the run is complete."""
+
+RECORDS: tuple[Codec[Any], ...] = (
+    STATUS,
+    SETUP,
+    RANGES,
+    SENSITIVITY,
+    SEARCH,
+    LEAST_COST,
+    FINE_TUNE,
+    METRICS,
+    MANIFEST,
+    REPORT,
+    RESULT,
+)
+"""What a finished run may hold, in the order that a copy of it is written."""
