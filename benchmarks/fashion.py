@@ -125,10 +125,10 @@ class Problem:
         inputs = check_inputs(task, load_config(assignments=SETTINGS), ["avg_bits<=8"])
         shards, per_sample = search_shards(inputs)
         pool = LocalPool(make_replica(inputs, shards))
-        ranges = calibrate(inputs.setup, pool, len(inputs.calibration))
+        ranges = calibrate(inputs.setup, pool, len(inputs.samples.calibration))
         self.setup: QuantizerSetup = inputs.setup
         self.table: SensitivityTable = measure_sensitivity(
-            inputs.setup, ranges, lambda part: pool, len(inputs.calibration)
+            inputs.setup, ranges, lambda part: pool, len(inputs.samples.calibration)
         )
         self.num_shards = len(shards)
         self.validation = Measured(make_objective(inputs, ranges, pool, per_sample))

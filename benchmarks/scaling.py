@@ -133,7 +133,7 @@ class Stages:
 
     def __init__(self) -> None:
         self.inputs = check_inputs(task(), Config(), ("avg_bits<=4",))
-        self.shards = len(self.inputs.calibration)
+        self.shards = len(self.inputs.samples.calibration)
         local = LocalPool(self.replica())
         self.ranges: RangeTable = calibrate(self.inputs.setup, local, self.shards)
 

@@ -94,8 +94,8 @@ def small_problem() -> tuple[QuantizerSetup, SensitivityTable, Recorded, int]:
     inputs = check_inputs(task, config, ["avg_bits<=8"])
     shards, per_sample = search_shards(inputs)
     pool = LocalPool(make_replica(inputs, shards))
-    ranges = calibrate(inputs.setup, pool, len(inputs.calibration))
-    table = measure_sensitivity(inputs.setup, ranges, lambda part: pool, len(inputs.calibration))
+    ranges = calibrate(inputs.setup, pool, len(inputs.samples.calibration))
+    table = measure_sensitivity(inputs.setup, ranges, lambda part: pool, len(inputs.samples.calibration))
     measure = make_objective(inputs, ranges, pool, per_sample)
     groups = inputs.setup.groups.values()
     every = [

@@ -10,16 +10,12 @@ from raysearch.artifacts import DEFAULT_STORAGE, RunStore, new_run_id
 from raysearch.config import Config, load_config, with_search
 from raysearch.determinism import pinned_threads, seeded
 from raysearch.errors import ConfigError
-from raysearch.pipeline.inputs import check_inputs, place_task, versions
-from raysearch.pipeline.pipeline import Walk
-from raysearch.pipeline.pools import pools_of
+from raysearch.pipeline.fingerprints import versions
+from raysearch.pipeline.inputs import check_inputs, place_task
+from raysearch.pipeline.pipeline import Pipeline
+from raysearch.pipeline.pools import pool_session
 from raysearch.pipeline.progress import Listener, Progress, reporting, stoppable
-from raysearch.records import (
-    CostModel,
-    QuantizerSetup,
-    RunResult,
-    RunStatus,
-)
+from raysearch.records import CostModel, QuantizerSetup, RunResult, RunStatus
 from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task
 
@@ -68,14 +64,13 @@ def run(
     if minimize is not None or max_drop is not None:
         settings = with_search(settings, minimize=minimize, max_drop=max_drop)
     if workers is not None:
-        settings = settings.model_copy(
-            update={"cluster": settings.cluster.model_copy(update={"workers": workers})}
-        )
+        settings = _with_workers(settings, workers)
     texts = (budget,) if isinstance(budget, str) else tuple(budget)
     if resume and run_id is None:
         raise ConfigError("resume needs the run to go on with; give its run id (--run-id).")
     store = RunStore(storage, run_id or new_run_id())
     if resume:
+        # A run that is not there is told before the task is loaded.
         store.open()
     # A factory or a loader that draws from a global generator draws the same when the run is resumed.
     with pinned_threads(settings.cluster.threads), seeded(derive_seed(settings.seed, "task")):
@@ -88,10 +83,17 @@ def run(
     else:
         store.create(saved, inputs.fingerprints, versions())
     progress = Progress(store, listener)
-    with reporting(progress), pools_of(settings, address) as make_pool, stoppable():
-        walk = Walk(inputs, store, progress, make_pool, on_ray=settings.cluster.workers > 0)
+    # The order counts: `stoppable` sets its signal handler after Ray has set its own, and `reporting` sees
+    # what goes wrong in both.
+    with reporting(progress), pool_session(settings, address) as open_pool, stoppable():
+        pipeline = Pipeline(inputs, store, progress, open_pool, on_ray=settings.cluster.workers > 0)
         with seeded(derive_seed(settings.seed, "walk")):
-            return walk.run()
+            return pipeline.run()
+
+
+def _with_workers(config: Config, workers: int) -> Config:
+    cluster = config.cluster.model_copy(update={"workers": workers})
+    return config.model_copy(update={"cluster": cluster})
 
 
 def inspect(task: Task | str, config: Config | None = None) -> tuple[QuantizerSetup, CostModel]:

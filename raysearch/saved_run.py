@@ -16,7 +16,7 @@ from raysearch.config import load_config
 from raysearch.determinism import pinned_threads, seeded
 from raysearch.errors import RunError, TaskError
 from raysearch.pipeline.inputs import Inputs, check_inputs
-from raysearch.pipeline.pools import pools_of
+from raysearch.pipeline.pools import pool_session
 from raysearch.pipeline.stages import export, make_objective, make_replica, search_shards, strip_checkpoint
 from raysearch.records import (
     BitAssignment,
@@ -154,8 +154,8 @@ def resolve_measured(
     with _inputs_again(store, task, {"cluster": {"workers": workers}}) as inputs:
         shards, per_sample = search_shards(inputs)
         with (
-            pools_of(inputs.config, address) as make_pool,
-            closing(make_pool(make_replica(inputs, shards))) as pool,
+            pool_session(inputs.config, address) as open_pool,
+            closing(open_pool(make_replica(inputs, shards))) as pool,
         ):
             race = Race(make_objective(inputs, store.load(codecs.RANGES), pool, per_sample), len(shards))
             found = measured_candidates(

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import nn
 
 from raysearch.calibration import choose_rules
-from raysearch.config import Config, PlacementConfig
+from raysearch.config import CalibrationConfig, Config, ObjectiveConfig, PlacementConfig, SearchConfig
 from raysearch.errors import BudgetError, ConfigError, DataError
 from raysearch.evaluation import Batch, Divergence, materialise, output_tensor, training_batches
-from raysearch.evaluation.batches import tensors_of
 from raysearch.evaluation.divergence import check_outputs
 from raysearch.evaluation.forward import check_finite_forward, frozen_eval
 from raysearch.export import check_targets
+from raysearch.pipeline.fingerprints import hash_batches, hash_model
 from raysearch.placement import place_quantizers
 from raysearch.records import (
     FLOAT_BITS,
@@ -36,6 +33,21 @@ from raysearch.task import Task
 
 
 @dataclass(frozen=True)
+class Samples:
+    """The data that was read, in shards: the size of a shard does not depend on the number of workers.
+
+    Attributes:
+        calibration: ranges, responses and traces are measured on it.
+        validation: trials, metrics and the best epoch; the calibration sample where the task has none.
+        traces: traces are measured on it where it is not empty.
+    """
+
+    calibration: list[Batch]
+    validation: list[Batch]
+    traces: list[Batch]
+
+
+@dataclass(frozen=True)
 class Inputs:
     """A task that was found fit, and what was read of it.
 
@@ -44,9 +56,7 @@ class Inputs:
         config: the settings.
         budgets: parsed and achievable; none where the least cost is asked for.
         setup: placed quantizers.
-        calibration: shards of the calibration sample.
-        validation: shards of the validation data.
-        traces: shards of the sample that traces are measured on; none where it is the calibration sample.
+        samples: the data.
         divergence: the label-free objective.
         fingerprints: hashes of the model, the samples and the setup.
     """
@@ -55,9 +65,7 @@ class Inputs:
     config: Config
     budgets: tuple[Budget, ...]
     setup: QuantizerSetup
-    calibration: list[Batch]
-    validation: list[Batch]
-    traces: list[Batch]
+    samples: Samples
     divergence: Divergence
     fingerprints: Mapping[str, str]
 
@@ -91,6 +99,11 @@ def place_task(task: Task, config: Config) -> QuantizerSetup:
 def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     """Read and check everything; costs one capture and two forwards.
 
+    Args:
+        task: what the user handed over.
+        config: the settings.
+        budgets: expressions such as "avg_bits<=4".
+
     Raises:
         BudgetError: a budget cannot be read or met.
         ConfigError: settings that contradict the task.
@@ -98,81 +111,85 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
         PlacementError: a pin or scope fits nothing.
         DataError: data is empty or not finite, or the model's output on it is not.
     """
-    minimize = config.search.minimize
-    parsed = () if minimize != "none" and not budgets else parse_budgets(budgets)
+    # From cheap to dear, so that a mistake is told before a long wait: texts, the graph, the data, a forward.
+    parsed = _read_budgets(budgets, config.search.minimize)
     _check_settings(task, config)
     setup = place_task(task, config)
-    check_budgets(parsed, setup)
-    if minimize != "none":
-        check_minimized(minimize, parsed, setup)
-    # The default targets hold every width; the export notes which of them it leaves out.
-    check_targets(setup, config.export.targets or ())
-    for index, bits in enumerate(config.search.enqueue):
-        _check_enqueued(index, BitAssignment(bits), parsed, setup)
-    ranges = config.calibration
-    choose_rules(setup, ranges.weights, ranges.activations, ranges.overrides, ranges.percentiles)
-    calibration = materialise(
-        task.calibration, config.calibration.num_samples, config.calibration.shard_size, "calibration"
-    )
+    _check_setup(setup, parsed, config)
+    samples = read_samples(task, config)
+    divergence = _fit_divergence(task, config.objective, samples.calibration[0])
+    fingerprints = _make_fingerprints(task, samples, setup)
+    return Inputs(task, config, parsed, setup, samples, divergence, fingerprints)
+
+
+def read_samples(task: Task, config: Config) -> Samples:
+    """Read a task's calibration and validation data once, and the first batch of its training data.
+
+    Raises:
+        DataError: data is empty, unreadable or not finite.
+    """
+    sizes = config.calibration
+    calibration = materialise(task.calibration, sizes.num_samples, sizes.shard_size, "calibration")
     validation = calibration
     if task.validation is not None:
-        sizes = config.validation
-        validation = materialise(task.validation, sizes.num_samples, sizes.shard_size, "validation")
+        limits = config.validation
+        validation = materialise(task.validation, limits.num_samples, limits.shard_size, "validation")
     traces: list[Batch] = []
-    if count := config.sensitivity.trace_samples:
-        traces = materialise(task.calibration, count, config.calibration.shard_size, "calibration")
+    num_trace_samples = config.sensitivity.trace_samples
+    if num_trace_samples:
+        traces = materialise(task.calibration, num_trace_samples, sizes.shard_size, "calibration")
     if task.train is not None:
         training_batches(task.train, 1, 0, 0, 1)
-    check_finite_forward(task.model, task.run, calibration[0])
-    divergence = Divergence(config.objective.divergence, config.objective.class_dim)
+    return Samples(calibration, validation, traces)
+
+
+def _read_budgets(texts: Sequence[str], minimize: str) -> tuple[Budget, ...]:
+    """Parse the budgets; only the search for the least cost needs none."""
+    if minimize != "none" and not texts:
+        return ()
+    return parse_budgets(texts)
+
+
+def _check_setup(setup: QuantizerSetup, budgets: Sequence[Budget], config: Config) -> None:
+    """What can be said of the settings once the quantizers are placed."""
+    search = config.search
+    check_budgets(budgets, setup)
+    if search.minimize != "none":
+        check_minimized(search.minimize, budgets, setup)
+    # The default targets hold every width; the export notes which of them it leaves out.
+    check_targets(setup, config.export.targets or ())
+    for index, bits in enumerate(search.enqueue):
+        _check_enqueued(index, BitAssignment(bits), budgets, setup)
+    ranges = config.calibration
+    choose_rules(setup, ranges.weights, ranges.activations, ranges.overrides, ranges.percentiles)
+
+
+def _fit_divergence(task: Task, settings: ObjectiveConfig, batch: Batch) -> Divergence:
+    """The label-free objective, fitted to the float model's outputs on one batch; costs two forwards."""
+    check_finite_forward(task.model, task.run, batch)
+    divergence = Divergence(settings.divergence, settings.class_dim)
     with frozen_eval(task.model), torch.no_grad():
-        outputs = output_tensor(task.run(task.model, calibration[0]))
+        outputs = output_tensor(task.run(task.model, batch))
     problem = check_outputs(outputs, divergence)
     if problem:
         raise DataError(
             f"{problem}, so objective.divergence '{divergence.kind}' has no meaning; set it to 'mse', or set "
             f"objective.class_dim, or give Task(forward=...) that returns logits."
         )
-    divergence = divergence.fitted(outputs)
-    marks = {
+    return divergence.fitted(outputs)
+
+
+def _make_fingerprints(task: Task, samples: Samples, setup: QuantizerSetup) -> dict[str, str]:
+    fingerprints = {
         "model": hash_model(task.model),
-        "calibration": hash_batches(calibration),
-        "validation": hash_batches(validation),
+        "calibration": hash_batches(samples.calibration),
+        "validation": hash_batches(samples.validation),
         "setup": setup.fingerprint(),
     }
-    if traces:
-        marks["traces"] = hash_batches(traces)
-    return Inputs(task, config, parsed, setup, calibration, validation, traces, divergence, marks)
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on besides its inputs."""
-    packages = ("raysearch", "torch", "ray", "optuna", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def hash_model(model: nn.Module) -> str:
-    """Hash of every parameter and buffer with its name, and of the class's name."""
-    digest = blake2b(type(model).__name__.encode(), digest_size=16)
-    for name, value in model.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            _feed(digest, name, value)
-    return digest.hexdigest()
-
-
-def hash_batches(batches: Sequence[Batch]) -> str:
-    """Hash of every tensor of every shard with its place."""
-    digest = blake2b(digest_size=16)
-    for index, batch in enumerate(batches):
-        for path, tensor in tensors_of(batch):
-            _feed(digest, f"{index}:{path}", tensor)
-    return digest.hexdigest()
-
-
-def _feed(digest: Any, name: str, tensor: torch.Tensor) -> None:
-    digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    # The name is left out where there is no such sample: runs of before it existed stay the same.
+    if samples.traces:
+        fingerprints["traces"] = hash_batches(samples.traces)
+    return fingerprints
 
 
 def _latency_profile(times: Mapping[str, Any], setup: QuantizerSetup) -> LatencyProfile:
@@ -188,32 +205,46 @@ def _check_enqueued(
 ) -> None:
     assignment.check(setup)
     model = CostModel(setup)
-    over = [text for text, by in excesses(budgets, model, model.costs(assignment)).items() if by > 0]
-    if over:
+    excess = excesses(budgets, model, model.costs(assignment))
+    exceeded = [text for text, amount in excess.items() if amount > 0]
+    if exceeded:
         raise BudgetError(
-            f"search.enqueue[{index}] exceeds the budget {', '.join(over)}; lower some of its widths or "
+            f"search.enqueue[{index}] exceeds the budget {', '.join(exceeded)}; lower some of its widths or "
             "leave it out."
         )
 
 
 def _check_settings(task: Task, config: Config) -> None:
+    """What can be said of the settings before anything is computed."""
     check_sampler(config.search.sampler)
-    objective, asked = config.search.measured, "objective" if config.search.drop is None else "max_drop"
-    if objective not in ("divergence", "loss", *task.metrics):
-        known = ", ".join(("divergence", "loss", *task.metrics))
-        raise ConfigError(f"search.{asked} names '{objective}'; known for this task: {known}.")
-    wanted_samples, samples = config.calibration.batch_norm_samples, config.calibration.num_samples
-    if wanted_samples > samples:
+    _check_measured(task, config.search)
+    _check_batch_norm_samples(config.calibration)
+    _check_surrogate(config)
+    _check_loss(task, config)
+
+
+def _measured_key(search: SearchConfig) -> str:
+    """The setting that names what trials are measured by."""
+    return "search.objective" if search.drop is None else "search.max_drop"
+
+
+def _check_measured(task: Task, search: SearchConfig) -> None:
+    choices = ("divergence", "loss", *task.metrics)
+    if search.measured not in choices:
         raise ConfigError(
-            f"calibration.batch_norm_samples is {wanted_samples}, and calibration.num_samples only "
-            f"{samples}; raise the latter."
+            f"{_measured_key(search)} names '{search.measured}'; known for this task: {', '.join(choices)}."
         )
-    wants_loss = {
-        f"search.{asked}": objective == "loss",
-        "training.objective": config.training.objective == "loss" and task.train is not None,
-        "sensitivity.trace_loss": config.sensitivity.trace_loss == "loss",
-        "sensitivity.estimator": config.sensitivity.estimator == "fisher",
-    }
+
+
+def _check_batch_norm_samples(calibration: CalibrationConfig) -> None:
+    if calibration.batch_norm_samples > calibration.num_samples:
+        raise ConfigError(
+            f"calibration.batch_norm_samples is {calibration.batch_norm_samples}, and "
+            f"calibration.num_samples only {calibration.num_samples}; raise the latter."
+        )
+
+
+def _check_surrogate(config: Config) -> None:
     estimator = config.sensitivity.estimator
     if config.search.surrogate == "fisher" and estimator != "fisher":
         raise ConfigError(
@@ -221,8 +252,21 @@ def _check_settings(task: Task, config: Config) -> None:
             f"measured by '{estimator}'. Set sensitivity.estimator to 'fisher', or search.surrogate to "
             f"'hawq'."
         )
-    for key, wanted in wants_loss.items():
-        if wanted and task.loss is None:
+
+
+def _check_loss(task: Task, config: Config) -> None:
+    """Refuse settings that need the task's loss where it has none."""
+    if task.loss is not None:
+        return
+    trains_on_loss = config.training.objective == "loss" and task.train is not None
+    needs_loss = {
+        _measured_key(config.search): config.search.measured == "loss",
+        "training.objective": trains_on_loss,
+        "sensitivity.trace_loss": config.sensitivity.trace_loss == "loss",
+        "sensitivity.estimator": config.sensitivity.estimator == "fisher",
+    }
+    for key, is_needed in needs_loss.items():
+        if is_needed:
             value = "fisher" if key == "sensitivity.estimator" else "loss"
             raise ConfigError(
                 f"{key} is '{value}', but the Task has no loss; give Task(loss=...) or change it."

@@ -1,12 +1,13 @@
-"""The end of a walk: the result's record and the report."""
+"""The end of a run: the result's record and the report."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raysearch.artifacts import RunStore, codecs
+from raysearch.artifacts.codecs import Metrics
 from raysearch.errors import ConfigError
 from raysearch.pipeline.inputs import Inputs
 from raysearch.records import (
@@ -26,16 +27,27 @@ NO_VALIDATION = (
 )
 
 
-def conclude(
-    inputs: Inputs,
-    store: RunStore,
-    seconds: Mapping[str, float],
-    *,
-    table: SensitivityTable,
-    found: SearchResult,
-    tuned: FineTuneResult,
-    metrics: Mapping[str, Mapping[str, float]],
-    manifest: ExportManifest,
+@dataclass(frozen=True)
+class StageRecords:
+    """What the stages of a run gave.
+
+    Attributes:
+        table: what was measured.
+        search: what the search chose.
+        training: what training did.
+        metrics: of the float and the quantized model.
+        manifest: the exported files.
+    """
+
+    table: SensitivityTable
+    search: SearchResult
+    training: FineTuneResult
+    metrics: Metrics
+    manifest: ExportManifest
+
+
+def save_result(
+    inputs: Inputs, store: RunStore, seconds: Mapping[str, float], records: StageRecords
 ) -> RunResult:
     """Save the report and the result, and return the result; without the report's packages it says so.
 
@@ -43,60 +55,74 @@ def conclude(
         inputs: the run's.
         store: the run's folder.
         seconds: time by stage.
-        table: what was measured.
-        found: what the search chose.
-        tuned: the training.
-        metrics: of the float and the quantized model.
-        manifest: the exported files.
+        records: what the stages gave.
     """
-    seen = "" if inputs.task.validation is not None else NO_VALIDATION
-    least = _trained_least_cost(inputs, store, metrics)
-    told = () if least is None else (least.describe(),)
-    notes = tuple(note for note in (*told, seen, tuned.skipped, *manifest.notes) if note)
-    result = RunResult(
-        run_id=store.run_id,
-        storage=store.uri,
-        budget=tuple(budget.text for budget in inputs.budgets),
-        assignment=found.best.assignment.bits,
-        costs=found.best.costs,
-        float_metrics=metrics["float"],
-        quantized_metrics=metrics["quantized"],
-        model_dir=f"{store.uri}/model",
-        report="",
-        seconds=dict(seconds),
-        notes=notes,
-        front=front_rows(found) if inputs.config.search.front != "none" else (),
-        least_cost={} if least is None else least.as_dict(),
-    )
+    result = _make_result(inputs, store, seconds, records)
     try:
         page = render_report(
             result,
             inputs.setup,
-            found,
-            sensitivity=table,
-            fine_tune=tuned,
-            manifest=manifest,
-            metrics=metrics,
+            records.search,
+            sensitivity=records.table,
+            fine_tune=records.training,
+            manifest=records.manifest,
+            metrics=records.metrics,
         )
         store.save(codecs.REPORT, page)
         result = replace(result, report=f"{store.uri}/report.html")
     except ConfigError as error:
-        result = replace(result, notes=(*notes, str(error)))
+        result = replace(result, notes=(*result.notes, str(error)))
+    # Its presence says that the run is complete, so it comes last.
     store.save(codecs.RESULT, result)
     return result
 
 
-def _trained_least_cost(
-    inputs: Inputs, store: RunStore, metrics: Mapping[str, Mapping[str, float]]
-) -> LeastCost | None:
-    settings = inputs.config.search
-    if settings.drop is None:
+def _make_result(
+    inputs: Inputs, store: RunStore, seconds: Mapping[str, float], records: StageRecords
+) -> RunResult:
+    best = records.search.best
+    least = _trained_least_cost(inputs, store, records.metrics)
+    has_front = inputs.config.search.front != "none"
+    return RunResult(
+        run_id=store.run_id,
+        storage=store.uri,
+        budget=tuple(budget.text for budget in inputs.budgets),
+        assignment=best.assignment.bits,
+        costs=best.costs,
+        float_metrics=records.metrics["float"],
+        quantized_metrics=records.metrics["quantized"],
+        model_dir=f"{store.uri}/model",
+        report="",
+        seconds=dict(seconds),
+        notes=_notes(inputs, records, least),
+        front=front_rows(records.search) if has_front else (),
+        least_cost={} if least is None else least.as_dict(),
+    )
+
+
+def _notes(inputs: Inputs, records: StageRecords, least: LeastCost | None) -> tuple[str, ...]:
+    """What a reader of the result should know, most important first."""
+    notes: list[str] = []
+    if least is not None:
+        notes.append(least.describe())
+    if inputs.task.validation is None:
+        notes.append(NO_VALIDATION)
+    notes.append(records.training.skipped)
+    notes.extend(records.manifest.notes)
+    return tuple(note for note in notes if note)
+
+
+def _trained_least_cost(inputs: Inputs, store: RunStore, metrics: Metrics) -> LeastCost | None:
+    """The least cost with the drop of the trained model; None where no least cost was searched for."""
+    search = inputs.config.search
+    if search.drop is None:
         return None
-    before, after = (metrics[model][settings.measured] for model in ("float", "quantized"))
-    return replace(store.load(codecs.LEAST_COST), trained_drop=drop_of(after, before, settings.maximize))
+    before = metrics["float"][search.measured]
+    after = metrics["quantized"][search.measured]
+    return replace(store.load(codecs.LEAST_COST), trained_drop=drop_of(after, before, search.maximize))
 
 
-def front_rows(found: SearchResult) -> tuple[dict[str, Any], ...]:
+def front_rows(result: SearchResult) -> tuple[dict[str, Any], ...]:
     """The front's trials as plain values, by cost."""
     return tuple(
         {
@@ -105,5 +131,5 @@ def front_rows(found: SearchResult) -> tuple[dict[str, Any], ...]:
             "costs": dict(trial.costs),
             "assignment": dict(trial.assignment.bits),
         }
-        for trial in found.front
+        for trial in result.front
     )

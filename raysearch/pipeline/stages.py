@@ -23,11 +23,13 @@ from raysearch.training import Recipe, TrainingSettings, load_checkpoint
 
 def make_replica(inputs: Inputs, search: list[Batch]) -> Replica:
     """What each worker holds; a deep copy, so that the user's model is never touched."""
+    shards = {"calibration": inputs.samples.calibration, "search": search}
+    if inputs.samples.traces:
+        shards["traces"] = inputs.samples.traces
     return Replica(
         copy.deepcopy(inputs.task.model),
         inputs.task.run,
-        {"calibration": inputs.calibration, "search": search}
-        | ({"traces": inputs.traces} if inputs.traces else {}),
+        shards,
         inputs.divergence,
         inputs.task.loss,
         inputs.config.cluster.device,
@@ -38,11 +40,18 @@ def search_shards(inputs: Inputs) -> tuple[list[Batch], bool]:
     """A random sample of the validation data for the search; whether its single samples are shuffled."""
     settings = inputs.config.search
     seed = derive_seed(inputs.config.seed, "search-samples")
-    return random_shards(inputs.validation, settings.num_samples, settings.shard_size, seed)
+    return random_shards(inputs.samples.validation, settings.num_samples, settings.shard_size, seed)
 
 
 def make_objective(inputs: Inputs, ranges: RangeTable, pool: Pool, per_sample: bool) -> MeasuredObjective:
-    """Measures the search's trials on the pool."""
+    """The measure of the search's trials.
+
+    Args:
+        inputs: the run's.
+        ranges: calibrated ranges.
+        pool: its workers hold the replica of `make_replica`.
+        per_sample: whether single samples of the shards were shuffled, see `search_shards`.
+    """
     objective = inputs.config.search.measured
     return MeasuredObjective(
         inputs.setup,
@@ -63,7 +72,7 @@ def make_recipe(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment) -
         ranges=ranges,
         assignment=assignment,
         train=inputs.task.train,
-        validation=inputs.validation,
+        validation=inputs.samples.validation,
         forward=inputs.task.run,
         divergence=inputs.divergence,
         loss=inputs.task.loss,
@@ -85,13 +94,23 @@ def adapted_norms(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment)
         return {}
     model = copy.deepcopy(inputs.task.model)
     create_controller(model, inputs.setup, ranges, assignment)
-    return adapt_batch_norm(model, inputs.calibration, inputs.task.run, count)
+    return adapt_batch_norm(model, inputs.samples.calibration, inputs.task.run, count)
 
 
 def strip_checkpoint(
     inputs: Inputs, ranges: RangeTable, assignment: BitAssignment, checkpoint: bytes
 ) -> nn.Module:
-    """The stripped module of a saved training state."""
+    """The stripped module of a saved training state.
+
+    Args:
+        inputs: the run's.
+        ranges: calibrated ranges.
+        assignment: what the model was trained with.
+        checkpoint: the state as `save_checkpoint` was given it.
+
+    Raises:
+        StorageError: the state is damaged or belongs to another setup.
+    """
     controller = create_controller(copy.deepcopy(inputs.task.model), inputs.setup, ranges, assignment)
     load_checkpoint(controller, checkpoint)
     return controller.strip_model()
@@ -101,7 +120,7 @@ def validate(inputs: Inputs, model: nn.Module) -> dict[str, float]:
     """Metrics of a model on the validation shards, compared with the float model."""
     return evaluate_model(
         model,
-        inputs.validation,
+        inputs.samples.validation,
         forward=inputs.task.run,
         divergence=inputs.divergence,
         reference=inputs.task.model,
@@ -117,9 +136,22 @@ def export(
     folder: Path,
     run_id: str = "",
 ) -> ExportManifest:
-    """The export stage on a local folder, verified on validation shards."""
-    source = {"run_id": run_id, "budget": [str(budget) for budget in inputs.budgets]} if run_id else None
+    """The export stage on a local folder, verified on validation shards.
+
+    Args:
+        inputs: the run's.
+        stripped: the model to export.
+        assignment: its widths.
+        folder: where the files go.
+        run_id: named in the model's configuration with the budget; "" for neither.
+
+    Raises:
+        ExportError: a target could not be written or verified.
+    """
     settings = inputs.config.export
+    source = None
+    if run_id:
+        source = {"run_id": run_id, "budget": [str(budget) for budget in inputs.budgets]}
     return export_model(
         stripped,
         inputs.setup,
@@ -127,7 +159,7 @@ def export(
         inputs.task.example_inputs,
         folder,
         targets=settings.targets,
-        batches=first_samples(inputs.validation, settings.num_samples),
+        batches=first_samples(inputs.samples.validation, settings.num_samples),
         forward=inputs.task.run,
         source=source,
     )
@@ -135,10 +167,11 @@ def export(
 
 def first_samples(batches: list[Any], count: int) -> list[Any]:
     """Whole shards until `count` samples are reached."""
-    kept: list[Any] = []
+    shards: list[Any] = []
+    missing = count
     for batch in batches:
-        kept.append(batch)
-        count -= batch_size(batch)
-        if count <= 0:
+        shards.append(batch)
+        missing -= batch_size(batch)
+        if missing <= 0:
             break
-    return kept
+    return shards

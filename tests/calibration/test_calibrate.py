@@ -15,7 +15,7 @@ from raysearch.calibration.weights import min_max_scale, mse_scale
 from raysearch.cluster.pool import LocalPool
 from raysearch.errors import DataError
 from raysearch.evaluation import Divergence, Replica, default_forward
-from raysearch.pipeline.inputs import hash_model
+from raysearch.pipeline.fingerprints import hash_model
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import AsymmetricQuantizer, quant_levels
 

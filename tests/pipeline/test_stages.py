@@ -16,7 +16,9 @@ from tests.support.toy_task import make_untrained_task
 def recipe_with(samples: int):
     config = load_config(overrides={"calibration": {"batch_norm_samples": samples}})
     inputs = check_inputs(make_untrained_task(), config, ["avg_bits<=4"])
-    ranges = calibrate_model(inputs.task.model, inputs.setup, inputs.calibration, forward=inputs.task.run)
+    ranges = calibrate_model(
+        inputs.task.model, inputs.setup, inputs.samples.calibration, forward=inputs.task.run
+    )
     lowest = BitAssignment.extreme(inputs.setup, 0)
     return inputs, ranges, lowest, make_recipe(inputs, ranges, lowest)
 
@@ -52,9 +54,11 @@ def test_traces_can_have_a_larger_sample_of_their_own():
         "sensitivity": {"trace_samples": 80, "importance_draws": 20},
     }
     inputs = check_inputs(make_untrained_task(), load_config(overrides=settings), ["avg_bits<=4"])
-    sizes = [sum(len(batch[0]) for batch in part) for part in (inputs.calibration, inputs.traces)]
+    sizes = [
+        sum(len(batch[0]) for batch in part) for part in (inputs.samples.calibration, inputs.samples.traces)
+    ]
     assert sizes == [32, 80]
     assert set(make_replica(inputs, search=[]).shards) == {"calibration", "search", "traces"}
     own = check_inputs(make_untrained_task(), load_config(), ["avg_bits<=4"])
-    assert own.traces == []
+    assert own.samples.traces == []
     assert set(inputs.fingerprints) - set(own.fingerprints) == {"traces"}

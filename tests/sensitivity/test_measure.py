@@ -12,7 +12,7 @@ from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.ray_pool import RayPool
 from raysearch.cluster.shipping import register_by_value
 from raysearch.errors import DataError
-from raysearch.pipeline.inputs import hash_model
+from raysearch.pipeline.fingerprints import hash_model
 from raysearch.records import BitAssignment, SensitivityTable
 from raysearch.sensitivity import MeasuredObjective, measure_sensitivity
 from tests.support import replicas as nets

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raysearch.errors import ConfigError, TaskError, TrainingError
-from raysearch.pipeline.inputs import hash_model
+from raysearch.pipeline.fingerprints import hash_model
 from raysearch.records import EpochMetrics
 from raysearch.training import fine_tune, load_checkpoint
 from raysearch.training.fine_tune import ProcessContext
