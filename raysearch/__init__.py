@@ -31,28 +31,36 @@ if TYPE_CHECKING:
     from raysearch.task import Task, load_task
 
 
-_HOMES = {
-    "api": ("inspect", "run"),
-    "compression.create": ("create_compressed_model",),
-    "config": ("Config", "load_config"),
-    "controller": ("QuantizationController", "create_controller"),
-    "errors": ("BadInputError", "RaysearchError", "RunError"),
-    "export": ("load_model", "verify"),
-    "job": ("Job", "submit"),
-    "records": ("BitAssignment", "QuantizerSetup", "RunResult", "RunStatus"),
-    "saved_run": (
-        "export_run",
-        "load_sensitivity",
-        "report",
-        "resolve",
-        "resolve_measured",
-        "retrieve",
-        "status",
-    ),
-    "task": ("Task", "load_task"),
-}  # fmt: skip
-_NAMED_THERE = {"verify": "verify_folder"}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_HOME_OF = {
+    "BadInputError": "errors.BadInputError",
+    "BitAssignment": "records.BitAssignment",
+    "Config": "config.Config",
+    "Job": "job.Job",
+    "QuantizationController": "controller.QuantizationController",
+    "QuantizerSetup": "records.QuantizerSetup",
+    "RaysearchError": "errors.RaysearchError",
+    "RunError": "errors.RunError",
+    "RunResult": "records.RunResult",
+    "RunStatus": "records.RunStatus",
+    "Task": "task.Task",
+    "create_compressed_model": "compression.create.create_compressed_model",
+    "create_controller": "controller.create_controller",
+    "export_run": "saved_run.export_run",
+    "inspect": "api.inspect",
+    "load_config": "config.load_config",
+    "load_model": "export.load_model",
+    "load_sensitivity": "saved_run.load_sensitivity",
+    "load_task": "task.load_task",
+    "report": "saved_run.report",
+    "resolve": "saved_run.resolve",
+    "resolve_measured": "saved_run.resolve_measured",
+    "retrieve": "saved_run.retrieve",
+    "run": "api.run",
+    "status": "saved_run.status",
+    "submit": "job.submit",
+    "verify": "export.verify_folder",
+}
+"""Public name → the module below this one that defines it, and its name there."""
 
 __all__ = [
     "BadInputError",
@@ -86,10 +94,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'raysearch' has no attribute '{name}'")
-    return getattr(import_module(f"raysearch.{_HOME_OF[name]}"), _NAMED_THERE.get(name, name))
+if not TYPE_CHECKING:
+    # Hidden from type checkers: to them a module with `__getattr__` has every name, also a misspelt one.
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module 'raysearch' has no attribute '{name}'")
+        module, _, attribute = _HOME_OF[name].rpartition(".")
+        return getattr(import_module(f"raysearch.{module}"), attribute)
 
 
 def __dir__() -> list[str]:

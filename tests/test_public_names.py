@@ -1,4 +1,7 @@
+import ast
 import json
+import pkgutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,13 +18,50 @@ NAMES = [
 ]  # fmt: skip
 
 
+def import_every_module():
+    """Importing a module makes it an attribute of its parent, over a public name that is spelled the same."""
+    for module in pkgutil.walk_packages(raysearch.__path__, "raysearch."):
+        import_module(module.name)
+
+
+def static_imports():
+    """Public name → the object that type checkers see: what stands in `if TYPE_CHECKING`."""
+    tree = ast.parse(Path(raysearch.__file__).read_text())
+    checked = [
+        node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    imports = [node for block in checked for node in block.body]
+    return {
+        name.asname or name.name: getattr(import_module(node.module), name.name)
+        for node in imports
+        for name in node.names
+    }
+
+
 def test_the_public_names():
     assert raysearch.__all__ == NAMES
     assert dir(raysearch) == sorted(NAMES)
-    for name in NAMES:
-        assert getattr(raysearch, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         _ = raysearch.nothing
+
+
+def test_every_public_name_is_the_object_of_its_home_whatever_was_imported():
+    import_every_module()
+    objects = static_imports()
+    assert sorted([*objects, "__version__"]) == sorted(NAMES)
+    for name, value in objects.items():
+        assert getattr(raysearch, name) is value, name
+
+
+def test_no_module_has_a_public_name():
+    modules = {module.name for module in pkgutil.iter_modules(raysearch.__path__)}
+    assert not modules & set(NAMES)
+
+
+def test_a_misspelt_name_is_seen_by_type_checkers():
+    """A function `__getattr__` at the top of a module gives it every name, as far as they know."""
+    tree = ast.parse(Path(raysearch.__file__).read_text())
+    assert "__getattr__" not in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
 
 
 def test_public_things_have_docstrings():
