@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from raysearch.artifacts import redact
 from raysearch.records import (
     BitAssignment,
     Budget,
@@ -23,6 +22,7 @@ from raysearch.records import (
     SensitivityTable,
 )
 from raysearch.reporting import sensitivity_grid, sketch_note
+from raysearch.reporting.format import cost, duration
 
 LINE_EVERY_SECONDS = 30.0
 
@@ -81,52 +81,29 @@ def progress_text(status: RunStatus) -> str:
     Example:
         >>> status = RunStatus("r", "running", "search", 30, 90, rate=0.5, remaining_seconds=120.0)
         >>> progress_text(status)
-        'search 30/90, 0.50 units/s, 2m 00s left'
+        'search 30/90, 0.50 units/s, 2.0 min left'
     """
     parts = [f"{status.stage} {status.done}/{status.total}" if status.total else status.stage]
     if status.rate and status.state == "running":
-        parts.append(f"{status.rate:.2f} units/s" if status.rate < 10 else f"{status.rate:.0f} units/s")
+        digits = 2 if status.rate < 10 else 0
+        parts.append(f"{status.rate:.{digits}f} units/s")
         if status.remaining_seconds:
-            parts.append(f"{duration_text(status.remaining_seconds)} left")
+            parts.append(f"{duration(status.remaining_seconds)} left")
     return ", ".join(parts)
 
 
-def duration_text(seconds: float) -> str:
-    """Seconds as people read them.
-
-    Example:
-        >>> duration_text(7), duration_text(90), duration_text(7260)
-        ('7s', '1m 30s', '2h 01m')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}m {rest:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
-
-
-def cost_text(kind: str, value: float) -> str:
-    """A cost with its unit."""
-    if kind == "latency":
-        return f"{value * 1e3:.4g} ms"
-    if kind in ("size", "activation_memory"):
-        return f"{value / 1024:.2f} KiB" if value < 2**20 else f"{value / 2**20:.3f} MiB"
-    if kind == "bops":
-        return f"{value / 1e9:.4g} G" if value >= 1e9 else f"{value / 1e6:.4g} M"
-    return f"{value:.3f}"
-
-
 def result_table(result: RunResult) -> Table:
-    """Float against quantized."""
+    """Metrics of the float and of the quantized model, and the quantized model's costs."""
     table = Table(title=f"run {result.run_id}")
-    for column in ("", "float", "quantized"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name in result.quantized_metrics:
-        before = result.float_metrics.get(name)
-        shown = "" if before is None else f"{before:.6g}"
-        table.add_row(name, shown, f"{result.quantized_metrics[name]:.6g}")
+    table.add_column("", justify="left")
+    table.add_column("float", justify="right")
+    table.add_column("quantized", justify="right")
+    for name, value in result.quantized_metrics.items():
+        float_value = result.float_metrics.get(name)
+        float_text = "" if float_value is None else f"{float_value:.6g}"
+        table.add_row(name, float_text, f"{value:.6g}")
     for kind, value in result.costs.items():
-        table.add_row(kind, "", cost_text(kind, value))
+        table.add_row(kind, "", cost(kind, value))
     return table
 
 
@@ -135,7 +112,7 @@ def front_table(front: Sequence[Mapping[str, Any]]) -> Table:
     kinds = list(front[0]["costs"])
     table = Table("trial", "measured", *kinds, title="front")
     for row in front:
-        costs = [cost_text(kind, row["costs"][kind]) for kind in kinds]
+        costs = [cost(kind, row["costs"][kind]) for kind in kinds]
         table.add_row(str(row["trial"]), f"{row['value']:.6g}", *costs)
     return table
 
@@ -150,29 +127,22 @@ def assignment_table(setup: QuantizerSetup, assignment: Mapping[str, int]) -> Ta
 
 def layers_table(setup: QuantizerSetup) -> Table:
     """Every group with its points, grid and widths, and what stays float."""
-    table = Table(
-        "group",
-        "kind",
-        "shape",
-        "elements",
-        "MACs",
-        "quantizer",
-        "bit-widths",
-        "pairs",
-        "shares its width with",
-    )
+    columns = ("group", "kind", "shape", "elements", "MACs", "quantizer", "bit-widths", "pairs")
+    table = Table(*columns, "shares its width with")
     for group in setup.groups.values():
         points = [setup.points[name] for name in group.points]
         first = points[0]
+        num_macs = f"{sum(point.macs for point in points):,}"
+        pairs = [f"{weight_bits}/{activation_bits}" for weight_bits, activation_bits in _pairs(setup, group)]
         table.add_row(
             group.id,
             first.kind,
             "×".join(map(str, first.shape)),
-            f"{sum(p.num_elements for p in points):,}",
-            f"{sum(p.macs for p in points):,}" if first.kind == "weight" else "",
+            f"{sum(point.num_elements for point in points):,}",
+            num_macs if first.kind == "weight" else "",
             grid_text(first),
             ", ".join(map(str, group.bit_widths)),
-            " ".join(f"{weight}/{active}" for weight, active in _pairs(setup, group)),
+            " ".join(pairs),
             ", ".join(group.points[1:]),
         )
     for name in setup.unsupported:
@@ -185,79 +155,87 @@ def grid_text(point: QuantizationPoint) -> str:
     spec = point.grid_spec
     signs = {True: " signed", False: " unsigned", None: ""}
     sign = signs[spec.signed] if spec.mode == "symmetric" else ""
-    where = "per tensor" if point.axis is None else f"per channel {point.axis}"
-    return f"{spec.mode}{sign}, {where}"
+    granularity = "per tensor" if point.axis is None else f"per channel {point.axis}"
+    return f"{spec.mode}{sign}, {granularity}"
 
 
 def _pairs(setup: QuantizerSetup, group: QuantizerGroup) -> list[tuple[int, int]]:
+    """(weight bits, activation bits) that the runtime allows to the group's points; none where all are."""
     return sorted({pair for name in group.points for pair in setup.pairs.get(name, ())})
+
+
+def _weight_widths(setup: QuantizerSetup) -> list[int]:
+    """All bit-widths that some weight may take."""
+    groups = [group for group in setup.groups.values() if setup.group_kind(group.id) == "weight"]
+    return sorted({num_bits for group in groups for num_bits in group.bit_widths})
 
 
 def widths_table(setup: QuantizerSetup, model: CostModel) -> Table:
     """Costs at each uniform weight width, and what every budget can reach."""
     kinds = list(model.lowest)
     table = Table("weights at", *kinds, *(f"{kind} %" for kind in model.reference))
-    widths = sorted({b for g in setup.groups.values() for b in g.bit_widths if _is_weight(setup, g.id)})
-    rows = [(f"{bits} bits", model.costs(BitAssignment.uniform(setup, bits))) for bits in widths]
-    rows += [("lowest", model.lowest), ("highest", model.highest)]
-    for name, costs in rows:
+    rows = {f"{bits} bits": model.costs(BitAssignment.uniform(setup, bits)) for bits in _weight_widths(setup)}
+    for name, costs in {**rows, "lowest": model.lowest, "highest": model.highest}.items():
         relative = [f"{costs[kind] / base:.2%}" if base else "" for kind, base in model.reference.items()]
-        table.add_row(name, *(cost_text(kind, costs[kind]) for kind in kinds), *relative)
+        table.add_row(name, *(cost(kind, costs[kind]) for kind in kinds), *relative)
     return table
 
 
 def inspection(setup: QuantizerSetup, model: CostModel) -> dict[str, object]:
     """What `inspect --json` prints."""
-    widths = sorted({b for g in setup.groups.values() for b in g.bit_widths if _is_weight(setup, g.id)})
+    uniform = {str(bits): model.costs(BitAssignment.uniform(setup, bits)) for bits in _weight_widths(setup)}
     return {
-        "groups": {
-            g.id: {
-                "kind": setup.group_kind(g.id),
-                "points": list(g.points),
-                "bit_widths": list(g.bit_widths),
-                "elements": sum(setup.points[p].num_elements for p in g.points),
-                "macs": sum(setup.points[p].macs for p in g.points),
-                "mode": setup.points[g.points[0]].grid_spec.mode,
-                "axis": setup.points[g.points[0]].axis,
-                "pairs": _pairs(setup, g),
-            }
-            for g in setup.groups.values()
-        },
+        "groups": {group.id: _group_facts(setup, group) for group in setup.groups.values()},
         "unsupported": list(setup.unsupported),
-        "uniform": {str(bits): model.costs(BitAssignment.uniform(setup, bits)) for bits in widths},
+        "uniform": uniform,
         "achievable": {kind: [model.lowest[kind], model.highest[kind]] for kind in model.lowest},
         "reference": model.reference,
     }
 
 
+def _group_facts(setup: QuantizerSetup, group: QuantizerGroup) -> dict[str, object]:
+    points = [setup.points[name] for name in group.points]
+    return {
+        "kind": setup.group_kind(group.id),
+        "points": list(group.points),
+        "bit_widths": list(group.bit_widths),
+        "elements": sum(point.num_elements for point in points),
+        "macs": sum(point.macs for point in points),
+        "mode": points[0].grid_spec.mode,
+        "axis": points[0].axis,
+        "pairs": _pairs(setup, group),
+    }
+
+
 def sensitivity_table(
-    setup: QuantizerSetup, table: SensitivityTable, assignment: Mapping[str, int] | None
+    setup: QuantizerSetup, sensitivity: SensitivityTable, assignment: Mapping[str, int] | None
 ) -> Table:
-    """Traces, perturbations and responses, a row a group."""
-    grid = sensitivity_grid(setup, table, assignment)
-    shown = Table(*grid.columns, title=f"sensitivity {table.fingerprint}", caption=sketch_note(table))
+    """Traces, perturbations and responses, a row a group.
+
+    Args:
+        setup: points and groups.
+        sensitivity: what was measured.
+        assignment: group → bit-width that the run chose, once it has.
+    """
+    grid = sensitivity_grid(setup, sensitivity, assignment)
+    title, note = f"sensitivity {sensitivity.fingerprint}", sketch_note(sensitivity)
+    table = Table(*grid.columns, title=title, caption=note)
     for row in grid.rows:
-        shown.add_row(row.name, *row.cells)
-    return shown
+        table.add_row(row.name, *row.cells)
+    return table
 
 
 def excess_lines(budgets: Iterable[Budget], model: CostModel, costs: Mapping[str, float]) -> Sequence[str]:
-    """One line a budget: use, limit, slack."""
+    """One line a budget: what is used, of what limit, and the share of it.
+
+    Args:
+        budgets: absolute, or relative to the float model.
+        model: what the budgets are relative to.
+        costs: kind → what an assignment costs.
+    """
     lines = []
     for budget in budgets:
-        limit = budget.absolute(model)
-        used = costs[budget.kind]
-        lines.append(
-            f"{budget.text}: {cost_text(budget.kind, used)} of {cost_text(budget.kind, limit)} "
-            f"({1 + budget.excess(used, limit):.1%})"
-        )
+        limit, value = budget.absolute(model), costs[budget.kind]
+        share = 1 + budget.excess(value, limit)
+        lines.append(f"{budget.text}: {cost(budget.kind, value)} of {cost(budget.kind, limit)} ({share:.1%})")
     return lines
-
-
-def place_text(uri: str) -> str:
-    """A location without credentials."""
-    return redact(uri)
-
-
-def _is_weight(setup: QuantizerSetup, group: str) -> bool:
-    return setup.group_kind(group) == "weight"

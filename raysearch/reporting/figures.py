@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,24 +15,17 @@ from matplotlib.ticker import MaxNLocator
 
 from raysearch.records import FineTuneResult, QuantizerSetup, SearchResult, SearchTrial, SensitivityTable
 from raysearch.reporting.axes import WIDTH, height, is_many, label_layers, plain_ticks, set_scale
+from raysearch.reporting.format import cost_axis
 from raysearch.reporting.svg import FIRST, INK, SECOND, THIRD, style, to_svg
 
 _MARKERS = "osD^vP*X<>hp"
-_AXES = {
-    "avg_bits": ("bits per weight", 1.0),
-    "act_bits": ("bits per activation", 1.0),
-    "size": ("size, kB", 1e-3),
-    "bops": ("bit operations, G", 1e-9),
-    "effective": ("effective compression", 1.0),
-    "activation_memory": ("activation memory, kB", 1e-3),
-    "latency": ("latency, ms", 1e3),
-}
-"""Cost of a front → its axis' label, and the factor to that unit."""
+_COLOURS = "viridis_r"
 
 
 def bits_figure(setup: QuantizerSetup, widths: Mapping[str, int], kind: str) -> str:
     """Bit-width of every quantizer of one kind that is quantized, in graph order."""
-    names = [p.id for p in setup.points.values() if p.kind == kind and p.id in widths]
+    points = [point for point in setup.points.values() if point.kind == kind]
+    names = [point.id for point in points if point.id in widths]
     values = [widths[name] for name in names]
     colour = FIRST if kind == "weight" else SECOND
     with style(f"bits {kind}"):
@@ -56,24 +49,18 @@ def traces_figure(table: SensitivityTable) -> str:
     """Average Hessian trace of every weight with one standard error each way."""
     names = list(table.traces)
     values = [trace.value for trace in table.traces.values()]
+    # A standard error that is not known (one draw) has no bar.
     errors = [trace.stderr if math.isfinite(trace.stderr) else 0.0 for trace in table.traces.values()]
-    look: dict[str, Any] = {
-        "fmt": "o",
-        "markersize": 4,
-        "color": FIRST,
-        "ecolor": INK,
-        "elinewidth": 0.9,
-        "capsize": 2,
-    }
+    look: dict[str, Any] = {"fmt": "o", "color": FIRST, "ecolor": INK, "elinewidth": 0.9}
     with style("traces"):
         figure = Figure(figsize=(WIDTH, height(len(names))), layout="constrained")
         axes = figure.add_subplot()
         if is_many(len(names)):
-            axes.errorbar(range(len(names)), values, yerr=errors, **{**look, "markersize": 2.5, "capsize": 0})
+            axes.errorbar(range(len(names)), values, yerr=errors, markersize=2.5, capsize=0, **look)
             set_scale(axes, "y", values)
             axes.set_ylabel("average trace ± standard error")
         else:
-            axes.errorbar(values, range(len(names)), xerr=errors, **look)
+            axes.errorbar(values, range(len(names)), xerr=errors, markersize=4, capsize=2, **look)
             set_scale(axes, "x", values)
             axes.set_xlabel("average trace ± standard error")
         label_layers(axes, names)
@@ -85,76 +72,67 @@ def responses_figure(table: SensitivityTable, kind: str) -> str:
     effects = [effect for effect in table.effects.values() if effect.kind == kind]
     groups = list(dict.fromkeys(effect.group for effect in effects))
     widths = sorted({effect.num_bits for effect in effects})
-    row = {group: index for index, group in enumerate(groups)}
-    cells = np.full((len(groups), len(widths)), np.nan)
-    for effect in effects:
-        cells[row[effect.group], widths.index(effect.num_bits)] = effect.response
-    positive = cells[np.isfinite(cells) & (cells > 0)]
-    low, high = (float(positive.min()), float(positive.max())) if positive.size else (1e-12, 1.0)
-    norm = LogNorm(low, max(high, low * 1.0001), clip=True)
-    # A response of 0 has no logarithm; it takes the lowest colour. An option that is not allowed stays open.
-    shown = np.ma.masked_invalid(np.where(cells <= 0, low, cells))
-    many = is_many(len(groups))
+    cells = _response_cells(table, groups, widths)
+    norm = _log_norm(cells)
+    # A response of 0 has no logarithm and takes the lowest colour; an option that is not allowed stays open.
+    drawable = np.ma.masked_invalid(np.where(cells <= 0, norm.vmin, cells))
     with style(f"responses {kind}"):
         figure = Figure(figsize=(WIDTH, height(len(groups)) + 0.2), layout="constrained")
         axes = figure.add_subplot()
-        image: dict[str, Any] = {"aspect": "auto", "interpolation": "none", "norm": norm, "cmap": "viridis_r"}
-        axes.imshow(shown.T if many else shown, **image)
+        image: dict[str, Any] = {"aspect": "auto", "interpolation": "none", "norm": norm, "cmap": _COLOURS}
+        width_labels = [f"{bits} bits" for bits in widths]
+        if is_many(len(groups)):
+            axes.imshow(drawable.T, **image)
+            axes.set_yticks(range(len(widths)), width_labels)
+        else:
+            axes.imshow(drawable, **image)
+            axes.set_xticks(range(len(widths)), width_labels)
         axes.grid(visible=False)
-        ticks = axes.set_yticks if many else axes.set_xticks
-        ticks(range(len(widths)), [f"{bits} bits" for bits in widths])
         label_layers(axes, groups)
         axes.spines[:].set_visible(False)
-        bar = figure.colorbar(ScalarMappable(norm, "viridis_r"), ax=axes, pad=0.01, aspect=30, shrink=0.98)
+        bar = figure.colorbar(ScalarMappable(norm, _COLOURS), ax=axes, pad=0.01, aspect=30, shrink=0.98)
         bar.set_label("response")
         plain_ticks(bar.ax.yaxis)
         return to_svg(figure, f"Response of each {kind} option")
 
 
+def _response_cells(table: SensitivityTable, groups: Sequence[str], widths: Sequence[int]) -> np.ndarray:
+    """(groups, widths) responses; NaN where a group may not take a width."""
+    cells = np.full((len(groups), len(widths)), np.nan)
+    for row, group in enumerate(groups):
+        for column, num_bits in enumerate(widths):
+            effect = table.effects.get((group, num_bits))
+            if effect is not None:
+                cells[row, column] = effect.response
+    return cells
+
+
+def _log_norm(cells: np.ndarray) -> LogNorm:
+    """The positive cells' range on a logarithmic scale; any range where there are none."""
+    positive = cells[np.isfinite(cells) & (cells > 0)]
+    if not positive.size:
+        return LogNorm(1e-12, 1.0, clip=True)
+    low, high = float(positive.min()), float(positive.max())
+    # A norm needs two ends that differ.
+    return LogNorm(low, max(high, low * 1.0001), clip=True)
+
+
 def trials_figure(search: SearchResult) -> str:
     """Measured value over the trial's number and the front's cost; stopped trials by their estimates."""
-    done = [t for t in search.trials if t.state == "COMPLETE" and math.isfinite(t.value)]
-    stopped = [t for t in search.trials if t.state == "PRUNED" and math.isfinite(t.value)]
-    kind = search.front_cost
-    sources = list(dict.fromkeys(t.source for t in done))
+    finite = [trial for trial in search.trials if math.isfinite(trial.value)]
+    complete = [trial for trial in finite if trial.state == "COMPLETE"]
+    stopped = [trial for trial in finite if trial.state == "PRUNED"]
     with style("trials"):
         figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
         over_number, over_cost = figure.subplots(1, 2, sharey=True)
-        colours = (FIRST, SECOND, THIRD)
-        for index, source in enumerate(sources):
-            mine = [t for t in done if t.source == source]
-            look: dict[str, Any] = {
-                "s": 22,
-                "marker": _MARKERS[index % len(_MARKERS)],
-                "color": colours[index % len(colours)],
-                "linewidths": 0,
-                "alpha": 0.8,
-            }
-            over_number.scatter([t.number for t in mine], [t.value for t in mine], label=source, **look)
-            over_cost.scatter([_cost(t, kind) for t in mine], [t.value for t in mine], **look)
-        if stopped:
-            faint: dict[str, Any] = {"s": 14, "marker": "x", "color": INK, "linewidths": 0.8, "alpha": 0.5}
-            label = "stopped early (estimate)"
-            over_number.scatter([t.number for t in stopped], [t.value for t in stopped], label=label, **faint)
-            over_cost.scatter([_cost(t, kind) for t in stopped], [t.value for t in stopped], **faint)
-        if done:
-            running = np.maximum if search.maximize else np.minimum
-            best = running.accumulate([t.value for t in done])
-            over_number.step([t.number for t in done], best, where="post", color=INK, linewidth=1)
-        front = [t for t in search.front if math.isfinite(t.value)]
-        over_cost.plot(
-            [_cost(t, kind) for t in front],
-            [t.value for t in front],
-            color=INK, linewidth=1, marker=".", markersize=4, label="feasible front",
-        )  # fmt: skip
-        over_cost.plot(
-            _cost(search.best, kind), search.best.value, marker="o", markersize=11, markerfacecolor="none",
-            markeredgecolor=INK, linestyle="none", label="chosen",
-        )  # fmt: skip
-        set_scale(over_number, "y", [t.value for t in done])
+        _scatter_trials(over_number, over_cost, search.front_cost, complete, stopped)
+        if complete:
+            _plot_best_so_far(over_number, search, complete)
+        _plot_front(over_cost, search)
+        set_scale(over_number, "y", [trial.value for trial in complete])
         over_number.set(xlabel="trial (line: best so far)", ylabel=f"measured {search.objective}")
         over_number.xaxis.set_major_locator(MaxNLocator(integer=True))
-        over_cost.set_xlabel(_AXES[kind][0])
+        over_cost.set_xlabel(cost_axis(search.front_cost)[0])
         for axes in (over_number, over_cost):
             handles, _ = axes.get_legend_handles_labels()
             if handles:
@@ -162,28 +140,77 @@ def trials_figure(search: SearchResult) -> str:
         return to_svg(figure, "Trials of the search")
 
 
+def _scatter_trials(
+    over_number: Axes,
+    over_cost: Axes,
+    cost_kind: str,
+    complete: Sequence[SearchTrial],
+    stopped: Sequence[SearchTrial],
+) -> None:
+    """A dot a trial in both pictures, each source in a look of its own, the stopped trials faint."""
+    colours = (FIRST, SECOND, THIRD)
+    sources = list(dict.fromkeys(trial.source for trial in complete))
+    for index, source in enumerate(sources):
+        trials = [trial for trial in complete if trial.source == source]
+        look: dict[str, Any] = {"s": 22, "linewidths": 0, "alpha": 0.8}
+        look["marker"] = _MARKERS[index % len(_MARKERS)]
+        look["color"] = colours[index % len(colours)]
+        _scatter(over_number, [trial.number for trial in trials], trials, label=source, **look)
+        _scatter(over_cost, _costs(trials, cost_kind), trials, **look)
+    if stopped:
+        faint: dict[str, Any] = {"s": 14, "marker": "x", "color": INK, "linewidths": 0.8, "alpha": 0.5}
+        label = "stopped early (estimate)"
+        _scatter(over_number, [trial.number for trial in stopped], stopped, label=label, **faint)
+        _scatter(over_cost, _costs(stopped, cost_kind), stopped, **faint)
+
+
+def _scatter(axes: Axes, places: Sequence[float], trials: Sequence[SearchTrial], **look: Any) -> None:
+    axes.scatter(places, [trial.value for trial in trials], **look)
+
+
+def _plot_best_so_far(axes: Axes, search: SearchResult, complete: Sequence[SearchTrial]) -> None:
+    running = np.maximum if search.maximize else np.minimum
+    best = running.accumulate([trial.value for trial in complete])
+    axes.step([trial.number for trial in complete], best, where="post", color=INK, linewidth=1)
+
+
+def _plot_front(axes: Axes, search: SearchResult) -> None:
+    """The feasible front as a line, and a ring around the trial that was chosen."""
+    front = [trial for trial in search.front if math.isfinite(trial.value)]
+    costs = _costs(front, search.front_cost)
+    line: dict[str, Any] = {"linewidth": 1, "marker": ".", "markersize": 4, "label": "feasible front"}
+    axes.plot(costs, [trial.value for trial in front], color=INK, **line)
+    (best_cost,) = _costs([search.best], search.front_cost)
+    ring: dict[str, Any] = {"marker": "o", "markersize": 11, "markerfacecolor": "none"}
+    ring |= {"markeredgecolor": INK, "linestyle": "none", "label": "chosen"}
+    axes.plot(best_cost, search.best.value, **ring)
+
+
+def _costs(trials: Sequence[SearchTrial], kind: str) -> list[float]:
+    """The trials' costs in the unit of the axis; NaN, which is not drawn, where a trial has none."""
+    _, unit = cost_axis(kind)
+    return [trial.costs.get(kind, math.nan) / unit for trial in trials]
+
+
 def history_figure(result: FineTuneResult) -> str:
     """Every metric over the epochs of the training; the chosen epoch is marked."""
-    names = list(dict.fromkeys(name for epoch in result.history for name in epoch.metrics))
+    metrics = [name for epoch in result.history for name in epoch.metrics]
+    names = list(dict.fromkeys(metrics))
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
     with style("history"):
         figure = Figure(figsize=(WIDTH, 2.6 * rows), layout="constrained")
         flat: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, name in zip(flat, names, strict=False):
-            having = [e for e in result.history if name in e.metrics]
-            axes.plot(
-                [e.epoch for e in having], [e.metrics[name] for e in having], color=FIRST, marker="o",
-                markersize=3.5, linewidth=1.3,
-            )  # fmt: skip
+            epochs = [epoch for epoch in result.history if name in epoch.metrics]
+            values = [epoch.metrics[name] for epoch in epochs]
+            look: dict[str, Any] = {"color": FIRST, "marker": "o", "markersize": 3.5, "linewidth": 1.3}
+            axes.plot([epoch.epoch for epoch in epochs], values, **look)
             axes.axvline(result.best_epoch, color=INK, linewidth=0.9, linestyle="--")
-            axes.set_title(name + (" (chooses the epoch)" if name == result.monitor else ""))
+            chooses = " (chooses the epoch)" if name == result.monitor else ""
+            axes.set_title(name + chooses)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in flat[len(names) :]:
             axes.set_visible(False)
         return to_svg(figure, "Metrics of the training")
-
-
-def _cost(trial: SearchTrial, kind: str) -> float:
-    return trial.costs.get(kind, math.nan) * _AXES[kind][1]

@@ -15,17 +15,7 @@ from raysearch.records import (
     SearchResult,
     SensitivityTable,
 )
-from raysearch.reporting.format import MISSING, number, quantity, seconds, signed
-
-COST_NAMES = {
-    "avg_bits": "bits per weight",
-    "act_bits": "bits per activation",
-    "size": "size",
-    "bops": "bit operations",
-    "effective": "effective compression",
-    "activation_memory": "activation memory",
-    "latency": "latency",
-}
+from raysearch.reporting.format import MISSING, cost, cost_name, duration, number, signed
 
 
 @dataclass(frozen=True)
@@ -47,22 +37,28 @@ class Grid:
 def summary_grid(
     setup: QuantizerSetup, result: RunResult, metrics: Mapping[str, Mapping[str, float]]
 ) -> Grid:
-    """Metrics and costs, float against found."""
+    """Metrics and costs of the float and of the quantized model."""
     before, after = metrics.get("float", {}), metrics.get("quantized", {})
     rows = []
     for name in dict.fromkeys([*before, *after]):
-        was, now = before.get(name), after.get(name)
-        change = MISSING if was is None or now is None else signed(now - was)
-        rows.append(Row(name, (number(was), number(now), change)))
-    whole = CostModel(setup).costs(BitAssignment({}))
-    for kind, cost in result.costs.items():
+        float_value, value = before.get(name), after.get(name)
+        change = MISSING
+        if float_value is not None and value is not None:
+            change = signed(value - float_value)
+        rows.append(Row(name, (number(float_value), number(value), change)))
+    # An assignment that quantizes nothing costs what the float model costs.
+    float_costs = CostModel(setup).costs(BitAssignment({}))
+    for kind, value in result.costs.items():
         if kind == "act_bits" and not setup.of_kind("activation"):
             continue
-        reference = whole.get(kind)
-        ratio = f"÷ {reference / cost:.2f}" if reference and cost else MISSING
-        was_text = MISSING if reference is None else quantity(kind, reference)
-        rows.append(Row(COST_NAMES.get(kind, kind), (was_text, quantity(kind, cost), ratio)))
-    return Grid(("", "float", "found", "change"), tuple(rows))
+        rows.append(_cost_row(kind, float_costs.get(kind), value))
+    return Grid(("", "float", "quantized", "change"), tuple(rows))
+
+
+def _cost_row(kind: str, float_value: float | None, value: float) -> Row:
+    float_text = MISSING if float_value is None else cost(kind, float_value)
+    change = f"÷ {float_value / value:.2f}" if float_value and value else MISSING
+    return Row(cost_name(kind), (float_text, cost(kind, value), change))
 
 
 def excess_grid(search: SearchResult) -> Grid:
@@ -138,8 +134,9 @@ def checks_grid(manifest: ExportManifest) -> Grid:
 
 def times_grid(result: RunResult) -> Grid:
     """Seconds per stage and in all."""
-    rows = [Row(stage, (seconds(value),)) for stage, value in result.seconds.items()]
-    return Grid(("stage", "time"), (*rows, Row("in all", (seconds(sum(result.seconds.values())),))))
+    rows = [Row(stage, (duration(seconds),)) for stage, seconds in result.seconds.items()]
+    total = duration(sum(result.seconds.values()))
+    return Grid(("stage", "time"), (*rows, Row("in all", (total,))))
 
 
 def comparison_grid(rows: Sequence[Mapping[str, object]]) -> Grid:

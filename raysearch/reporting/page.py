@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any
 
 from raysearch.errors import ConfigError
 from raysearch.records import (
@@ -65,24 +64,30 @@ def render_report(
     widths = BitAssignment(result.assignment).per_point(setup)
     figures = _figures(setup, widths, search, sensitivity, fine_tune)
     both = metrics or {"float": result.float_metrics, "quantized": result.quantized_metrics}
+    tables = {
+        "summary": grids.summary_grid(setup, result, both),
+        "layers": grids.layers_grid(setup, widths),
+        "excess": grids.excess_grid(search) if search.best.excess else None,
+        "comparison": grids.comparison_grid(comparison) if comparison else None,
+        "trace_table": grids.trace_grid(sensitivity) if sensitivity else None,
+        "option_table": grids.option_grid(sensitivity) if sensitivity else None,
+        "sources": grids.sources_grid(search) if search.reasons else None,
+        "agreement": grids.agreement_grid(search) if search.agreement else None,
+        "checks": grids.checks_grid(manifest) if manifest else None,
+        "times": grids.times_grid(result) if result.seconds else None,
+    }
+    export_notes = manifest.notes if manifest else ()
+    states = [trial.state for trial in search.trials]
     return environment.from_string(source).render(
         result=result,
         search=search,
         fine_tune=fine_tune,
         manifest=manifest,
-        notes=list(dict.fromkeys([*result.notes, *(manifest.notes if manifest else ())])),
-        failed=sum(trial.state == "FAIL" for trial in search.trials),
-        stopped=sum(trial.state == "PRUNED" for trial in search.trials),
-        summary=grids.summary_grid(setup, result, both),
-        excess=grids.excess_grid(search) if search.best.excess else None,
-        comparison=grids.comparison_grid(comparison) if comparison else None,
-        layers=grids.layers_grid(setup, widths),
-        trace_table=grids.trace_grid(sensitivity) if sensitivity else None,
-        option_table=grids.option_grid(sensitivity) if sensitivity else None,
-        sources=grids.sources_grid(search) if search.reasons else None,
-        agreement=grids.agreement_grid(search) if search.agreement else None,
-        checks=grids.checks_grid(manifest) if manifest else None,
-        times=grids.times_grid(result) if result.seconds else None,
+        # A note of the export stands in the run's notes too.
+        notes=list(dict.fromkeys([*result.notes, *export_notes])),
+        failed=states.count("FAIL"),
+        stopped=states.count("PRUNED"),
+        **tables,
         **{name: Markup(svg) if svg else None for name, svg in figures.items()},
     )
 
@@ -93,23 +98,22 @@ def _figures(
     search: SearchResult,
     sensitivity: SensitivityTable | None,
     fine_tune: FineTuneResult | None,
-) -> dict[str, Any]:
+) -> dict[str, str | None]:
     """Name in the template → SVG; None where there is nothing to draw."""
     # Only here, since the module cannot be imported without matplotlib.
     from raysearch.reporting import figures as draw
 
-    kinds = {setup.points[name].kind for name in widths}
-    history = fine_tune is not None and any(epoch.metrics for epoch in fine_tune.history)
-    return {
-        "weight_bits": draw.bits_figure(setup, widths, "weight") if "weight" in kinds else None,
-        "activation_bits": draw.bits_figure(setup, widths, "activation") if "activation" in kinds else None,
-        "traces": draw.traces_figure(sensitivity) if sensitivity and sensitivity.traces else None,
-        **{
-            f"{kind}_responses": draw.responses_figure(sensitivity, kind)
-            if sensitivity and any(effect.kind == kind for effect in sensitivity.effects.values())
-            else None
-            for kind in ("weight", "activation")
-        },
-        "trials": draw.trials_figure(search),
-        "history": draw.history_figure(fine_tune) if fine_tune and history else None,
-    }
+    svgs: dict[str, str | None] = {"trials": draw.trials_figure(search), "traces": None, "history": None}
+    point_kinds = {setup.points[name].kind for name in widths}
+    effects = sensitivity.effects.values() if sensitivity else ()
+    effect_kinds = {effect.kind for effect in effects}
+    for kind in ("weight", "activation"):
+        svgs[f"{kind}_bits"] = draw.bits_figure(setup, widths, kind) if kind in point_kinds else None
+        svgs[f"{kind}_responses"] = None
+        if sensitivity and kind in effect_kinds:
+            svgs[f"{kind}_responses"] = draw.responses_figure(sensitivity, kind)
+    if sensitivity and sensitivity.traces:
+        svgs["traces"] = draw.traces_figure(sensitivity)
+    if fine_tune and any(epoch.metrics for epoch in fine_tune.history):
+        svgs["history"] = draw.history_figure(fine_tune)
+    return svgs

@@ -7,9 +7,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from raysearch.cli.console import inspection, layers_table
+from raysearch.cli.console import inspection, layers_table, result_table
 from raysearch.placement import place_quantizers
 from raysearch.records import CostModel, QuantizerSetup, packed_bytes
+from raysearch.reporting import render_report
+from raysearch.reporting.format import cost
+from tests.support.run_records import make_result, make_search, make_setup
 
 
 class Recurrent(nn.Module):
@@ -50,10 +53,21 @@ def test_inspect_shows_grids_pairs_and_recurrent_weights(setup):
     assert "asymmetric, per tensor" in lines["head.weight"]
     assert "4/4 4/8 8/8" in lines["hidden.weight"]
     assert "float" in lines["lstm.weight_hh_l0"]
-    found = inspection(setup, CostModel(setup))
-    assert found["unsupported"] == ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]
-    head = found["groups"]["head.weight"]
+    facts = inspection(setup, CostModel(setup))
+    assert facts["unsupported"] == ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]
+    head = facts["groups"]["head.weight"]
     assert (head["mode"], head["axis"], head["pairs"]) == ("asymmetric", None, [(4, 4), (4, 8), (8, 8)])
+
+
+def test_the_terminal_and_the_page_print_a_cost_the_same_way():
+    setup = make_setup(4, "blocks.{}.linear")
+    result = make_result(setup, make_search(setup, 12))
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(result_table(result))
+    page = render_report(result, setup, make_search(setup, 12))
+    for kind, value in result.costs.items():
+        assert cost(kind, value) in stream.getvalue()
+        assert cost(kind, value) in page
 
 
 def test_a_setup_remembers_what_stays_float(setup):

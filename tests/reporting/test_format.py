@@ -2,8 +2,10 @@ import doctest
 
 import pytest
 
+from raysearch.records import BitAssignment, CostModel
 from raysearch.reporting import format as formats
-from raysearch.reporting.format import number, quantity, seconds, signed, size
+from raysearch.reporting.format import cost, cost_axis, cost_name, duration, number, signed, size
+from tests.support.run_records import make_setup
 
 
 def test_examples_in_the_docstrings_hold():
@@ -27,9 +29,19 @@ def test_numbers(value, text):
 
 
 def test_units():
-    assert (size(2e9), size(0), size(float("nan"))) == ("2.00 GB", "0 B", "–")
-    assert (quantity("bops", 2.5e12), quantity("bops", 12.0), quantity("size", 1500.0)) == (
-        "2.50 T", "12", "1.50 kB",
-    )  # fmt: skip
-    assert (seconds(1.23), seconds(150), seconds(9000)) == ("1.2 s", "2.5 min", "2.5 h")
+    assert (size(2**31), size(0), size(float("nan"))) == ("2.00 GiB", "0 B", "–")
+    assert [cost("bops", value) for value in (2.5e12, 12.0)] == ["2.50 T", "12"]
+    assert [cost("latency", value) for value in (2.0, 2e-9, float("inf"))] == ["2 s", "2 ns", "∞"]
+    assert [cost(kind, 1536.0) for kind in ("size", "activation_memory")] == ["1.50 KiB"] * 2
+    assert (cost("effective", 1.5), cost("effective", float("nan"))) == ("1.5x", "–")
+    assert (duration(1.23), duration(150), duration(9000)) == ("1.2 s", "2.5 min", "2.5 h")
     assert (signed(0.5), signed(-0.5), signed(0.0), signed(float("nan"))) == ("+0.5", "−0.5", "0", "–")
+
+
+def test_every_kind_of_cost_has_a_name_and_an_axis():
+    setup = make_setup(3)
+    for kind in CostModel(setup).costs(BitAssignment.extreme(setup, -1)):
+        assert cost_name(kind) != kind or kind in ("size", "latency")
+        label, unit = cost_axis(kind)
+        assert label.startswith(cost_name(kind))
+        assert unit > 0

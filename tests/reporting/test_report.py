@@ -62,7 +62,7 @@ def render(num_layers=4, negative=False, **changes):
         "sensitivity": make_sensitivity(setup, negative),
         "fine_tune": make_fine_tune(),
         "manifest": make_manifest(),
-        "comparison": [{"method": "uniform 4", "accuracy": 0.5}, {"method": "found", "size": 12.5}],
+        "comparison": [{"method": "uniform 4", "accuracy": 0.5}, {"method": "searched", "size": 12.5}],
         **changes,
     }
     return render_report(make_result(setup, search), setup, search, **values)
@@ -90,7 +90,7 @@ def test_it_says_what_the_records_say(page):
         "20261101-101500-ab12", "avg_bits<=4", "size<=13%", "0.9512", "0.9498", "−0.0014", "uniform 4",
         "blocks.3.linear.weight", "The state after epoch 4 was kept", "ab" * 32, "onnxruntime 1.30.1",
         "99.80%", "3-bit codes are stored", "QAT ran on one worker", "1 of 12 trials failed", "2.6 h",
-        "123.46 kB",
+        "120.56 KiB",
     ):  # fmt: skip
         assert part in text, part
 
