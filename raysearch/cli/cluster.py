@@ -12,6 +12,7 @@ from rich.console import Console
 from raysearch import job
 from raysearch.artifacts import DEFAULT_STORAGE
 from raysearch.cli import console
+from raysearch.cli.choices import cost_kinds, listing
 from raysearch.cli.command import Show, command
 from raysearch.cli.options import (
     BudgetOption,
@@ -33,7 +34,7 @@ from raysearch.cli.options import (
 )
 
 
-@app.command()
+@app.command(cls=listing(front=cost_kinds, minimize=cost_kinds))
 def submit(
     task: TaskArgument,
     address: HeadOption,

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from raysearch.cli.choices import PLACE, listing, profile_targets
 from raysearch.cli.command import command
 from raysearch.cli.options import ConfigOption, JsonOption, SetOption, TaskArgument, app
 from raysearch.errors import ConfigError
@@ -19,11 +20,11 @@ BELOW_EIGHT = (
 )
 
 
-@app.command()
+@app.command(cls=listing(target=profile_targets))
 def profile(
     task: TaskArgument,
     out: Annotated[str, typer.Option("--out", help="file to write")],
-    target: Annotated[str, typer.Option("--target", help="runtime to time: onnxruntime")] = "onnxruntime",
+    target: Annotated[str, typer.Option("--target", help=f"runtime to time: {PLACE}")] = "onnxruntime",
     batch: Annotated[int, typer.Option("--batch", help="samples in one forward")] = 1,
     threads: Annotated[int, typer.Option("--threads", help="threads of the runtime")] = 1,
     rounds: Annotated[int, typer.Option("--rounds", help="forwards; the least time counts")] = 20,

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raysearch.cli.choices import PLACE
+
 if TYPE_CHECKING:
     from raysearch.config import Config
 
@@ -30,10 +32,12 @@ LatencyOption = Annotated[
     str | None, typer.Option("--latency-profile", help="JSON file with every layer's measured times")
 ]
 FrontOption = Annotated[
-    str | None, typer.Option("--front", metavar="KIND", help="minimise this cost too; lists the front")
+    str | None,
+    typer.Option("--front", metavar="KIND", help=f"minimise this cost too, and list the front: {PLACE}"),
 ]
 MinimizeOption = Annotated[
-    str | None, typer.Option("--minimize", metavar="KIND", help="the least of this cost, with --max-drop")
+    str | None,
+    typer.Option("--minimize", metavar="KIND", help=f"the least of this cost, with --max-drop: {PLACE}"),
 ]
 DropOption = Annotated[
     str | None,

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from raysearch.artifacts import DEFAULT_STORAGE, codecs, resolve_run
 from raysearch.cli import console
+from raysearch.cli.choices import PLACE, export_targets, listing, surrogates
 from raysearch.cli.command import command
 from raysearch.cli.options import BudgetOption, JsonOption, RunArgument, StorageOption, app
 from raysearch.records import CostModel, SearchTrial, parse_budgets
@@ -30,14 +31,12 @@ def retrieve(
         show({"folder": str(folder), "model_dir": str(folder / "model")}, lambda out: out.print(str(folder)))
 
 
-@app.command()
+@app.command(cls=listing(surrogate=surrogates))
 def resolve(
     run: RunArgument,
     budget: BudgetOption,
     storage: StorageOption = DEFAULT_STORAGE,
-    surrogate: Annotated[
-        str, typer.Option(help="response, hawq, fisher, weight-error or single-loss")
-    ] = "response",
+    surrogate: Annotated[str, typer.Option(help=f"predicts the loss: {PLACE}")] = "response",
     measure: Annotated[bool, typer.Option("--measure", help="measure the best few; needs the task")] = False,
     count: Annotated[int, typer.Option("--count", help="assignments that --measure measures")] = 4,
     task: Annotated[str | None, typer.Option(help="the run's task, if it moved")] = None,
@@ -96,10 +95,10 @@ def report(run: RunArgument, storage: StorageOption = DEFAULT_STORAGE, as_json: 
         show({"report": place}, lambda out: out.print(place))
 
 
-@app.command()
+@app.command(cls=listing(target=export_targets))
 def export(
     run: RunArgument,
-    target: Annotated[list[str], typer.Option("--target", help="packed or onnx; repeat for several")],
+    target: Annotated[list[str], typer.Option("--target", help=f"{PLACE}; repeat for several")],
     storage: StorageOption = DEFAULT_STORAGE,
     task: Annotated[str | None, typer.Option(help="the run's task, if it moved")] = None,
     as_json: JsonOption = False,

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from raysearch.artifacts import DEFAULT_STORAGE, codecs, resolve_run
 from raysearch.cli import console
+from raysearch.cli.choices import cost_kinds, listing
 from raysearch.cli.command import Show, command
 from raysearch.cli.options import (
     BudgetOption,
@@ -58,7 +59,7 @@ def inspect(
         show(console.inspection(setup, model), draw)
 
 
-@app.command()
+@app.command(cls=listing(front=cost_kinds, minimize=cost_kinds))
 def run(
     task: TaskArgument,
     budget: BudgetOption = [],
