@@ -73,9 +73,10 @@ def responses_figure(table: SensitivityTable, kind: str) -> str:
     groups = list(dict.fromkeys(effect.group for effect in effects))
     widths = sorted({effect.num_bits for effect in effects})
     cells = _response_cells(table, groups, widths)
-    norm = _log_norm(cells)
+    low, high = _positive_range(cells)
+    norm = LogNorm(low, high, clip=True)
     # A response of 0 has no logarithm and takes the lowest colour; an option that is not allowed stays open.
-    drawable = np.ma.masked_invalid(np.where(cells <= 0, norm.vmin, cells))
+    drawable = np.ma.masked_invalid(np.where(cells <= 0, low, cells))
     with style(f"responses {kind}"):
         figure = Figure(figsize=(WIDTH, height(len(groups)) + 0.2), layout="constrained")
         axes = figure.add_subplot()
@@ -107,14 +108,13 @@ def _response_cells(table: SensitivityTable, groups: Sequence[str], widths: Sequ
     return cells
 
 
-def _log_norm(cells: np.ndarray) -> LogNorm:
-    """The positive cells' range on a logarithmic scale; any range where there are none."""
+def _positive_range(cells: np.ndarray) -> tuple[float, float]:
+    """The least and the largest positive cell, never the same; any range where none is positive."""
     positive = cells[np.isfinite(cells) & (cells > 0)]
     if not positive.size:
-        return LogNorm(1e-12, 1.0, clip=True)
+        return 1e-12, 1.0
     low, high = float(positive.min()), float(positive.max())
-    # A norm needs two ends that differ.
-    return LogNorm(low, max(high, low * 1.0001), clip=True)
+    return low, max(high, low * 1.0001)
 
 
 def trials_figure(search: SearchResult) -> str:
