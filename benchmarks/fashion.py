@@ -44,7 +44,7 @@ from raysearch.search import (
     search_assignment,
 )
 from raysearch.sensitivity import measure_sensitivity
-from raysearch.simulation.objective import MeasuredObjective
+from raysearch.simulation import MeasuredObjective
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.quantizer import processor
-from raysearch.evaluation import Divergence, Replica, default_forward
+from raysearch.evaluation import DataSet, Divergence, Replica, default_forward
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.sensitivity.estimators.gauss_newton import CHUNK_SIZE, ExactGaussNewton, GaussNewton
 
@@ -152,7 +152,7 @@ def trained(name: str, steps: int) -> nn.Module:
 def make_replica(model: nn.Module) -> Replica:
     x, y = images(SAMPLES, 1)
     shards: list[Any] = list(zip(x.split(SHARD), y.split(SHARD), strict=True))
-    return Replica(model, default_forward, {"calibration": shards}, Divergence("kl"))
+    return Replica(model, default_forward, {DataSet.CALIBRATION: shards}, Divergence("kl"))
 
 
 def weights_of(model: nn.Module) -> tuple[str, ...]:
@@ -167,7 +167,9 @@ def cpu_seconds(function: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - start, result
 
 
-def gradient(replica: Replica, shard: int, names: tuple[str, ...], data: str = "calibration") -> None:
+def gradient(
+    replica: Replica, shard: int, names: tuple[str, ...], data: DataSet = DataSet.CALIBRATION
+) -> None:
     """One gradient of the weights: forward and backward of a shard."""
     x, y = replica.shards[data][shard]
     weights = [replica.model.get_parameter(name) for name in names]
@@ -181,7 +183,7 @@ def joint_hutchinson(
 
     The Hessian is that of the divergence, so that both estimate the same numbers.
     """
-    x, reference = replica.shards["calibration"][0][0], replica.float_outputs("calibration", 0)
+    x, reference = replica.shards[DataSet.CALIBRATION][0][0], replica.float_outputs(DataSet.CALIBRATION, 0)
     weights = [replica.model.get_parameter(name) for name in names]
     sizes = np.array([weight.numel() for weight in weights])
     generator = torch.Generator().manual_seed(seed)
@@ -262,7 +264,7 @@ def print_peak(name: str, what: str) -> None:
     replica = make_replica(NETS[name]())
     names = weights_of(replica.model)
     # Kernels and thread pools first, on one sample.
-    x, y = replica.shards["calibration"][0]
+    x, y = replica.shards[DataSet.CALIBRATION][0]
     F.cross_entropy(replica.model(x[:1]), y[:1]).backward()
     replica.model.zero_grad()
     seen = [resident_bytes()]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.responses import EncoderBlock
-from raysearch.evaluation import Replica
+from raysearch.evaluation import DataSet, Replica
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.sensitivity.estimators.sample_gradients import SampleGradients, enable
 
@@ -67,7 +67,7 @@ def text_of(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def language_traces(replica: Replica, names: tuple[str, ...]) -> np.ndarray:
     """The exact traces of a `Language`, without a sum over the vocabulary's columns."""
     model: Any = replica.model
-    batch = replica.shards["calibration"][0]
+    batch = replica.shards[DataSet.CALIBRATION][0]
     tokens, tied = batch[0], model.head.weight is model.embed.weight
     below = tuple(name for name in names if name != "head.weight")
     body = Replica(

@@ -25,12 +25,12 @@ from benchmarks.quantizer import processor
 from benchmarks.responses import ResNet20
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
-from raysearch.evaluation import Divergence, Replica, default_forward
+from raysearch.evaluation import DataSet, Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.sensitivity.estimators.gauss_newton import ExactGaussNewton, GaussNewton
 from raysearch.sensitivity.responses import SKETCH_SIZE, Method, respond, units_of
 from raysearch.sensitivity.sketch import Sketch
-from raysearch.simulation.twin import CACHE_BYTES
+from raysearch.simulation import CACHE_BYTES
 
 RESULT = Path(__file__).parent / "results" / "large_outputs.md"
 CLASSES = 1000
@@ -77,19 +77,21 @@ def make_replica(name: str, steps: int) -> Replica:
         loss_of(model, x, y).backward()
         optimizer.step()
     x, y = data(name, SAMPLES[name], 1)
-    return Replica(model.eval(), default_forward, {"calibration": [(x, y)]}, Divergence("kl"))
+    return Replica(model.eval(), default_forward, {DataSet.CALIBRATION: [(x, y)]}, Divergence("kl"))
 
 
 def one_gradient(replica: Replica, names: tuple[str, ...]) -> None:
-    x, y = replica.shards["calibration"][0]
+    x, y = replica.shards[DataSet.CALIBRATION][0]
     torch.autograd.grad(loss_of(replica.model, x, y), [replica.model.get_parameter(n) for n in names])
 
 
 def measure_traces(name: str, replica: Replica) -> dict[str, Any]:
     """Cost of each path over one gradient of the same samples, and its error on the worst weight."""
     names, some = weights_of(replica.model), SOME[name]
-    x, y = replica.shards["calibration"][0]
-    few = Replica(replica.model, default_forward, {"calibration": [(x[:some], y[:some])]}, replica.divergence)
+    x, y = replica.shards[DataSet.CALIBRATION][0]
+    few = Replica(
+        replica.model, default_forward, {DataSet.CALIBRATION: [(x[:some], y[:some])]}, replica.divergence
+    )
     if name == RESNET:
         exact = ExactGaussNewton(max_outputs=CLASSES, chunk_size=some)
         exact_seconds, truth = cpu_seconds(lambda: traces(exact, few, names, 0)[0].mean(1))
@@ -113,8 +115,8 @@ def measure_traces(name: str, replica: Replica) -> dict[str, Any]:
 
 def measure_responses(replica: Replica) -> dict[str, Any]:
     """Cost of all responses over plain forwards, and what sketches of three sizes miss."""
-    x = replica.shards["calibration"][0][0][:RESPONDING]
-    replica = Replica(replica.model, default_forward, {"calibration": [x]}, replica.divergence)
+    x = replica.shards[DataSet.CALIBRATION][0][0][:RESPONDING]
+    replica = Replica(replica.model, default_forward, {DataSet.CALIBRATION: [x]}, replica.divergence)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         setup = place_quantizers(replica.model, (x,), weight_bit_widths=(2, 4), ignored_scopes=("*input*",))

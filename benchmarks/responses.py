@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import Key, LocalPool, UnitFunction, UnitValue
-from raysearch.evaluation import Divergence, Replica, default_forward
+from raysearch.evaluation import DataSet, Divergence, Replica, WorkerCache, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.records import (
     OptionEffect,
@@ -160,7 +160,7 @@ def prepare(name: str, size: int, inputs: bool) -> tuple[Replica, QuantizerSetup
             weight_bit_widths=(2, 4),
             ignored_scopes=() if inputs else ("*input*",),
         )
-    replica = Replica(model, default_forward, {"calibration": shards}, Divergence())
+    replica = Replica(model, default_forward, {DataSet.CALIBRATION: shards}, Divergence())
     return replica, setup, calibrate(setup, LocalPool(replica), 1, weights="min_max", activations="min_max")
 
 
@@ -172,7 +172,7 @@ class Interleaved:
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
-        self._later, self._full = LocalPool(replica), LocalPool(replace(replica, cache={}))
+        self._later, self._full = LocalPool(replica), LocalPool(replace(replica, cache=WorkerCache()))
         self.seconds = {"plain": 0.0, "full": 0.0}
 
     def run(
@@ -180,7 +180,7 @@ class Interleaved:
     ) -> Iterator[tuple[Key, UnitValue]]:
         """Answers of the units themselves."""
         for key, (shard, options, mode) in units.items():
-            batch = self._replica.shards["calibration"][shard]
+            batch = self._replica.shards[DataSet.CALIBRATION][shard]
             start = time.process_time()
             with torch.no_grad():
                 for _ in options:
@@ -200,7 +200,7 @@ def measure(name: str, size: int, inputs: bool, rounds: int) -> tuple[int, dict[
     replica, setup, ranges = prepare(name, size, inputs)
     times: dict[str, list[float]] = {"plain": [], "full": [], "later": []}
     for _ in range(rounds):
-        pool = Interleaved(replace(replica, cache={}))
+        pool = Interleaved(replace(replica, cache=WorkerCache()))
         start = time.process_time()
         measure_responses(setup, ranges, pool, SHARDS, option_chunk=CHUNK)
         spent = time.process_time() - start

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from benchmarks.quantizer import processor
 from raysearch.config.sensitivity import TraceLoss
-from raysearch.evaluation import Divergence, Replica, default_forward
+from raysearch.evaluation import DataSet, Divergence, Replica, default_forward
 from raysearch.sensitivity.estimators.hutchinson import Hutchinson
 from raysearch.sensitivity.estimators.joint import JointHutchinson
 from raysearch.sensitivity.estimators.products import rademacher, weight_blocks
@@ -95,7 +95,7 @@ def trained(activation: Callable[[Tensor], Tensor]) -> Replica:
             optimizer.step()
     shard = (images[1200 : 1200 + BATCH], labels[1200 : 1200 + BATCH])
     return Replica(
-        model.eval(), default_forward, {"calibration": [shard]}, Divergence("kl"),
+        model.eval(), default_forward, {DataSet.CALIBRATION: [shard]}, Divergence("kl"),
         lambda outputs, batch: F.cross_entropy(outputs, batch[1]),
     )  # fmt: skip
 
@@ -106,8 +106,8 @@ class Case:
     def __init__(self, replica: Replica, accurate: int) -> None:
         self.replica = replica
         self.names = tuple(n for n, p in replica.model.named_parameters() if p.ndim > 1)
-        self.batch = replica.shard("calibration", 0)
-        self.reference = replica.float_outputs("calibration", 0)
+        self.batch = replica.shard(DataSet.CALIBRATION, 0)
+        self.reference = replica.float_outputs(DataSet.CALIBRATION, 0)
         self.gradient = self.seconds(self._one_gradient, 9)
         self.values, self.times, self.truth = {}, {}, {}
         methods: dict[TraceLoss, TraceEstimator] = {"loss": XTrace(16), "divergence": XNysTrace(16)}

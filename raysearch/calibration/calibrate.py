@@ -22,12 +22,14 @@ from raysearch.config.calibration import Estimator
 from raysearch.errors import DataError
 from raysearch.evaluation import (
     Batch,
+    DataSet,
     Divergence,
     Forward,
     Replica,
     default_forward,
     materialise,
     run_in_microbatches,
+    shard_name,
 )
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.hooks import attach_activation, detach_all
@@ -126,7 +128,7 @@ def calibrate_model(
     first = next(model.parameters(), None)
     device = "cpu" if first is None else str(first.device)
     with frozen_eval(model):
-        replica = Replica(model, forward, {"calibration": shards}, Divergence("mse"), device=device)
+        replica = Replica(model, forward, {DataSet.CALIBRATION: shards}, Divergence("mse"), device=device)
         return calibrate(setup, LocalPool(replica, deterministic=False), len(shards), **options)
 
 
@@ -158,10 +160,10 @@ def observe_shard(
     with frozen_eval(replica.model), torch.no_grad():
         found = run_in_microbatches(
             collect,
-            replica.shard("calibration", index),
+            replica.shard(DataSet.CALIBRATION, index),
             replica.microbatches("observe"),
             combine=_merged,
-            name=f"shard {index} of the calibration data",
+            name=shard_name(DataSet.CALIBRATION, index),
         )
     return {f"{name}|{key}": array for name, got in found.items() for key, array in got.items()}
 

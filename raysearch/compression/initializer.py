@@ -19,6 +19,7 @@ from raysearch.cluster.pool import LocalPool
 from raysearch.controller import QuantizationController, refuse_unknown
 from raysearch.errors import ConfigError, DataError
 from raysearch.evaluation import (
+    DataSet,
     Divergence,
     Forward,
     Loss,
@@ -38,10 +39,11 @@ from raysearch.records import (
 )
 from raysearch.search import Race, check_budgets, check_ratio, search_assignment, solve_ratio
 from raysearch.seeding import derive_seed
-from raysearch.sensitivity import MeasuredObjective, measure_sensitivity
+from raysearch.sensitivity import measure_sensitivity
 from raysearch.sensitivity.perturbation import measure_perturbations
 from raysearch.sensitivity.stopping import trace_warnings
 from raysearch.sensitivity.traces import measure_traces
+from raysearch.simulation import Judgement, MeasuredObjective
 
 CHANCE = 0.98
 """Share of the greatest entropy above which outputs count as guesses."""
@@ -206,17 +208,17 @@ class ModelStages:
         )
         # In random order, as a race needs them: its first samples stand for all.
         drawn, per_sample = random_shards(
-            replica.shards["calibration"], 0, self.shard_size, derive_seed(seed, "search-samples")
+            replica.shards[DataSet.CALIBRATION], 0, self.shard_size, derive_seed(seed, "search-samples")
         )
-        replica.shards = {**replica.shards, "search": drawn}
-        measure = MeasuredObjective(setup, controller.ranges, pool, per_sample=per_sample)
+        replica.shards = {**replica.shards, DataSet.SEARCH: drawn}
+        measure = MeasuredObjective(setup, controller.ranges, pool, Judgement(per_sample=per_sample))
         race = Race(measure, len(drawn), float(params.pop("racing_error", 0.05)))
         return search_assignment(table, setup, budgets, race, **params).best.assignment
 
     def _sensed(self, num_samples: int) -> tuple[Replica, int]:
         """The replica, with a warning where nothing can be sensed."""
         replica, shards = self._replica(num_samples)
-        outputs = replica.float_outputs("calibration", 0)
+        outputs = replica.float_outputs(DataSet.CALIBRATION, 0)
         if replica.divergence.kind == "kl":
             p = outputs.double().softmax(-1)
             entropy = float(-(p * p.clamp_min(1e-300).log()).sum(-1).mean())
@@ -234,9 +236,9 @@ class ModelStages:
         shards = materialise(self.data, num_samples, self.shard_size, "calibration")
         divergence = Divergence("kl")
         replica = Replica(
-            copy.deepcopy(self.model), self.forward, {"calibration": shards}, divergence, self.loss
+            copy.deepcopy(self.model), self.forward, {DataSet.CALIBRATION: shards}, divergence, self.loss
         )
-        outputs = output_tensor(replica.float_outputs("calibration", 0))
+        outputs = output_tensor(replica.float_outputs(DataSet.CALIBRATION, 0))
         if outputs.ndim != 2 or check_outputs(outputs, divergence):
             replica.divergence = Divergence("mse")
         return replica, len(shards)

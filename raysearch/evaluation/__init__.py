@@ -1,24 +1,29 @@
 """How a batch is run and how an output is judged: shared by every stage that runs a model."""
 
 from raysearch.evaluation.batches import Batch, batch_size, materialise, training_batches
+from raysearch.evaluation.data_set import DataSet, shard_name
 from raysearch.evaluation.divergence import Divergence
 from raysearch.evaluation.forward import Forward, Loss, default_forward, output_tensor
 from raysearch.evaluation.measure import evaluate_model
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 from raysearch.evaluation.replica import Replica
+from raysearch.evaluation.worker_cache import WorkerCache
 
 __all__ = [
     "Batch",
+    "DataSet",
     "Divergence",
     "Forward",
     "Loss",
     "MicrobatchState",
     "Replica",
+    "WorkerCache",
     "batch_size",
     "default_forward",
     "evaluate_model",
     "materialise",
     "output_tensor",
     "run_in_microbatches",
+    "shard_name",
     "training_batches",
 ]

@@ -11,21 +11,21 @@ from torch import Tensor, nn
 from raysearch.calibration import adapt_batch_norm
 from raysearch.cluster.pool import Pool
 from raysearch.controller import create_controller
-from raysearch.evaluation import Batch, Replica, batch_size, evaluate_model
+from raysearch.evaluation import Batch, DataSet, Replica, batch_size, evaluate_model
 from raysearch.evaluation.sampling import random_shards
 from raysearch.export import export_model
 from raysearch.pipeline.inputs import Inputs
 from raysearch.records import BitAssignment, ExportManifest, RangeTable
 from raysearch.seeding import derive_seed
-from raysearch.sensitivity import MeasuredObjective
+from raysearch.simulation import Judgement, MeasuredObjective
 from raysearch.training import Recipe, TrainingSettings, load_checkpoint
 
 
 def make_replica(inputs: Inputs, search: list[Batch]) -> Replica:
     """What each worker holds; a deep copy, so that the user's model is never touched."""
-    shards = {"calibration": inputs.samples.calibration, "search": search}
+    shards = {DataSet.CALIBRATION: inputs.samples.calibration, DataSet.SEARCH: search}
     if inputs.samples.traces:
-        shards["traces"] = inputs.samples.traces
+        shards[DataSet.TRACES] = inputs.samples.traces
     return Replica(
         copy.deepcopy(inputs.task.model),
         inputs.task.run,
@@ -57,9 +57,7 @@ def make_objective(inputs: Inputs, ranges: RangeTable, pool: Pool, per_sample: b
         inputs.setup,
         ranges,
         pool,
-        objective=objective,
-        metric=inputs.task.metrics.get(objective),
-        per_sample=per_sample,
+        Judgement(objective, inputs.task.metrics.get(objective), per_sample),
         cache_bytes=inputs.config.cluster.cache_bytes,
     )
 

@@ -1,6 +1,5 @@
-"""Sensitivity: traces with standard errors, perturbations, responses; and measured assignments."""
+"""Sensitivity: Hessian traces with standard errors, perturbations, and responses."""
 
 from raysearch.sensitivity.measure import measure_sensitivity
-from raysearch.simulation.objective import MeasuredObjective
 
-__all__ = ["MeasuredObjective", "measure_sensitivity"]
+__all__ = ["measure_sensitivity"]

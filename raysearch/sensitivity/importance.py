@@ -15,7 +15,7 @@ import torch
 
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.errors import DataError
-from raysearch.evaluation import Replica
+from raysearch.evaluation import DataSet, Replica, WorkerCache
 from raysearch.evaluation.batches import Batch, join, joinable_form, pick
 from raysearch.seeding import derive_seed
 from raysearch.sensitivity.estimators.output_factor import divergence_factor
@@ -35,7 +35,7 @@ class TraceSample:
             empty where all weigh 1.
     """
 
-    data: str = "calibration"
+    data: DataSet = DataSet.CALIBRATION
     rows: tuple[tuple[tuple[int, int], ...], ...] | None = None
     weights: tuple[tuple[float, ...], ...] = ()
 
@@ -45,20 +45,26 @@ class TraceSample:
 
     def view(self, replica: Replica) -> Replica:
         """A replica whose calibration shards are those of the sample, made once on each worker."""
-        if self.data == "calibration" and self.rows is None:
+        if self.data == DataSet.CALIBRATION and self.rows is None:
             return replica
-        known: tuple[TraceSample, Replica] | None = replica.cache.get("trace_sample")
-        if known is None or known[0] != self:
+        slot = replica.cache.of(_Gathered)
+        if slot.sample != self:
             shards = replica.shards[self.data]
             cut = shards if self.rows is None else [_gather(shards, rows) for rows in self.rows]
             # How much fits in memory is known of the worker, not of the sample.
-            kept = {"microbatches": replica.cache.setdefault("microbatches", {})}
-            known = (self, replace(replica, shards={"calibration": cut}, cache=kept))
-            replica.cache["trace_sample"] = known
-        return known[1]
+            cache = WorkerCache(microbatches=replica.cache.microbatches)
+            slot.sample, slot.replica = self, replace(replica, shards={DataSet.CALIBRATION: cut}, cache=cache)
+        assert slot.replica is not None
+        return slot.replica
 
 
-def draw_sample(pool: Pool, data: str, num_shards: int, num_draws: int, seed: int) -> TraceSample:
+@dataclass
+class _Gathered:
+    sample: TraceSample | None = None
+    replica: Replica | None = None
+
+
+def draw_sample(pool: Pool, data: DataSet, num_shards: int, num_draws: int, seed: int) -> TraceSample:
     """Draw samples with replacement with chance q_i = (1 − a)·u_i/Σu + a/N, a = `UNIFORM_SHARE`.
 
     A drawn sample weighs 1/(N·q_i), which makes the weighted mean over the drawn ones unbiased for the mean
@@ -100,7 +106,7 @@ def draw_sample(pool: Pool, data: str, num_shards: int, num_draws: int, seed: in
     )
 
 
-def output_curvature(replica: Replica, data: str, shard: int) -> UnitValue:
+def output_curvature(replica: Replica, data: DataSet, shard: int) -> UnitValue:
     """Unit: Tr Λ of every sample of a shard, and the form of its batch."""
     outputs = replica.run(replica.model, replica.shard(data, shard))
     finite = torch.isfinite(outputs.reshape(len(outputs), -1)).all(1)

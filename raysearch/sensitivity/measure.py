@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 from raysearch.cluster.pool import Pool
 from raysearch.config.sensitivity import TraceLoss
+from raysearch.evaluation import DataSet
 from raysearch.records import OptionEffect, QuantizerSetup, RangeTable, SensitivityTable, Trace
 from raysearch.sensitivity.estimators import TraceEstimator
 from raysearch.sensitivity.perturbation import measure_perturbations
 from raysearch.sensitivity.responses import SKETCH_SIZE, measure_responses
 from raysearch.sensitivity.stopping import trace_warnings
 from raysearch.sensitivity.traces import measure_traces
-from raysearch.simulation.twin import CACHE_BYTES
+from raysearch.simulation import CACHE_BYTES
 
 
 def measure_sensitivity(
@@ -69,7 +70,7 @@ def measure_sensitivity(
         draw_chunk=draw_chunk,
         loss=trace_loss,
         seed=seed,
-        data="traces" if num_trace_shards else "calibration",
+        data=DataSet.TRACES if num_trace_shards else DataSet.CALIBRATION,
         importance_draws=importance_draws,
     )
     for text in trace_warnings(traces, relative_error):

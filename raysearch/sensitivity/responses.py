@@ -20,10 +20,10 @@ from torch import Tensor
 
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.errors import ConfigError
-from raysearch.evaluation import Divergence, Replica
+from raysearch.evaluation import DataSet, Divergence, Replica
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
 from raysearch.sensitivity.sketch import Sketch
-from raysearch.simulation.twin import CACHE_BYTES, QuantizedTwin, quantized_twin, same_bits
+from raysearch.simulation import CACHE_BYTES, SimulatedModel, same_bits, simulated_model
 
 SKETCH_SIZE = 4096
 """Values of a sample's row that are kept by default; a row of up to that many outputs is exact."""
@@ -208,19 +208,19 @@ def respond(
         "weighted" [options, samples, k], "divergence" [options], "variance" [options] (Σ over samples of
         the variance of the row's squared norm by the sketch), "differs" (1 where the check failed).
     """
-    twin = quantized_twin(replica, setup, ranges, method.cache_bytes)
+    model = simulated_model(replica, setup, ranges, method.cache_bytes)
     if mode != "full":
-        twin.record(replica, options, "calibration", shard)
-    reference = replica.float_outputs("calibration", shard)
+        model.record(replica, options, DataSet.CALIBRATION, shard)
+    reference = replica.float_outputs(DataSet.CALIBRATION, shard)
     sketch = Sketch(reference[0].numel(), method.sketch_size, method.seed, shard)
     _check_rows(len(setup.options()), len(reference), sketch.size)
     # The option that runs least is the one whose outputs lean most on what was kept.
-    latest = max(options, key=lambda option: (twin.depth(option), options.index(option)))
+    latest = max(options, key=lambda option: (model.depth(option), options.index(option)))
     rows, sums, variances = [], [], []
     checked: dict[Option, Tensor] = {}
     for group, bits in options:
-        forward = twin.outputs if mode == "full" else twin.later_outputs
-        outputs = forward(replica, BitAssignment({group: bits}), "calibration", shard)
+        forward = model.outputs if mode == "full" else model.later_outputs
+        outputs = forward(replica, BitAssignment({group: bits}), DataSet.CALIBRATION, shard)
         if mode == "check" and (group, bits) == latest:
             checked[latest] = outputs
         row, variance, alone = _judge(replica.divergence, outputs, reference, sketch)
@@ -231,12 +231,12 @@ def respond(
         "weighted": torch.stack(rows).numpy(),
         "divergence": np.array(sums),
         "variance": np.array(variances),
-        "differs": np.array(float(any(_differs(twin, replica, shard, *pair) for pair in checked.items()))),
+        "differs": np.array(float(any(_differs(model, replica, shard, *pair) for pair in checked.items()))),
     }
 
 
-def _differs(twin: QuantizedTwin, replica: Replica, shard: int, option: Option, later: Tensor) -> bool:
-    whole = twin.outputs(replica, BitAssignment(dict([option])), "calibration", shard)
+def _differs(model: SimulatedModel, replica: Replica, shard: int, option: Option, later: Tensor) -> bool:
+    whole = model.outputs(replica, BitAssignment(dict([option])), DataSet.CALIBRATION, shard)
     return not same_bits(later, whole)
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.config.sensitivity import PER_SAMPLE, TraceLoss
 from raysearch.errors import ConfigError, DataError, StorageError
-from raysearch.evaluation import Replica, batch_size
+from raysearch.evaluation import DataSet, Replica, batch_size
 from raysearch.records import QuantizerSetup, Trace
 from raysearch.sensitivity.estimators import TraceEstimator, default_chunk, make_estimator
 from raysearch.sensitivity.importance import TraceSample, draw_sample
@@ -36,7 +36,7 @@ def measure_traces(
     draw_chunk: int | None = None,
     loss: TraceLoss = "divergence",
     seed: int = 0,
-    data: str = "calibration",
+    data: DataSet = DataSet.CALIBRATION,
     importance_draws: int = 0,
 ) -> dict[str, Trace]:
     """Average Hessian traces of all weights over the shards of a data set.
@@ -192,7 +192,7 @@ def draw_shard(
 ) -> UnitValue:
     """Unit: Tr(H_ll) of some weights by draws lo … hi−1 on one shard, and the shard's size."""
     replica = sample.view(replica)
-    size = batch_size(replica.shard("calibration", shard))
+    size = batch_size(replica.shard(DataSet.CALIBRATION, shard))
     result = {"num_samples": np.array(float(size))}
     for name, values in method.draw(replica, weights, loss, seed, shard, lo, hi).items():
         result[name] = np.asarray(values, dtype=np.float64)

@@ -1,1 +1,16 @@
 """A worker's fake-quantized model, with what it keeps between measurements."""
+
+from raysearch.simulation.objective import Judgement, MeasuredObjective
+from raysearch.simulation.simulated_model import SimulatedModel, same_bits, simulated_model
+from raysearch.simulation.weight_cache import CACHE_BYTES, DeployedWeights, WeightCache
+
+__all__ = [
+    "CACHE_BYTES",
+    "DeployedWeights",
+    "Judgement",
+    "MeasuredObjective",
+    "SimulatedModel",
+    "WeightCache",
+    "same_bits",
+    "simulated_model",
+]

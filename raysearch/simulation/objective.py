@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,31 @@ from torch import Tensor
 
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.errors import ConfigError
-from raysearch.evaluation import Replica, batch_size, run_in_microbatches
+from raysearch.evaluation import DataSet, Replica, batch_size, run_in_microbatches, shard_name
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
-from raysearch.simulation.twin import CACHE_BYTES, quantized_twin
+from raysearch.simulation.simulated_model import simulated_model
+from raysearch.simulation.weight_cache import CACHE_BYTES
 
 FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How outputs are judged, and on what.
+
+    Attributes:
+        objective: "divergence" (per sample, no labels), "loss" (the task's, one value a shard), or the name
+            of a metric of the task (one value a shard).
+        metric: the metric's function, for a metric.
+        per_sample: for the divergence, one value a sample; else one a shard.
+        data: the data set whose shards are run.
+    """
+
+    objective: str = "divergence"
+    metric: Any = None
+    per_sample: bool = True
+    data: DataSet = DataSet.SEARCH
 
 
 class MeasuredObjective:
@@ -31,12 +51,8 @@ class MeasuredObjective:
         setup: the quantizers.
         ranges: their ranges.
         pool: runs the units.
-        objective: "divergence" (per sample, no labels), "loss" (the task's, one value a shard), or the name
-            of a metric of the task (one value a shard).
-        metric: the metric's function, for a metric.
-        per_sample: for the divergence, one value a sample; else one a shard.
-        data: the name of the replica's shards.
-        cache_bytes: what a worker may keep of quantized weights; see `QuantizedTwin`.
+        judgement: how outputs are judged, and on what.
+        cache_bytes: what a worker may keep of quantized weights; see `SimulatedModel`.
     """
 
     def __init__(
@@ -44,43 +60,38 @@ class MeasuredObjective:
         setup: QuantizerSetup,
         ranges: RangeTable,
         pool: Pool,
+        judgement: Judgement = Judgement(),
         *,
-        objective: str = "divergence",
-        metric: Any = None,
-        per_sample: bool = True,
-        data: str = "search",
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self._shared = (setup, ranges, objective, metric, per_sample, data, cache_bytes)
+        self._shared = (setup, ranges, judgement, cache_bytes)
         self._pool = pool
 
     def __call__(
         self, assignments: Mapping[int, BitAssignment], shards: Sequence[int]
     ) -> dict[int, dict[int, tuple[FloatArray, FloatArray]]]:
         """Trial number → shard → values and their sizes; equal assignments are measured once."""
-        distinct = {assignment.digest(): assignment for assignment in assignments.values()}
-        units: dict[Key, tuple[Any, ...]] = {
-            (digest, shard): (assignment, shard)
-            for digest, assignment in distinct.items()
-            for shard in shards
-        }
-        got = dict(self._pool.run(measure_values, units, self._shared))
-        return {
-            number: {
-                shard: (got[a.digest(), shard]["values"], got[a.digest(), shard]["sizes"]) for shard in shards
-            }
-            for number, a in assignments.items()
-        }
+        digests = {number: assignment.digest() for number, assignment in assignments.items()}
+        distinct = {digests[number]: assignment for number, assignment in assignments.items()}
+        units: dict[Key, tuple[Any, ...]] = {}
+        for digest, assignment in distinct.items():
+            for shard in shards:
+                units[digest, shard] = (assignment, shard)
+        answers = dict(self._pool.run(measure_values, units, self._shared))
+        measured: dict[int, dict[int, tuple[FloatArray, FloatArray]]] = {}
+        for number, digest in digests.items():
+            measured[number] = {}
+            for shard in shards:
+                answer = answers[digest, shard]
+                measured[number][shard] = (answer["values"], answer["sizes"])
+        return measured
 
 
 def measure_values(
     replica: Replica,
     setup: QuantizerSetup,
     ranges: RangeTable,
-    objective: str,
-    metric: Any,
-    per_sample: bool,
-    data: str,
+    judgement: Judgement,
     cache_bytes: int,
     assignment: BitAssignment,
     shard: int,
@@ -90,34 +101,54 @@ def measure_values(
     Where the shard does not fit in memory, the forward is run in pieces and the outputs are put together: a
     loss or a metric always sees the outputs of the whole shard, so it need not be a mean over samples.
 
+    Args:
+        replica: what the worker holds.
+        setup: the quantizers.
+        ranges: their ranges.
+        judgement: how outputs are judged.
+        cache_bytes: see `MeasuredObjective`.
+        assignment: what is measured.
+        shard: index of the shard.
+
     Raises:
         ConfigError: the objective is "loss" and the task has none.
         UnitError: one sample alone does not fit in memory.
         TaskError: a loss or a metric is wanted, and outputs of pieces cannot be put together.
     """
-    twin = quantized_twin(replica, setup, ranges, cache_bytes)
-    name = f"shard {shard} of the {data} data"
-    if objective == "divergence":
-        outputs = twin.outputs(replica, assignment, data, shard)
-
-        def judged(part: tuple[Tensor, Tensor]) -> Tensor:
-            return replica.divergence.per_sample(*part).cpu()
-
-        pair = (outputs, replica.float_outputs(data, shard))
-        # In float64 and row by row, so pieces give the same bits.
-        each = run_in_microbatches(judged, pair, replica.microbatches("judging"), name=name)
-        values = each.numpy()
-        if per_sample:
-            return {"values": values.astype(np.float64), "sizes": np.ones(len(values))}
-        return {"values": np.array([values.mean()]), "sizes": np.array([float(len(values))])}
-    judge = replica.loss if objective == "loss" else metric
+    model = simulated_model(replica, setup, ranges, cache_bytes)
+    name = shard_name(judgement.data, shard)
+    if judgement.objective == "divergence":
+        outputs = model.outputs(replica, assignment, judgement.data, shard)
+        return _divergences(replica, outputs, judgement, shard)
+    judge = replica.loss if judgement.objective == "loss" else judgement.metric
     if judge is None:
-        raise ConfigError(f"the objective is '{objective}', but the Task has no such function.")
-    batch = replica.shard(data, shard)
-    twin.apply(assignment)
-    with frozen_eval(twin.model), torch.no_grad():
-        found = run_in_microbatches(
-            lambda part: replica.forward(twin.model, part), batch, replica.microbatches("forward"), name=name
+        raise ConfigError(f"the objective is '{judgement.objective}', but the Task has no such function.")
+    batch = replica.shard(judgement.data, shard)
+    model.apply(assignment)
+    with frozen_eval(model.model), torch.no_grad():
+        raw_outputs = run_in_microbatches(
+            lambda part: replica.forward(model.model, part),
+            batch,
+            replica.microbatches("forward"),
+            name=name,
         )
-        value = float(judge(found, batch))
+        value = float(judge(raw_outputs, batch))
     return {"values": np.array([value]), "sizes": np.array([float(batch_size(batch))])}
+
+
+def _divergences(replica: Replica, outputs: Tensor, judgement: Judgement, shard: int) -> UnitValue:
+    """The divergence of some outputs from the float model's, per sample or of the shard."""
+
+    def divergence(pair: tuple[Tensor, Tensor]) -> Tensor:
+        return replica.divergence.per_sample(*pair).cpu()
+
+    values = run_in_microbatches(
+        divergence,
+        (outputs, replica.float_outputs(judgement.data, shard)),
+        # In float64 and row by row, so pieces give the same bits.
+        replica.microbatches("judging"),
+        name=shard_name(judgement.data, shard),
+    ).numpy()
+    if judgement.per_sample:
+        return {"values": values.astype(np.float64), "sizes": np.ones(len(values))}
+    return {"values": np.array([values.mean()]), "sizes": np.array([float(len(values))])}

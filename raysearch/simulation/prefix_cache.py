@@ -1,6 +1,6 @@
-"""Running only what comes after a change: outputs of module calls that ended before it are handed out.
+"""Running only what comes after a change: calls that ended before it give their recorded outputs.
 
-While the float twin runs a shard, every module call is recorded: when it was entered and left, on a clock
+While the float model runs a shard, every module call is recorded: when it was entered and left, on a clock
 that ticks at both; what it gave; and when each quantizer or quantized weight was first read. A model in
 which only some quantizers act is equal to the float one up to the first read of any of them, the cut. So a
 call that ended before the cut gives what it gave then, and its whole subtree need not run. Hooks cannot skip
@@ -28,7 +28,7 @@ from raysearch.simulation.recording import Record, Recording, Replay
 _log = logging.getLogger(__name__)
 
 
-class Prefix:
+class PrefixCache:
     """Records the float forwards of one model and replays them from a cut on.
 
     Args:
@@ -45,7 +45,8 @@ class Prefix:
         quantizers: Mapping[str, nn.Module],
         limit_bytes: int,
     ) -> None:
-        self._model, self._limit = model, limit_bytes
+        self._model = model
+        self._limit_bytes = limit_bytes
         self._key: object = None
         self._recording = Recording()
         self._run: Record | Replay | None = None
@@ -53,16 +54,19 @@ class Prefix:
         self._modules = [m for m in model.modules() if id(m) not in own]
         for module in self._modules:
             if not isinstance(module, torch.jit.ScriptModule):
-                module.__dict__["forward"] = self._wrapped(module, module.forward)
+                module.__dict__["forward"] = self._recordable(module, module.forward)
         for name, quantizer in quantizers.items():
-            quantizer.__dict__["forward"] = self._noted(name, quantizer.forward)
+            quantizer.__dict__["forward"] = self._noting_read(name, quantizer.forward)
+        # One module may hold several quantized parameters: it gets one table that watches them all.
         names: dict[int, dict[str, str]] = {}
         owners = {id(module): module for sites in weights.values() for module, _ in sites}
         for name, sites in weights.items():
             for module, parameter in sites:
                 names.setdefault(id(module), {})[parameter] = name
         for key, module in owners.items():
-            module.__dict__["_parameters"] = _Watched(module._parameters, names[key], self._note)
+            module.__dict__["_parameters"] = _WatchedParameters(
+                module._parameters, names[key], self._note_read
+            )
 
     def record(
         self,
@@ -94,8 +98,11 @@ class Prefix:
         keep, is_whole = self._plan(now, every)
         if key == self._key and (is_whole or keep <= set(self._recording.outputs)):
             return
+        # A recording shows which outputs are overwritten later, and the next one copies them in time; those
+        # copies may change what fits. Three rounds settle it, and whatever they leave is safe to replay.
         for _ in range(3):
-            calls, copied = self._recording.calls, set(self._recording.copied)
+            calls = self._recording.calls
+            copied = set(self._recording.copied)
             self._once(run, keep, copied)
             if self._recording.copied == copied and self._recording.follows(calls):
                 break
@@ -121,10 +128,10 @@ class Prefix:
         state = Replay(self._recording, cut)
         self._run = state
         try:
-            found = run()
+            output = run()
         finally:
             self._run = None
-        return run() if state.has_strayed else found
+        return run() if state.has_strayed else output
 
     def depth(self, points: Sequence[str]) -> int:
         """The clock at the first read of some points, in the last recording; 0 when not known."""
@@ -141,7 +148,7 @@ class Prefix:
         try:
             if few is not None:
                 self._once(few, set(), set())
-                self._once(few, self._recording.wanted_by(every), set())
+                self._once(few, self._recording.required_by_all(every), set())
                 for call in self._recording.calls:
                     call.size_bytes = int(call.size_bytes / share)
                 return
@@ -151,18 +158,21 @@ class Prefix:
         self._once(run, set(), set())
 
     def _plan(self, now: Sequence[Sequence[str]], every: Sequence[Sequence[str]]) -> tuple[set[int], bool]:
-        record = self._recording
+        """The calls to keep the outputs of, and whether they serve every option of the setup."""
+        calls = self._recording.calls
         for options, is_whole in ((every, True), (now, False)):
-            keep = record.wanted_by(options)
-            if sum(record.calls[index].size_bytes for index in keep) <= self._limit:
-                return keep, is_whole
-        total, kept = 0, set()
-        for index in sorted(keep, key=lambda index: (record.calls[index].size_bytes, index)):
-            total += record.calls[index].size_bytes
-            if total > self._limit:
+            required = self._recording.required_by_all(options)
+            if sum(calls[index].size_bytes for index in required) <= self._limit_bytes:
+                return required, is_whole
+        smallest_first = sorted(required, key=lambda index: (calls[index].size_bytes, index))
+        total_bytes = 0
+        keep: set[int] = set()
+        for index in smallest_first:
+            total_bytes += calls[index].size_bytes
+            if total_bytes > self._limit_bytes:
                 break
-            kept.add(index)
-        return kept, False
+            keep.add(index)
+        return keep, False
 
     def _once(self, run: Callable[[], Any], keep: set[int], copied: set[int]) -> None:
         # Let go of what was kept before: two recordings at once would double the memory.
@@ -179,19 +189,19 @@ class Prefix:
             torch.set_rng_state(rng)
         self._recording = state.finish(is_valid=not drew)
 
-    def _note(self, name: str) -> None:
+    def _note_read(self, name: str) -> None:
         if isinstance(self._run, Record):
-            self._run.found.first_read.setdefault(name, self._run.clock)
+            self._run.recording.first_read.setdefault(name, self._run.clock)
 
-    def _noted(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _noting_read(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            self._note(name)
+            self._note_read(name)
             return original(*args, **kwargs)
 
         return forward
 
-    def _wrapped(self, module: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _recordable(self, module: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._run is None:
@@ -201,16 +211,20 @@ class Prefix:
         return forward
 
 
-class _Watched(dict[str, nn.Parameter | None]):
+class _WatchedParameters(dict[str, nn.Parameter | None]):
     """A module's parameters; tells when one of some names is read, however it is used then."""
 
     def __init__(
-        self, values: Mapping[str, nn.Parameter | None], names: Mapping[str, str], note: Callable[[str], None]
+        self,
+        values: Mapping[str, nn.Parameter | None],
+        names: Mapping[str, str],
+        note_read: Callable[[str], None],
     ) -> None:
         super().__init__(values)
-        self._names, self._note = names, note
+        self._names = names
+        self._note_read = note_read
 
     def __getitem__(self, key: str) -> nn.Parameter | None:
         if key in self._names:
-            self._note(self._names[key])
+            self._note_read(self._names[key])
         return super().__getitem__(key)

@@ -1,4 +1,4 @@
-"""One float forward, written down call by call, and handed out again up to a cut; see `prefix.py`."""
+"""One float forward, written down call by call and replayed up to a cut; see `prefix_cache.py`."""
 
 from __future__ import annotations
 
@@ -55,22 +55,29 @@ class Recording:
 
     def cut(self, points: Iterable[str]) -> int:
         """The clock at the first read of any point; 0 where one was never seen to be read."""
-        return min((self.first_read.get(name, 0) for name in points), default=0) if self.is_valid else 0
+        if not self.is_valid:
+            return 0
+        return min((self.first_read.get(name, 0) for name in points), default=0)
 
-    def wanted(self, cut: int) -> list[int]:
+    def required(self, cut: int) -> list[int]:
         """The outermost reusable calls that ended before a cut."""
-        found, index = [], 0
+        indices = []
+        index = 0
         while index < len(self.calls) and self.calls[index].enter <= cut:
             call = self.calls[index]
             if call.is_reusable and call.leave <= cut:
-                found.append(index)
+                indices.append(index)
+                # Calls inside one that is not run are not run either.
                 index = call.last
             index += 1
-        return found
+        return indices
 
-    def wanted_by(self, options: Iterable[Iterable[str]]) -> set[int]:
-        """What the options need, each given by its points."""
-        return {index for points in options for index in self.wanted(self.cut(points))}
+    def required_by_all(self, options: Iterable[Iterable[str]]) -> set[int]:
+        """The calls whose outputs the options need, each option given by its points."""
+        required: set[int] = set()
+        for points in options:
+            required.update(self.required(self.cut(points)))
+        return required
 
     def follows(self, calls: Sequence[Call]) -> bool:
         """Whether it made the same calls, which gave what may be handed out alike."""
@@ -81,71 +88,93 @@ class Recording:
 
 
 class Record:
-    """Writes down one forward."""
+    """Writes down one forward.
+
+    Args:
+        keep: indices of the calls whose outputs are kept.
+        copied: indices of those among them that are overwritten later, and so are kept as copies.
+        modules: all modules of the model; one whose state a call changes cannot be skipped.
+
+    Attributes:
+        recording: what was written down so far.
+        clock: ticks when a call is entered and when it is left.
+    """
 
     def __init__(self, keep: set[int], copied: set[int], modules: Sequence[nn.Module]) -> None:
-        self.found, self.clock = Recording(copied=set(copied)), 0
-        self._keep, self._modules = keep, modules
-        self._held: dict[int, list[tuple[Tensor, int]]] = {}
+        self.recording = Recording(copied=set(copied))
+        self.clock = 0
+        self._keep = keep
+        self._modules = modules
+        self._uncopied: dict[int, list[tuple[Tensor, int]]] = {}
         self._before = [_state(module) for module in modules]
 
     def call(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """One call of a module."""
         self.clock += 1
-        index, call = len(self.found.calls), Call(module, self.clock)
-        self.found.calls.append(call)
-        given: list[Tensor] = []
-        is_known = _gather((args, kwargs), given)
-        versions = [tensor._version for tensor in given] if is_known else []
+        index = len(self.recording.calls)
+        call = Call(module, self.clock)
+        self.recording.calls.append(call)
+        inputs: list[Tensor] = []
+        is_plain = _gather((args, kwargs), inputs)
+        versions = [tensor._version for tensor in inputs] if is_plain else []
         output = original(*args, **kwargs)
         self.clock += 1
-        call.leave, call.last = self.clock, len(self.found.calls) - 1
-        made: list[Tensor] = []
-        if is_known and _gather(output, made):
-            places = {tensor.untyped_storage().data_ptr() for tensor in given} - {0}
-            call.is_reusable = versions == [tensor._version for tensor in given] and not any(
-                tensor.untyped_storage().data_ptr() in places for tensor in made
-            )
-            call.size_bytes = sum(tensor.untyped_storage().nbytes() for tensor in made)
+        call.leave = self.clock
+        call.last = len(self.recording.calls) - 1
+        results: list[Tensor] = []
+        if is_plain and _gather(output, results):
+            is_unwritten = versions == [tensor._version for tensor in inputs]
+            call.is_reusable = is_unwritten and not _share_memory(inputs, results)
+            call.size_bytes = sum(tensor.untyped_storage().nbytes() for tensor in results)
         if call.is_reusable and index in self._keep:
-            self._take(index, output, made)
+            self._take(index, output, results)
         return output
 
     def finish(self, *, is_valid: bool) -> Recording:
         """What was recorded, without what turned out to be unsafe."""
-        calls = self.found.calls
-        for index, tensors in self._held.items():
+        for index, tensors in self._uncopied.items():
             if any(tensor._version != version for tensor, version in tensors):
-                # What is held is no longer what was given; the next recording copies it in time.
-                self.found.copied.add(index)
-                del self.found.outputs[index]
-        changed = {
-            id(m)
-            for m, before in zip(self._modules, self._before, strict=True)
-            if not _same(before, _state(m))
-        }
-        for inner, call in enumerate(calls):
+                # The kept tensor was overwritten since; the next recording copies it in time.
+                self.recording.copied.add(index)
+                del self.recording.outputs[index]
+        before_and_after = zip(self._modules, self._before, strict=True)
+        changed = {id(module) for module, before in before_and_after if not _is_same(before, _state(module))}
+        for index, call in enumerate(self.recording.calls):
             if id(call.module) in changed:
-                for outer in range(inner + 1):
-                    if calls[outer].last >= inner:
-                        calls[outer].is_reusable = False
-                        self.found.outputs.pop(outer, None)
-        self.found.is_valid = is_valid
-        return self.found
+                self._refuse_callers(index)
+        self.recording.is_valid = is_valid
+        return self.recording
+
+    def _refuse_callers(self, index: int) -> None:
+        """A call that changed its module has to be run again, and so have all calls it was made in."""
+        calls = self.recording.calls
+        for outer in range(index + 1):
+            if calls[outer].last >= index:
+                calls[outer].is_reusable = False
+                self.recording.outputs.pop(outer, None)
 
     def _take(self, index: int, output: Any, tensors: list[Tensor]) -> None:
-        if index in self.found.copied:
+        if index in self.recording.copied:
             output = map_tensors(output, torch.clone)
         else:
-            self._held[index] = [(tensor, tensor._version) for tensor in tensors]
-        self.found.outputs[index] = map_tensors(output, lambda tensor: tensor)
+            self._uncopied[index] = [(tensor, tensor._version) for tensor in tensors]
+        self.recording.outputs[index] = map_tensors(output, _same_tensor)
 
 
 class Replay:
-    """Hands out what was recorded until the cut is reached."""
+    """Gives recorded outputs instead of running calls, until the cut is reached.
+
+    Args:
+        recording: of the same input.
+        cut: the clock at the first change; see `Recording.cut`.
+
+    Attributes:
+        has_strayed: whether the model made another call than recorded; its output is then of no use.
+    """
 
     def __init__(self, recording: Recording, cut: int) -> None:
-        self._recording, self._cut = recording, cut
+        self._recording = recording
+        self._cut = cut
         self._end = sum(call.enter <= cut for call in recording.calls)
         self._next = 0
         self.has_strayed = False
@@ -157,46 +186,79 @@ class Replay:
             return original(*args, **kwargs)
         call = self._recording.calls[index]
         if call.module is not module:
-            self.has_strayed, self._next = True, self._end
+            self.has_strayed = True
+            self._next = self._end
             return original(*args, **kwargs)
         if call.leave <= self._cut and index in self._recording.outputs:
             self._next = call.last + 1
             output = self._recording.outputs[index]
-            is_copied = index in self._recording.copied
-            return map_tensors(output, torch.clone if is_copied else lambda tensor: tensor)
+            if index in self._recording.copied:
+                # The model overwrites this output, so it gets a copy of its own each time.
+                return map_tensors(output, torch.clone)
+            return map_tensors(output, _same_tensor)
         self._next += 1
         return original(*args, **kwargs)
 
 
-def _gather(value: Any, found: list[Tensor]) -> bool:
-    """Collect the tensors of a value; False where it holds something that cannot be seen through."""
+def _same_tensor(tensor: Tensor) -> Tensor:
+    # For `map_tensors`, which builds the containers anew: a model may change those it was given.
+    return tensor
+
+
+def _share_memory(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether a tensor of one list lies in the memory of one of the other."""
+    # Tensors without elements all have the address 0, and share nothing.
+    addresses = {tensor.untyped_storage().data_ptr() for tensor in ones} - {0}
+    return any(tensor.untyped_storage().data_ptr() in addresses for tensor in others)
+
+
+def _gather(value: Any, tensors: list[Tensor]) -> bool:
+    """Collect the tensors of a value; False where it holds something whose changes cannot be noticed."""
     if isinstance(value, Tensor):
-        found.append(value)
-        plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
-        return plain and not value.is_inference()
+        tensors.append(value)
+        is_plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
+        return is_plain and not value.is_inference()
     if isinstance(value, _PLAIN):
         return True
     if type(value) is dict:
-        return all(_gather(entry, found) for entry in value.values())
+        return all(_gather(entry, tensors) for entry in value.values())
     if type(value) is list or isinstance(value, tuple):
-        return all(_gather(entry, found) for entry in value)
+        return all(_gather(entry, tensors) for entry in value)
     return False
 
 
-def _state(module: nn.Module) -> tuple[dict[str, Any], list[tuple[str, Tensor | None, int]]]:
-    """Attributes, and buffers with how often they were written."""
-    buffers = [
-        (name, tensor, 0 if tensor is None or tensor.is_inference() else tensor._version)
-        for name, tensor in module._buffers.items()
-    ]
-    return dict(module.__dict__), buffers
+@dataclass(frozen=True)
+class _State:
+    """What a module holds besides its parameters and children.
+
+    Attributes:
+        fields: its attributes.
+        buffers: name, tensor, and how often it was written, of each buffer.
+    """
+
+    fields: dict[str, Any]
+    buffers: list[tuple[str, Tensor | None, int]]
 
 
-def _same(before: tuple[dict[str, Any], Any], after: tuple[dict[str, Any], Any]) -> bool:
-    fields, buffers = zip(before, after, strict=True)
-    if fields[0].keys() != fields[1].keys() or len(buffers[0]) != len(buffers[1]):
+def _state(module: nn.Module) -> _State:
+    buffers = []
+    for name, tensor in module._buffers.items():
+        version = 0
+        # Inference tensors do not count how often they are written.
+        if tensor is not None and not tensor.is_inference():
+            version = tensor._version
+        buffers.append((name, tensor, version))
+    return _State(dict(module.__dict__), buffers)
+
+
+def _is_same(before: _State, after: _State) -> bool:
+    if before.fields.keys() != after.fields.keys() or len(before.buffers) != len(after.buffers):
         return False
-    return all(value is fields[1][name] for name, value in fields[0].items()) and all(
-        one == other and old is new and written == rewritten
-        for (one, old, written), (other, new, rewritten) in zip(*buffers, strict=True)
+    if any(value is not after.fields[name] for name, value in before.fields.items()):
+        return False
+    return all(
+        name == other_name and tensor is other and version == other_version
+        for (name, tensor, version), (other_name, other, other_version) in zip(
+            before.buffers, after.buffers, strict=True
+        )
     )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raysearch.evaluation import Divergence, Replica, default_forward, evaluate_model
+from raysearch.evaluation import Divergence, Replica, WorkerCache, default_forward, evaluate_model
 from tests.support import models
 
 X, Y = torch.randn(7, 1, 8, 8), torch.arange(7)
@@ -107,10 +107,10 @@ def test_a_shipped_replica_leaves_its_cache_behind() -> None:
     held = replica()
     expected = held.float_outputs("calibration", 0)
     twin: Replica = pickle.loads(pickle.dumps(held))
-    assert twin.cache == {}
+    assert twin.cache == WorkerCache()
     assert not any(m.training for m in twin.model.modules())
     assert torch.equal(twin.float_outputs("calibration", 0), expected)
-    assert held.cache
+    assert held.cache != WorkerCache()
 
 
 def test_the_device_auto_is_one_that_is_there() -> None:

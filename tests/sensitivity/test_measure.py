@@ -12,9 +12,11 @@ from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.ray_pool import RayPool
 from raysearch.cluster.shipping import register_by_value
 from raysearch.errors import DataError
+from raysearch.evaluation import DataSet
 from raysearch.pipeline.fingerprints import hash_model
 from raysearch.records import BitAssignment, SensitivityTable
-from raysearch.sensitivity import MeasuredObjective, measure_sensitivity
+from raysearch.sensitivity import measure_sensitivity
+from raysearch.simulation import Judgement, MeasuredObjective
 from tests.support import replicas as nets
 from tests.support.replicas import ShuffledPool, make_ranges, make_replica, make_setup
 
@@ -60,7 +62,9 @@ def local():
     replica, setup, ranges = make_case()
     pool = LocalPool(replica)
     table = measure(setup, ranges, pool)
-    measured = MeasuredObjective(setup, ranges, pool, data="calibration")(trials_of(setup), range(3))
+    measured = MeasuredObjective(setup, ranges, pool, Judgement(data=DataSet.CALIBRATION))(
+        trials_of(setup), range(3)
+    )
     torch.set_num_threads(before)
     return setup, ranges, table, bytes_of(measured)
 
@@ -85,7 +89,9 @@ def test_the_number_of_actors_changes_nothing(local, num_workers):
     with contextlib.closing(RayPool(fresh, num_workers=num_workers, threads=1)) as pool:
         assert ranges_bytes(calibrate(setup, pool, 3)) == ranges_bytes(ranges)
         assert bits_of(measure(setup, ranges, pool)) == bits_of(table)
-        measured = MeasuredObjective(setup, ranges, pool, data="calibration")(trials_of(setup), range(3))
+        measured = MeasuredObjective(setup, ranges, pool, Judgement(data=DataSet.CALIBRATION))(
+            trials_of(setup), range(3)
+        )
         assert bytes_of(measured) == values
 
 

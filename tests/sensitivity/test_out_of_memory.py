@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
 from raysearch.errors import UnitError
-from raysearch.evaluation import Divergence, Replica, default_forward
+from raysearch.evaluation import DataSet, Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
 from raysearch.sensitivity.estimators import make_estimator
 from raysearch.sensitivity.measure import measure_sensitivity
-from raysearch.simulation.objective import MeasuredObjective
-from raysearch.simulation.twin import QuantizedTwin
+from raysearch.simulation import Judgement, MeasuredObjective
+from raysearch.simulation.simulated_model import SimulatedModel
 
 LIMIT = [99, 99]
 """Samples that fit without a graph, and with one."""
@@ -81,7 +81,9 @@ def measure_all(estimator, limit, **options):
         setup, ranges, lambda part: pool, 2, estimator=estimator, max_draws=4, relative_error=10.0
     )
     widest = BitAssignment.extreme(setup, -1)
-    found = MeasuredObjective(setup, ranges, pool, data="calibration")({0: widest}, range(2))[0]
+    found = MeasuredObjective(setup, ranges, pool, Judgement(data=DataSet.CALIBRATION))(
+        {0: widest}, range(2)
+    )[0]
     return ranges, table, float(np.mean(np.concatenate([values for values, _ in found.values()])))
 
 
@@ -120,8 +122,8 @@ def test_trials_finish_in_halves_and_a_judge_sees_the_whole_shard(objective):
     def measure(held):
         judge = JUDGES[objective]
         pool = LocalPool(held)
-        options = {"objective": objective, "metric": judge, "per_sample": judge is None}
-        found = MeasuredObjective(setup, ranges, pool, data="calibration", **options)(assignments, range(2))
+        judgement = Judgement(objective, judge, judge is None, DataSet.CALIBRATION)
+        found = MeasuredObjective(setup, ranges, pool, judgement)(assignments, range(2))
         return {(trial, shard): pair for trial, by in found.items() for shard, pair in by.items()}
 
     whole = measure(replica)
@@ -180,7 +182,7 @@ def test_memory_that_runs_out_between_two_products_changes_no_draw(name):
 def test_where_a_recording_does_not_fit_full_forwards_go_on():
     replica, setup = make_case()
     ranges = calibrate(setup, LocalPool(replica), 2, weights="min_max", activations="min_max")
-    twin, plain = QuantizedTwin(replica.model, setup, ranges), QuantizedTwin(replica.model, setup, ranges)
+    twin, plain = SimulatedModel(replica.model, setup, ranges), SimulatedModel(replica.model, setup, ranges)
     twin.record(replica, setup.options(), "calibration", 0)
     option = BitAssignment({"conv.weight": 2})
     expected = plain.outputs(replica, option, "calibration", 0)
@@ -197,6 +199,6 @@ def test_one_sample_that_does_not_fit_ends_the_unit_with_its_name():
     replica, setup = make_case()
     ranges = calibrate(setup, LocalPool(replica), 2, weights="min_max", activations="min_max")
     LIMIT[:] = [0, 0]
-    twin = QuantizedTwin(replica.model, setup, ranges)
+    twin = SimulatedModel(replica.model, setup, ranges)
     with pytest.raises(UnitError, match="shard 1 of the calibration data"):
         twin.outputs(replica, BitAssignment({"conv.weight": 2}), "calibration", 1)

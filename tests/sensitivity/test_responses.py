@@ -11,11 +11,12 @@ import torch
 
 from raysearch.cluster.pool import LocalPool
 from raysearch.controller import create_controller
+from raysearch.evaluation import DataSet
 from raysearch.records import BitAssignment
 from raysearch.search import Race
-from raysearch.sensitivity import MeasuredObjective
 from raysearch.sensitivity.perturbation import measure_perturbations
 from raysearch.sensitivity.responses import Method, measure_responses, respond
+from raysearch.simulation import Judgement, MeasuredObjective
 from tests.support.dense_matrices import output_hessian
 from tests.support.replicas import make_ranges, make_replica, make_setup
 
@@ -145,7 +146,7 @@ def test_outputs_that_are_not_finite_give_nan_and_no_error(fault, kind):
     assert np.isfinite(got.divergence[~bad]).all()
     assert not np.isfinite(got.gram[bad]).any()
     assert np.isfinite(got.gram[np.ix_(~bad, ~bad)]).all()
-    measure = MeasuredObjective(setup, ranges, LocalPool(replica), data="calibration")
+    measure = MeasuredObjective(setup, ranges, LocalPool(replica), Judgement(data=DataSet.CALIBRATION))
     trials = Race(measure, 3)({0: BitAssignment.extreme(setup, 0), 1: BitAssignment({"fine.weight": 8})})
     assert math.isnan(trials[0].value)
     assert trials[1].value > 0

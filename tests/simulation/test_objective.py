@@ -12,10 +12,11 @@ import torch
 from raysearch.cluster.pool import LocalPool
 from raysearch.controller import create_controller
 from raysearch.errors import ConfigError
+from raysearch.evaluation import DataSet
 from raysearch.evaluation.sampling import random_shards
 from raysearch.records import BitAssignment
 from raysearch.search import Race
-from raysearch.sensitivity import MeasuredObjective
+from raysearch.simulation import Judgement, MeasuredObjective
 from tests.support.replicas import make_ranges, make_replica, make_setup
 
 
@@ -45,9 +46,11 @@ def test_values_are_those_of_the_quantized_model(case, objective):
     assignment, other = BitAssignment.extreme(setup, 0), BitAssignment.extreme(setup, -1)
     name = "divergence" if objective == "per shard" else objective
     measure = MeasuredObjective(
-        setup, ranges, LocalPool(replica), objective=name, metric=accuracy,
-        per_sample=objective == "divergence", data="calibration",
-    )  # fmt: skip
+        setup,
+        ranges,
+        LocalPool(replica),
+        Judgement(name, accuracy, objective == "divergence", DataSet.CALIBRATION),
+    )
     got = measure({4: assignment, 2: other, 9: assignment}, [1, 2])
     assert list(got) == [4, 2, 9]
     assert set(got[4]) == {1, 2}
@@ -69,7 +72,9 @@ def test_values_are_those_of_the_quantized_model(case, objective):
 def test_a_task_without_the_function_is_told(case):
     replica, setup, ranges = case
     replica.loss = None
-    measure = MeasuredObjective(setup, ranges, LocalPool(replica), objective="loss", data="calibration")
+    measure = MeasuredObjective(
+        setup, ranges, LocalPool(replica), Judgement("loss", data=DataSet.CALIBRATION)
+    )
     with pytest.raises(ConfigError, match="objective is 'loss', but the Task has no such function"):
         measure({0: BitAssignment.extreme(setup, 0)}, [0])
 
@@ -97,7 +102,7 @@ def test_trials_equal_the_quantized_model(name, kind, cache_bytes):
         5: BitAssignment(dict(reversed(BitAssignment.uniform(setup, 4).bits.items()))),
     }
     measure = MeasuredObjective(
-        setup, ranges, LocalPool(replica), data="calibration", cache_bytes=cache_bytes
+        setup, ranges, LocalPool(replica), Judgement(data=DataSet.CALIBRATION), cache_bytes=cache_bytes
     )
     got = {number: found.value for number, found in Race(measure, 3)(assignments).items()}
     assert set(got) == set(assignments)
@@ -122,7 +127,9 @@ def test_an_assignment_is_measured_once_however_many_trials_have_it():
             return super().run(function, units, shared)
 
     same = BitAssignment.uniform(setup, 4)
-    MeasuredObjective(setup, ranges, Watched(replica), data="calibration")({1: same, 2: same}, range(3))
+    MeasuredObjective(setup, ranges, Watched(replica), Judgement(data=DataSet.CALIBRATION))(
+        {1: same, 2: same}, range(3)
+    )
     assert keys == [(same.digest(), shard) for shard in range(3)]
 
 

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
-from raysearch.evaluation import Divergence, Replica, default_forward
+from raysearch.evaluation import Divergence, Replica, WorkerCache, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
 from raysearch.sensitivity.responses import measure_responses
-from raysearch.simulation.twin import FEW_SAMPLES, QuantizedTwin
+from raysearch.simulation.simulated_model import FEW_SAMPLES, SimulatedModel
 
 RUNS: list[str] = []
 
@@ -176,7 +176,7 @@ def placed(net):
 
 def make_case(net):
     replica, setup, ranges = placed(net)
-    return replace(replica, cache={}), setup, ranges
+    return replace(replica, cache=WorkerCache()), setup, ranges
 
 
 def runs_of(twin, replica, group, shard=0):
@@ -189,7 +189,7 @@ def runs_of(twin, replica, group, shard=0):
 @pytest.mark.parametrize("cache_bytes", [2**20, 400])
 def test_no_bit_changes_whatever_is_kept(net, cache_bytes):
     replica, setup, ranges = make_case(net)
-    twin, plain = (QuantizedTwin(replica.model, setup, ranges, size) for size in (cache_bytes, 0))
+    twin, plain = (SimulatedModel(replica.model, setup, ranges, size) for size in (cache_bytes, 0))
     options = setup.options()
     for shard in (0, 1):
         for lo in range(0, len(options), 3):
@@ -222,7 +222,7 @@ def test_no_bit_changes_whatever_is_kept(net, cache_bytes):
 def test_only_what_comes_after_the_first_read_is_run(net, group, expected):
     replica, setup, ranges = make_case(net)
     assert group in setup.groups
-    twin = QuantizedTwin(replica.model, setup, ranges)
+    twin = SimulatedModel(replica.model, setup, ranges)
     twin.record(replica, setup.options(), "calibration", 0)
     assert runs_of(twin, replica, group) == expected
     assert runs_of(twin, replica, group, shard=1) in ("abcd", "abcad"), "another shard was not recorded"
@@ -230,7 +230,7 @@ def test_only_what_comes_after_the_first_read_is_run(net, group, expected):
 
 def test_a_shard_is_recorded_once_and_outputs_are_kept_within_the_limit():
     replica, setup, ranges = make_case(Net)
-    twin = QuantizedTwin(replica.model, setup, ranges)
+    twin = SimulatedModel(replica.model, setup, ranges)
     twin.record(replica, setup.options(), "calibration", 0)
     RUNS.clear()
     for lo in range(4):
@@ -239,7 +239,7 @@ def test_a_shard_is_recorded_once_and_outputs_are_kept_within_the_limit():
     twin.record(replica, setup.options()[:1], "calibration", 1)
     assert "".join(RUNS) == "abcd"
     # Outputs of 5 samples of 4 floats are 80 bytes each; half of the limit is theirs.
-    small = QuantizedTwin(replica.model, setup, ranges, 2 * 100)
+    small = SimulatedModel(replica.model, setup, ranges, 2 * 100)
     small.record(replica, [("d.weight", 3)], "calibration", 0)
     assert sum(v.nbytes for v in small._prefix._recording.outputs.values()) == 80
 
@@ -251,7 +251,7 @@ def test_the_call_order_of_another_shard_is_its_own():
             return self.d(self.c(y))
 
     replica, setup, ranges = make_case(Chooses)
-    twin, plain = (QuantizedTwin(replica.model, setup, ranges, size) for size in (2**20, 0))
+    twin, plain = (SimulatedModel(replica.model, setup, ranges, size) for size in (2**20, 0))
     for shard, expected in ((0, "abcd"), (1, "acd"), (0, "abcd")):
         twin.record(replica, setup.options(), "calibration", shard)
         assert runs_of(twin, replica, "a.weight", shard) == expected
@@ -261,7 +261,7 @@ def test_the_call_order_of_another_shard_is_its_own():
 
 def test_one_forward_of_a_shard_serves_the_recording_and_the_reference():
     replica, setup, ranges = make_case(InPlace)
-    twin = QuantizedTwin(replica.model, setup, ranges)
+    twin = SimulatedModel(replica.model, setup, ranges)
     sizes = []
     twin.model.a.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     twin.record(replica, setup.options(), "calibration", 0)
@@ -282,7 +282,7 @@ class Noisy(Net):
 
 def test_a_forward_that_draws_is_run_in_full():
     replica, setup, ranges = make_case(Noisy)
-    twin = QuantizedTwin(replica.model, setup, ranges)
+    twin = SimulatedModel(replica.model, setup, ranges)
     twin.record(replica, setup.options(), "calibration", 0)
     assert runs_of(twin, replica, "d.weight") == "abcd"
 
@@ -317,7 +317,7 @@ def test_what_cannot_be_seen_is_found_by_the_check_and_measured_in_full():
     pool = LocalPool(replica)
     with pytest.warns(UserWarning, match="full forwards"):
         got = measure_responses(setup, ranges, pool, 2, option_chunk=99)
-    twin = QuantizedTwin(replica.model, setup, ranges, 0)
+    twin = SimulatedModel(replica.model, setup, ranges, 0)
     rows = []
     for option in setup.options():
         rows.append([])

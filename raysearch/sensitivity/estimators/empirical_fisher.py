@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raysearch.config.sensitivity import TraceLoss
 from raysearch.errors import ConfigError, DataError
-from raysearch.evaluation import Batch, Replica, run_in_microbatches
+from raysearch.evaluation import Batch, DataSet, Replica, run_in_microbatches
 from raysearch.evaluation.batches import take
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.sensitivity.estimators.gauss_newton import CHUNK_SIZE, side_by_side
@@ -56,7 +56,7 @@ class EmpiricalFisher:
             TaskError: the task has no loss, or see `loss_gradient`.
             DataError: a gradient is not finite.
         """
-        batch = replica.shard("calibration", shard)
+        batch = replica.shard(DataSet.CALIBRATION, shard)
         slopes = loss_gradient(replica, batch, "sensitivity.estimator is 'fisher', but")
         chunks = []
 

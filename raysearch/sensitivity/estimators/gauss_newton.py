@@ -21,7 +21,7 @@ from torch import Tensor
 
 from raysearch.config.sensitivity import TraceLoss
 from raysearch.errors import ConfigError, DataError
-from raysearch.evaluation import Replica, batch_size, run_in_microbatches
+from raysearch.evaluation import DataSet, Replica, batch_size, run_in_microbatches
 from raysearch.evaluation.batches import map_tensors
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.seeding import derive_seed
@@ -233,7 +233,7 @@ class _Curvature:
 
     def __init__(self, replica: Replica, loss: TraceLoss, shard: int) -> None:
         self.replica, self.shard = replica, shard
-        self._batch = replica.shard("calibration", shard)
+        self._batch = replica.shard(DataSet.CALIBRATION, shard)
         self.num_samples = batch_size(self._batch)
         self._matrices = loss_curvature(replica, self._batch) if loss == "loss" else None
 

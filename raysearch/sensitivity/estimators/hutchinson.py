@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from raysearch.config.sensitivity import TraceLoss
-from raysearch.evaluation import Replica, batch_size
+from raysearch.evaluation import DataSet, Replica, batch_size
 from raysearch.evaluation.batches import Batch, take
 from raysearch.seeding import derive_seed
 from raysearch.sensitivity.estimators.products import Block, in_pieces, rademacher, weight_blocks
@@ -68,8 +68,8 @@ class Hutchinson:
         if not self.per_sample:
             whole = in_pieces(replica, shard, probe)
             return {name: values[:, None] for name, values in whole.items()}
-        batch = replica.shard("calibration", shard)
-        reference = replica.float_outputs("calibration", shard)
+        batch = replica.shard(DataSet.CALIBRATION, shard)
+        reference = replica.float_outputs(DataSet.CALIBRATION, shard)
         columns = [probe(take(batch, i, i + 1), reference[i : i + 1], i) for i in range(batch_size(batch))]
         return {name: np.stack([column[name] for column in columns], axis=1) for name in weights}
 

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raysearch.config.sensitivity import TraceLoss
 from raysearch.errors import TaskError
-from raysearch.evaluation import Replica, output_tensor, run_in_microbatches
+from raysearch.evaluation import DataSet, Replica, output_tensor, run_in_microbatches
 from raysearch.evaluation.batches import Batch
 from raysearch.evaluation.forward import frozen_eval
 
@@ -116,7 +116,10 @@ def in_pieces(
             sums = {name: value + size * got[name] for name, value in sums.items()}
         return total, {name: value / total for name, value in sums.items()}
 
-    batch, reference = replica.shard("calibration", shard), replica.float_outputs("calibration", shard)
+    batch, reference = (
+        replica.shard(DataSet.CALIBRATION, shard),
+        replica.float_outputs(DataSet.CALIBRATION, shard),
+    )
     _, found = run_in_microbatches(
         sized,
         (batch, reference),
@@ -136,7 +139,7 @@ class ShardProducts:
 
     def __init__(self, replica: Replica, weights: tuple[str, ...], loss: TraceLoss, shard: int) -> None:
         self._replica, self._weights, self._loss, self._shard = replica, weights, loss, shard
-        self._size = len(replica.float_outputs("calibration", shard))
+        self._size = len(replica.float_outputs(DataSet.CALIBRATION, shard))
         self._stack, self._kept = ExitStack(), dict[str, Block]()
 
     def __enter__(self) -> Self:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from raysearch.errors import TaskError
-from raysearch.evaluation import Replica, batch_size, output_tensor
+from raysearch.evaluation import DataSet, Replica, batch_size, output_tensor
 from raysearch.evaluation.batches import Batch, take
 from raysearch.sensitivity.estimators.captured_calls import (
     Call,
@@ -42,6 +42,17 @@ class Plan:
     signatures: tuple[tuple[Any, ...], ...]
     layouts: tuple[Layout | None, ...]
     looped: frozenset[str]
+
+
+@dataclass
+class Plans:
+    """The plans that a worker has made; see `WorkerCache.of`.
+
+    Attributes:
+        by_weights: the weights that are measured together → their plan.
+    """
+
+    by_weights: dict[tuple[str, ...], Plan] = field(default_factory=dict)
 
 
 class SampleGradients:
@@ -126,13 +137,13 @@ def _forward(replica: Replica, weights: Mapping[str, Tensor], batch: Batch) -> t
 
 
 def _plan(replica: Replica, weights: tuple[str, ...]) -> Plan:
-    known: dict[tuple[str, ...], Plan] = replica.cache.setdefault("sample_gradients", {})
+    known = replica.cache.of(Plans).by_weights
     if weights not in known:
-        shards = replica.shards["calibration"]
+        shards = replica.shards[DataSet.CALIBRATION]
         # The same samples on every worker, so that all take the same way.
         largest = max(range(len(shards)), key=lambda index: min(PROBE_SAMPLES, batch_size(shards[index])))
         known[weights] = _make_plan(
-            replica, weights, take(replica.shard("calibration", largest), 0, PROBE_SAMPLES)
+            replica, weights, take(replica.shard(DataSet.CALIBRATION, largest), 0, PROBE_SAMPLES)
         )
     return known[weights]
 

@@ -8,7 +8,7 @@ import torch
 from raysearch.errors import TaskError
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.sensitivity.estimators import layer_norms
-from raysearch.sensitivity.estimators.sample_gradients import SampleGradients, enable
+from raysearch.sensitivity.estimators.sample_gradients import Plans, SampleGradients, enable
 from tests.support.trace_nets import CASES, build, weights_of
 
 
@@ -41,7 +41,7 @@ def test_norms_are_those_of_each_sample_alone(case, gram, monkeypatch):
     columns = list(torch.randn(3, *replica.model(batch[0]).shape))
     expected = by_loop(replica, weights, batch, columns)
     found = norms(replica, weights, batch, columns)
-    assert replica.cache["sample_gradients"][weights].looped == CASES[case][2]
+    assert replica.cache.of(Plans).by_weights[weights].looped == CASES[case][2]
     for name, truth in zip(weights, expected, strict=True):
         assert found[name].numpy() == pytest.approx(truth.numpy(), rel=2e-5, abs=1e-6 * float(truth.max())), (
             name
@@ -66,7 +66,7 @@ def test_a_model_that_takes_another_way_for_a_batch_is_followed():
         assert found["a.weight"].numpy() == pytest.approx(
             by_loop(replica, ("a.weight",), batch, columns)[0].numpy(), rel=1e-5
         )
-    assert not replica.cache["sample_gradients"]["a.weight",].looped
+    assert not replica.cache.of(Plans).by_weights["a.weight",].looped
 
 
 def test_an_output_without_a_row_a_sample_is_refused():

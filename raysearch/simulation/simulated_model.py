@@ -1,74 +1,35 @@
-"""A worker's quantized twin of its float model: built once, switched from option to option."""
+"""A worker's simulated model: its fake-quantized float model, built once, switched between assignments."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
 
-from raysearch.evaluation import Batch, Replica, batch_size, output_tensor
+from raysearch.evaluation import Batch, DataSet, Replica, batch_size, output_tensor, shard_name
 from raysearch.evaluation.batches import take
 from raysearch.evaluation.microbatch import is_out_of_memory, run_in_microbatches
 from raysearch.hooks.attach import check_weight
 from raysearch.quantizer import Quantizer, make_quantizer
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
 from raysearch.records.applicable import check_assignment
-from raysearch.simulation.hook_switch import Wiring
-from raysearch.simulation.prefix_cache import Prefix
+from raysearch.simulation.hook_switch import HookSwitch
+from raysearch.simulation.prefix_cache import PrefixCache
+from raysearch.simulation.weight_cache import CACHE_BYTES, DeployedWeights, WeightCache
 
 _log = logging.getLogger(__name__)
-
-CACHE_BYTES = 2**30
-"""What a worker may keep between forwards by default: half of it fake-quantized weights, half the outputs of
-layers before the quantized one. More only saves time; the results are the same."""
 
 FEW_SAMPLES = 2
 """Samples on which the first recording learns which calls the model makes."""
 
 
-class WeightCache:
-    """Fake-quantized weights, each made by the quantizer that is deployed, once.
-
-    When the limit is met, what is not held is made anew at each use. Nothing is put out for it: the options
-    come round and round, and the least recently used weight is the next one to come.
-
-    Args:
-        weights: quantizer id → float weight.
-        setup: points.
-        ranges: calibrated ranges.
-        limit_bytes: of weights held.
-    """
-
-    def __init__(
-        self, weights: dict[str, nn.Parameter], setup: QuantizerSetup, ranges: RangeTable, limit_bytes: int
-    ) -> None:
-        self.weights, self._ranges, self._free = weights, ranges, limit_bytes
-        self._quantizers = {
-            name: make_quantizer(setup.points[name]).to(weight.device) for name, weight in weights.items()
-        }
-        self._held: dict[tuple[str, int], nn.Parameter] = {}
-
-    def get(self, name: str, bits: int) -> nn.Parameter:
-        """One weight at one width, equal bit for bit to what the controller's parametrization computes."""
-        if (name, bits) in self._held:
-            return self._held[name, bits]
-        quantizer = self._quantizers[name]
-        quantizer.set_range(bits, self._ranges[name, bits])
-        with torch.no_grad():
-            made = nn.Parameter(quantizer(self.weights[name]), requires_grad=False)
-        size = made.numel() * made.element_size()
-        if size <= self._free:
-            self._free -= size
-            self._held[name, bits] = made
-        return made
-
-
-class QuantizedTwin:
+class SimulatedModel:
     """A copy of the float model that takes any assignment without quantizing a weight twice.
 
     Its outputs equal those of `create_controller` bit for bit. Weights are put in place of the float ones, so
@@ -80,7 +41,7 @@ class QuantizedTwin:
         model: the float model; left as it is.
         setup: points and groups.
         ranges: calibrated ranges.
-        cache_bytes: half for `WeightCache`, half for `Prefix`.
+        cache_bytes: half for `WeightCache`, half for `PrefixCache`.
 
     Raises:
         PlacementError: the setup belongs to another model, or this one has quantizers already.
@@ -89,7 +50,8 @@ class QuantizedTwin:
     def __init__(
         self, model: nn.Module, setup: QuantizerSetup, ranges: RangeTable, cache_bytes: int = CACHE_BYTES
     ) -> None:
-        self._setup, self._ranges = setup, ranges
+        self._setup = setup
+        self._ranges = ranges
         shared: dict[int, object] = {id(p): p for p in model.parameters()}
         self.model = copy.deepcopy(model, shared).eval()
         points = setup.of_kind("weight")
@@ -104,15 +66,16 @@ class QuantizedTwin:
             name: [(self.model.get_submodule(site.module), site.name) for site in point.sites]
             for name, point in points.items()
         }
-        floats = {name: model.get_parameter(name) for name in points}
-        self._wiring = Wiring(self.model, setup, self._activations)
+        self._float_weights = {name: model.get_parameter(name) for name in points}
+        deployed = DeployedWeights(self._float_weights, setup, ranges)
+        self._weights = WeightCache(deployed, cache_bytes // 2)
+        self._hooks = HookSwitch(self.model, setup, self._activations)
+        self._prefix = PrefixCache(self.model, self._sites, self._activations, cache_bytes // 2)
         self._is_compared = False
-        self._cache = WeightCache(floats, setup, ranges, cache_bytes // 2)
-        self._prefix = Prefix(self.model, self._sites, self._activations, cache_bytes // 2)
         self._may_record = True
         self._acting: frozenset[str] = frozenset()
         self._widths: dict[str, int] = {}
-        self._ranged: dict[str, int] = {}
+        self._set_widths: dict[str, int] = {}
 
     def apply(self, assignment: BitAssignment) -> None:
         """Take an assignment; groups that are not named are float.
@@ -123,25 +86,31 @@ class QuantizedTwin:
         """
         check_assignment(self._setup, self._ranges, assignment)
         widths = assignment.per_point(self._setup)
-        for name, sites in self._sites.items():
+        for name in self._sites:
             bits = widths.get(name, 0)
             if bits != self._widths.get(name, 0):
-                weight = self._cache.get(name, bits) if bits else self._cache.weights[name]
-                for module, parameter in sites:
-                    module._parameters[parameter] = weight
+                self._put_weight(name, bits)
         acting = [name for name in self._activations if name in widths]
         for name in self._acting.symmetric_difference(acting):
             self._activations[name].enabled = name in widths
         self._acting = frozenset(acting)
         for name in acting:
-            if self._ranged.get(name) != widths[name]:
-                self._activations[name].set_range(widths[name], self._ranges[name, widths[name]])
-                self._ranged[name] = widths[name]
+            bits = widths[name]
+            # A range outlives the time its quantizer is off, so it is set again for another width only.
+            if self._set_widths.get(name) != bits:
+                self._activations[name].set_range(bits, self._ranges[name, bits])
+                self._set_widths[name] = bits
         self._widths = widths
-        self._wiring.wire(acting)
+        self._hooks.hook(acting)
 
-    def outputs(self, replica: Replica, assignment: BitAssignment, data: str, index: int) -> Tensor:
+    def outputs(self, replica: Replica, assignment: BitAssignment, data: DataSet, index: int) -> Tensor:
         """Judged outputs under an assignment on one shard, by a forward from the first layer to the last.
+
+        Args:
+            replica: holds the shards, and says how a batch is run.
+            assignment: see `apply`.
+            data: the data set.
+            index: of the shard.
 
         Raises:
             PlacementError: see `apply`.
@@ -151,46 +120,67 @@ class QuantizedTwin:
         self.apply(assignment)
         return self._run(replica, data, index)
 
-    def record(self, replica: Replica, options: Sequence[Option], data: str, index: int) -> None:
-        """Keep of a shard's float forward what `later_outputs` of these options needs; see `Prefix`.
+    def record(self, replica: Replica, options: Sequence[Option], data: DataSet, index: int) -> None:
+        """Keep of a shard's float forward what `later_outputs` of these options needs; see `PrefixCache`.
 
         Where memory does not suffice for a whole shard with what is kept of it, nothing is kept any more.
+
+        Args:
+            replica: holds the shards, and says how a batch is run.
+            options: those of the unit at hand.
+            data: the data set.
+            index: of the shard.
         """
         batch = replica.shard(data, index)
         if not self._may_record or not _fits(replica, batch):
             self._prefix.forget()
             return
         self.apply(BitAssignment({}))
-        now = [self._points(group) for group in dict(options)]
-        every = [self._points(group) for group in self._setup.groups]
-        size, seen = batch_size(batch), list[Tensor]()
+        size = batch_size(batch)
+        outputs: list[Tensor] = []
 
-        def watched(part: Batch = batch) -> None:
+        def run(part: Batch) -> None:
             # A quantizer that is not hooked in cannot tell when it is read.
-            self._wiring.wire_all()
-            seen[:] = [self._forward(replica, part)]
+            self._hooks.hook_all()
+            outputs[:] = [self._forward(replica, part)]
 
-        few = (lambda: watched(take(batch, 0, FEW_SAMPLES))) if size > 2 * FEW_SAMPLES else None
+        run_few: Callable[[], None] | None = None
+        if size > 2 * FEW_SAMPLES:
+            run_few = partial(run, take(batch, 0, FEW_SAMPLES))
         try:
-            self._prefix.record((data, index), watched, now, every, few, FEW_SAMPLES / size)
-            if seen:
-                if self._wiring.may_leave_out:
+            self._prefix.record(
+                (data, index),
+                partial(run, batch),
+                [self._points(group) for group in dict(options)],
+                [self._points(group) for group in self._setup.groups],
+                run_few,
+                FEW_SAMPLES / size,
+            )
+            if outputs:
+                if self._hooks.may_unhook:
                     # One float forward serves the recording and the reference.
-                    replica.keep_float_outputs(data, index, seen[0])
-                self._compare(replica, data, index, seen[0])
+                    replica.cache.float_outputs.keep(data, index, outputs[0])
+                self._compare(replica, data, index, outputs[0])
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             self._may_record = False
         finally:
-            self._wiring.wire(())
+            self._hooks.hook(())
+        # After the handler: while it runs, the traceback keeps the failed attempt's tensors alive.
         if not self._may_record:
             self._give_up_recording()
 
-    def later_outputs(self, replica: Replica, assignment: BitAssignment, data: str, index: int) -> Tensor:
+    def later_outputs(self, replica: Replica, assignment: BitAssignment, data: DataSet, index: int) -> Tensor:
         """The same as `outputs`, where only what comes after the first quantizer that acts is run.
 
         Without a recording of the shard all is run.
+
+        Args:
+            replica: holds the shards, and says how a batch is run.
+            assignment: see `apply`.
+            data: the data set.
+            index: of the shard.
         """
         if not self._prefix.holds((data, index)):
             return self.outputs(replica, assignment, data, index)
@@ -198,8 +188,10 @@ class QuantizedTwin:
         points = [name for group in assignment.bits for name in self._points(group)]
         batch = replica.shard(data, index)
         try:
-            found: Tensor = self._prefix.replay((data, index), lambda: self._quietly(replica, batch), points)
-            return found
+            outputs: Tensor = self._prefix.replay(
+                (data, index), lambda: self._run_private(replica, batch), points
+            )
+            return outputs
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -210,21 +202,28 @@ class QuantizedTwin:
         """How late in the recorded forward an option first acts; grows from layer to layer."""
         return self._prefix.depth(self._points(option[0]))
 
+    def _put_weight(self, name: str, bits: int) -> None:
+        """Put a weight at a width in place of the present one; at width 0 the float one."""
+        weight = self._weights.get(name, bits) if bits else self._float_weights[name]
+        for module, parameter in self._sites[name]:
+            # Past `setattr`, which would register the parameter anew.
+            module._parameters[parameter] = weight
+
     def _points(self, group: str) -> tuple[str, ...]:
         return self._setup.groups[group].points
 
-    def _compare(self, replica: Replica, data: str, index: int, hooked: Tensor | None = None) -> None:
+    def _compare(self, replica: Replica, data: DataSet, index: int, hooked: Tensor | None = None) -> None:
         """Once: whether the float model gives the same bits with all hooks on as with none."""
         if self._is_compared:
             return
         self._is_compared = True
-        if self._wiring.is_watchful:
+        if self._hooks.reacts_to_hooks:
             return
         if hooked is None and self._activations:
             self.apply(BitAssignment({}))
             hooked = self._run(replica, data, index)
         if hooked is not None:
-            self._wiring.may_leave_out = same_bits(hooked, replica.float_outputs(data, index))
+            self._hooks.may_unhook = same_bits(hooked, replica.float_outputs(data, index))
 
     def _give_up_recording(self) -> None:
         self._may_record = False
@@ -234,16 +233,17 @@ class QuantizedTwin:
             "full forwards, with the same results"
         )
 
-    def _run(self, replica: Replica, data: str, index: int) -> Tensor:
-        batch, state = replica.shard(data, index), replica.microbatches("forward")
-        name = f"shard {index} of the {data} data"
-        found: Tensor = run_in_microbatches(
-            lambda part: self._quietly(replica, part), batch, state, name=name
+    def _run(self, replica: Replica, data: DataSet, index: int) -> Tensor:
+        return run_in_microbatches(
+            lambda part: self._run_private(replica, part),
+            replica.shard(data, index),
+            replica.microbatches("forward"),
+            name=shard_name(data, index),
         )
-        return found
 
-    def _quietly(self, replica: Replica, batch: Batch) -> Tensor:
-        # As `Replica.run`, without the walk over all modules: the twin is private, and in eval mode for good.
+    def _run_private(self, replica: Replica, batch: Batch) -> Tensor:
+        # As `Replica.run`, without its walk over all modules: this model is private, and in eval mode for
+        # good, so that only the generator has to be put back.
         rng = torch.get_rng_state()
         try:
             return self._forward(replica, batch)
@@ -267,30 +267,46 @@ def _fits(replica: Replica, batch: Batch) -> bool:
 
 
 @dataclass
-class _Held:
+class _Entry:
+    """The simulated model of the last call, with what it was made of."""
+
     setup: QuantizerSetup
     ranges: RangeTable
     key: str
-    twin: QuantizedTwin
+    model: SimulatedModel
 
 
-def quantized_twin(
+@dataclass
+class _Slot:
+    """Where a worker keeps it; see `WorkerCache.of`."""
+
+    entry: _Entry | None = None
+
+
+def simulated_model(
     replica: Replica, setup: QuantizerSetup, ranges: RangeTable, cache_bytes: int = CACHE_BYTES
-) -> QuantizedTwin:
-    """The twin of the replica's model; cached per setup, ranges and limit.
+) -> SimulatedModel:
+    """The simulated model of a worker; kept between calls for one setup, ranges and limit.
 
     Cost: nothing for the objects of the last call, one hash for others with the same content, else one copy
     of the model without its weights.
+
+    Args:
+        replica: the worker's float model.
+        setup: points and groups.
+        ranges: calibrated ranges.
+        cache_bytes: see `SimulatedModel`.
     """
-    held: _Held | None = replica.cache.get("twin")
+    slot = replica.cache.of(_Slot)
+    entry = slot.entry
     # A hash costs as much as a small forward, and most units of a call bring the same two objects.
-    if held is not None and held.setup is setup and held.ranges is ranges:
-        return held.twin
+    if entry is not None and entry.setup is setup and entry.ranges is ranges:
+        return entry.model
     digest = blake2b(ranges.to_bytes(), digest_size=16).hexdigest()
     key = f"{setup.fingerprint()}:{digest}:{cache_bytes}"
-    if held is not None and held.key == key:
-        held.setup, held.ranges = setup, ranges
-        return held.twin
-    twin = QuantizedTwin(replica.model, setup, ranges, cache_bytes)
-    replica.cache["twin"] = _Held(setup, ranges, key, twin)
-    return twin
+    if entry is not None and entry.key == key:
+        entry.setup, entry.ranges = setup, ranges
+        return entry.model
+    model = SimulatedModel(replica.model, setup, ranges, cache_bytes)
+    slot.entry = _Entry(setup, ranges, key, model)
+    return model

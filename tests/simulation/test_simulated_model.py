@@ -1,4 +1,4 @@
-"""The twin's outputs against the ordinary controller's, bit for bit."""
+"""The simulated model's outputs against the ordinary controller's, bit for bit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
 from raysearch.controller import create_controller
 from raysearch.errors import PlacementError
-from raysearch.evaluation import Divergence, Replica
+from raysearch.evaluation import Divergence, Replica, WorkerCache
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import SymmetricQuantizer
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 from raysearch.sensitivity.perturbation import measure_perturbations
-from raysearch.simulation.twin import QuantizedTwin, quantized_twin
+from raysearch.simulation.simulated_model import SimulatedModel, simulated_model
 from tests.support import models
 from tests.support.replicas import make_ranges, make_replica, make_setup
 
@@ -57,7 +57,7 @@ def controlled(replica, setup, ranges, assignment, shard):
 )
 def test_every_option_gives_the_bits_of_the_controller_in_full_and_in_part(name, weights_only):
     replica, setup, ranges = make_case(name, weights_only)
-    twin = QuantizedTwin(replica.model, setup, ranges)
+    twin = SimulatedModel(replica.model, setup, ranges)
     for shard in (0, 1):
         twin.record(replica, setup.options(), "calibration", shard)
         # Backwards, so that an earlier option's leftovers would show.
@@ -73,7 +73,7 @@ def test_every_option_gives_the_bits_of_the_controller_in_full_and_in_part(name,
 @pytest.mark.parametrize("name", ["digits", "tied", "attention"])
 def test_whole_assignments_give_the_bits_of_the_controller(name):
     replica, setup, ranges = make_case(name)
-    twin = QuantizedTwin(replica.model, setup, ranges)
+    twin = SimulatedModel(replica.model, setup, ranges)
     for bits in ({}, BitAssignment.extreme(setup, 0).bits, {}, BitAssignment.extreme(setup, -1).bits):
         expected = controlled(replica, setup, ranges, BitAssignment(dict(bits)), 0)
         assert torch.equal(twin.outputs(replica, BitAssignment(dict(bits)), "calibration", 0), expected)
@@ -95,7 +95,7 @@ def quantizations(monkeypatch):
 
 def test_a_weight_is_quantized_once_a_width(quantizations):
     replica, setup, ranges = make_case("digits")
-    twin = QuantizedTwin(replica.model, setup, ranges)
+    twin = SimulatedModel(replica.model, setup, ranges)
     for _ in range(3):
         for index in (0, -1):
             for shard in (0, 1):
@@ -109,8 +109,8 @@ def test_beyond_the_limit_weights_are_made_anew_and_the_bits_stay(quantizations)
     size = {n: 4 * setup.points[n].num_elements for n in setup.of_kind("weight")}
     first = next(iter(size))
     # Half of the limit is for weights: the first at both widths, and nothing else that is as large.
-    twin = QuantizedTwin(replica.model, setup, ranges, 2 * 2 * size[first])
-    rich = QuantizedTwin(replica.model, setup, ranges)
+    twin = SimulatedModel(replica.model, setup, ranges, 2 * 2 * size[first])
+    rich = SimulatedModel(replica.model, setup, ranges)
     for round_ in range(2):
         quantizations.clear()
         for option in setup.options():
@@ -125,7 +125,7 @@ def test_beyond_the_limit_weights_are_made_anew_and_the_bits_stay(quantizations)
 def test_the_float_model_is_shared_and_untouched():
     replica, setup, ranges = make_case("digits")
     before = copy.deepcopy(replica.model.state_dict())
-    twin = QuantizedTwin(replica.model, setup, ranges)
+    twin = SimulatedModel(replica.model, setup, ranges)
     twin.outputs(replica, BitAssignment.extreme(setup, 0), "calibration", 0)
     assert all(torch.equal(value, before[name]) for name, value in replica.model.state_dict().items())
     assert not any("forward" in module.__dict__ for module in replica.model.modules())
@@ -138,13 +138,13 @@ def test_the_float_model_is_shared_and_untouched():
 
 def test_what_does_not_fit_is_refused_and_nothing_changes():
     replica, setup, ranges = make_case("digits")
-    twin = QuantizedTwin(replica.model, setup, ranges)
+    twin = SimulatedModel(replica.model, setup, ranges)
     first = twin.outputs(replica, BitAssignment({"stem.weight": 2}), "calibration", 0)
     with pytest.raises(PlacementError, match="allowed: 2, 4"):
         twin.apply(BitAssignment({"stem.weight": 3}))
     assert torch.equal(replica.run(twin.model, replica.shard("calibration", 0)), first)
     with pytest.raises(PlacementError, match="made for another model"):
-        QuantizedTwin(models.build("text"), setup, ranges)
+        SimulatedModel(models.build("text"), setup, ranges)
 
 
 def test_asymmetric_weights_are_perturbed_by_the_quantizer_that_is_deployed():
@@ -161,10 +161,10 @@ def test_the_twin_is_built_once_for_equal_content_and_anew_for_other():
     replica = make_replica("relu")
     setup = make_setup("relu", replica)
     ranges = make_ranges(setup, replica)
-    twin = quantized_twin(replica, setup, ranges)
-    assert quantized_twin(replica, setup, ranges) is twin
+    twin = simulated_model(replica, setup, ranges)
+    assert simulated_model(replica, setup, ranges) is twin
     same = QuantizerSetup.from_json(setup.to_json())
-    assert quantized_twin(replica, same, RangeTable(dict(ranges.ranges))) is twin
+    assert simulated_model(replica, same, RangeTable(dict(ranges.ranges))) is twin
     other = calibrate(setup, LocalPool(replica), 3, weights="min_max")
-    assert quantized_twin(replica, setup, other) is not twin
-    assert copy.deepcopy(replica).__getstate__()["cache"] == {}
+    assert simulated_model(replica, setup, other) is not twin
+    assert copy.deepcopy(replica).__getstate__()["cache"] == WorkerCache()

@@ -1,0 +1,77 @@
+"""The weights that will be deployed, made in one place and kept between forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from raysearch.quantizer import make_quantizer
+from raysearch.records import QuantizerSetup, RangeTable
+
+CACHE_BYTES = 2**30
+"""What a worker may keep between forwards by default: half of it fake-quantized weights, half the outputs of
+layers before the quantized one. More only saves time; the results are the same."""
+
+
+class DeployedWeights:
+    """Makes the fake-quantized form of a weight at a bit-width: the one place where measurements get it.
+
+    Perturbations, responses and measured trials all read what is made here, so they are all about the same
+    weights. It equals, bit for bit, what the controller's parametrization computes.
+
+    Args:
+        weights: quantizer id → float weight.
+        setup: the points.
+        ranges: calibrated ranges.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], setup: QuantizerSetup, ranges: RangeTable) -> None:
+        self.float_weights = weights
+        self._ranges = ranges
+        self._quantizers = {
+            name: make_quantizer(setup.points[name]).to(weight.device) for name, weight in weights.items()
+        }
+
+    def make(self, name: str, num_bits: int) -> Tensor:
+        """The fake-quantized weight, a new tensor of the float one's shape and dtype.
+
+        Args:
+            name: quantizer id.
+            num_bits: one of its bit-widths.
+        """
+        quantizer = self._quantizers[name]
+        quantizer.set_range(num_bits, self._ranges[name, num_bits])
+        with torch.no_grad():
+            quantized: Tensor = quantizer(self.float_weights[name])
+        return quantized
+
+
+class WeightCache:
+    """Fake-quantized weights, each made once while there is room.
+
+    A weight that comes when there is no room left is made anew at every use, and none is dropped to make
+    room for it. Options are measured in the same order over and over, so the least recently used weight is
+    the very one that is needed next: dropping it, as an LRU cache would, would miss every time.
+
+    Args:
+        source: makes a weight that is not kept.
+        limit_bytes: of weights kept.
+    """
+
+    def __init__(self, source: DeployedWeights, limit_bytes: int) -> None:
+        self._source = source
+        self._free_bytes = limit_bytes
+        self._weights: dict[tuple[str, int], nn.Parameter] = {}
+
+    def get(self, name: str, num_bits: int) -> nn.Parameter:
+        """One weight at one bit-width; see `DeployedWeights.make`."""
+        key = (name, num_bits)
+        if key in self._weights:
+            return self._weights[key]
+        weight = nn.Parameter(self._source.make(name, num_bits), requires_grad=False)
+        if weight.nbytes <= self._free_bytes:
+            self._free_bytes -= weight.nbytes
+            self._weights[key] = weight
+        return weight
