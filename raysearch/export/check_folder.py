@@ -14,10 +14,10 @@ from torch import nn
 from raysearch.artifacts.location import check_name
 from raysearch.errors import ConfigError, ExportError, StorageError
 from raysearch.evaluation import Batch, Forward, batch_size
-from raysearch.export.load import MANIFEST, LoadedModel, difference, load_model, read_manifest
+from raysearch.export.file_names import MANIFEST, WEIGHTS
+from raysearch.export.load import LoadedModel, difference, load_model, read_manifest
 from raysearch.export.targets import onnx as onnx_target
 from raysearch.export.targets import openvino as openvino_target
-from raysearch.export.targets import packed
 from raysearch.export.targets import pt2 as pt2_target
 from raysearch.export.targets.target import check_onnx, check_openvino, check_packed, check_pt2
 from raysearch.export.verification.verify import reference_outputs
@@ -25,7 +25,7 @@ from raysearch.records import ExportManifest, TargetCheck
 
 NUM_SAMPLES = 64
 FILE_OF = {
-    "packed": packed.WEIGHTS, "onnx": onnx_target.FILE, "openvino": openvino_target.FILE,
+    "packed": WEIGHTS, "onnx": onnx_target.FILE, "openvino": openvino_target.FILE,
     "pt2": pt2_target.FILE,
 }  # fmt: skip
 

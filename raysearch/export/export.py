@@ -16,8 +16,13 @@ from raysearch.artifacts import Storage, hash_file
 from raysearch.controller import stripped_quantizers, stripped_weights
 from raysearch.errors import ConfigError, ExportError
 from raysearch.evaluation import Batch, Forward, batch_size, default_forward
-from raysearch.export.load import MANIFEST, load_model
+from raysearch.export.file_names import FILES as PACKED_FILES
+from raysearch.export.file_names import MANIFEST, WEIGHTS
+from raysearch.export.load import load_model
+from raysearch.export.onnx_qdq.capture import capture
 from raysearch.export.onnx_qdq.floats import float_again
+from raysearch.export.onnx_qdq.packages import missing_packages, require_onnx
+from raysearch.export.onnx_qdq.proto import finish, write_model
 from raysearch.export.onnx_qdq.session import OnnxModel
 from raysearch.export.targets import onnx as onnx_target
 from raysearch.export.targets import openvino as openvino_target
@@ -39,7 +44,7 @@ from raysearch.records import (
 TARGETS = ("packed", "onnx", "openvino", "pt2")
 DEFAULT_TARGETS = ("packed", "onnx")
 FILES = {
-    "packed": packed.FILES,
+    "packed": PACKED_FILES,
     "onnx": (onnx_target.FILE,),
     "openvino": (openvino_target.FILE,),
     "pt2": (pt2_target.FILE,),
@@ -112,7 +117,7 @@ def export_model(
         if target in wanted:
             checks.extend(write(job))
     if "packed" in wanted and setup.stored is not None:
-        _check_size(folder / packed.WEIGHTS, costs["size"])
+        _check_size(folder / WEIGHTS, costs["size"])
     listed = {
         target: [ExportedFile(n, hash_file(folder / n), (folder / n).stat().st_size) for n in FILES[target]]
         for target in TARGETS
@@ -145,7 +150,7 @@ def _check_size(path: Path, size: float) -> None:
 
 def _wanted(targets: Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:
     if targets is None:
-        missing = onnx_target.missing_packages()
+        missing = missing_packages()
         if not missing:
             return DEFAULT_TARGETS, []
         note = f'onnx: left out, since {", ".join(missing)} is not installed (pip install "raysearch[onnx]").'
@@ -156,7 +161,7 @@ def _wanted(targets: Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:
     if not targets:
         raise ConfigError(f"no export target is named; known: {', '.join(TARGETS)}.")
     if "onnx" in targets:
-        onnx_target.require_onnx()
+        require_onnx()
     if "openvino" in targets:
         openvino_target.require_openvino()
     return tuple(targets), []
@@ -191,7 +196,7 @@ class _Job:
     def captured(self) -> tuple[Any, int | None]:
         """The graph that ONNX files are made of, and its only batch size; to capture takes longest of all."""
         weights = stripped_weights(self.stripped, self.setup)
-        return onnx_target.capture(self.stripped, weights, self.example_inputs)
+        return capture(self.stripped, weights, self.example_inputs)
 
     def fitting(self, target: str, fixed: int | None) -> list[Reference]:
         """The references that a file takes."""
@@ -213,13 +218,13 @@ def _onnx(job: _Job) -> list[TargetCheck]:
     path = job.folder / onnx_target.FILE
     weights = stripped_weights(job.stripped, job.setup)
     model, fixed = job.captured
-    onnx_target.write_model(onnx_target.finish(model.clone(), weights), path)
+    write_model(finish(model.clone(), weights), path)
     job.notes.extend(onnx_target.container_notes(weights))
     checks = check_onnx(path, job.fitting("onnx", fixed), job.forward, job.notes, job.stripped)
     if job.measure_latency:
         twin = model.clone()
         float_again(twin, weights.values(), stripped_quantizers(job.stripped, job.setup))
-        job.latency.update(_latency(path, onnx_target.finish(twin, {}), job.example_inputs))
+        job.latency.update(_latency(path, finish(twin, {}), job.example_inputs))
     return checks
 
 
@@ -246,7 +251,7 @@ def _latency(path: Path, plain: Any, example_inputs: tuple[Any, ...]) -> dict[st
     model(*example_inputs)
     with TemporaryDirectory() as scratch:
         twin = Path(scratch) / onnx_target.FILE
-        onnx_target.write_model(plain, twin)
+        write_model(plain, twin)
         return paired_seconds({"onnx": path, "float": twin}, model.recorded[0])
 
 

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from raysearch.artifacts import hash_file
 from raysearch.errors import StorageError
 from raysearch.export.archive import MAX_GRAPH_BYTES
+from raysearch.export.file_names import ARCHITECTURE, CONFIG, FILES, MANIFEST, WEIGHTS
 from raysearch.export.model_config import ModelConfig, PackedWeight
 from raysearch.export.outputs import NamedOutputs
 from raysearch.export.packing import packed_length, unpack_codes
 from raysearch.export.program import load_program
 from raysearch.export.restore import restore_module
-from raysearch.export.targets.packed import ARCHITECTURE, CONFIG, FILES, WEIGHTS
 from raysearch.records import ExportedFile, ExportManifest
 
-MANIFEST = "manifest.json"
 _AGAIN = "Retrieve or export the model again."
 
 

@@ -11,7 +11,7 @@ import raysearch
 from raysearch.cli import app
 from raysearch.errors import ConfigError, ExportError, StorageError
 from raysearch.export import export_model, verify_folder
-from raysearch.export.targets import onnx as onnx_target
+from raysearch.export.onnx_qdq import packages
 from tests.support.export_cases import Twins, case
 
 
@@ -90,7 +90,7 @@ def test_what_is_not_there_is_told(copied, tmp_path, monkeypatch):
         verify_folder(tmp_path)
     with pytest.raises(ConfigError, match="no target 'openvino'; it has packed, onnx, pt2"):
         verify_folder(copied, targets=["openvino"])
-    monkeypatch.setattr(onnx_target, "EXTRA", ("no_such_package",))
+    monkeypatch.setattr(packages, "EXTRA", ("no_such_package",))
     with pytest.raises(
         ExportError, match=r'no_such_package; install them with `pip install "raysearch\[onnx\]"`'
     ):

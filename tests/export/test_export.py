@@ -8,8 +8,10 @@ import torch
 from raysearch.controller import stripped_weights
 from raysearch.errors import ConfigError, ExportError
 from raysearch.export import TARGETS, export_model, load_model
+from raysearch.export.file_names import FILES
+from raysearch.export.onnx_qdq import packages, proto
+from raysearch.export.onnx_qdq.storage import code_readers
 from raysearch.export.targets import onnx as onnx_target
-from raysearch.export.targets import packed
 from raysearch.records import BitAssignment, CostModel, ExportManifest
 from tests.support.export_cases import case, forward_all
 
@@ -23,7 +25,7 @@ def test_every_target_is_written_verified_and_listed(tmp_path, residual):
     manifest = export(residual, tmp_path / "a" / "model", batches=batches, forward=forward_all)
     folder = tmp_path / "a" / "model"
     assert ExportManifest.from_json((folder / "manifest.json").read_text()) == manifest
-    assert sorted(f.path for f in manifest.files) == sorted((*packed.FILES, onnx_target.FILE))
+    assert sorted(f.path for f in manifest.files) == sorted((*FILES, onnx_target.FILE))
     assert {path.name for path in folder.iterdir()} == {f.path for f in manifest.files} | {"manifest.json"}
     for file in manifest.files:
         data = (folder / file.path).read_bytes()
@@ -46,7 +48,7 @@ def test_an_earlier_export_is_replaced_whole(tmp_path):
         (tmp_path / name).write_text("of an earlier export")
     manifest = export(case("waves", 4), tmp_path, targets=["packed"])
     assert not (tmp_path / "model.onnx").exists()
-    assert [f.path for f in manifest.files] == list(packed.FILES)
+    assert [f.path for f in manifest.files] == list(FILES)
     assert load_model(tmp_path).config.architecture == "Waves"
 
 
@@ -67,7 +69,7 @@ def test_unknown_and_missing_targets_are_refused_before_anything_is_written(tmp_
 
 
 def test_a_target_without_its_packages_is_left_out_unless_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_target, "EXTRA", ("no_such_package",))
+    monkeypatch.setattr(packages, "EXTRA", ("no_such_package",))
     net = case("waves")
     manifest = export(net, tmp_path)
     assert [check.target for check in manifest.checks] == ["packed"]
@@ -105,14 +107,14 @@ def test_a_target_that_differs_leaves_no_manifest(tmp_path, monkeypatch):
 
 def test_an_onnx_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     net = case("seven", 8)
-    real = onnx_target.fuse_regions
+    real = proto.fuse_regions
 
     def negate(model, **options):
         real(model, **options)
-        for value in onnx_target.code_readers(model):
+        for value in code_readers(model):
             value.const_value = onnx_ir.tensor(-value.const_value.numpy(), name=value.name)
 
-    monkeypatch.setattr(onnx_target, "fuse_regions", negate)
+    monkeypatch.setattr(proto, "fuse_regions", negate)
     with pytest.raises(ExportError, match=r"'onnx' differs from the stripped module in onnxruntime"):
         export(net, tmp_path, targets=["onnx"])
 

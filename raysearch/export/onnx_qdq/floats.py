@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from raysearch.controller import StrippedWeight
+from raysearch.export.onnx_qdq.capture import codes_identity
 from raysearch.export.onnx_qdq.storage import code_readers
 from raysearch.export.onnx_qdq.values import add_initializer, constant, only_reader
-from raysearch.export.targets.onnx import codes_identity
 
 
 def float_again(model: Any, weights: Iterable[StrippedWeight], quantizers: Iterable[str]) -> None:

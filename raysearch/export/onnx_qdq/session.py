@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.errors import StorageError
+from raysearch.export.onnx_qdq.capture import OUTPUT_KEY
+from raysearch.export.onnx_qdq.packages import PRECISION, require_onnx
 from raysearch.export.outputs import NamedOutputs, tensor_leaves
-from raysearch.export.targets.onnx import OUTPUT_KEY, PRECISION, require_onnx
 
 TRACED = "optimized.onnx"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from raysearch.errors import ConfigError
-from raysearch.export.targets import onnx as onnx_target
+from raysearch.export.onnx_qdq.packages import missing_packages
 from raysearch.export.targets import openvino as openvino_target
 from raysearch.quantizer import MAX_BITS, MIN_BITS
 from raysearch.records import QuantizationPoint, QuantizerSetup
@@ -56,7 +56,7 @@ class Capability:
 
 CAPABILITIES: Mapping[str, Capability] = {
     "packed": Capability({width: width for width in EVERY}),
-    "onnx": Capability({width: width for width in EVERY}, extra="onnx", missing=onnx_target.missing_packages),
+    "onnx": Capability({width: width for width in EVERY}, extra="onnx", missing=missing_packages),
     # It reads no INT2 and decodes bit streams at every inference.
     "openvino": Capability(
         {width: 4 if width <= 4 else 8 for width in EVERY},

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from raysearch.controller import StrippedWeight
 from raysearch.errors import ExportError, StorageError
+from raysearch.export.onnx_qdq.capture import OUTPUT_KEY
+from raysearch.export.onnx_qdq.packages import missing_packages
+from raysearch.export.onnx_qdq.proto import finish, write_model
 from raysearch.export.outputs import NamedOutputs, tensor_leaves
-from raysearch.export.targets.onnx import OUTPUT_KEY, finish, missing_packages, write_model
 
 FILE = "model.openvino.onnx"
 

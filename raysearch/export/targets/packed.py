@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from raysearch.artifacts import Storage
 from raysearch.controller import StrippedWeight, stripped_quantizers, stripped_weights
 from raysearch.errors import ExportError
+from raysearch.export.file_names import ARCHITECTURE, CONFIG, WEIGHTS
 from raysearch.export.input_spec import InputSpec, input_spec
 from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight, TensorSpec
 from raysearch.export.packing import pack_codes
@@ -21,11 +22,6 @@ from raysearch.export.program import capture_program, program_bytes, tensor_slot
 from raysearch.placement.stored_tensors import DTYPES
 from raysearch.records import FLOAT_BITS, QuantizerSetup, packed_bytes
 from raysearch.version import __version__
-
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-ARCHITECTURE = "architecture.pt2"
-FILES = (WEIGHTS, CONFIG, ARCHITECTURE)
 
 
 def write_packed(

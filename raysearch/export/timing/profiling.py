@@ -20,10 +20,12 @@ from torch.utils import _pytree as pytree
 
 from raysearch.controller import stripped_weights
 from raysearch.errors import ConfigError
+from raysearch.export.onnx_qdq.capture import capture
 from raysearch.export.onnx_qdq.floats import float_again
+from raysearch.export.onnx_qdq.packages import require_onnx
+from raysearch.export.onnx_qdq.proto import finish
 from raysearch.export.onnx_qdq.session import TRACED, load_session
 from raysearch.export.outputs import tensor_leaves
-from raysearch.export.targets.onnx import capture, finish, require_onnx
 from raysearch.export.timing.layer_nodes import LayerSeconds, label_layers, layer_seconds
 from raysearch.export.timing.machine import describe_machine
 from raysearch.records import FLOAT_BITS, LatencyProfile, QuantizerSetup

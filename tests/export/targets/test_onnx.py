@@ -4,9 +4,9 @@ import torch
 
 from raysearch.controller import stripped_weights
 from raysearch.errors import ExportError
+from raysearch.export.onnx_qdq import packages
 from raysearch.export.onnx_qdq.session import OnnxModel
 from raysearch.export.outputs import tensor_leaves
-from raysearch.export.targets import onnx as onnx_target
 from raysearch.export.targets.onnx import container_notes, write_onnx
 from raysearch.export.verification.verify import check_close, compare, reference_outputs
 from tests.support.export_cases import case, forward_all
@@ -106,7 +106,7 @@ def test_a_fixed_batch_is_told(tmp_path):
 
 
 def test_a_missing_extra_is_named_with_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_target, "EXTRA", ("onnx", "no_such_package"))
+    monkeypatch.setattr(packages, "EXTRA", ("onnx", "no_such_package"))
     with pytest.raises(ExportError, match=r'no_such_package; install .* `pip install "raysearch\[onnx\]"`'):
         write_onnx(torch.nn.Identity(), {}, (), tmp_path / "model.onnx")
 

@@ -13,9 +13,10 @@ from torch.nn.utils import parametrize
 from raysearch.controller import stripped_weights
 from raysearch.errors import ConfigError
 from raysearch.export import profile_onnxruntime
+from raysearch.export.onnx_qdq.capture import capture
 from raysearch.export.onnx_qdq.floats import float_again
+from raysearch.export.onnx_qdq.proto import finish
 from raysearch.export.onnx_qdq.session import OnnxModel
-from raysearch.export.targets.onnx import capture, finish
 from raysearch.export.timing.layer_nodes import layer_seconds
 from raysearch.quantizer import Quantizer
 from raysearch.records import BitAssignment, CostModel, LatencyProfile

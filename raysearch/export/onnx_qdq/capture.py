@@ -1,0 +1,120 @@
+"""A stripped module as a graph of `onnx_ir`, whose layers and quantizers have names."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from raysearch.controller import StrippedWeight
+from raysearch.errors import ExportError
+from raysearch.evaluation import batch_size
+from raysearch.export.onnx_qdq.storage import OPSET, code_readers
+from raysearch.export.outputs import plain
+from raysearch.export.program import batch_dims, quiet, widen
+from raysearch.quantizer import Quantizer
+
+OUTPUT_KEY = "raysearch.outputs"
+SCOPES = "pkg.torch.onnx.name_scopes"
+LAYERS = ("QuantizeLinear", "Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
+
+
+def capture(
+    stripped: nn.Module, weights: dict[str, StrippedWeight], example_inputs: tuple[Any, ...]
+) -> tuple[Any, int | None]:
+    """An `onnx_ir` model with named layers and quantizers, and the only batch size it takes.
+
+    Raises:
+        ExportError: the exporter refuses the model, or a weight did not arrive.
+    """
+    program, fixed_batch = _export(stripped, example_inputs)
+    model = program.model
+    _check_codes(model, weights)
+    _name_nodes(model, _quantizer_names(stripped))
+    return model, fixed_batch
+
+
+def _export(stripped: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[Any, int | None]:
+    widened, batch = widen(example_inputs)
+    with torch.no_grad():
+        outputs = plain(stripped(*example_inputs))
+    names = list(outputs) if isinstance(outputs, dict) else None
+    attempts: list[tuple[tuple[Any, ...], tuple[Any, ...] | None]] = [
+        (widened, batch_dims(widened, batch)),
+        (example_inputs, None),
+    ]
+    failure: Exception | None = None
+    for arguments, dims in attempts:
+        try:
+            with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+                program = torch.onnx.export(
+                    stripped,
+                    arguments,
+                    dynamo=True,
+                    opset_version=OPSET,
+                    dynamic_shapes=dims,
+                    output_names=names,
+                    verbose=False,
+                )
+        except Exception as error:
+            failure = failure or error
+            continue
+        assert program is not None
+        # The exporter fixes a dimension that it cannot keep open, and says nothing.
+        fixed = not any(_is_open(value) for value in program.model.graph.inputs)
+        if fixed and dims is not None:
+            continue
+        if names is not None:
+            program.model.metadata_props[OUTPUT_KEY] = json.dumps(names)
+        return program, batch_size(arguments) if fixed else None
+    first = str(failure).strip().split("\n", 1)[0][:300]
+    raise ExportError(
+        f"{type(stripped).__name__} cannot be exported to ONNX: {first}. Try torch.onnx.export(model, "
+        f"example_inputs, dynamo=True) alone and mend what it names, or leave the target 'onnx' out."
+    ) from failure
+
+
+def _is_open(value: Any) -> bool:
+    return bool(value.shape) and not isinstance(value.shape[0], int)
+
+
+def _check_codes(model: Any, weights: dict[str, StrippedWeight]) -> None:
+    stored = {codes_identity(value.const_value.numpy()) for value in code_readers(model)}
+    for weight in weights.values():
+        if codes_identity(weight.codes.cpu().numpy()) not in stored:
+            raise ExportError(
+                f"the codes of '{weight.name}' did not reach the ONNX graph as an initializer with "
+                f"DequantizeLinear. Pin the layer out with placement.ignored_scopes, or leave 'onnx' out."
+            )
+
+
+def codes_identity(codes: npt.NDArray[np.int8]) -> tuple[tuple[int, ...], bytes]:
+    """What equal codes of one shape have in common; the exporter merges them."""
+    return codes.shape, np.ascontiguousarray(codes).tobytes()
+
+
+def _name_nodes(model: Any, quantizers: dict[str, str]) -> None:
+    """Name quantizers by their ids, layers by their modules: profiles and comparisons show these names."""
+    calls: Counter[str] = Counter()
+    for node in model.graph:
+        name = ""
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+        if node.op_type in LAYERS and len(scopes) > 1:
+            name = quantizers.get(scopes[-2], scopes[-2])
+        if name:
+            calls[name] += 1
+            name += f"#{calls[name]}" if calls[name] > 1 else ""
+        node.name = name
+
+
+def _quantizer_names(stripped: nn.Module) -> dict[str, str]:
+    """Path of each quantizer's module → its id."""
+    return {path: m.name for path, m in stripped.named_modules() if isinstance(m, Quantizer) and m.name}
