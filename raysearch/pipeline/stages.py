@@ -18,7 +18,7 @@ from raysearch.pipeline.inputs import Inputs
 from raysearch.records import BitAssignment, ExportManifest, RangeTable
 from raysearch.seeding import derive_seed
 from raysearch.simulation import Judgement, MeasuredObjective
-from raysearch.training import Recipe, TrainingSettings, load_checkpoint
+from raysearch.training import Recipe, load_checkpoint
 
 
 def make_replica(inputs: Inputs, search: list[Batch]) -> Replica:
@@ -63,7 +63,13 @@ def make_objective(inputs: Inputs, ranges: RangeTable, pool: Pool, per_sample: b
 
 
 def make_recipe(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment) -> Recipe:
-    """What a training worker needs."""
+    """What a training worker needs.
+
+    Args:
+        inputs: the run's.
+        ranges: calibrated ranges.
+        assignment: group id → bit-width.
+    """
     return Recipe(
         model=copy.deepcopy(inputs.task.model),
         setup=inputs.setup,
@@ -75,7 +81,7 @@ def make_recipe(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment) -
         divergence=inputs.divergence,
         loss=inputs.task.loss,
         metrics=inputs.task.metrics,
-        settings=TrainingSettings(**inputs.config.training.model_dump()),
+        settings=inputs.config.training,
         seed=inputs.config.seed,
         norms=adapted_norms(inputs, ranges, assignment),
     )
@@ -86,6 +92,11 @@ def adapted_norms(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment)
 
     A function of the run's inputs alone, so a run that goes on gets the same; statistics that training has
     moved since are in its checkpoints, which win.
+
+    Args:
+        inputs: the run's; its `calibration.batch_norm_samples` says how many samples are averaged.
+        ranges: calibrated ranges.
+        assignment: group id → bit-width.
     """
     count = inputs.config.calibration.batch_norm_samples
     if not count:

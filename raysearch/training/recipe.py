@@ -10,45 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from raysearch.config import TrainingConfig
 from raysearch.controller import QuantizationController, create_controller
 from raysearch.errors import ConfigError
 from raysearch.evaluation import Batch, Divergence, Forward, Loss
 from raysearch.evaluation.measure import Metric
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
-
-Objective = Literal["auto", "loss", "distill"]
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train.
-
-    Attributes:
-        epochs: passes over the training data.
-        batch_size: samples in a batch and worker when the training data is a `Dataset`.
-        learning_rate: of AdamW for weights, biases and norms; falls to 0 along a cosine.
-        scale_learning_rate: of the quantizers' scales, relative to each scale's own size.
-        weight_decay: AdamW's, on parameters with two or more dimensions.
-        objective: "loss" (the task's), "distill" (the divergence to the float model), or "auto" (the
-            task's loss where it has one, else "distill").
-        num_workers: Ray Train workers; fixed for the run, since the global batch depends on it.
-        cpus_per_worker: CPUs a worker reserves.
-        use_gpu: one GPU a worker, NCCL instead of gloo.
-        threads: torch threads of a worker.
-        max_failures: how often Ray Train restarts a lost worker group from its last checkpoint.
-    """
-
-    epochs: int = 10
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    scale_learning_rate: float = 1e-2
-    weight_decay: float = 0.0
-    objective: Objective = "auto"
-    num_workers: int = 1
-    cpus_per_worker: float = 1.0
-    use_gpu: bool = False
-    threads: int = 1
-    max_failures: int = 2
 
 
 @dataclass(frozen=True)
@@ -81,7 +48,7 @@ class Recipe:
     divergence: Divergence
     loss: Loss | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
-    settings: TrainingSettings = field(default_factory=TrainingSettings)
+    settings: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
     norms: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -100,12 +67,12 @@ class Recipe:
         Raises:
             ConfigError: "loss" is set, but the task has none.
         """
-        chosen = self.settings.objective
-        if chosen == "loss" and self.loss is None:
+        objective = self.settings.objective
+        if objective == "loss" and self.loss is None:
             raise ConfigError("training.objective is 'loss', but the Task has no loss; set it to 'distill'.")
-        if chosen == "auto":
+        if objective == "auto":
             return "distill" if self.loss is None else "loss"
-        return chosen
+        return objective
 
     @property
     def monitor(self) -> str:

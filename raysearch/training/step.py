@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from raysearch.config import TrainingConfig
 from raysearch.controller import QuantizationController
 from raysearch.errors import TrainingError
 from raysearch.evaluation import Batch, evaluate_model, training_batches
@@ -20,8 +21,11 @@ from raysearch.evaluation.batches import map_tensors
 from raysearch.records import EpochMetrics
 from raysearch.seeding import derive_seed
 from raysearch.training.objective import Objective
-from raysearch.training.recipe import Recipe, TrainingSettings
+from raysearch.training.recipe import Recipe
 from raysearch.training.state import load_state, state_bytes
+
+CALIBRATED = -1
+"""The epoch by which the calibrated model goes that no step has changed yet."""
 
 
 @dataclass
@@ -30,7 +34,7 @@ class Progress:
 
     Attributes:
         next_epoch: the first epoch that is not done.
-        history: metrics per epoch; epoch −1 is the calibrated model.
+        history: metrics per epoch; the first is of the calibrated model.
         best_epoch: the epoch with the least monitored value.
         best_state: the model's state after it, as safetensors bytes.
         state: the model's state now.
@@ -39,7 +43,7 @@ class Progress:
 
     next_epoch: int = 0
     history: list[EpochMetrics] = field(default_factory=list)
-    best_epoch: int = -1
+    best_epoch: int = CALIBRATED
     best_state: bytes = b""
     state: bytes = b""
     optimizer: bytes = b""
@@ -66,12 +70,19 @@ class Context(Protocol):
 
 
 def train(recipe: Recipe, context: Context) -> Progress:
-    """Train the recipe's quantized model; the best epoch may be the calibrated model itself (−1).
+    """Train the recipe's quantized model; the best epoch may be the calibrated model itself (`CALIBRATED`).
 
     Every random draw of an epoch comes from (seed, epoch, rank), so an interrupted loop that goes on gives
     what an uninterrupted one gives.
 
     Cost per step: one forward and backward of the quantized model; with "distill" one float forward more.
+
+    Args:
+        recipe: what to train and how.
+        context: the rank that this process is.
+
+    Returns:
+        The state after the last epoch, with the best state and every epoch's metrics.
 
     Raises:
         TrainingError: the objective became NaN, or there is no batch; states the epoch and step.
@@ -84,25 +95,30 @@ def train(recipe: Recipe, context: Context) -> Progress:
     if progress.state:
         load_state(model, progress.state)
     else:
-        _record(progress, recipe, model, teacher, -1)
-    optimizer = _optimizer(controller, settings)
+        _record(progress, recipe, model, teacher, CALIBRATED)
+    optimizer = _make_optimizer(controller, settings)
     if progress.optimizer:
-        optimizer.load_state_dict(torch.load(io.BytesIO(progress.optimizer), weights_only=True))
+        saved = io.BytesIO(progress.optimizer)
+        optimizer.load_state_dict(torch.load(saved, weights_only=True))
     objective = context.prepare(Objective(recipe, model, teacher))
     seed = derive_seed(recipe.seed, "training", "order")
     batches = training_batches(recipe.train, settings.batch_size, seed, context.rank, context.world)
     for epoch in range(progress.next_epoch, settings.epochs):
         _set_learning_rate(optimizer, epoch, settings)
-        own = _seeded(batches(epoch), recipe.seed, epoch, context.rank)
-        _train_epoch(objective, optimizer, own, context.device, epoch)
+        share = _seeded(batches(epoch), recipe.seed, epoch, context.rank)
+        _train_epoch(objective, optimizer, share, context.device, epoch)
         _record(progress, recipe, model, teacher, epoch)
         progress.next_epoch = epoch + 1
         progress.state = state_bytes(model)
-        buffer = io.BytesIO()
-        torch.save(optimizer.state_dict(), buffer)
-        progress.optimizer = buffer.getvalue()
+        progress.optimizer = _optimizer_bytes(optimizer)
         context.report(progress)
     return progress
+
+
+def _optimizer_bytes(optimizer: torch.optim.Optimizer) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    return buffer.getvalue()
 
 
 def _seeded(batches: Iterable[Batch], run_seed: int, epoch: int, rank: int) -> Iterator[Batch]:
@@ -128,9 +144,8 @@ def _train_epoch(
     objective.train()
     step = -1
     for step, batch in enumerate(batches):
-        placed = map_tensors(batch, lambda tensor: tensor.to(device))
         optimizer.zero_grad(set_to_none=True)
-        value = objective(placed)
+        value = objective(_place(batch, device))
         if not bool(torch.isfinite(value)):
             raise TrainingError(
                 f"the training objective is {value.item()} at epoch {epoch}, step {step}; lower "
@@ -142,11 +157,17 @@ def _train_epoch(
         raise TrainingError("the training data gave no batch; pass data with at least one batch a worker.")
 
 
+def _place(batch: Batch, device: torch.device) -> Batch:
+    return map_tensors(batch, lambda tensor: tensor.to(device))
+
+
 def _record(progress: Progress, recipe: Recipe, model: nn.Module, teacher: nn.Module, epoch: int) -> None:
+    """Evaluate the model as it is after an epoch, and keep its state if it is the best so far."""
     device = next(model.parameters()).device
+    shards = [_place(batch, device) for batch in recipe.validation]
     metrics = evaluate_model(
         model,
-        [map_tensors(batch, lambda tensor: tensor.to(device)) for batch in recipe.validation],
+        shards,
         forward=recipe.forward,
         divergence=recipe.divergence,
         reference=teacher,
@@ -155,38 +176,45 @@ def _record(progress: Progress, recipe: Recipe, model: nn.Module, teacher: nn.Mo
     )
     monitored = metrics[recipe.monitor]
     # NaN compares false with everything: an epoch that has it is never the best, and never blocks another.
-    before = [e.metrics[recipe.monitor] for e in progress.history]
-    best = min((value for value in before if not math.isnan(value)), default=math.inf)
+    earlier = [entry.metrics[recipe.monitor] for entry in progress.history]
+    best = min((value for value in earlier if not math.isnan(value)), default=math.inf)
     progress.history.append(EpochMetrics(epoch, metrics))
     if monitored < best or not progress.best_state:
         progress.best_epoch = epoch
         progress.best_state = state_bytes(model)
 
 
-def _optimizer(controller: QuantizationController, settings: TrainingSettings) -> torch.optim.Optimizer:
-    learned = [pair for q in controller.all_quantizations.values() if q.enabled for pair in q.learned()]
-    ranges = {id(parameter) for parameter, _ in learned}
+def _make_optimizer(controller: QuantizationController, settings: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW over weights (decayed), biases and norms (not decayed), and each learned scale by itself."""
+    # Parameter of a quantizer and its size, by which its learning rate is scaled.
+    scales: list[tuple[Tensor, float]] = []
+    for quantizer in controller.all_quantizations.values():
+        if quantizer.enabled:
+            scales.extend(quantizer.learned())
+    scale_ids = {id(parameter) for parameter, _ in scales}
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
     for parameter in controller.model.parameters():
-        if parameter.requires_grad and id(parameter) not in ranges:
+        if parameter.requires_grad and id(parameter) not in scale_ids:
             (decayed if parameter.ndim > 1 else plain).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "base": settings.learning_rate, "weight_decay": settings.weight_decay},
-        {"params": plain, "base": settings.learning_rate, "weight_decay": 0.0},
+    groups = [
+        _group(decayed, settings.learning_rate, settings.weight_decay),
+        _group(plain, settings.learning_rate),
     ]
     # Adam's step has the size of the learning rate whatever the gradient's, so each scale gets a rate in
     # proportion to itself; otherwise small scales would jump by more than their own size.
-    groups.extend(
-        {"params": [parameter], "base": settings.scale_learning_rate * size, "weight_decay": 0.0}
-        for parameter, size in learned
-        if parameter.requires_grad
-    )
-    kept = [group for group in groups if group["params"]]
-    return torch.optim.AdamW([{**group, "lr": group["base"]} for group in kept])
+    for scale, size in scales:
+        if scale.requires_grad:
+            groups.append(_group([scale], settings.scale_learning_rate * size))
+    return torch.optim.AdamW([group for group in groups if group["params"]])
 
 
-def _set_learning_rate(optimizer: torch.optim.Optimizer, epoch: int, settings: TrainingSettings) -> None:
+def _group(parameters: list[Tensor], learning_rate: float, weight_decay: float = 0.0) -> dict[str, Any]:
+    # "base" is ours: what the schedule scales. Every group starts at it.
+    return {"params": parameters, "base": learning_rate, "weight_decay": weight_decay, "lr": learning_rate}
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, epoch: int, settings: TrainingConfig) -> None:
     factor = 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
     for group in optimizer.param_groups:
         group["lr"] = group["base"] * factor

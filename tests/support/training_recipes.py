@@ -13,10 +13,11 @@ from torch.utils.data import TensorDataset
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
+from raysearch.config import TrainingConfig
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
-from raysearch.training import Recipe, TrainingSettings
+from raysearch.training import Recipe
 
 CLASSES = 5
 
@@ -91,7 +92,7 @@ def make_recipe(bits: int = 2, kind: type[Toy] = Toy, **changes: Any) -> Recipe:
     replica = Replica(model, default_forward, {"calibration": validation}, Divergence(), cross_entropy)
     setup = place_quantizers(model, (torch.zeros(2, 12),))
     ranges = calibrate(setup, LocalPool(replica), 1)
-    names = TrainingSettings.__dataclass_fields__
+    names = TrainingConfig.model_fields
     settings = {"epochs": 3, "batch_size": 32, **{k: v for k, v in changes.items() if k in names}}
     fields = {
         "model": model,
@@ -107,7 +108,7 @@ def make_recipe(bits: int = 2, kind: type[Toy] = Toy, **changes: Any) -> Recipe:
         "seed": 7,
     }
     fields |= {k: v for k, v in changes.items() if k not in names}
-    return Recipe(**fields, settings=TrainingSettings(**settings))
+    return Recipe(**fields, settings=TrainingConfig(**settings))
 
 
 class RankSpy:
