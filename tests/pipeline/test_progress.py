@@ -78,13 +78,13 @@ def test_elsewhere_than_on_a_terminal_a_line_comes_each_half_minute(monkeypatch)
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
     text = shown(False, [running(1), running(2), running(3), running(0, "responses")])
     assert text.splitlines() == [
-        "r[1]  traces 1/90, 12 units/s, 1m 35s left",
-        "r[1]  traces 3/90, 12 units/s, 1m 35s left",
-        "r[1]  responses 0/90, 12 units/s, 1m 35s left",
+        "r[1]  traces 1/90, 12 units/s, 95.0 s left",
+        "r[1]  traces 3/90, 12 units/s, 95.0 s left",
+        "r[1]  responses 0/90, 12 units/s, 95.0 s left",
     ]
 
 
 def test_a_terminal_has_a_live_bar() -> None:
     text = shown(True, [running(45), RunStatus("r[1]", "done")])
-    assert "r[1]  traces 45/90, 12 units/s, 1m 35s left" in text
+    assert "r[1]  traces 45/90, 12 units/s, 95.0 s left" in text
     assert "━" in text
