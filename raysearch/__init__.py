@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from raysearch.job import Job, submit
     from raysearch.records import BitAssignment, QuantizerSetup, RunResult, RunStatus
     from raysearch.saved_run import (
+        SavedRun,
         export_run,
+        load_run,
         load_sensitivity,
         report,
         resolve,
@@ -42,6 +44,7 @@ _HOME_OF = {
     "RunError": "errors.RunError",
     "RunResult": "records.RunResult",
     "RunStatus": "records.RunStatus",
+    "SavedRun": "saved_run.SavedRun",
     "Task": "task.Task",
     "create_compressed_model": "compression.create.create_compressed_model",
     "create_controller": "controller.create_controller",
@@ -49,6 +52,7 @@ _HOME_OF = {
     "inspect": "api.inspect",
     "load_config": "config.load_config",
     "load_model": "export.load_model",
+    "load_run": "saved_run.load_run",
     "load_sensitivity": "saved_run.load_sensitivity",
     "load_task": "task.load_task",
     "report": "saved_run.report",
@@ -73,6 +77,7 @@ __all__ = [
     "RunError",
     "RunResult",
     "RunStatus",
+    "SavedRun",
     "Task",
     "__version__",
     "create_compressed_model",
@@ -81,6 +86,7 @@ __all__ = [
     "inspect",
     "load_config",
     "load_model",
+    "load_run",
     "load_sensitivity",
     "load_task",
     "report",

@@ -1,4 +1,4 @@
-"""What can be asked of a saved run: retrieve, status, resolve, report, export."""
+"""A run on disk or in an object store, and everything that can be asked of it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raysearch.artifacts import RunStore, codecs, resolve_run
-from raysearch.artifacts import retrieve as retrieve_run
+from raysearch.artifacts import RunStore, codecs, copy_run, resolve_run
 from raysearch.config import load_config
 from raysearch.determinism import pinned_threads, seeded
 from raysearch.errors import RunError, TaskError
+from raysearch.export import verify_folder
+from raysearch.export.check_folder import FolderCheck
 from raysearch.pipeline.inputs import Inputs, check_inputs
 from raysearch.pipeline.pools import pool_session
 from raysearch.pipeline.stages import export, make_objective, make_replica, search_shards, strip_checkpoint
 from raysearch.records import (
     BitAssignment,
+    Budget,
     ExportManifest,
     QuantizerSetup,
+    RunResult,
     RunStatus,
+    SearchResult,
     SearchTrial,
     SensitivityTable,
     parse_budgets,
@@ -39,213 +43,340 @@ from raysearch.search import (
 from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task
 
+Location = str | os.PathLike[str]
+"""A run id, a path or a URI."""
 
-def retrieve(
-    run: str | os.PathLike[str], storage: str | os.PathLike[str] | None, to: str | os.PathLike[str]
-) -> Path:
-    """Copy a finished run to a local folder and verify every model file by its hash.
+
+class SavedRun:
+    """A run that was started: its records, its model, and new answers from what it measured.
+
+    Nothing is kept in memory: each method reads what it needs, so a run that is still going may be asked too.
+    Made by `load_run`.
+
+    Attributes:
+        run_id: the run's name.
+        uri: where its folder is, without credentials.
+
+    Raises:
+        StorageError: of any method: the run has not come so far, or a file is damaged.
+    """
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self.run_id = store.run_id
+        self.uri = store.uri
+
+    def __repr__(self) -> str:
+        return f"SavedRun({self.uri!r})"
+
+    def status(self) -> RunStatus:
+        """State, stage and progress, as the run last wrote them."""
+        return self._store.load(codecs.STATUS)
+
+    def result(self) -> RunResult:
+        """What `run` returned: the assignment, its costs and the metrics."""
+        return self._store.load(codecs.RESULT)
+
+    def setup(self) -> QuantizerSetup:
+        """Where the quantizers are, and which widths each group may take."""
+        return self._store.load(codecs.SETUP)
+
+    def search(self) -> SearchResult:
+        """All trials, the front and the winner."""
+        return self._store.load(codecs.SEARCH)
+
+    def load_sensitivity(self) -> tuple[QuantizerSetup, SensitivityTable, BitAssignment | None]:
+        """What was measured, and what was chosen once the search is done; nothing is computed.
+
+        Returns:
+            The setup, the sensitivity table, and the winning assignment or None.
+        """
+        best = self.search().best.assignment if self._store.has(codecs.SEARCH) else None
+        return self.setup(), self._store.load(codecs.SENSITIVITY), best
+
+    def resolve(self, budget: str | Sequence[str], *, surrogate: str = "response") -> SearchTrial:
+        """The best assignment for another budget by the saved sensitivity table; nothing is measured.
+
+        Args:
+            budget: one expression, or several that must all hold.
+            surrogate: predicts the loss of an assignment, one of those of `search.surrogate`.
+
+        Returns:
+            A trial whose `value` and `predicted` are both the surrogate's prediction.
+
+        Raises:
+            StorageError: there is no sensitivity table yet.
+            BudgetError: the budget cannot be read or met.
+        """
+        setup, table = self.setup(), self._store.load(codecs.SENSITIVITY)
+        budgets = _budgets(budget)
+        check_budgets(budgets, setup)
+        space = OptionSpace(setup)
+        scores = make_surrogate(surrogate, table, space)
+
+        def predict(assignments: Mapping[int, BitAssignment]) -> dict[int, float]:
+            return {n: float(scores.predict(space.choices(a))) for n, a in assignments.items()}
+
+        return search_assignment(table, setup, budgets, predict, num_trials=1, surrogate=surrogate).best
+
+    def resolve_measured(
+        self,
+        budget: str | Sequence[str],
+        *,
+        count: int = 4,
+        surrogate: str = "response",
+        task: Task | str | None = None,
+        address: str = "local",
+        workers: int = 0,
+    ) -> tuple[SearchTrial, ...]:
+        """The best assignments for another budget, measured on the run's search samples; nothing is trained.
+
+        `resolve`'s answer, the other surrogates' optima and the best neighbours are measured, calibrated as
+        the run was. Work: `count` forwards of the search samples, and one of the float model.
+
+        Args:
+            budget: one expression, or several that must all hold.
+            count: assignments to measure.
+            surrogate: see `resolve`.
+            task: the task of the run; default: the one it names.
+            address: see `raysearch.run`.
+            workers: actors; 0 computes in this process without Ray.
+
+        Returns:
+            Trials, best measured value first; `value` is of the run's search objective.
+
+        Raises:
+            StorageError: there is no sensitivity table yet, or the task is another one.
+            TaskError: the run was given a `Task` object, which cannot be found again.
+            BudgetError: the budget cannot be read or met.
+            RunError: no value is finite, or something failed.
+        """
+        first = self.resolve(budget, surrogate=surrogate)
+        budgets = _budgets(budget)
+        store = self._store
+        with self._inputs(task, {"cluster": {"workers": workers}}) as inputs:
+            shards, per_sample = search_shards(inputs)
+            with (
+                pool_session(inputs.config, address) as open_pool,
+                closing(open_pool(make_replica(inputs, shards))) as pool,
+            ):
+                objective = make_objective(inputs, store.load(codecs.RANGES), pool, per_sample)
+                race = Race(objective, len(shards))
+
+                def measure(assignments: Mapping[int, BitAssignment]) -> dict[int, float]:
+                    return {number: measured.value for number, measured in race(assignments).items()}
+
+                trials = measured_candidates(
+                    store.load(codecs.SENSITIVITY),
+                    inputs.setup,
+                    budgets,
+                    measure,
+                    first=first.assignment,
+                    count=count,
+                    surrogate=surrogate,
+                    maximize=inputs.config.search.maximize,
+                )
+        if not trials:
+            raise RunError(f"none of {count} assignments gave a finite {inputs.config.search.measured}.")
+        return trials
+
+    def report(self) -> str:
+        """Render the HTML report of a finished run again, from its records.
+
+        Returns:
+            Where the report is.
+
+        Raises:
+            StorageError: the run is not finished.
+            ConfigError: the `report` extra is not installed.
+        """
+        store = self._store
+        result = self.result()
+        page = render_report(
+            result,
+            self.setup(),
+            self.search(),
+            sensitivity=store.load(codecs.SENSITIVITY),
+            fine_tune=store.load(codecs.FINE_TUNE),
+            manifest=store.load(codecs.MANIFEST),
+            metrics=store.load(codecs.METRICS),
+        )
+        location = f"{self.uri}/report.html"
+        store.save(codecs.REPORT, page)
+        store.save(codecs.RESULT, replace(result, report=location))
+        return location
+
+    def export(self, targets: Sequence[str], *, task: Task | str | None = None) -> ExportManifest:
+        """Export a trained run again, to other targets; the run's model folder is replaced.
+
+        Args:
+            targets: the targets to write.
+            task: the task of the run; default: the one it names.
+
+        Raises:
+            StorageError: there is no trained state, or the task is another one.
+            TaskError: the run was given a `Task` object, which cannot be found again.
+            ExportError: a target could not be written or verified.
+        """
+        store = self._store
+        with self._inputs(task, {"export": {"targets": list(targets)}}) as inputs:
+            assignment = self.search().best.assignment
+            checkpoint = store.load_checkpoint(store.load(codecs.FINE_TUNE).checkpoint)
+            stripped = strip_checkpoint(inputs, store.load(codecs.RANGES), assignment, checkpoint)
+            with tempfile.TemporaryDirectory() as folder:
+                manifest = export(inputs, stripped, assignment, Path(folder), self.run_id)
+                store.save_model(Path(folder))
+        return manifest
+
+    def verify(self, **options: Any) -> FolderCheck:
+        """Check the files of the run's model by their hashes, and run every target in its runtime.
+
+        Args:
+            **options: of `raysearch.verify`: `batches`, `forward`, `factory`, `targets`.
+
+        Raises:
+            StorageError: there is no manifest; elsewhere than on this machine, the run is not finished.
+            ExportError: a file differs from the manifest, or a target's outputs from the packed model's.
+        """
+        if self._store.storage.is_local:
+            return verify_folder(self._store.storage.local_path("model"), **options)
+        # The runtimes read files of this machine.
+        with tempfile.TemporaryDirectory() as folder:
+            return verify_folder(self.retrieve(Path(folder)) / "model", **options)
+
+    def retrieve(self, to: Location) -> Path:
+        """Copy a finished run to a local folder and verify every model file by its hash.
+
+        Args:
+            to: a folder that is empty, does not exist yet, or holds this same run.
+
+        Returns:
+            The folder; its `model/` is what `load_model` takes.
+
+        Raises:
+            StorageError: the run is not finished, or a file differs from its hash.
+        """
+        return copy_run(self._store, to)
+
+    @contextmanager
+    def _inputs(self, task: Task | str | None, changes: Mapping[str, Mapping[str, Any]]) -> Iterator[Inputs]:
+        """The run's inputs again, checked to be the same; threads are pinned while they are used.
+
+        Args:
+            task: the task of the run, or None for the one that it names.
+            changes: section → settings that do not change what was measured, such as the workers.
+        """
+        record = self._store.open()["config"]
+        if task is None:
+            task = str(record["task"])
+            if ":" not in task:
+                raise TaskError(
+                    f"the run '{self.run_id}' was started with a Task object ({task}); pass it again as "
+                    "task=."
+                )
+        settings = {name: value for name, value in record.items() if name not in ("task", "budget")}
+        for name, values in changes.items():
+            settings[name] = {**settings[name], **values}
+        config = load_config(overrides=settings)
+        with pinned_threads(config.cluster.threads), seeded(derive_seed(config.seed, "task")):
+            inputs = check_inputs(load_task(task), config, record["budget"])
+            self._store.check_same(record, inputs.fingerprints)
+            yield inputs
+
+
+def _budgets(budget: str | Sequence[str]) -> tuple[Budget, ...]:
+    return parse_budgets((budget,) if isinstance(budget, str) else budget)
+
+
+def load_run(run: Location, storage: Location | None = None) -> SavedRun:
+    """A run that was started before, by this process or another.
 
     Args:
         run: a run id, or the path or URI of a run's folder.
         storage: where runs are; needed for a bare run id.
-        to: a folder that is empty, does not exist yet, or holds this same run.
-
-    Returns:
-        The folder; its `model/` is what `load_model` takes.
-
-    Raises:
-        StorageError: no such run, not finished, or a file differs from its hash.
-    """
-    return retrieve_run(run, storage, to)
-
-
-def status(run: str | os.PathLike[str], storage: str | os.PathLike[str] | None = None) -> RunStatus:
-    """The current status of a run, from its folder.
 
     Raises:
         StorageError: there is no such run.
     """
-    return resolve_run(run, storage).load(codecs.STATUS)
+    return SavedRun(resolve_run(run, storage))
+
+
+def status(run: Location, storage: Location | None = None) -> RunStatus:
+    """The current status of a run; see `SavedRun.status`."""
+    return load_run(run, storage).status()
 
 
 def load_sensitivity(
-    run: str | os.PathLike[str], storage: str | os.PathLike[str] | None = None
+    run: Location, storage: Location | None = None
 ) -> tuple[QuantizerSetup, SensitivityTable, BitAssignment | None]:
-    """What a run measured, and what it chose once its search is done; nothing is computed.
-
-    Returns:
-        The setup, the sensitivity table, and the winning assignment or None.
-
-    Raises:
-        StorageError: there is no such run, or it has no sensitivity table yet.
-    """
-    store = resolve_run(run, storage)
-    chosen = store.load(codecs.SEARCH).best.assignment if store.has(codecs.SEARCH) else None
-    return store.load(codecs.SETUP), store.load(codecs.SENSITIVITY), chosen
+    """What a run measured and what it chose; see `SavedRun.load_sensitivity`."""
+    return load_run(run, storage).load_sensitivity()
 
 
 def resolve(
-    run: str | os.PathLike[str],
+    run: Location,
     budget: str | Sequence[str],
-    storage: str | os.PathLike[str] | None = None,
+    storage: Location | None = None,
     *,
     surrogate: str = "response",
 ) -> SearchTrial:
-    """The best assignment for another budget by the saved sensitivity table; nothing is measured.
+    """The best assignment for another budget, from what a run measured; see `SavedRun.resolve`.
 
-    Returns:
-        A trial whose `value` and `predicted` are both the surrogate's prediction.
-
-    Raises:
-        StorageError: there is no such run, or it has no sensitivity table yet.
-        BudgetError: the budget cannot be read or met.
+    Args:
+        run: see `load_run`.
+        budget: one expression, or several that must all hold.
+        storage: see `load_run`.
+        surrogate: see `SavedRun.resolve`.
     """
-    store = resolve_run(run, storage)
-    setup, table = store.load(codecs.SETUP), store.load(codecs.SENSITIVITY)
-    budgets = parse_budgets((budget,) if isinstance(budget, str) else budget)
-    check_budgets(budgets, setup)
-    space = OptionSpace(setup)
-    scores = make_surrogate(surrogate, table, space)
-
-    def predict(assignments: Mapping[int, BitAssignment]) -> dict[int, float]:
-        return {n: float(scores.predict(space.choices(a))) for n, a in assignments.items()}
-
-    return search_assignment(table, setup, budgets, predict, num_trials=1, surrogate=surrogate).best
+    return load_run(run, storage).resolve(budget, surrogate=surrogate)
 
 
 def resolve_measured(
-    run: str | os.PathLike[str],
+    run: Location,
     budget: str | Sequence[str],
-    storage: str | os.PathLike[str] | None = None,
-    *,
-    count: int = 4,
-    surrogate: str = "response",
-    task: Task | str | None = None,
-    address: str = "local",
-    workers: int = 0,
+    storage: Location | None = None,
+    **options: Any,
 ) -> tuple[SearchTrial, ...]:
-    """The best assignments for another budget, measured on the run's search samples; nothing is trained.
-
-    `resolve`'s answer, the other surrogates' optima and the best neighbours are measured, calibrated as the
-    run was. Work: `count` forwards of the search samples, and one of the float model.
+    """The best assignments for another budget, measured; see `SavedRun.resolve_measured`.
 
     Args:
-        run: a run id, or the path or URI of a run's folder.
+        run: see `load_run`.
         budget: one expression, or several that must all hold.
-        storage: where runs are; needed for a bare run id.
-        count: assignments to measure.
-        surrogate: one of the search's.
-        task: the task of the run; default: the one it names.
-        address: see `run`.
-        workers: actors; 0 computes in this process without Ray.
-
-    Returns:
-        Trials, best measured value first; `value` is of the run's search objective.
-
-    Raises:
-        StorageError: there is no such run, it has no sensitivity table yet, or the task is another one.
-        TaskError: the run was given a `Task` object, which cannot be found again.
-        BudgetError: the budget cannot be read or met.
-        RunError: no value is finite, or something failed.
+        storage: see `load_run`.
+        **options: of `SavedRun.resolve_measured`.
     """
-    first = resolve(run, budget, storage, surrogate=surrogate)
-    store = resolve_run(run, storage)
-    budgets = parse_budgets((budget,) if isinstance(budget, str) else budget)
-    with _inputs_again(store, task, {"cluster": {"workers": workers}}) as inputs:
-        shards, per_sample = search_shards(inputs)
-        with (
-            pool_session(inputs.config, address) as open_pool,
-            closing(open_pool(make_replica(inputs, shards))) as pool,
-        ):
-            race = Race(make_objective(inputs, store.load(codecs.RANGES), pool, per_sample), len(shards))
-            found = measured_candidates(
-                store.load(codecs.SENSITIVITY),
-                inputs.setup,
-                budgets,
-                lambda assignments: {n: m.value for n, m in race(assignments).items()},
-                first=first.assignment,
-                count=count,
-                surrogate=surrogate,
-                maximize=inputs.config.search.maximize,
-            )
-    if not found:
-        raise RunError(f"none of {count} assignments gave a finite {inputs.config.search.measured}.")
-    return found
+    return load_run(run, storage).resolve_measured(budget, **options)
 
 
-def report(run: str | os.PathLike[str], storage: str | os.PathLike[str] | None = None) -> str:
-    """Render the HTML report of a finished run again, from its records.
-
-    Returns:
-        Where the report is.
-
-    Raises:
-        StorageError: there is no such run, or it is not finished.
-        ConfigError: the `report` extra is not installed.
-    """
-    store = resolve_run(run, storage)
-    result = store.load(codecs.RESULT)
-    page = render_report(
-        result,
-        store.load(codecs.SETUP),
-        store.load(codecs.SEARCH),
-        sensitivity=store.load(codecs.SENSITIVITY),
-        fine_tune=store.load(codecs.FINE_TUNE),
-        manifest=store.load(codecs.MANIFEST),
-        metrics=store.load(codecs.METRICS),
-    )
-    store.save(codecs.REPORT, page)
-    store.save(codecs.RESULT, replace(result, report=f"{store.uri}/report.html"))
-    return f"{store.uri}/report.html"
+def report(run: Location, storage: Location | None = None) -> str:
+    """Render the HTML report of a finished run again; see `SavedRun.report`."""
+    return load_run(run, storage).report()
 
 
 def export_run(
-    run: str | os.PathLike[str],
+    run: Location,
     targets: Sequence[str],
-    storage: str | os.PathLike[str] | None = None,
+    storage: Location | None = None,
     *,
     task: Task | str | None = None,
 ) -> ExportManifest:
-    """Export a trained run again, to other targets; the run's model folder is replaced.
+    """Export a trained run again, to other targets; see `SavedRun.export`.
 
     Args:
-        run: a run id, or the path or URI of a run's folder.
+        run: see `load_run`.
         targets: the targets to write.
-        storage: where runs are; needed for a bare run id.
+        storage: see `load_run`.
         task: the task of the run; default: the one it names.
-
-    Raises:
-        StorageError: there is no such run, it has no trained state, or the task is another one.
-        TaskError: the run was given a `Task` object, which cannot be found again.
-        ExportError: a target could not be written or verified.
     """
-    store = resolve_run(run, storage)
-    with _inputs_again(store, task, {"export": {"targets": list(targets)}}) as inputs:
-        assignment = store.load(codecs.SEARCH).best.assignment
-        state = store.load_checkpoint(store.load(codecs.FINE_TUNE).checkpoint)
-        stripped = strip_checkpoint(inputs, store.load(codecs.RANGES), assignment, state)
-        with tempfile.TemporaryDirectory() as folder:
-            manifest = export(inputs, stripped, assignment, Path(folder), store.run_id)
-            store.save_model(Path(folder))
-    return manifest
+    return load_run(run, storage).export(targets, task=task)
 
 
-@contextmanager
-def _inputs_again(
-    store: RunStore, task: Task | str | None, changes: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Inputs]:
-    """The inputs of a saved run, found to be the same; threads are pinned while they are used."""
-    record = store.open()["config"]
-    if task is None:
-        task = str(record["task"])
-        if ":" not in task:
-            raise TaskError(
-                f"the run '{store.run_id}' was started with a Task object ({task}); pass it again as task=."
-            )
-    settings = {k: v for k, v in record.items() if k not in ("task", "budget")}
-    changed = {name: {**settings[name], **values} for name, values in changes.items()}
-    config = load_config(overrides={**settings, **changed})
-    with pinned_threads(config.cluster.threads), seeded(derive_seed(config.seed, "task")):
-        inputs = check_inputs(load_task(task), config, record["budget"])
-        store.check_same(record, inputs.fingerprints)
-        yield inputs
+def retrieve(run: Location, storage: Location | None, to: Location) -> Path:
+    """Copy a finished run to a local folder and verify its model; see `SavedRun.retrieve`.
+
+    Args:
+        run: see `load_run`.
+        storage: see `load_run`.
+        to: a folder that is empty, does not exist yet, or holds this same run.
+    """
+    return load_run(run, storage).retrieve(to)

@@ -11,10 +11,10 @@ from raysearch.config import Config, Section
 
 NAMES = [
     "BadInputError", "BitAssignment", "Config", "Job", "QuantizationController", "QuantizerSetup",
-    "RaysearchError", "RunError", "RunResult", "RunStatus", "Task", "__version__", "create_compressed_model",
-    "create_controller", "export_run", "inspect", "load_config", "load_model", "load_sensitivity",
-    "load_task", "report", "resolve", "resolve_measured", "retrieve", "run", "status", "submit",
-    "verify",
+    "RaysearchError", "RunError", "RunResult", "RunStatus", "SavedRun", "Task", "__version__",
+    "create_compressed_model", "create_controller", "export_run", "inspect", "load_config", "load_model",
+    "load_run", "load_sensitivity", "load_task", "report", "resolve", "resolve_measured", "retrieve", "run",
+    "status", "submit", "verify",
 ]  # fmt: skip
 
 

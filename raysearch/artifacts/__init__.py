@@ -2,7 +2,7 @@
 
 from raysearch.artifacts import codecs
 from raysearch.artifacts.location import DEFAULT_STORAGE, redact
-from raysearch.artifacts.retrieve import hash_file, retrieve
+from raysearch.artifacts.retrieve import copy_run, hash_file, retrieve
 from raysearch.artifacts.run_id import new_run_id, valid_run_id
 from raysearch.artifacts.run_store import RunStore, resolve_run
 from raysearch.artifacts.storage import Storage
@@ -14,6 +14,7 @@ __all__ = [
     "Storage",
     "UnitLog",
     "codecs",
+    "copy_run",
     "hash_file",
     "new_run_id",
     "redact",

@@ -37,7 +37,11 @@ def retrieve(
         StorageError: there is no such run, it is not done, a file differs from the manifest, or the
             target holds something else.
     """
-    store = resolve_run(run, storage)
+    return copy_run(resolve_run(run, storage), to)
+
+
+def copy_run(store: RunStore, to: str | os.PathLike[str]) -> Path:
+    """See `retrieve`, of a run that is open already."""
     _check_done(store)
     manifest = store.load(codecs.MANIFEST)
     for file in manifest.files:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from raysearch.artifacts import DEFAULT_STORAGE, codecs, resolve_run
+from raysearch.artifacts import DEFAULT_STORAGE
 from raysearch.cli import console
 from raysearch.cli.choices import PLACE, export_targets, listing, surrogates
 from raysearch.cli.command import command
@@ -24,10 +24,10 @@ def retrieve(
     as_json: JsonOption = False,
 ) -> None:
     """Copy a finished run here and verify every model file."""
-    from raysearch import saved_run as saved_runs
+    from raysearch.saved_run import load_run
 
     with command(as_json) as show:
-        folder = saved_runs.retrieve(run, storage, to)
+        folder = load_run(run, storage).retrieve(to)
         show({"folder": str(folder), "model_dir": str(folder / "model")}, lambda out: out.print(str(folder)))
 
 
@@ -45,54 +45,55 @@ def resolve(
     as_json: JsonOption = False,
 ) -> None:
     """The best assignment for another budget, from the saved sensitivity table."""
-    from raysearch import saved_run as saved_runs
+    from raysearch.saved_run import load_run
 
     with command(as_json) as show:
+        saved = load_run(run, storage)
         measured: tuple[SearchTrial, ...] = ()
         if measure:
-            measured = saved_runs.resolve_measured(
-                run, budget, storage, count=count, surrogate=surrogate, task=task, address=address,
-                workers=workers,
-            )  # fmt: skip
-        trial = measured[0] if measured else saved_runs.resolve(run, budget, storage, surrogate=surrogate)
-        setup = resolve_run(run, storage).load(codecs.SETUP)
+            measured = saved.resolve_measured(
+                budget, count=count, surrogate=surrogate, task=task, address=address, workers=workers
+            )
+        best = measured[0] if measured else saved.resolve(budget, surrogate=surrogate)
+        setup = saved.setup()
         data = {
-            "assignment": dict(trial.assignment.bits),
-            "costs": dict(trial.costs),
-            "predicted": trial.predicted,
+            "assignment": dict(best.assignment.bits),
+            "costs": dict(best.costs),
+            "predicted": best.predicted,
             "surrogate": surrogate,
-            "measured": [
-                {
-                    "source": found.source,
-                    "value": found.value,
-                    "predicted": found.predicted,
-                    "costs": dict(found.costs),
-                    "assignment": dict(found.assignment.bits),
-                }
-                for found in measured
-            ],
+            "measured": [_trial_facts(trial) for trial in measured],
         }
 
         def draw(out: Console) -> None:
-            out.print(console.assignment_table(setup, trial.assignment.bits))
-            for line in console.excess_lines(parse_budgets(budget), CostModel(setup), trial.costs):
+            out.print(console.assignment_table(setup, best.assignment.bits))
+            for line in console.excess_lines(parse_budgets(budget), CostModel(setup), best.costs):
                 out.print(line)
-            for found in measured:
-                out.print(f"measured {found.value:.6g}  predicted {found.predicted:.6g}  {found.source}")
+            for trial in measured:
+                out.print(f"measured {trial.value:.6g}  predicted {trial.predicted:.6g}  {trial.source}")
             if not measured:
-                out.print(f"predicted by {surrogate}: {trial.predicted:.6g} (not measured)")
+                out.print(f"predicted by {surrogate}: {best.predicted:.6g} (not measured)")
 
         show(data, draw)
+
+
+def _trial_facts(trial: SearchTrial) -> dict[str, Any]:
+    return {
+        "source": trial.source,
+        "value": trial.value,
+        "predicted": trial.predicted,
+        "costs": dict(trial.costs),
+        "assignment": dict(trial.assignment.bits),
+    }
 
 
 @app.command()
 def report(run: RunArgument, storage: StorageOption = DEFAULT_STORAGE, as_json: JsonOption = False) -> None:
     """Render the HTML report again from the saved records."""
-    from raysearch import saved_run as saved_runs
+    from raysearch.saved_run import load_run
 
     with command(as_json) as show:
-        place = saved_runs.report(run, storage)
-        show({"report": place}, lambda out: out.print(place))
+        location = load_run(run, storage).report()
+        show({"report": location}, lambda out: out.print(location))
 
 
 @app.command(cls=listing(target=export_targets))
@@ -104,10 +105,10 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Export a trained run again, to other targets."""
-    from raysearch import saved_run as saved_runs
+    from raysearch.saved_run import load_run
 
     with command(as_json) as show:
-        manifest = saved_runs.export_run(run, target, storage, task=task)
+        manifest = load_run(run, storage).export(target, task=task)
 
         def draw(out: Console) -> None:
             for file in manifest.files:

@@ -112,11 +112,11 @@ def run(
 
 
 def _show_sensitivity(run: str, storage: str, show: Show) -> None:
-    from raysearch import saved_run as saved_runs
+    from raysearch.saved_run import load_run
 
-    setup, table, chosen = saved_runs.load_sensitivity(run, storage)
-    bits = dict(chosen.bits) if chosen else None
+    setup, table, best = load_run(run, storage).load_sensitivity()
+    assignment = dict(best.bits) if best else None
     show(
-        {"fingerprint": table.fingerprint, "groups": sensitivity_rows(setup, table, bits)},
-        lambda out: out.print(console.sensitivity_table(setup, table, bits)),
+        {"fingerprint": table.fingerprint, "groups": sensitivity_rows(setup, table, assignment)},
+        lambda out: out.print(console.sensitivity_table(setup, table, assignment)),
     )

@@ -112,6 +112,20 @@ def test_resolve_report_status_and_export_work_on_the_saved_run(finished):
     assert not (Path(result["model_dir"]) / "model.onnx").exists()
 
 
+def test_a_saved_run_answers_what_the_functions_do(finished):
+    storage, result = finished
+    saved = raysearch.load_run("toy", storage)
+    assert repr(saved) == repr(raysearch.load_run(storage / "toy"))
+    assert saved.status() == raysearch.status("toy", storage)
+    assert saved.result().assignment == result["assignment"]
+    assert saved.search().best.assignment.bits == result["assignment"]
+    assert saved.setup() == saved.load_sensitivity()[0]
+    assert saved.resolve("avg_bits<=3") == raysearch.resolve("toy", "avg_bits<=3", storage)
+    assert [check.target for check in saved.verify().checks] == ["packed"], "what the last export wrote"
+    with pytest.raises(raysearch.BadInputError, match="nothing"):
+        raysearch.load_run("nothing", storage)
+
+
 def test_inspect_spends_nothing_and_shows_the_range():
     shown = document(command("inspect", f"{TOY}:make_task", "--json"))
     assert shown["achievable"]["avg_bits"] == [2.0, 8.0]
