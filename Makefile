@@ -34,7 +34,7 @@ fences: install
 	$(BIN)/lint-imports
 
 bench: install  ## every benchmark; results go to benchmarks/results/
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/*.py; do $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 
 docs: install  ## run every example in the docstrings
 	$(BIN)/python -m pytest --doctest-modules raysearch

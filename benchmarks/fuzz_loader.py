@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.problems.damaged_folders import OneLayer, damage, small_folder
 from raysearch.api import inspect  # noqa: F401  (imported before memory is limited)
 from raysearch.errors import RaysearchError
 from raysearch.export import load_model
-from tests.support.damaged_folders import damage, small_folder, small_network
 
 SPARE_BYTES = 2 << 30
 
@@ -39,7 +39,7 @@ def main() -> None:
 def report(scratch: Path, count: int, seed: int) -> None:
     source = small_folder(scratch / "source")
     load_model(source)
-    load_model(source, small_network)
+    load_model(source, OneLayer)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + SPARE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -50,7 +50,7 @@ def report(scratch: Path, count: int, seed: int) -> None:
         name = damage(source, scratch / "damaged", rng)
         began = time.perf_counter()
         try:
-            load_model(scratch / "damaged", small_network if number % 4 == 0 else None)
+            load_model(scratch / "damaged", OneLayer if number % 4 == 0 else None)
             outcome = "loaded"
         except RaysearchError as error:
             outcome = type(error).__name__

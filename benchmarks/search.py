@@ -1,6 +1,8 @@
 """The exact solvers: published instances, a large one under three budgets, and many random ones.
 
 One process, one thread, CPU time. Writes benchmarks/results/search.md.
+
+    python -m benchmarks.search [--instances 10000] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -9,22 +11,18 @@ import argparse
 import datetime
 import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import scipy
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+from benchmarks.problems.hawq_v3 import instances
+from benchmarks.problems.random_layers import every_assignment, hardware_layers, layer_chain, random_table
 from raysearch.errors import BudgetError
 from raysearch.records import BitAssignment, CostModel, is_feasible, parse_budgets
 from raysearch.search import Decoder, OptionSpace, make_limits, make_surrogate
 from raysearch.search.solvers.quadratic import solve_quadratic
-from tests.search.solvers.test_dominance import by_milp, solve
-from tests.support.hawq_v3 import instances
-from tests.support.search_problems import every_assignment, make_hardware_setup, make_setup, make_table
 
 RESULT = Path(__file__).parent / "results" / "search.md"
 UNITS = {"size": "B", "activation_memory": "B", "latency": "s"}
@@ -37,9 +35,9 @@ def published(rounds: int) -> list[str]:
     ours, theirs, worst = [], [], 0.0
     for _ in range(rounds):
         start = time.process_time()
-        found = [solve(i.sizes, i.costs, i.capacity) for i in every]
+        found = [instance.solve() for instance in every]
         middle = time.process_time()
-        optima = [by_milp(i) for i in every]
+        optima = [instance.solve_by_milp() for instance in every]
         ours.append(middle - start)
         theirs.append(time.process_time() - middle)
         worst = max(worst, *(abs(f.value / o - 1) for f, o in zip(found, optima, strict=True)))
@@ -58,7 +56,7 @@ def published(rounds: int) -> list[str]:
 
 
 def large() -> list[str]:
-    setup = make_setup(500, WIDTHS, WIDTHS, 0)
+    setup = layer_chain(500, WIDTHS, WIDTHS, 0)
     model, space = CostModel(setup), OptionSpace(setup)
     rng = np.random.default_rng(0)
     costs = rng.lognormal(0, 2, (len(space.rows), 1)) * 4.0**-space.widths
@@ -98,9 +96,9 @@ def random_instances(count: int) -> list[str]:
     for number in range(count):
         seed = int(rng.integers(10**6))
         if number % 2:
-            setup = make_hardware_setup(int(rng.integers(1, 4)), seed, bool(rng.integers(2)))
+            setup = hardware_layers(int(rng.integers(1, 4)), seed, bool(rng.integers(2)))
         else:
-            setup = make_setup(int(rng.integers(1, 5)), (2, 4, 8), ((8,), (4, 8))[seed % 2], seed)
+            setup = layer_chain(int(rng.integers(1, 5)), (2, 4, 8), ((8,), (4, 8))[seed % 2], seed)
         model, space = CostModel(setup), OptionSpace(setup)
         budgets = _budgets(rng, model, _witness(rng, setup))
         costs = rng.exponential(size=space.valid.shape) * 4.0**-space.widths
@@ -156,9 +154,9 @@ def quadratic() -> list[str]:
         "|---|---|---|---|",
     ]
     for layers in (8, 20, 54):
-        setup = make_setup(layers, (2, 4, 8), (8,), 1)
+        setup = layer_chain(layers, (2, 4, 8), (8,), 1)
         space, model = OptionSpace(setup), CostModel(setup)
-        surrogate = make_surrogate("response", make_table(setup, 1, 0.5), space)
+        surrogate = make_surrogate("response", random_table(setup, 1, 0.5), space)
         decoder = Decoder(space, make_limits(space, parse_budgets(["avg_bits<=4"]), model))
         start = time.process_time()
         found = solve_quadratic(surrogate, decoder)

@@ -4,6 +4,8 @@ Every assignment of the digits net with 7 free groups of 3 widths is measured on
 100 trials with 5 seeds are compared with the true optimum within each budget. Writes
 benchmarks/results/study.md. The float net is trained as by examples/digits/train.py. The measuring takes
 most of the time; `--measured FILE` keeps it for the next run.
+
+    python -m benchmarks.study [--seeds 5] [--trials 96] [--measured FILE]
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import numpy as np
 import optuna
 import torch
 
+from benchmarks.problems.random_layers import DisturbedForm, layer_chain, random_table
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
 from raysearch.config import load_config
@@ -164,12 +167,9 @@ def compare(
 
 def overhead(counts: Sequence[int], asks: int) -> tuple[list[str], float]:
     """CPU milliseconds of one ask of the knapsack-Thompson sampler, 55 groups × 4 widths; the worst one."""
-    sys.path.insert(0, str(ROOT))
-    from tests.support.search_problems import Divergence, make_setup, make_table
-
-    setup = make_setup(28, (2, 3, 4, 8), (3, 4, 6, 8))
-    table = make_table(setup)
-    space, measure = OptionSpace(setup), Divergence(table, 0.4)
+    setup = layer_chain(28, (2, 3, 4, 8), (3, 4, 6, 8), seed=0)
+    table = random_table(setup)
+    space, measure = OptionSpace(setup), DisturbedForm(table, 0.4)
     decoder = Decoder(space, make_limits(space, parse_budgets(["avg_bits<=4"]), CostModel(setup)))
     lines, worst = [], 0.0
     for surrogate in ("response", "hawq"):

@@ -30,6 +30,18 @@ def test_no_file_hides_what_is_inside():
     assert not [path for path in SOURCES if path.stem in hidden]
 
 
+def test_benchmarks_and_tests_stand_alone():
+    """Only the benchmarks' own tests import benchmarks, and no benchmark imports tests."""
+    text = {
+        path: path.read_text() for path in [*ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("tests/**/*.py")]
+    }
+    pattern = {"benchmarks": r"^\s*(from|import) tests\b", "tests": r"^\s*(from|import) benchmarks\b"}
+    for path in text:
+        folder, *rest = path.relative_to(ROOT).parts
+        if (folder, rest[0]) != ("tests", "benchmarks"):
+            assert not re.search(pattern[folder], text[path], re.MULTILINE), path
+
+
 def test_files_stay_readable():
     assert not [(path.name, n) for path in SOURCES if (n := len(path.read_text().splitlines())) > 400]
 

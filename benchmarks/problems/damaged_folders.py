@@ -1,4 +1,4 @@
-"""Small model folders, and damaged copies of them whose hashes fit: what is tested is the parsers."""
+"""A small model folder, and damaged copies of it whose hashes fit: what is tested is the parsers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from raysearch.calibration import calibrate_model
+from raysearch.controller import create_controller
 from raysearch.export import export_model
-from tests.support.export_cases import NETS, case
+from raysearch.placement import place_quantizers
+from raysearch.records import BitAssignment
 
-INTERESTING = [
+BATCH = 5
+
+INTERESTING: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 9, 255, 2**31, 2**63, -(2**63), 10**30, 1e300, 0.5, "", "a", "a.b",
     "..", "stored", "forward", "F32", "F8_E4M3", "torch.ops.aten.from_file.default", "_operator.call",
     "Pow(9, 9)", "\u0000", [], {}, [[]], [0, 2**40], [2**20, 2**20], {"as_int": 2**50}, {"a": 1},
@@ -129,13 +135,24 @@ def damage(source: Path, target: Path, rng: random.Random) -> str:
     return name
 
 
+class OneLayer(nn.Module):
+    """A layer, and a constant in the graph, which fixes the size of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) + torch.arange(3.0 * BATCH).reshape(BATCH, 3)
+
+
 def small_folder(folder: Path) -> Path:
-    """A model folder of one layer, with a constant in its graph."""
-    net = case("fixed", batch=5)
-    export_model(net.stripped, net.setup, net.assignment, net.example, folder, targets=["packed"])
+    """A model folder of `OneLayer`, its weight in 4 bits."""
+    torch.manual_seed(0)
+    model, example = OneLayer().eval(), (torch.randn(BATCH, 4),)
+    setup = place_quantizers(model, example)
+    ranges = calibrate_model(model, setup, [example], num_samples=BATCH, shard_size=BATCH)
+    assignment = BitAssignment.uniform(setup, 4)
+    controller = create_controller(model, setup, ranges, assignment)
+    export_model(controller.strip_model(), setup, assignment, example, folder, targets=["packed"])
     return folder
-
-
-def small_network() -> nn.Module:
-    """The float network of `small_folder`."""
-    return NETS["fixed"][0]()
