@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from raysearch.compression.initializer import ModelStages
+from raysearch.compression.initializer import ModelInitializer
 from raysearch.compression.nncf_config import NncfConfig, read_nncf_config
-from raysearch.config import Config
-from raysearch.controller import QuantizationController, create_controller
-from raysearch.controller.state import check_same_setup, check_state, ranges_in
+from raysearch.config import CalibrationConfig, Config
+from raysearch.controller import ControllerState, QuantizationController, create_controller
 from raysearch.errors import ConfigError, ExportError
 from raysearch.evaluation import Batch, Forward, Loss, default_forward
 from raysearch.export import export_model
@@ -77,14 +76,15 @@ def create_compressed_model(
         ),
         settings,
     )
-    stages = ModelStages(copy.deepcopy(model), data, forward, loss, norm_samples=settings.norm_samples)
+    calibration = CalibrationConfig(batch_norm_samples=settings.norm_samples)
+    initializer = ModelInitializer(copy.deepcopy(model), data, forward, loss, calibration)
     options = {"params": settings.params}
-    controller = _attach(model, setup, stages, settings.ranges, options, compression_state)
+    controller = _attach(model, setup, initializer, settings.ranges, options, compression_state)
     kind, params = settings.precision
     if compression_state is None:
         if kind:
             controller.apply(controller.init_precision(kind, params))
-        stages.adapt_norms(controller)
+        controller.adapt_batch_norm()
     return controller, model
 
 
@@ -134,25 +134,10 @@ def _typed(
     state: Mapping[str, Any] | None,
 ) -> tuple[QuantizationController, nn.Module]:
     setup = place(model, _given(example_inputs), config.placement)
-    settings = config.calibration
-    stages = ModelStages(
-        copy.deepcopy(model),
-        data,
-        forward,
-        loss,
-        settings.shard_size,
-        settings.batch_norm_samples,
-        estimators={
-            "weights": settings.weights,
-            "activations": settings.activations,
-            "overrides": settings.overrides,
-            "percentiles": settings.percentiles,
-            "reference": settings.reference,
-        },
-    )
-    controller = _attach(model, setup, stages, {"num_init_samples": settings.num_samples}, {}, state)
+    initializer = ModelInitializer(copy.deepcopy(model), data, forward, loss, config.calibration)
+    controller = _attach(model, setup, initializer, {}, {}, state)
     if state is None:
-        stages.adapt_norms(controller)
+        controller.adapt_batch_norm()
     return controller, model
 
 
@@ -167,20 +152,26 @@ def _given(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def _attach(
     model: nn.Module,
     setup: QuantizerSetup,
-    stages: ModelStages,
-    ranges: Mapping[str, Any],
+    initializer: ModelInitializer,
+    range_params: Mapping[str, Any],
     config: Mapping[str, Any],
     state: Mapping[str, Any] | None,
 ) -> QuantizationController:
     if state is None:
-        table = stages.calibrate(setup, ranges)
+        ranges = initializer.find_ranges(model, setup, setup.points, range_params)
         assignment = BitAssignment.extreme(setup, -1)
     else:
-        check_state(state)
-        table, assignment = ranges_in(state["ranges"]), BitAssignment(state["assignment"])
-        check_same_setup(setup, state["setup"])
+        saved = ControllerState.from_json(state)
+        saved.check_setup(setup)
+        ranges, assignment = saved.ranges, saved.assignment
     controller = create_controller(
-        model, setup, table, assignment, config=config, stages=stages, range_init_params=ranges
+        model,
+        setup,
+        ranges,
+        assignment,
+        config=config,
+        initializer=initializer,
+        range_init_params=range_params,
     )
     if state is not None:
         controller.load_state(state)

@@ -1,4 +1,4 @@
-"""What a controller asks the stages for: ranges and precision, in this process, on the user's data."""
+"""What a controller's ranges and widths are found by: the stages, in this process, on the user's data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch import nn
 
 from raysearch.calibration import adapt_batch_norm, apply_batch_norm, calibrate, choose_rules
 from raysearch.cluster.pool import LocalPool
-from raysearch.controller import QuantizationController, refuse_unknown
+from raysearch.config import CalibrationConfig
+from raysearch.config.precision import HawqRequest, PrecisionRequest, SearchRequest
 from raysearch.errors import ConfigError, DataError
 from raysearch.evaluation import (
     DataSet,
@@ -44,180 +45,188 @@ from raysearch.sensitivity.perturbation import measure_perturbations
 from raysearch.sensitivity.stopping import trace_warnings
 from raysearch.sensitivity.traces import measure_traces
 from raysearch.simulation import Judgement, MeasuredObjective
+from raysearch.unknown_keys import refuse_unknown
 
 CHANCE = 0.98
 """Share of the greatest entropy above which outputs count as guesses."""
 
 
 @dataclass
-class ModelStages:
-    """Runs calibration, sensitivity and search for one controller.
+class ModelInitializer:
+    """Runs calibration, sensitivity and search on a float copy of a model; see `controller.Initializer`.
 
     Attributes:
-        model: a float copy of the model; it is given the present weights before every use.
+        model: the float copy; it is given the present weights before every use.
         data: what is calibrated on: a data set, a loader or batches; None: nothing is known.
         forward: (model, batch) → outputs.
         loss: (outputs, batch) → scalar, for traces of the task's loss.
-        ranges: NNCF's `initializer.range`: `num_init_samples`, `type`, `params`.
-        shard_size: samples in one forward.
-        norm_samples: how many samples BatchNorm statistics are adapted on; 0: they are left alone.
-        estimators: options of `calibrate` that hold where the `range` settings name no type.
+        settings: how ranges are found where `init_range` is given nothing else, the samples of one forward,
+            and the samples that BatchNorm is adapted on (0: its statistics are left alone).
     """
 
     model: nn.Module
     data: Any
     forward: Forward = default_forward
     loss: Loss | None = None
-    shard_size: int = 32
-    norm_samples: int = 0
-    estimators: Mapping[str, Any] = field(default_factory=dict)
+    settings: CalibrationConfig = field(default_factory=CalibrationConfig)
 
     def find_ranges(
-        self, controller: QuantizationController, points: Iterable[str], params: Mapping[str, Any] | None
+        self,
+        model: nn.Module,
+        setup: QuantizerSetup,
+        points: Collection[str],
+        params: Mapping[str, Any] | None,
     ) -> RangeTable:
-        """Ranges of some quantizers at every width their groups admit."""
-        self.refresh(controller)
-        wanted = set(points)
-        kept = {n: p for n, p in controller.setup.points.items() if n in wanted}
-        groups = {
-            name: QuantizerGroup(name, members, group.bit_widths)
-            for name, group in controller.setup.groups.items()
-            if (members := tuple(p for p in group.points if p in kept))
-        }
-        return self.calibrate(QuantizerSetup(kept, groups), params or {}, controller.setup)
+        """Ranges of some quantizers at every width their groups admit; see `Initializer.find_ranges`.
 
-    def calibrate(
-        self, setup: QuantizerSetup, params: Mapping[str, Any], whole: QuantizerSetup | None = None
-    ) -> RangeTable:
-        """Ranges of a setup on the float model; `params` as in `initializer.range`.
-
-        Args:
-            setup: the points to calibrate.
-            params: samples, type and percentiles; a type given here is that of every point.
-            whole: the setup that scopes of overrides are read against, where `setup` is a part of it.
+        Raises:
+            ConfigError: a key of `params` is unknown, or an estimator does not exist.
+            DataError: there is no data.
         """
-        options = self._range_options(whole or setup, params)
-        options["overrides"] = {n: kind for n, kind in options["overrides"].items() if n in setup.points}
-        replica, shards = self._replica(int(params.get("num_init_samples", 256)))
-        return calibrate(setup, LocalPool(replica, deterministic=False), shards, **options)
+        self._take_weights(model)
+        settings = _range_settings(self.settings, params or {})
+        rules = choose_rules(setup, settings.weights, settings.activations, settings.overrides)
+        part = _part_of(setup, set(points))
+        num_samples = int((params or {}).get("num_init_samples", settings.num_samples))
+        replica, num_shards = self._replica(num_samples)
+        return calibrate(
+            part,
+            LocalPool(replica, deterministic=False),
+            num_shards,
+            weights=settings.weights,
+            activations=settings.activations,
+            # By id: a scope that fits one quantizer may fit none of those that are calibrated anew.
+            overrides={name: rules[name].estimator for name in part.points},
+            percentiles=settings.percentiles,
+            reference=settings.reference,
+        )
 
     def find_precision(
-        self, kind: str, controller: QuantizationController, setup: QuantizerSetup, params: Mapping[str, Any]
+        self, model: nn.Module, setup: QuantizerSetup, ranges: RangeTable, request: PrecisionRequest
     ) -> BitAssignment:
-        """The assignment of "hawq" or "search" within a setup's widths."""
-        return (self._hawq if kind == "hawq" else self._search)(controller, setup, dict(params))
+        """The assignment of "hawq" or "search"; see `Initializer.find_precision`.
 
-    def adapt_norms(self, controller: QuantizationController) -> None:
-        """Take the controller's BatchNorm statistics anew, with its quantizers as they are switched.
-
-        Nothing is done while no quantizer is on: the float model's own statistics are right then.
+        Raises:
+            BudgetError: the ratio or the budgets cannot be met; told before anything is computed.
+            ConfigError: there is no budget.
+            DataError: there is no data.
         """
-        if self.norm_samples and any(q.enabled for q in controller.all_quantizations.values()):
-            if self.data is None:
-                raise DataError("no data is known to adapt BatchNorm on; give create_compressed_model data.")
-            batches = materialise(self.data, self.norm_samples, self.shard_size, "BatchNorm adaptation")
-            found = adapt_batch_norm(controller.model, batches, self.forward, self.norm_samples)
-            apply_batch_norm(controller.model, found)
+        if isinstance(request, HawqRequest):
+            check_ratio(setup, request.compression_ratio, request.bitwidth_assignment_mode)
+            self._take_weights(model)
+            return self._solve_hawq(setup, ranges, request)
+        if isinstance(request, SearchRequest):
+            if not request.budget:
+                raise ConfigError("init_precision('search') needs the key 'budget', such as 'avg_bits<=4'.")
+            check_budgets(parse_budgets(request.budget), setup)
+            self._take_weights(model)
+            return self._search(setup, ranges, request)
+        raise ConfigError(f"init_precision('{request.kind}') is not measured; known: hawq, search.")
 
-    def refresh(self, controller: QuantizationController) -> None:
-        """Give the float copy the present weights and buffers of the controller's model."""
-        state = {}
-        for name, value in controller.model.state_dict().items():
-            plain = name.replace(".original", "").replace("parametrizations.", "")
+    def adapt_batch_norm(self, model: nn.Module) -> None:
+        """Take BatchNorm statistics anew, with the model as it is quantized now, where that was set.
+
+        Raises:
+            DataError: there is no data.
+        """
+        num_samples = self.settings.batch_norm_samples
+        if not num_samples:
+            return
+        if self.data is None:
+            raise DataError("no data is known to adapt BatchNorm on; give create_compressed_model data.")
+        batches = materialise(self.data, num_samples, self.settings.shard_size, "BatchNorm adaptation")
+        apply_batch_norm(model, adapt_batch_norm(model, batches, self.forward, num_samples))
+
+    def _take_weights(self, model: nn.Module) -> None:
+        """Give the float copy the present weights and buffers of a quantized model."""
+        present: dict[str, torch.Tensor] = {}
+        for name, value in model.state_dict().items():
             if isinstance(value, torch.Tensor):
-                state[plain] = value.detach()
+                # A parametrized weight is kept as `parametrizations.weight.original`.
+                plain = name.replace(".original", "").replace("parametrizations.", "")
+                present[plain] = value.detach()
         own = self.model.state_dict()
-        self.model.load_state_dict({name: state.get(name, value) for name, value in own.items()})
+        self.model.load_state_dict({name: present.get(name, value) for name, value in own.items()})
 
-    def _range_options(self, setup: QuantizerSetup, params: Mapping[str, Any]) -> dict[str, Any]:
-        refuse_unknown(params, ("num_init_samples", "type", "params"), "initializer.range")
-        percentiles = dict(params.get("params", {}))
-        refuse_unknown(percentiles, ("min_percentile", "max_percentile"), "initializer.range.params")
-        options: dict[str, Any] = {"weights": "mse", "activations": "mse", "overrides": {}}
-        options.update(self.estimators)
-        if "type" in params:
-            options.update(weights=params["type"], activations=params["type"], overrides={})
-        low, high = options.get("percentiles", (0.1, 99.9))
-        bounds = percentiles.get("min_percentile", low), percentiles.get("max_percentile", high)
-        rules = choose_rules(setup, options["weights"], options["activations"], options["overrides"])
-        # By id: a scope that fits one quantizer may fit none of those that are calibrated anew.
-        chosen = {name: rule.estimator for name, rule in rules.items()}
-        return {**options, "overrides": chosen, "percentiles": bounds}
-
-    def _hawq(
-        self, controller: QuantizationController, setup: QuantizerSetup, params: dict[str, Any]
-    ) -> BitAssignment:
-        target = float(params.get("compression_ratio", 1.5))
-        mode = params.get("bitwidth_assignment_mode", "liberal")
-        if mode not in ("liberal", "strict"):
-            raise ConfigError(f"bitwidth_assignment_mode is {mode!r}; known: liberal, strict.")
-        check_ratio(setup, target, mode)
-        self.refresh(controller)
-        replica, shards = self._sensed(int(params.get("num_data_points", 100)))
+    def _solve_hawq(self, setup: QuantizerSetup, ranges: RangeTable, request: HawqRequest) -> BitAssignment:
+        replica, num_shards = self._sensed(request.num_data_points)
         pool = LocalPool(replica, deterministic=False)
-        given = params.get("traces")
-        if given is not None:
-            traces = _given_traces(given, setup)
+        if request.traces is None:
+            traces = self._measure_traces(setup, pool, num_shards, request)
         else:
-            settings = _trace_settings(params, "iter_number")
-            measured = measure_traces(
-                setup,
-                pool,
-                shards,
-                loss=params.get("trace_loss", "divergence"),
-                seed=int(params.get("seed", 0)),
-                **settings,
-            )
-            for text in trace_warnings(measured, settings["relative_error"]):
-                warnings.warn(text, stacklevel=4)
-            traces = {name: trace.value for name, trace in measured.items()}
+            traces = _read_traces(request.traces, setup)
         negative = [name for name, value in traces.items() if value < 0]
         if negative:
             warnings.warn(f"negative traces count as 0: {', '.join(negative)}", stacklevel=4)
         # A floor far below every trace: among equals the wider width is then the better one.
-        floor = 1e-9 * max((v for v in traces.values() if v > 0), default=1.0)
-        errors = measure_perturbations(setup, controller.ranges, pool)
-        omegas = {
-            (g.id, bits): sum(max(traces[p], floor) * errors[p, bits] for p in g.points)
-            for g in setup.groups.values()
-            if setup.group_kind(g.id) == "weight"
-            for bits in g.bit_widths
-        }
-        return solve_ratio(setup, omegas, target, mode)
+        floor = 1e-9 * max((value for value in traces.values() if value > 0), default=1.0)
+        errors = measure_perturbations(setup, ranges, pool)
+        omegas: dict[tuple[str, int], float] = {}
+        for group in setup.groups.values():
+            if setup.group_kind(group.id) == "weight":
+                for bits in group.bit_widths:
+                    terms = (max(traces[name], floor) * errors[name, bits] for name in group.points)
+                    omegas[group.id, bits] = sum(terms)
+        return solve_ratio(setup, omegas, request.compression_ratio, request.bitwidth_assignment_mode)
 
-    def _search(
-        self, controller: QuantizationController, setup: QuantizerSetup, params: dict[str, Any]
-    ) -> BitAssignment:
-        texts = params.pop("budget", None)
-        if texts is None:
-            raise ConfigError("init_precision('search') needs the key 'budget', such as 'avg_bits<=4'.")
-        budgets = parse_budgets([texts] if isinstance(texts, str) else texts)
-        check_budgets(budgets, setup)
-        self.refresh(controller)
-        seed = int(params.get("seed", 0))
-        replica, shards = self._sensed(int(params.pop("num_data_points", 256)))
+    def _measure_traces(
+        self, setup: QuantizerSetup, pool: LocalPool, num_shards: int, request: HawqRequest
+    ) -> dict[str, float]:
+        settings = request.sensitivity
+        measured = measure_traces(
+            setup,
+            pool,
+            num_shards,
+            estimator=settings.estimator,
+            relative_error=settings.relative_error,
+            max_draws=settings.max_draws,
+            loss=settings.trace_loss,
+            seed=request.seed,
+        )
+        for text in trace_warnings(measured, settings.relative_error):
+            warnings.warn(text, stacklevel=5)
+        return {name: trace.value for name, trace in measured.items()}
+
+    def _search(self, setup: QuantizerSetup, ranges: RangeTable, request: SearchRequest) -> BitAssignment:
+        sensitivity, search, seed = request.sensitivity, request.search, request.seed
+        replica, num_shards = self._sensed(request.num_data_points)
         pool = LocalPool(replica, deterministic=False)
         table = measure_sensitivity(
             setup,
-            controller.ranges,
+            ranges,
             lambda part: pool,
-            shards,
-            **_trace_settings(params, "max_draws"),
-            trace_loss=params.pop("trace_loss", "divergence"),
+            num_shards,
+            estimator=sensitivity.estimator,
+            relative_error=sensitivity.relative_error,
+            max_draws=sensitivity.max_draws,
+            trace_loss=sensitivity.trace_loss,
             seed=seed,
         )
         # In random order, as a race needs them: its first samples stand for all.
         drawn, per_sample = random_shards(
-            replica.shards[DataSet.CALIBRATION], 0, self.shard_size, derive_seed(seed, "search-samples")
+            replica.shards[DataSet.CALIBRATION],
+            0,
+            self.settings.shard_size,
+            derive_seed(seed, "search-samples"),
         )
         replica.shards = {**replica.shards, DataSet.SEARCH: drawn}
-        measure = MeasuredObjective(setup, controller.ranges, pool, Judgement(per_sample=per_sample))
-        race = Race(measure, len(drawn), float(params.pop("racing_error", 0.05)))
-        return search_assignment(table, setup, budgets, race, **params).best.assignment
+        measure = MeasuredObjective(setup, ranges, pool, Judgement(per_sample=per_sample))
+        result = search_assignment(
+            table,
+            setup,
+            parse_budgets(request.budget),
+            Race(measure, len(drawn), search.racing_error),
+            num_trials=search.num_trials,
+            batch_size=search.batch_size,
+            surrogate=search.surrogate,
+            sampler=search.sampler,
+            seed=seed,
+        )
+        return result.best.assignment
 
     def _sensed(self, num_samples: int) -> tuple[Replica, int]:
-        """The replica, with a warning where nothing can be sensed."""
-        replica, shards = self._replica(num_samples)
+        """The replica and its number of shards, with a warning where nothing can be sensed."""
+        replica, num_shards = self._replica(num_samples)
         outputs = replica.float_outputs(DataSet.CALIBRATION, 0)
         if replica.divergence.kind == "kl":
             p = outputs.double().softmax(-1)
@@ -228,36 +237,51 @@ class ModelStages:
                     "train it first",
                     stacklevel=5,
                 )
-        return replica, shards
+        return replica, num_shards
 
     def _replica(self, num_samples: int) -> tuple[Replica, int]:
         if self.data is None:
             raise DataError("no data is known to calibrate on; give create_compressed_model(..., data=...).")
-        shards = materialise(self.data, num_samples, self.shard_size, "calibration")
+        shards = materialise(self.data, num_samples, self.settings.shard_size, "calibration")
         divergence = Divergence("kl")
-        replica = Replica(
-            copy.deepcopy(self.model), self.forward, {DataSet.CALIBRATION: shards}, divergence, self.loss
-        )
+        model = copy.deepcopy(self.model)
+        replica = Replica(model, self.forward, {DataSet.CALIBRATION: shards}, divergence, self.loss)
         outputs = output_tensor(replica.float_outputs(DataSet.CALIBRATION, 0))
         if outputs.ndim != 2 or check_outputs(outputs, divergence):
             replica.divergence = Divergence("mse")
         return replica, len(shards)
 
 
-def _trace_settings(params: dict[str, Any], draws_key: str) -> dict[str, Any]:
-    return {
-        "estimator": params.pop("estimator", "ggn"),
-        "relative_error": float(params.pop("relative_error", 0.05)),
-        "max_draws": max(2, int(params.pop(draws_key, 256))),
-    }
+def _range_settings(settings: CalibrationConfig, params: Mapping[str, Any]) -> CalibrationConfig:
+    """The settings with what NNCF's `initializer.range` sets: one estimator for all, and percentiles."""
+    refuse_unknown(params, ("num_init_samples", "type", "params"), "initializer.range")
+    percentiles = dict(params.get("params", {}))
+    refuse_unknown(percentiles, ("min_percentile", "max_percentile"), "initializer.range.params")
+    low, high = settings.percentiles
+    bounds = (percentiles.get("min_percentile", low), percentiles.get("max_percentile", high))
+    changes: dict[str, Any] = {"percentiles": bounds}
+    if "type" in params:
+        changes.update(weights=params["type"], activations=params["type"], overrides={})
+    # Not validated here: `choose_rules` names an estimator that does not exist.
+    return settings.model_copy(update=changes)
 
 
-def _given_traces(given: Any, setup: QuantizerSetup) -> dict[str, float]:
-    if isinstance(given, str | Path):
-        given = json.loads(Path(given).read_text())
+def _part_of(setup: QuantizerSetup, names: Collection[str]) -> QuantizerSetup:
+    """The setup of some quantizers alone, at all widths of their groups."""
+    points = {name: point for name, point in setup.points.items() if name in names}
+    groups: dict[str, QuantizerGroup] = {}
+    for group in setup.groups.values():
+        members = tuple(name for name in group.points if name in points)
+        if members:
+            groups[group.id] = QuantizerGroup(group.id, members, group.bit_widths)
+    return QuantizerSetup(points, groups)
+
+
+def _read_traces(source: Mapping[str, float] | Path, setup: QuantizerSetup) -> dict[str, float]:
+    values = json.loads(source.read_text()) if isinstance(source, Path) else source
     names = setup.of_kind("weight")
-    refuse_unknown(given, names, "traces")
-    missing = [name for name in names if name not in given]
+    refuse_unknown(values, names, "traces")
+    missing = [name for name in names if name not in values]
     if missing:
         raise ConfigError(f"traces has no value for {', '.join(missing)}.")
-    return {name: float(given[name]) for name in names}
+    return {name: float(values[name]) for name in names}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raysearch.controller import refuse_unknown
 from raysearch.errors import ConfigError
+from raysearch.unknown_keys import refuse_unknown
 
 ROOT_KEYS = ("input_info", "target_device", "compression", "log_dir")
 SECTION_KEYS = (

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
-from raysearch.controller.by_hand import NoStages
-from raysearch.controller.distribution import broadcast_quantizers
+from raysearch.config.precision import ManualRequest, MeasuredRequest
+from raysearch.controller.adjacent import AdjacentGroups
+from raysearch.controller.by_hand import NonWeightQuantizer, WeightQuantizer, ranges_of, setup_of
+from raysearch.controller.initializer import Initializer, NoInitializer
+from raysearch.controller.losses import DistillationLoss, ZeroLoss
 from raysearch.controller.manual import assign_by_scope, read_entries, to_entries
-from raysearch.controller.precision import check_request, narrow
-from raysearch.controller.quantizer_set import HeldQuantizers
+from raysearch.controller.precision import narrow, read_request
+from raysearch.controller.quantizer_set import CompressionStage, QuantizerSet
 from raysearch.controller.readiness import ExportReadiness, check_exportable
-from raysearch.controller.scheduler import Kind
-from raysearch.controller.state import put_state, take_state
+from raysearch.controller.scheduler import Kind, ScheduleParams, Scheduler, StagedScheduler
+from raysearch.controller.settings import read_schedule
+from raysearch.controller.state import ControllerState
 from raysearch.controller.statistics import Statistics, count, memory, quantized_edges
 from raysearch.controller.stripped import strip
 from raysearch.errors import ConfigError, PlacementError
-from raysearch.records import BitAssignment, RangeTable
+from raysearch.evaluation import Divergence
+from raysearch.quantizer import Quantizer
+from raysearch.records import BitAssignment, QuantizerSetup, RangeTable, compression_ratio
+
+Observer = Callable[[str, Mapping[str, Any]], None]
+"""Told of every change: ("apply", {...}), ("switch", {...}), ("init_range", {...})."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,7 @@ class RangeReport:
     kept: tuple[str, ...]
 
 
-class QuantizationController(HeldQuantizers):
+class QuantizationController:
     """All quantizers of one model, keyed by quantizer id in graph order, weights first.
 
     Made by `create_controller` or `create_compressed_model`, seldom by hand. Its members mean what they meant
@@ -48,16 +58,104 @@ class QuantizationController(HeldQuantizers):
         build_time_range_init_params: settings that `init_range()` uses when it is given none.
         setup: where the quantizers are; None derives one without MACs, each at its present width only.
         ranges: calibrated ranges; None takes what the quantizers hold.
-        stages: finds ranges and widths; `create_compressed_model` supplies it.
+        initializer: finds ranges and widths; `create_compressed_model` supplies it.
+        stages: the former name of `initializer`.
 
     Attributes:
         model: the quantized model.
-        setup: where the quantizers are.
-        all_quantizations: quantizer id → quantizer, weights first.
-        assignment: the bit assignment in force.
+        weight_quantizers: weight id → quantizer, owner, sites.
+        non_weight_quantizers: activation id → quantizer, sites.
+        groups_of_adjacent_quantizers: what feeds the same operations.
+        initializer: finds ranges and widths.
         scheduler: counts steps and epochs; starts kinds at their epochs when it is staged.
         loss: scalar to add to the task's loss; 0 unless `distil` was called.
     """
+
+    def __init__(
+        self,
+        target_model: nn.Module,
+        config: Mapping[str, Any] | None,
+        debug_interface: Observer | None,
+        weight_quantizers: Mapping[str, WeightQuantizer],
+        non_weight_quantizers: Mapping[str, NonWeightQuantizer],
+        groups_of_adjacent_quantizers: AdjacentGroups | None,
+        quantizers_input_shapes: Mapping[str, tuple[int, ...]],
+        build_time_metric_info: Mapping[str, int] | None = None,
+        build_time_range_init_params: Mapping[str, Any] | None = None,
+        *,
+        setup: QuantizerSetup | None = None,
+        ranges: RangeTable | None = None,
+        initializer: Initializer | None = None,
+        stages: Initializer | None = None,
+    ) -> None:
+        self.model = target_model
+        self.config = dict(config or {})
+        self.weight_quantizers = weight_quantizers
+        self.non_weight_quantizers = non_weight_quantizers
+        self.quantizers_input_shapes = dict(quantizers_input_shapes)
+        parts: dict[str, WeightQuantizer | NonWeightQuantizer] = {
+            **weight_quantizers,
+            **non_weight_quantizers,
+        }
+        quantizers = {name: part.quantizer for name, part in parts.items()}
+        if setup is None:
+            adjacent = groups_of_adjacent_quantizers or AdjacentGroups((), {})
+            setup = setup_of(
+                weight_quantizers, non_weight_quantizers, adjacent.weight_inputs, quantizers_input_shapes
+            )
+        self.groups_of_adjacent_quantizers = groups_of_adjacent_quantizers or AdjacentGroups.of(setup)
+        self._set = QuantizerSet(quantizers, setup, ranges or ranges_of(quantizers))
+        self.initializer: Initializer = initializer or stages or NoInitializer()
+        self.loss: ZeroLoss = ZeroLoss(target_model)
+        self._observer = debug_interface
+        self._potential = dict(build_time_metric_info or {})
+        self._range_params = build_time_range_init_params
+        self._loaded: set[str] = set()
+        self.scheduler: Scheduler = self._make_scheduler()
+
+    @property
+    def all_quantizations(self) -> dict[str, Quantizer]:
+        """Quantizer id → quantizer, weights first."""
+        return self._set.quantizers
+
+    @property
+    def setup(self) -> QuantizerSetup:
+        """Where the quantizers are, and the widths they may have."""
+        return self._set.setup
+
+    @property
+    def ranges(self) -> RangeTable:
+        """Calibrated ranges, by quantizer and width."""
+        return self._set.ranges
+
+    @property
+    def assignment(self) -> BitAssignment:
+        """The bit assignment in force."""
+        return self._set.assignment
+
+    @property
+    def stages(self) -> Initializer:
+        """The former name of `initializer`."""
+        return self.initializer
+
+    @stages.setter
+    def stages(self, initializer: Initializer) -> None:
+        self.initializer = initializer
+
+    def apply(self, assignment: BitAssignment) -> None:
+        """Set every width and its calibrated range; groups that are not named are disabled.
+
+        Learned scales are overwritten by the calibrated ones. A kind that has not started stays off.
+
+        Raises:
+            PlacementError: a group is unknown, the width is not one of its own, or its range is missing;
+                nothing was changed.
+        """
+        self._set.apply(assignment)
+        self._follow_schedule()
+        self._notify("apply", assignment=assignment)
+
+    apply_new_quantizer_setup = apply
 
     def init_range(
         self,
@@ -76,21 +174,21 @@ class QuantizationController(HeldQuantizers):
         Raises:
             PlacementError: no data is known, or a name is no quantizer of the assignment.
         """
-        widths = self.assignment.per_point(self.setup)
+        widths = self._set.widths()
         names = list(widths) if points is None else list(points)
         for name in names:
             if name not in widths:
                 raise PlacementError(f"init_range names '{name}', which the assignment does not quantize.")
-        kept = () if force else tuple(n for n in names if n in self._loaded)
-        wanted = tuple(n for n in names if n not in kept)
-        if wanted:
+        loaded = set() if force else self._loaded
+        report = RangeReport(
+            initialised=tuple(name for name in names if name not in loaded),
+            kept=tuple(name for name in names if name in loaded),
+        )
+        if report.initialised:
             params = self._range_params if range_init_params is None else range_init_params
-            found = self.stages.find_ranges(self, wanted, params)
-            self.ranges = RangeTable({**self.ranges.ranges, **found.ranges})
-            for name in wanted:
-                self.all_quantizations[name].set_range(widths[name], found[name, widths[name]])
-        report = RangeReport(wanted, kept)
-        self._tell("init_range", report=report)
+            ranges = self.initializer.find_ranges(self.model, self.setup, report.initialised, params)
+            self._set.take_ranges(ranges, report.initialised)
+        self._notify("init_range", report=report)
         return report
 
     def init_precision(
@@ -107,22 +205,80 @@ class QuantizationController(HeldQuantizers):
             precision_constraints: quantizer id, layer or glob → widths it may take.
 
         Raises:
-            ConfigError: the type or a key is unknown.
+            ConfigError: the type or a key is unknown, or a value does not fit.
             PlacementError: no width is left for a group, or a scope fits nothing.
             BudgetError: no assignment meets the ratio or the budget; told before anything is computed.
         """
-        params = dict(precision_init_params or {})
-        check_request(precision_init_type, params)
-        setup = narrow(self.setup, params.pop("bits", None), precision_constraints or {})
-        if precision_init_type == "manual":
-            if "bitwidth_per_scope" not in params:
+        request = read_request(precision_init_type, precision_init_params or {})
+        bits = request.bits if isinstance(request, MeasuredRequest) else None
+        setup = narrow(self.setup, bits, precision_constraints or {})
+        if isinstance(request, ManualRequest):
+            if request.bitwidth_per_scope is None:
                 raise ConfigError("init_precision('manual') needs the key 'bitwidth_per_scope'.")
-            return assign_by_scope(setup, self.assignment, read_entries(params["bitwidth_per_scope"]))
-        return self.stages.find_precision(precision_init_type, self, setup, params)
+            return assign_by_scope(setup, self.assignment, read_entries(request.bitwidth_per_scope))
+        return self.initializer.find_precision(self.model, setup, self.ranges, request)
+
+    def adapt_batch_norm(self) -> None:
+        """Take BatchNorm statistics anew, where the initializer is set to, with the quantizers as they are.
+
+        Nothing is done while no quantizer is on: the float model's own statistics are right then.
+        """
+        if self._set.enabled():
+            self.initializer.adapt_batch_norm(self.model)
 
     def bitwidth_per_scope(self) -> list[list[Any]]:
         """The present widths in NNCF's file format, `[[bits, scope], …]`; "manual" reads it."""
         return to_entries(self.setup, self.assignment)
+
+    def enable_weight_quantization(self) -> None:
+        """Let the weight quantizers of the assignment act."""
+        self._switch("weight", True)
+
+    def disable_weight_quantization(self) -> None:
+        """Pass weights through unquantized."""
+        self._switch("weight", False)
+
+    def enable_activation_quantization(self) -> None:
+        """Let the activation quantizers of the assignment act."""
+        self._switch("activation", True)
+
+    def disable_activation_quantization(self) -> None:
+        """Pass activations through unquantized."""
+        self._switch("activation", False)
+
+    def compression_stage(self) -> CompressionStage:
+        """How much of the assignment is in force, by the quantizers' own flags."""
+        return self._set.stage()
+
+    @property
+    def compression_rate(self) -> float:
+        """NNCF's compression ratio R of the present widths; all at 8 bits gives 1."""
+        return compression_ratio(self.setup, self.assignment)
+
+    def disable_scheduler(self) -> None:
+        """Quantize everything now, and only count from here on."""
+        self.scheduler = Scheduler()
+        self._set.switch(self._set.widths(), True)
+
+    def distil(
+        self,
+        teacher: nn.Module,
+        *,
+        weight: float = 1.0,
+        blocks: Sequence[str] = (),
+        feature_weight: float = 1.0,
+        divergence: Divergence | None = None,
+    ) -> None:
+        """Make `loss` the distance to a float teacher; see `DistillationLoss` for the arguments."""
+        self.loss.close()
+        self.loss = DistillationLoss(
+            self.model,
+            teacher,
+            weight=weight,
+            blocks=blocks,
+            feature_weight=feature_weight,
+            divergence=divergence,
+        )
 
     def statistics(self, quickly_collected_only: bool = False) -> Statistics:
         """Counts, bit histograms, costs and R; printed, a table.
@@ -130,12 +286,12 @@ class QuantizationController(HeldQuantizers):
         Args:
             quickly_collected_only: leave out `memory` and `quantized_edges`, which walk the setup.
         """
-        found = count(self.all_quantizations, self.setup, self.assignment, self._potential)
-        found["compression_stage"] = self.compression_stage().name
+        statistics = count(self.all_quantizations, self.setup, self.assignment, self._potential)
+        statistics["compression_stage"] = self.compression_stage().name
         if not quickly_collected_only:
-            found["memory"] = memory(self.setup, self.assignment)
-            found["quantized_edges"] = quantized_edges(self.model, self.setup, self.all_quantizations)
-        return found
+            statistics["memory"] = memory(self.setup, self.assignment)
+            statistics["quantized_edges"] = quantized_edges(self.model, self.setup, self.all_quantizations)
+        return statistics
 
     def prepare_for_export(self) -> ExportReadiness:
         """Fix all ranges, and tell what is left out and what cannot be exported."""
@@ -149,26 +305,49 @@ class QuantizationController(HeldQuantizers):
             PlacementError: the ranks hold different setups.
             RunError: a quantizer differs afterwards.
         """
-        self.assignment = broadcast_quantizers(self.all_quantizations, self.setup, self.assignment)
-        self._switches.refresh()
+        self._set.broadcast()
 
     def get_compression_state(self) -> dict[str, Any]:
         """Everything but learned values (those are in the model's state dict), as plain JSON values."""
-        return take_state(self)
+        return ControllerState(
+            setup=self.setup,
+            assignment=self.assignment,
+            ranges=self.ranges,
+            scheduler=self.scheduler.get_state(),
+            loss=self.loss.get_state(),
+            compression_stage=self.compression_stage().name,
+            frozen=tuple(self.frozen_ranges()),
+            enabled=tuple(self._set.enabled()),
+        ).to_json()
 
     get_state = get_compression_state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Put a state back, before or after the model's state dict.
+        """Put a state back, before or after the model's state dict; learned ranges of equal width are kept.
 
         Raises:
             StorageError: it is damaged, or of another setup; names the quantizer. Nothing was changed.
         """
-        put_state(self, state)
+        saved = ControllerState.from_json(state)
+        saved.check_setup(self.setup)
+        self._set.restore(saved.assignment, saved.ranges, saved.frozen)
+        self._loaded = set(self._set.widths())
+        self._follow_schedule()
+        self.loss.load_state(saved.loss)
+        if not self.scheduler.staged:  # else the epoch says what is on
+            self._set.switch_to(saved.enabled)
+        self.scheduler.load_state(saved.scheduler)
+        stage = self.compression_stage().name
+        if stage != saved.compression_stage:
+            warnings.warn(
+                f"the state was saved in the stage {saved.compression_stage}, and this controller is in "
+                f"{stage}: its configuration starts quantization at other epochs",
+                stacklevel=2,
+            )
 
     def frozen_ranges(self) -> list[str]:
         """Quantizers whose range parameters the user froze."""
-        return self._switches.frozen()
+        return self._set.frozen()
 
     def strip_model(
         self,
@@ -191,8 +370,8 @@ class QuantizationController(HeldQuantizers):
         Raises:
             PlacementError: the model is not the one this controller was created for, or was stripped before.
         """
-        wrapped = (getattr(model, name, None) for name in ("module", "_orig_mod"))
-        if model is not None and self.model is not model and all(m is not self.model for m in wrapped):
+        unwrapped = (getattr(model, name, None) for name in ("module", "_orig_mod"))
+        if model is not None and self.model is not model and all(m is not self.model for m in unwrapped):
             raise PlacementError(
                 f"strip_model was given a {type(model).__name__} that this controller was not created for; "
                 f"pass the model that create_controller changed, or none."
@@ -201,13 +380,30 @@ class QuantizationController(HeldQuantizers):
             self.loss.close()
         return strip(self.model, self.setup, do_copy=do_copy, form=form)
 
-    def _start(self, kind: Kind) -> None:
-        # Without data the ranges of build time stay; they are calibrated ones.
-        if not isinstance(self.stages, NoStages):
-            names = [n for n in self.assignment.per_point(self.setup) if self.setup.points[n].kind == kind]
-            self.init_range(points=names, force=True)
+    def _switch(self, kind: Kind, enabled: bool) -> None:
+        self._set.switch(self._set.names(kind), enabled)
+        self._notify("switch", kind=kind, enabled=enabled)
 
-    def _adapt(self) -> None:
+    def _make_scheduler(self) -> Scheduler:
+        params = read_schedule(self.config)
+        if isinstance(params, ScheduleParams):
+            return StagedScheduler(params, self._switch, self._initialise_kind, self._adapt_after_start)
+        return Scheduler()
+
+    def _follow_schedule(self) -> None:
+        if isinstance(self.scheduler, StagedScheduler):
+            self.scheduler.sync()
+
+    def _initialise_kind(self, kind: Kind) -> None:
+        # Without data the ranges of build time stay; they are calibrated ones.
+        if not isinstance(self.initializer, NoInitializer):
+            self.init_range(points=self._set.names(kind), force=True)
+
+    def _adapt_after_start(self) -> None:
         # What the layers before a BatchNorm give has changed at a stroke.
-        if not isinstance(self.stages, NoStages):
-            self.stages.adapt_norms(self)
+        if not isinstance(self.initializer, NoInitializer):
+            self.adapt_batch_norm()
+
+    def _notify(self, event: str, **details: Any) -> None:
+        if self._observer is not None:
+            self._observer(event, details)

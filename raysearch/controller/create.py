@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from raysearch.controller.by_hand import AdjacentGroups, NonWeightQuantizer, Stages, WeightQuantizer
-from raysearch.controller.controller import QuantizationController
-from raysearch.controller.quantizer_set import Observer
+from raysearch.controller.adjacent import AdjacentGroups
+from raysearch.controller.by_hand import NonWeightQuantizer, WeightQuantizer
+from raysearch.controller.controller import Observer, QuantizationController
+from raysearch.controller.initializer import Initializer
 from raysearch.hooks.attach import attach_activation, attach_weight, check_weight
 from raysearch.quantizer import Quantizer, make_quantizer
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
@@ -24,7 +25,7 @@ def create_controller(
     *,
     config: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
-    stages: Stages | None = None,
+    initializer: Initializer | None = None,
     range_init_params: Mapping[str, Any] | None = None,
 ) -> QuantizationController:
     """Put fake-quantizers into `model`, in place, and hand over their controller.
@@ -39,7 +40,7 @@ def create_controller(
             but disabled.
         config: NNCF-style; its `params` make the schedule staged.
         observer: told of every change of the controller.
-        stages: finds ranges and widths for `init_range` and `init_precision`.
+        initializer: finds ranges and widths for `init_range` and `init_precision`.
         range_init_params: settings that `init_range()` uses when it is given none.
 
     Raises:
@@ -74,7 +75,7 @@ def create_controller(
         build_time_range_init_params=range_init_params,
         setup=setup,
         ranges=ranges,
-        stages=stages,
+        initializer=initializer,
     )
     controller.apply(assignment)
     return controller

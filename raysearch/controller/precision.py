@@ -7,22 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from raysearch.config.precision import REQUESTS, PrecisionRequest
 from raysearch.errors import ConfigError, PlacementError
 from raysearch.placement.scopes import match
 from raysearch.records import QuantizerSetup
-from raysearch.unknown_keys import refuse_unknown
 
-PRECISION_KEYS: Mapping[str, tuple[str, ...]] = {
-    "hawq": (
-        "bits", "compression_ratio", "bitwidth_assignment_mode", "num_data_points", "iter_number", "traces",
-        "estimator", "relative_error", "trace_loss", "seed",
-    ),
-    "manual": ("bitwidth_per_scope",),
-    "search": (
-        "bits", "budget", "num_trials", "batch_size", "surrogate", "sampler", "num_data_points",
-        "estimator", "relative_error", "max_draws", "trace_loss", "seed",
-    ),
-}  # fmt: skip
+PRECISION_KEYS: Mapping[str, tuple[str, ...]] = {kind: request.keys() for kind, request in REQUESTS.items()}
 """Type → the keys it reads."""
 
 REFUSED_KEYS: Mapping[str, str] = {
@@ -35,46 +25,47 @@ REFUSED_KEYS: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def check_request(kind: str, params: Mapping[str, Any]) -> None:
-    """Refuse a type or a key that is not known.
+def read_request(kind: str, params: Mapping[str, Any]) -> PrecisionRequest:
+    """The parameters of a type, read and checked.
 
     Raises:
-        ConfigError: lists the valid types, or names the nearest key.
+        ConfigError: the type is unknown (lists the valid ones), a key is (names the nearest) or is not
+            supported (says why), or a value does not fit.
     """
-    if kind not in PRECISION_KEYS:
+    if kind not in REQUESTS:
         hint = " What 'autoq' did is 'search' here." if kind == "autoq" else ""
-        raise ConfigError(
-            f"precision_init_type '{kind}' is unknown; valid: {', '.join(PRECISION_KEYS)}.{hint}"
-        )
+        raise ConfigError(f"precision_init_type '{kind}' is unknown; valid: {', '.join(REQUESTS)}.{hint}")
     for key in params:
         if key in REFUSED_KEYS:
             raise ConfigError(f"the key '{key}' of {kind} is not supported: {REFUSED_KEYS[key]}.")
-    refuse_unknown(params, PRECISION_KEYS[kind], f"the params of {kind}")
+    return REQUESTS[kind].read(params, f"the params of {kind}")
 
 
 def narrow(
     setup: QuantizerSetup, bits: Sequence[int] | None, constraints: Mapping[str, Iterable[int]]
 ) -> QuantizerSetup:
-    """The setup with the widths that are left.
+    """The setup with the widths that are left. Warns where no group has a choice left.
 
-    `bits` narrows the weights, and the activations that admit several widths. A constraint maps a quantizer
-    id, a layer or a glob to widths, and narrows whatever it fits. Warns where no group has a choice left.
+    Args:
+        setup: groups and the widths they admit.
+        bits: widths of the weights, and of the activations that admit several; None: all.
+        constraints: quantizer id, layer or glob → widths of whatever it fits.
 
     Raises:
         PlacementError: nothing is left for a group; names it and what it admits.
     """
-    wanted: dict[str, set[int]] = {}
+    constrained: dict[str, set[int]] = {}
     for scope, widths in constraints.items():
         for point in match(scope, setup.points.values(), "precision_constraints"):
             group = setup.group_of(point.id)
-            wanted[group.id] = wanted.get(group.id, set(group.bit_widths)) & set(widths)
+            constrained[group.id] = constrained.get(group.id, set(group.bit_widths)) & set(widths)
     groups = {}
     for name, group in setup.groups.items():
         left = set(group.bit_widths)
         # An activation's single width is the device's, not a choice that the user's bits could take away.
         if bits is not None and (setup.group_kind(name) == "weight" or len(left) > 1):
             left &= set(bits)
-        left &= wanted.get(name, left)
+        left &= constrained.get(name, left)
         if not left:
             raise PlacementError(
                 f"no width is left for '{name}': it admits {', '.join(map(str, group.bit_widths))}, "

@@ -1,112 +1,116 @@
-"""A controller's state, out and in; learned values live in the model's own state dict."""
+"""A controller's state as plain values; learned values live in the model's own state dict."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from raysearch.errors import StorageError
-from raysearch.records import BitAssignment, QuantizerRange, QuantizerSetup, RangeTable
+from raysearch.records import BitAssignment, QuantizationPoint, QuantizerRange, QuantizerSetup, RangeTable
 from raysearch.unknown_keys import nearest
 
-if TYPE_CHECKING:
-    from raysearch.controller.controller import QuantizationController
-
 VERSION = 1
-_KEYS = (
-    "version",
-    "setup",
-    "assignment",
-    "ranges",
-    "scheduler",
-    "loss",
-    "compression_stage",
-    "frozen",
-    "enabled",
-)
 
 
-def take_state(controller: QuantizationController) -> dict[str, Any]:
-    """Everything but learned values, as plain JSON values."""
-    return {
-        "version": VERSION,
-        "setup": controller.setup.to_json(),
-        "assignment": dict(controller.assignment.bits),
-        "ranges": _ranges_out(controller.ranges),
-        "scheduler": controller.scheduler.get_state(),
-        "loss": controller.loss.get_state(),
-        "compression_stage": controller.compression_stage().name,
-        "frozen": controller.frozen_ranges(),
-        "enabled": [name for name, q in controller.all_quantizations.items() if q.enabled],
-    }
+@dataclass(frozen=True)
+class ControllerState:
+    """Everything of a controller but learned values.
 
-
-def check_state(state: Mapping[str, Any]) -> None:
-    """Refuse what is no state of this version.
-
-    Raises:
-        StorageError: a key is missing, or the version is another one.
+    Attributes:
+        setup: where the quantizers are.
+        assignment: the widths in force.
+        ranges: calibrated ranges, by quantizer and width.
+        scheduler: its counters, and which kinds have started.
+        loss: what the loss keeps.
+        compression_stage: name of the stage, to notice another schedule after a resume.
+        frozen: quantizers whose range parameters the user froze.
+        enabled: quantizers that act.
     """
-    if state.get("version") != VERSION:
-        raise StorageError(
-            f"the controller state has version {state.get('version')!r}, and this raysearch reads {VERSION}."
-        )
-    missing = [key for key in _KEYS if key not in state]
-    if missing:
-        raise StorageError(f"the controller state lacks {', '.join(missing)}; it is damaged.")
 
+    setup: QuantizerSetup
+    assignment: BitAssignment
+    ranges: RangeTable
+    scheduler: Mapping[str, Any]
+    loss: Mapping[str, Any]
+    compression_stage: str
+    frozen: tuple[str, ...]
+    enabled: tuple[str, ...]
 
-def check_same_setup(setup: QuantizerSetup, text: str) -> None:
-    """Refuse the state of another setup, naming the first quantizer that differs.
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them back."""
+        return {
+            "version": VERSION,
+            "setup": self.setup.to_json(),
+            "assignment": dict(self.assignment.bits),
+            "ranges": _ranges_to_json(self.ranges),
+            "scheduler": dict(self.scheduler),
+            "loss": dict(self.loss),
+            "compression_stage": self.compression_stage,
+            "frozen": list(self.frozen),
+            "enabled": list(self.enabled),
+        }
 
-    Raises:
-        StorageError: they differ.
-    """
-    other = QuantizerSetup.from_json(text)
-    again = "it was saved for another model or configuration; build the controller with the same ones."
-    for name, point in other.points.items():
-        if name not in setup.points:
-            near = nearest(name, setup.points)
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ControllerState:
+        """Read what `to_json` gave.
+
+        Raises:
+            StorageError: a key is missing, a value is damaged, or the version is another one.
+        """
+        if values.get("version") != VERSION:
             raise StorageError(
-                f"the state has the quantizer '{name}', and this model none (nearest: '{near}'): {again}"
+                f"the controller state has version {values.get('version')!r}, and this raysearch reads "
+                f"{VERSION}."
             )
-        if point != setup.points[name]:
-            raise StorageError(f"the quantizer '{name}' of the state differs from this model's: {again}")
-    for name in setup.points:
-        if name not in other.points:
-            raise StorageError(f"the state lacks the quantizer '{name}': {again}")
-    for name, group in setup.groups.items():
-        if other.groups.get(name) != group:
-            raise StorageError(f"the group of '{name}' admits other widths or members in the state: {again}")
-
-
-def put_state(controller: QuantizationController, state: Mapping[str, Any]) -> None:
-    """Put a state into a controller of the same setup; learned ranges of equal width are kept.
-
-    Raises:
-        StorageError: the state is damaged or of another setup; nothing was changed.
-    """
-    check_state(state)
-    check_same_setup(controller.setup, state["setup"])
-    ranges = ranges_in(state["ranges"])
-    controller.adopt(BitAssignment(state["assignment"]), ranges, state["frozen"])
-    controller.loss.load_state(state["loss"])
-    if not controller.scheduler.staged:  # else the epoch says what is on
-        controller.switch_to(state["enabled"])
-    controller.scheduler.load_state(state["scheduler"])
-    found = controller.compression_stage().name
-    if found != state["compression_stage"]:
-        warnings.warn(
-            f"the state was saved in the stage {state['compression_stage']}, and this controller is in "
-            f"{found}: its configuration starts quantization at other epochs",
-            stacklevel=3,
+        missing = [field.name for field in fields(cls) if field.name not in values]
+        if missing:
+            raise StorageError(f"the controller state lacks {', '.join(missing)}; it is damaged.")
+        return cls(
+            setup=QuantizerSetup.from_json(values["setup"]),
+            assignment=BitAssignment(values["assignment"]),
+            ranges=_ranges_from_json(values["ranges"]),
+            scheduler=values["scheduler"],
+            loss=values["loss"],
+            compression_stage=values["compression_stage"],
+            frozen=tuple(values["frozen"]),
+            enabled=tuple(values["enabled"]),
         )
 
+    def check_setup(self, setup: QuantizerSetup) -> None:
+        """Refuse a setup that this state is not of, naming the first quantizer that differs.
 
-def _ranges_out(table: RangeTable) -> list[dict[str, Any]]:
+        Raises:
+            StorageError: they differ.
+        """
+        for name, point in self.setup.points.items():
+            _check_point(point, setup, name)
+        for name in setup.points:
+            if name not in self.setup.points:
+                raise StorageError(f"the state lacks the quantizer '{name}': {_ANOTHER_MODEL}")
+        for name, group in setup.groups.items():
+            if self.setup.groups.get(name) != group:
+                raise StorageError(
+                    f"the group of '{name}' admits other widths or members in the state: {_ANOTHER_MODEL}"
+                )
+
+
+_ANOTHER_MODEL = "it was saved for another model or configuration; build the controller with the same ones."
+
+
+def _check_point(point: QuantizationPoint, setup: QuantizerSetup, name: str) -> None:
+    if name not in setup.points:
+        raise StorageError(
+            f"the state has the quantizer '{name}', and this model none (nearest: "
+            f"'{nearest(name, setup.points)}'): {_ANOTHER_MODEL}"
+        )
+    if point != setup.points[name]:
+        raise StorageError(f"the quantizer '{name}' of the state differs from this model's: {_ANOTHER_MODEL}")
+
+
+def _ranges_to_json(table: RangeTable) -> list[dict[str, Any]]:
     return [
         {
             "point": point,
@@ -119,20 +123,14 @@ def _ranges_out(table: RangeTable) -> list[dict[str, Any]]:
     ]
 
 
-def ranges_in(entries: list[dict[str, Any]]) -> RangeTable:
-    """The range table of a state.
-
-    Raises:
-        StorageError: it is damaged.
-    """
+def _ranges_from_json(entries: list[dict[str, Any]]) -> RangeTable:
+    ranges: dict[tuple[str, int], QuantizerRange] = {}
     try:
-        return RangeTable(
-            {
-                (e["point"], int(e["num_bits"])): QuantizerRange(
-                    np.array(e["scale"], np.float32), np.array(e["zero_point"], np.int32), bool(e["signed"])
-                )
-                for e in entries
-            }
-        )
+        for entry in entries:
+            scale = np.array(entry["scale"], np.float32)
+            zero_point = np.array(entry["zero_point"], np.int32)
+            value = QuantizerRange(scale, zero_point, bool(entry["signed"]))
+            ranges[entry["point"], int(entry["num_bits"])] = value
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"the ranges of the controller state are damaged: {error}.") from error
+    return RangeTable(ranges)

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +13,14 @@ from raysearch.calibration import adapt_batch_norm, apply_batch_norm
 from raysearch.compression.create import export_compressed_model
 from raysearch.compression.nncf_config import read_nncf_config, to_scope
 from raysearch.config import load_config
+from raysearch.controller import PRECISION_KEYS
 from raysearch.errors import BudgetError, ConfigError, ExportError, PlacementError, StorageError
 from raysearch.evaluation import materialise
 from raysearch.records import compression_ratio
 from tests.support import models
 from tests.support.oracles import run
 
+PAGE = Path(__file__).parents[2] / "docs" / "from-nncf.md"
 INFO = {"input_info": {"sample_size": [2, 1, 8, 8]}}
 DATA = [models.inputs("digits", n)[0] for n in (8, 9)]
 RANGE = {"range": {"num_init_samples": 16, "type": "min_max"}}
@@ -67,6 +71,39 @@ def test_hawq_keeps_the_ratio_and_leaves_the_controller_alone():
     assert chosen.statistics()["costs"]["avg_bits"] <= 4
     assert torch.equal(run(model, models.inputs("digits")), before)
     assert set(controller.assignment.bits.values()) == {8}
+
+
+@pytest.mark.filterwarnings("ignore:the float model's outputs are at chance level")
+def test_every_documented_key_of_a_precision_request_is_read():
+    widths = {"weight_bit_widths": [2, 4, 8], "activation_bit_widths": [4, 8]}
+    settings = load_config(overrides={"placement": widths})
+    controller, _ = build(settings, example_inputs=models.inputs("digits"))
+    search = {
+        "bits": [2, 4, 8], "budget": ["avg_bits<=4"], "num_trials": 3, "batch_size": 2,
+        "surrogate": "hawq", "sampler": "random", "num_data_points": 8, "estimator": "hutchinson",
+        "relative_error": 1000, "max_draws": 2, "trace_loss": "divergence", "racing_error": 0.2, "seed": 1,
+    }  # fmt: skip
+    assert set(search) == set(PRECISION_KEYS["search"]) == documented_keys("search")
+    controller.apply(controller.init_precision("search", search))
+    assert controller.statistics()["costs"]["avg_bits"] <= 4
+    with pytest.raises(ConfigError, match=r"the params of search: racing_error is 2: .*less than 1"):
+        controller.init_precision("search", {"budget": "avg_bits<=4", "racing_error": 2})
+    with pytest.raises(ConfigError, match="needs the key 'budget'"):
+        controller.init_precision("search")
+    hawq = {
+        "bits": [2, 4, 8], "compression_ratio": 2, "bitwidth_assignment_mode": "liberal",
+        "num_data_points": 8, "iter_number": 1, "relative_error": 1000, "estimator": "hutchinson",
+        "traces": dict.fromkeys(controller.setup.of_kind("weight"), 1), "trace_loss": "divergence", "seed": 1,
+    }  # fmt: skip
+    assert set(hawq) == set(PRECISION_KEYS["hawq"]) == documented_keys("hawq")
+    assert compression_ratio(controller.setup, controller.init_precision("hawq", hawq)) >= 2
+    assert set(PRECISION_KEYS["manual"]) == documented_keys("manual")
+
+
+def documented_keys(kind):
+    row = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{kind}` |"))
+    keys = row.split("|")[2]
+    return set(re.findall(r"`([a-z_]+)`", keys))
 
 
 def test_init_range_follows_the_weights_and_leaves_flags_alone():

@@ -13,30 +13,32 @@ from tests.support.oracles import make_ranges
 STAGED = {"activations_quant_start_epoch": 1, "weights_quant_start_epoch": 3}
 
 
-class CountingStages:
-    """Finds ranges as they are, and remembers for whom."""
+class CountingInitializer:
+    """Finds the ranges that it was given, and remembers for whom."""
 
     def __init__(self):
-        self.asked, self.adapted = [], []
+        self.ranges, self.initialised, self.adapted = None, [], 0
 
-    def find_ranges(self, controller, points, params):
-        self.asked.append(tuple(points))
-        return controller.ranges
+    def find_ranges(self, model, setup, points, params):
+        self.initialised.append(tuple(points))
+        return self.ranges
 
-    def find_precision(self, kind, controller, setup, params):
+    def find_precision(self, model, setup, ranges, request):
         raise AssertionError
 
-    def adapt_norms(self, controller):
-        self.adapted.append([n for n, q in controller.all_quantizations.items() if q.enabled])
+    def adapt_batch_norm(self, model):
+        self.adapted += 1
 
 
-def make(params=None, stages=None):
+def make(params=None, initializer=None):
     model = models.build("digits")
     setup = place_quantizers(model, models.inputs("digits"), weight_bit_widths=(4, 8))
-    chosen = BitAssignment.extreme(setup, 0)
-    return create_controller(
-        model, setup, make_ranges(model, setup), chosen, config={"params": params or {}}, stages=stages
-    )
+    ranges = make_ranges(model, setup)
+    if initializer is not None:
+        initializer.ranges = ranges
+    lowest = BitAssignment.extreme(setup, 0)
+    config = {"params": params or {}}
+    return create_controller(model, setup, ranges, lowest, config=config, initializer=initializer)
 
 
 def flags(controller):
@@ -77,8 +79,8 @@ def test_the_stage_is_that_of_the_flags_before_the_first_step():
 
 
 def test_d32_a_later_start_never_overwrites_trained_ranges():
-    stages = CountingStages()
-    controller = make(STAGED, stages)
+    initializer = CountingInitializer()
+    controller = make(STAGED, initializer)
     controller.scheduler.epoch_step(1)
     activation = next(iter(controller.setup.of_kind("activation")))
     trained = controller.all_quantizations[activation]
@@ -88,18 +90,18 @@ def test_d32_a_later_start_never_overwrites_trained_ranges():
     for epoch in (2, 3, 0, 1, 3):
         controller.scheduler.epoch_step(epoch)
         assert torch.equal(trained.scale, kept)
-    assert stages.asked == [tuple(controller.setup.of_kind(k)) for k in ("activation", "weight")]
+    assert initializer.initialised == [tuple(controller.setup.of_kind(k)) for k in ("activation", "weight")]
 
 
 def test_d32_after_a_resume_a_group_still_initialises_at_its_start():
-    first, stages = make(STAGED, CountingStages()), CountingStages()
+    first, initializer = make(STAGED, CountingInitializer()), CountingInitializer()
     first.scheduler.epoch_step(2)
-    second = make(STAGED, stages)
+    second = make(STAGED, initializer)
     second.load_state(first.get_compression_state())
     second.scheduler.epoch_step()
-    assert stages.asked == [tuple(second.setup.of_kind("weight"))]
+    assert initializer.initialised == [tuple(second.setup.of_kind("weight"))]
     second.scheduler.epoch_step()
-    assert len(stages.asked) == 1
+    assert len(initializer.initialised) == 1
 
 
 def test_rates_and_decay_take_effect_through_the_scheduler():
