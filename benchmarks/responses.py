@@ -26,6 +26,7 @@ from raysearch.cluster.pool import Key, LocalPool, UnitFunction, UnitValue
 from raysearch.evaluation import DataSet, Divergence, Replica, WorkerCache, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.records import (
+    Granularity,
     OptionEffect,
     QuantizationPoint,
     QuantizerGroup,
@@ -213,7 +214,10 @@ def measure(name: str, size: int, inputs: bool, rounds: int) -> tuple[int, dict[
 def surrogate_seconds() -> dict[str, float]:
     """CPU seconds for 100,000 assignments of 54 groups with 4 widths, by surrogate."""
     names = [f"layer{i}.weight" for i in range(54)]
-    points = {n: QuantizationPoint(n, "weight", (Site(n, "parameter", "weight"),), (8, 8), 0) for n in names}
+    points = {
+        n: QuantizationPoint(n, "weight", (Site(n, "parameter", "weight"),), (8, 8), Granularity(0))
+        for n in names
+    }
     setup = QuantizerSetup(points, {n: QuantizerGroup(n, (n,), (2, 3, 4, 8)) for n in names})
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((216, 256))

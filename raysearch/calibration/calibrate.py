@@ -134,7 +134,7 @@ def calibrate_model(
 
 def activation_wants(point: QuantizationPoint, rule: Rule) -> Wanted:
     """What an activation's observer keeps; the point's axis does not count the batch."""
-    axis = None if point.axis is None else point.axis % len(point.shape) + 1
+    axis = point.granularity.normalized(point.shape).behind_batch().axis
     return rule.wanted(axis, EXACT_BITS, SIGNIFICANT_BITS)
 
 
@@ -192,7 +192,8 @@ def weight_ranges(
 
 def _look_at(point: QuantizationPoint, weight: Tensor, rule: Rule) -> Observed:
     # mse and min-max of weights have vectorised forms that need no counts.
-    wanted = rule.wanted(None if point.axis is None else point.axis % weight.ndim + 1, EXACT_BITS, EXACT_BITS)
+    axis = point.granularity.normalized(point.shape).behind_batch().axis
+    wanted = rule.wanted(axis, EXACT_BITS, EXACT_BITS)
     fast = rule.estimator == "mse" and not _needs_counts(point, weight)
     observer = Observer(Wanted(wanted.axis) if fast else wanted)
     observer(weight.detach()[None])
@@ -214,10 +215,10 @@ def _weight_range(
     if spec.mode == "asymmetric":
         if rule.estimator == "min_max":
             return find_range(point, seen, rule, bits)
-        return mse_affine(weight, point.axis, levels_of(point, bits, signed=False))
+        return mse_affine(weight, point.granularity.axis, levels_of(point, bits, signed=False))
     signed = bool((weight < 0).any()) if spec.signed is None else spec.signed
     find = mse_scale if rule.estimator == "mse" else min_max_scale
-    scale = find(weight, point.axis, bits, levels_of(point, bits, signed=signed))
+    scale = find(weight, point.granularity.axis, bits, levels_of(point, bits, signed=signed))
     return QuantizerRange(scale, np.zeros(scale.shape, np.int32), signed)
 
 

@@ -20,7 +20,7 @@ from raysearch.calibration.reference import reference_affine, reference_interval
 from raysearch.calibration.statistics import Statistics, interval, peak
 from raysearch.config.calibration import Estimator
 from raysearch.errors import DataError
-from raysearch.records import QuantizationPoint, QuantizerRange
+from raysearch.records import PER_TENSOR, QuantizationPoint, QuantizerRange
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -165,7 +165,7 @@ def _interval(
         pairs = zip(whole.distributions, sizes, strict=True)
         clip = np.array([entropy_peak(distribution, int(size)) for distribution, size in pairs])
         return np.maximum(low, -clip), np.minimum(high, clip)
-    return interval(whole, rule.estimator, rule.percentiles, per_channel=point.axis is not None)
+    return interval(whole, rule.estimator, rule.percentiles, per_channel=point.granularity != PER_TENSOR)
 
 
 def _peak(
@@ -173,7 +173,7 @@ def _peak(
 ) -> FloatArray:
     whole = seen.whole
     if rule.estimator not in ("mse", "entropy"):
-        per_channel = point.axis is not None
+        per_channel = point.granularity != PER_TENSOR
         return peak(whole, rule.estimator, rule.percentiles, per_channel=per_channel, signed=signed)
     tops = np.maximum(np.abs(whole.low), np.abs(whole.high)) if signed else np.maximum(whole.high, 0.0)
     if rule.estimator == "mse":
@@ -186,7 +186,7 @@ def _peak(
 def _reference(
     point: QuantizationPoint, seen: Observed, rule: Rule, *, symmetric: bool
 ) -> tuple[FloatArray, FloatArray]:
-    use_means = point.kind == "activation" and point.axis is None
+    use_means = point.kind == "activation" and point.granularity == PER_TENSOR
     return reference_interval(
         seen.batches, rule.estimator, rule.percentiles, symmetric=symmetric, use_means=use_means
     )

@@ -155,7 +155,8 @@ def grid_text(point: QuantizationPoint) -> str:
     spec = point.grid_spec
     signs = {True: " signed", False: " unsigned", None: ""}
     sign = signs[spec.signed] if spec.mode == "symmetric" else ""
-    granularity = "per tensor" if point.axis is None else f"per channel {point.axis}"
+    axis = point.granularity.axis
+    granularity = "per tensor" if axis is None else f"per channel {axis}"
     return f"{spec.mode}{sign}, {granularity}"
 
 
@@ -202,7 +203,7 @@ def _group_facts(setup: QuantizerSetup, group: QuantizerGroup) -> dict[str, obje
         "elements": sum(point.num_elements for point in points),
         "macs": sum(point.macs for point in points),
         "mode": points[0].grid_spec.mode,
-        "axis": points[0].axis,
+        "axis": points[0].granularity.axis,
         "pairs": _pairs(setup, group),
     }
 

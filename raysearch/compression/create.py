@@ -20,7 +20,7 @@ from raysearch.evaluation import Batch, Forward, Loss, default_forward
 from raysearch.export import export_model
 from raysearch.pipeline.inputs import place
 from raysearch.placement import place_quantizers
-from raysearch.records import BitAssignment, ExportManifest, QuantizerSetup, QuantizerSpec
+from raysearch.records import PER_TENSOR, BitAssignment, ExportManifest, QuantizerSetup, QuantizerSpec
 
 
 def create_compressed_model(
@@ -198,7 +198,7 @@ def _with_kinds(setup: QuantizerSetup, settings: NncfConfig) -> QuantizerSetup:
             )
         if "per_channel" in values:
             if point.kind == "weight" and not values["per_channel"]:
-                point = replace(point, axis=None)
+                point = replace(point, granularity=PER_TENSOR)
             elif point.kind == "activation" and values["per_channel"]:
                 raise ConfigError(
                     "activations.per_channel is not supported for all activations: integer kernels take one "

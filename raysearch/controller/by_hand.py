@@ -10,6 +10,7 @@ from torch import nn
 from raysearch.errors import PlacementError
 from raysearch.quantizer import Quantizer
 from raysearch.records import (
+    Granularity,
     QuantizationPoint,
     QuantizerGroup,
     QuantizerRange,
@@ -66,11 +67,19 @@ def setup_of(
             kind="weight" if name in weights else "activation",
             sites=part.sites,
             shape=tuple(shapes[name]),
-            axis=part.quantizer.axis,
+            granularity=_point_granularity(part.quantizer),
             input_point=weight_inputs.get(name, ""),
         )
         groups[name] = QuantizerGroup(name, (name,), (part.quantizer.num_bits,))
     return QuantizerSetup(points, groups)
+
+
+def _point_granularity(quantizer: Quantizer) -> Granularity:
+    """That of the weight, or of one sample: an activation's quantizer counts the batch dimension too."""
+    axis = quantizer.granularity.axis
+    if quantizer.kind == "activation" and axis is not None:
+        axis -= 1
+    return Granularity(axis)
 
 
 def ranges_of(quantizers: Mapping[str, Quantizer]) -> RangeTable:

@@ -92,7 +92,7 @@ def _traits(quantizer: Quantizer) -> tuple[str, str, str]:
     return (
         quantizer.mode,
         "signed" if quantizer.signed else "unsigned",
-        "per_tensor" if quantizer.axis is None else "per_channel",
+        quantizer.granularity.kind,
     )
 
 

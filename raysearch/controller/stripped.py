@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from raysearch.errors import PlacementError
 from raysearch.hooks.locations import home
 from raysearch.quantizer import Quantizer, dequantize
-from raysearch.records import QuantizationPoint, QuantizerSetup, Site
+from raysearch.records import Granularity, QuantizationPoint, QuantizerSetup, Site
 
 
 class Dequantize(nn.Module):
@@ -33,7 +33,7 @@ class Dequantize(nn.Module):
         self,
         scale: Tensor,
         num_bits: int,
-        axis: int | None,
+        granularity: Granularity,
         dtype: torch.dtype = torch.float32,
         zero_point: Tensor | None = None,
     ) -> None:
@@ -42,17 +42,18 @@ class Dequantize(nn.Module):
         self.register_buffer("zero_point", zero_point)
         self.dtype = dtype
         self.num_bits = num_bits
-        self.axis = axis
+        self.granularity = granularity
 
     def forward(self, codes: Tensor) -> Tensor:
         """The weight."""
         if torch.onnx.is_in_onnx_export():
-            scale = self.scale.reshape(() if self.axis is None else (-1,))
+            axis = self.granularity.axis
+            scale = self.scale.reshape(() if axis is None else (-1,))
             zero = torch.zeros(scale.shape, dtype=torch.int8)
             result: Tensor = torch.onnx.ops.symbolic(
                 "DequantizeLinear",
                 (codes, scale, zero if self.zero_point is None else self.zero_point.reshape(scale.shape)),
-                {} if self.axis is None else {"axis": self.axis},
+                {} if axis is None else {"axis": axis},
                 dtype=torch.float32,
                 shape=codes.shape,
                 version=21,
@@ -71,7 +72,7 @@ class StrippedWeight:
         codes: int8, the weight's shape; unsigned ones are moved down by 2^(b−1).
         scale: float32, shape [1, …, C, …, 1], or [1] per tensor.
         num_bits: width of the codes.
-        axis: channel axis of the scale; of one scale per tensor, None.
+        granularity: which elements share a scale.
         aliases: further qualified names that share it (tied weights).
         zero_point: int8, shape of `scale`; None of a symmetric signed weight, whose code 0 is the value 0.
         symmetric: whether its zero points follow from the width alone: 0, or −2^(b−1) when it is unsigned.
@@ -82,7 +83,7 @@ class StrippedWeight:
     codes: Tensor
     scale: Tensor
     num_bits: int
-    axis: int | None
+    granularity: Granularity
     aliases: tuple[str, ...]
     zero_point: Tensor | None = None
     symmetric: bool = True
@@ -145,7 +146,7 @@ def stripped_weights(model: nn.Module, setup: QuantizerSetup) -> dict[str, Strip
                 entry.original,
                 step.scale,
                 step.num_bits,
-                step.axis,
+                step.granularity,
                 tuple(name for name in map(_name, point.sites) if name != point.id),
                 step.zero_point,
                 point.spec is None or point.spec.mode == "symmetric",
@@ -171,7 +172,7 @@ def _strip_weight(model: nn.Module, point: QuantizationPoint, form: str) -> None
         grid = quantizer.affine().shifted(shift)
         plain = quantizer.mode == "symmetric" and not shift
         zero_point = None if plain else grid.zero_point.to(torch.int8)
-        step = Dequantize(grid.scale, quantizer.num_bits, quantizer.axis, original.dtype, zero_point)
+        step = Dequantize(grid.scale, quantizer.num_bits, quantizer.granularity, original.dtype, zero_point)
         values = step(codes) if quantizer.enabled else original.detach().clone()
     shared = nn.Parameter(values.to(original.dtype), requires_grad=False)
     for site in point.sites:

@@ -19,6 +19,7 @@ from raysearch.export.program import tensor_slots
 from raysearch.placement.stored_tensors import DTYPES
 from raysearch.records import (
     BitAssignment,
+    Granularity,
     QuantizationPoint,
     QuantizerGroup,
     QuantizerRange,
@@ -142,7 +143,7 @@ def _recipe(config: ModelConfig) -> tuple[QuantizerSetup, RangeTable, BitAssignm
         bits[name] = weight.bits
     for name, entry in config.activations.items():
         points[name] = QuantizationPoint(
-            name, "activation", entry.sites, entry.shape, entry.axis, spec=entry.spec
+            name, "activation", entry.sites, entry.shape, Granularity(entry.axis), spec=entry.spec
         )
         if entry.bits is not None:
             ranges[name, entry.bits] = _activation_range(entry)
@@ -161,7 +162,8 @@ def _weight_point(name: str, weight: PackedWeight) -> QuantizationPoint:
         spec = QuantizerSpec("asymmetric")
     elif weight.zero_point != 0:
         spec = QuantizerSpec("symmetric", signed=False)
-    return QuantizationPoint(name, "weight", tuple(sites), weight.shape, weight.axis, spec=spec)
+    granularity = Granularity(weight.axis)
+    return QuantizationPoint(name, "weight", tuple(sites), weight.shape, granularity, spec=spec)
 
 
 def _activation_range(entry: ActivationQuantizer) -> QuantizerRange:

@@ -10,7 +10,7 @@ from typing import Any
 from raysearch.errors import PlacementError
 from raysearch.placement.profile import GRANULARITIES, MODES
 from raysearch.placement.scopes import check_widths, match
-from raysearch.records import QuantizationPoint, QuantizerSpec
+from raysearch.records import Granularity, QuantizationPoint, QuantizerSpec
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,19 @@ def default_mode(point: QuantizationPoint) -> str:
     return "symmetric" if point.kind == "weight" else "asymmetric"
 
 
-def with_kind(
-    point: QuantizationPoint, mode: str, signed: bool | None, per_tensor: bool
+def apply_spec(
+    point: QuantizationPoint, mode: str, signed: bool | None, granularity: Granularity
 ) -> QuantizationPoint:
-    """The point with its kind of quantizer; `spec` stays None where nothing differs from the default."""
-    is_default = mode == default_mode(point) and (signed is None or (point.kind == "weight" and signed))
-    spec = None
-    if not is_default:
-        spec = QuantizerSpec(mode="symmetric" if mode == "symmetric" else "asymmetric", signed=signed)
-    return replace(point, spec=spec, axis=None if per_tensor else point.axis)
+    """The point with a kind of quantizer; `spec` stays None where nothing differs from the default.
+
+    Args:
+        point: as placement found it.
+        mode: "symmetric" or "asymmetric".
+        signed: of a symmetric quantizer; None takes it from the data.
+        granularity: which elements share a scale.
+    """
+    is_default_sign = signed is None or (point.kind == "weight" and signed)
+    if mode == default_mode(point) and is_default_sign:
+        return replace(point, spec=None, granularity=granularity)
+    spec = QuantizerSpec(mode="symmetric" if mode == "symmetric" else "asymmetric", signed=signed)
+    return replace(point, spec=spec, granularity=granularity)

@@ -9,7 +9,7 @@ from math import prod
 from torch import nn
 
 from raysearch.placement.graph import Reading, Reads
-from raysearch.records import QuantizationPoint, Site
+from raysearch.records import Granularity, QuantizationPoint, Site
 
 
 @dataclass
@@ -51,7 +51,7 @@ def make_points(model: nn.Module, reads: Reads) -> Points:
             kind="weight",
             sites=sites,
             shape=tuple(parameter.shape),
-            axis=use.axis,
+            granularity=Granularity.per_channel(use.axis),
             macs=use.macs,
             input_point=activations[source].id if source else "",
         )

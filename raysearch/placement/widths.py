@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from raysearch.errors import PlacementError
-from raysearch.placement.overrides import Override, default_mode, with_kind
+from raysearch.placement.overrides import Override, apply_spec, default_mode
 from raysearch.placement.points import Points
 from raysearch.placement.profile import WEIGHT_KINDS, Pairs, Profile
-from raysearch.records import QuantizationPoint, QuantizerGroup
+from raysearch.records import PER_TENSOR, QuantizationPoint, QuantizerGroup
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ def of_kind(found: Points, rules: WidthRules) -> dict[str, QuantizationPoint]:
         modes = rules.profile.modes(found.kinds[name], f"{point.kind}_modes")
         mode = override.mode or (default_mode(point) if default_mode(point) in modes else (*modes, "")[0])
         _check_profile(name, "mode", mode, modes, rules.profile, found.kinds[name])
-        per_tensor = override.granularity == "per_tensor"
+        granularity = PER_TENSOR if override.granularity == "per_tensor" else point.granularity
         if point.kind == "weight":
             allowed = rules.profile.modes(found.kinds[name], "weight_granularity")
-            per_tensor = per_tensor or (not override.granularity and "per_channel" not in allowed)
-            chosen = "per_tensor" if per_tensor else "per_channel"
-            _check_profile(name, "granularity", chosen, allowed, rules.profile, found.kinds[name])
-        result[name] = with_kind(point, mode, override.signed, per_tensor)
+            if not override.granularity and "per_channel" not in allowed:
+                granularity = PER_TENSOR
+            _check_profile(name, "granularity", granularity.kind, allowed, rules.profile, found.kinds[name])
+        result[name] = apply_spec(point, mode, override.signed, granularity)
     return result
 
 

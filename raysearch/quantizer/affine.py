@@ -37,30 +37,17 @@ class AffineForm:
         zero_point: int32, shape of `scale`.
         quant_min: lowest code.
         quant_max: highest code.
-        offset: None when a code is rne(x / s) + z, as QuantizeLinear has it; else what is added to x / s
-            before rounding (see `tune_range`). It changes which code a value gets, never what a code means.
     """
 
     scale: Tensor
     zero_point: Tensor
     quant_min: int
     quant_max: int
-    offset: Tensor | None = None
-
-    @property
-    def is_symmetric(self) -> bool:
-        """Whether every zero point is 0."""
-        return not bool(self.zero_point.any())
 
     def shifted(self, amount: int) -> AffineForm:
         """The same values with every code moved by `amount`."""
-        return AffineForm(
-            self.scale,
-            self.zero_point + amount,
-            self.quant_min + amount,
-            self.quant_max + amount,
-            self.offset,
-        )
+        zero_point = self.zero_point + amount
+        return AffineForm(self.scale, zero_point, self.quant_min + amount, self.quant_max + amount)
 
 
 class _FakeQuantize(torch.autograd.Function):

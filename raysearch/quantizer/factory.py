@@ -2,64 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from raysearch.errors import PlacementError
-from raysearch.quantizer.learned_range import AsymmetricRangeQuantizer, SymmetricRangeQuantizer
-from raysearch.quantizer.learned_step import AsymmetricQuantizer, SymmetricQuantizer
 from raysearch.quantizer.levels import spec_levels
-from raysearch.quantizer.quantizer import Quantizer
+from raysearch.quantizer.quantizer import AsymmetricQuantizer, Quantizer, SymmetricQuantizer
 from raysearch.records import QuantizationPoint
 
-Learning = Literal["step", "range"]
 
-
-def make_quantizer(
-    point: QuantizationPoint,
-    *,
-    learning: Learning = "step",
-    snap: bool = False,
-) -> Quantizer:
+def make_quantizer(point: QuantizationPoint) -> Quantizer:
     """The quantizer that a point asks for; no range yet.
 
-    A channel axis counts the dimensions of the point's shape. Of an activation that is one sample, so the
-    scale gets one dimension more, the batch.
-
-    Args:
-        point: its kind, shape, axis and spec; a spec of None is the default of its kind.
-        learning: "step" learns the step by LSQ and keeps the zero point; "range" learns the ends of the range
-            with the parameters and gradients of the NNCF reference.
-        snap: see `tune_range`; only of an asymmetric quantizer that learns its range.
+    The axes of a granularity count the dimensions of the point's shape. Of an activation that is one sample,
+    so the scale gets one dimension more, the batch.
 
     Raises:
-        PlacementError: the axis does not exist, or the kind of learning is unknown; names the quantizer.
+        PlacementError: an axis does not exist, or scales per group are asked for; names the quantizer.
 
     Example:
-        >>> make_quantizer(QuantizationPoint("fc.weight", "weight", (), (4, 8), axis=0)).scale.shape
+        >>> from raysearch.records import Granularity
+        >>> point = QuantizationPoint("fc.weight", "weight", (), (4, 8), Granularity.per_channel(0))
+        >>> make_quantizer(point).scale.shape
         torch.Size([4, 1])
     """
-    dims = len(point.shape)
-    if point.axis is not None and not -dims <= point.axis < dims:
+    granularity = point.granularity.normalized(point.shape, point.id)
+    if granularity.kind == "per_group":
         raise PlacementError(
-            f"'{point.id}' of shape {point.shape} has no axis {point.axis} for its scales; use one of "
-            f"0 … {dims - 1}, or None for one scale per tensor."
+            f"'{point.id}' is to have a scale {granularity}, which no quantizer has; known: per_channel, "
+            f"per_tensor."
         )
-    axis = None if point.axis is None else point.axis % dims
     shape = point.shape
     if point.kind == "activation":
-        shape, dims = (1, *shape), dims + 1
-        axis = None if axis is None else axis + 1
-    symmetric = point.kind == "weight" if point.spec is None else point.spec.mode == "symmetric"
-    if learning == "step":
-        made = SymmetricQuantizer if symmetric else AsymmetricQuantizer
-        return made(shape, axis, dims, kind=point.kind, spec=point.spec, name=point.id)
-    if learning != "range":
-        raise PlacementError(f"'{point.id}' is to learn its '{learning}'; known: 'step', 'range'.")
-    if symmetric:
-        return SymmetricRangeQuantizer(shape, axis, dims, kind=point.kind, spec=point.spec, name=point.id)
-    return AsymmetricRangeQuantizer(
-        shape, axis, dims, kind=point.kind, spec=point.spec, name=point.id, snap=snap
-    )
+        shape, granularity = (1, *shape), granularity.behind_batch()
+    is_symmetric = point.grid_spec.mode == "symmetric"
+    quantizer_type = SymmetricQuantizer if is_symmetric else AsymmetricQuantizer
+    return quantizer_type(shape, granularity, kind=point.kind, spec=point.spec, name=point.id)
 
 
 def point_levels(point: QuantizationPoint, num_bits: int, *, signed: bool = True) -> tuple[int, int]:

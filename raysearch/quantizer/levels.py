@@ -1,8 +1,6 @@
-"""Integer levels of a bit-width, and the shape of a scale."""
+"""Integer levels of a bit-width."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from raysearch.errors import PlacementError
 from raysearch.records import QuantizerSpec
@@ -46,9 +44,12 @@ def grid_levels(
     if not MIN_BITS <= num_bits <= MAX_BITS:
         raise PlacementError(f"the bit-width {num_bits} is outside {MIN_BITS}–{MAX_BITS}.")
     bits = num_bits - half_range
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    if narrow_range:
-        low, high = (low + 1, high) if signed else (low, high - 1)
+    if signed:
+        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        low += narrow_range
+    else:
+        low, high = 0, 2**bits - 1
+        high -= narrow_range
     if high < 1:
         kinds = [name for name, on in (("narrow", narrow_range), ("half", half_range)) if on]
         raise PlacementError(
@@ -84,11 +85,3 @@ def spec_levels(
         )
     except PlacementError as error:
         raise PlacementError(f"the quantizer '{name}': {error}" if name else str(error)) from error
-
-
-def scale_shape(shape: Sequence[int], axis: int | None, ndim: int) -> list[int]:
-    """[1, …, C, …, 1] with C sizes along `axis`, or [1] per tensor."""
-    if axis is None:
-        return [1]
-    axis %= ndim
-    return [shape[axis] if d == axis else 1 for d in range(ndim)]

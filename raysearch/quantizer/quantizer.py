@@ -1,8 +1,8 @@
-"""What every quantizer module has: a grid, a width, switches, a state; how it learns is a subclass's."""
+"""Quantizer modules: an integer grid whose step is learned (LSQ); the zero point stays as calibrated."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.errors import ExportError, PlacementError, StorageError
-from raysearch.quantizer.affine import AffineForm
-from raysearch.quantizer.levels import MAX_BITS, MIN_BITS, scale_shape, spec_levels
+from raysearch.quantizer.affine import AffineForm, fake_quantize, quantize
+from raysearch.quantizer.levels import MAX_BITS, MIN_BITS, spec_levels
 from raysearch.records import QuantizerRange, QuantizerSpec
+from raysearch.records.granularity import PER_TENSOR, Granularity
 
 SMALLEST_SCALE = 2.0**-100
 """Keeps a learned scale away from 0, where the forward would hide it and the codes mean nothing."""
@@ -20,15 +21,16 @@ SMALLEST_SCALE = 2.0**-100
 Kind = Literal["weight", "activation"]
 
 
-class Quantizer(nn.Module, ABC):
-    """Fake-quantizes its input with a learned range; passes it through while disabled.
+class Quantizer(nn.Module):
+    """Fake-quantizes its input with a learned step; passes it through while disabled.
 
-    A value is (q − z)·s of an integer code q, and strip reads the same s and z as the forward.
+    A value is (q − z)·s of an integer code q, and strip reads the same s and z as the forward. The step in
+    force is max(|scale|, 2⁻¹⁰⁰), or max(exp(scale), 2⁻¹⁰⁰) on a logarithmic scale: whatever training does to
+    the parameter, it stays positive.
 
-    Args of every subclass:
+    Args:
         shape: of the tensor it acts on; of an activation, one sample with a batch of 1 before it.
-        axis: channel axis of that tensor; None is one scale per tensor.
-        ndim: its dimensions.
+        granularity: which elements of that tensor share a scale.
         kind: "weight" or "activation"; None is what the subclass is the default for.
         spec: the kind of grid; None is the default of the kind.
         name: quantizer id, for messages.
@@ -37,22 +39,28 @@ class Quantizer(nn.Module, ABC):
         name: quantizer id, for messages.
         kind: "weight" or "activation".
         spec: the kind of grid; None is the default of its kind (signed weights are narrow at 8 bits).
-        axis: channel axis of the tensor it acts on; None is per tensor.
-        logarithmic: whether a learned length is stored as its logarithm.
+        granularity: which elements share a scale.
+        logarithmic: whether the step is stored as its logarithm.
+        scale: parameter, shape [1, …, C, …, 1] (per channel) or [1] (per tensor).
+        zero_point: code of the value 0; a number, or where it may differ between channels an int32 buffer
+            of the scale's shape.
         num_bits: bit-width in force.
         signed: whether codes are signed.
         enabled: whether it quantizes.
         frozen: whether its range is kept from learning.
+
+    Raises:
+        PlacementError: the spec is of the other mode, or an axis does not exist; names the quantizer.
     """
 
     mode: ClassVar[Literal["symmetric", "asymmetric"]]
     default_kind: ClassVar[Kind]
+    zero_point: int | Tensor
 
     def __init__(
         self,
         shape: Sequence[int] = (),
-        axis: int | None = None,
-        ndim: int = 1,
+        granularity: Granularity = PER_TENSOR,
         *,
         kind: Kind | None = None,
         spec: QuantizerSpec | None = None,
@@ -64,14 +72,20 @@ class Quantizer(nn.Module, ABC):
         self.name = name
         self.kind: Kind = kind or self.default_kind
         self.spec = spec
-        self.axis = axis
+        self.granularity = granularity.normalized(shape, name)
         self.logarithmic = spec is not None and spec.logarithm_scale
         self.num_bits = 8
         forced = True if spec is None or spec.signed is None else spec.signed
         self.signed = self.mode == "symmetric" and forced
         self.enabled = True
         self.frozen = False
-        self._make_parameters(shape, scale_shape(shape, axis, ndim))
+        self._sample_elements = math.prod(shape)
+        sizes = self.granularity.scale_shape(shape)
+        self.scale = nn.Parameter(torch.zeros(sizes) if self.logarithmic else torch.ones(sizes))
+        if self.mode == "asymmetric" and self.granularity != PER_TENSOR:
+            self.register_buffer("zero_point", torch.zeros(sizes, dtype=torch.int32))
+        else:
+            self.zero_point = 0
 
     @property
     def levels(self) -> tuple[int, int]:
@@ -86,13 +100,26 @@ class Quantizer(nn.Module, ABC):
         """
         return spec_levels(self.spec, num_bits, signed=signed and self.mode == "symmetric", name=self.name)
 
-    @abstractmethod
     def effective_scale(self) -> Tensor:
-        """The positive step s the forward uses."""
+        """The positive step s that the forward uses, in the shape of `scale`."""
+        scale = self.scale.detach() if self.frozen else self.scale
+        return (scale.exp() if self.logarithmic else scale.abs()).clamp_min(SMALLEST_SCALE)
 
-    @abstractmethod
     def zero_points(self) -> Tensor:
-        """Codes of the value 0, int32, in the shape of `effective_scale`."""
+        """Codes of the value 0, int32, in the shape of `scale`."""
+        if isinstance(self.zero_point, Tensor):
+            return self.zero_point.clone()
+        return torch.full(self.scale.shape, self.zero_point, dtype=torch.int32, device=self.scale.device)
+
+    def gradient_scale(self, x: Tensor) -> float:
+        """LSQ's γ = 1/√(N·Q): N elements share a scale, Q is the greatest level.
+
+        For activations N counts one sample of the point's shape: the gradient depends neither on the batch
+        size nor on where the batch stands in x.
+        """
+        count = x.numel() if self.kind == "weight" else self._sample_elements
+        count //= self.scale.numel()
+        return 1.0 / math.sqrt(max(1, count) * self.levels[1])
 
     def set_range(self, num_bits: int, value: QuantizerRange) -> None:
         """Take a calibrated range; what was learned is overwritten.
@@ -102,7 +129,7 @@ class Quantizer(nn.Module, ABC):
         """
         signed = self._sign_of(value.signed)
         low, high = self.levels_at(num_bits, signed=signed)
-        count = self.effective_scale().numel()
+        count = self.scale.numel()
         zeros = value.zero_point.reshape(-1)
         wrong = zeros.any() if self.mode == "symmetric" else ((zeros < low) | (zeros > high)).any()
         if value.scale.size != count or zeros.size != count or wrong:
@@ -112,10 +139,14 @@ class Quantizer(nn.Module, ABC):
                 f"the range has {value.scale.size} scales and the zero points {zeros[:8]}; calibrate anew."
             )
         self.num_bits, self.signed = num_bits, signed
-        scale = torch.from_numpy(value.scale.copy()).reshape(self.effective_scale().shape)
-        zero_point = torch.from_numpy(value.zero_point.copy()).reshape(scale.shape)
+        scale = torch.from_numpy(value.scale.copy()).reshape(self.scale.shape).to(self.device)
+        zero_point = torch.from_numpy(value.zero_point.copy()).reshape(self.scale.shape).to(self.device)
         with torch.no_grad():
-            self._take(scale.to(self.device), zero_point.to(self.device))
+            self.scale.copy_(scale.log() if self.logarithmic else scale)
+            if isinstance(self.zero_point, Tensor):
+                self.zero_point.copy_(zero_point)
+            else:
+                self.zero_point = int(zero_point.reshape(-1)[0])
 
     def affine(self) -> AffineForm:
         """The grid in force, for strip and export."""
@@ -129,18 +160,29 @@ class Quantizer(nn.Module, ABC):
             return x
         if self.kind == "activation" and torch.onnx.is_in_onnx_export():
             return self._onnx(x)
-        return self._fake_quantize(x.float()).to(x.dtype)
+        values = x.float()
+        scale, gamma = self.effective_scale(), self.gradient_scale(values)
+        return fake_quantize(values, scale, self.zero_point, *self.levels, gamma).to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of x by the very arithmetic of `forward`; int8 if signed, else uint8."""
-        return self._codes(x.float()).to(torch.int8 if self.signed else torch.uint8)
+        codes = quantize(x.float(), self.effective_scale(), self.zero_point, *self.levels)
+        return codes.to(torch.int8 if self.signed else torch.uint8)
 
-    @abstractmethod
     def learned(self) -> list[tuple[nn.Parameter, float]]:
-        """Its learnable parameters, each with the size that one step of training is measured against."""
+        """Its learnable parameters, each with the size that one step of training is measured against.
+
+        The scale is measured against itself, a logarithm against 1.
+        """
+        size = 1.0 if self.logarithmic else float(self.effective_scale().detach().mean())
+        return [(self.scale, size)]
 
     def freeze(self, frozen: bool = True) -> Self:
         """Keep the range as it is, or let it learn again; values do not change."""
+        if frozen and not self.logarithmic:
+            # A scale at or below 0 becomes what is in force, so that a reader of `scale` sees it.
+            with torch.no_grad():
+                self.scale.copy_(self.effective_scale())
         self.frozen = frozen
         return self.requires_grad_(not frozen)
 
@@ -151,12 +193,12 @@ class Quantizer(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """Where its parameters are."""
-        return next(self.parameters()).device
+        return self.scale.device
 
     def get_extra_state(self) -> Tensor:
         """Width, zero point, enabled, frozen, signed as integers, so that a state dict holds everything."""
-        values = [self.num_bits, self._stored_zero(), int(self.enabled), int(self.frozen), int(self.signed)]
-        return torch.tensor(values, dtype=torch.int32)
+        flags = [int(self.enabled), int(self.frozen), int(self.signed)]
+        return torch.tensor([self.num_bits, self._stored_zero(), *flags], dtype=torch.int32)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take what `get_extra_state` gave; the first three values alone, as once written, will do.
@@ -168,51 +210,37 @@ class Quantizer(nn.Module, ABC):
             raise StorageError(
                 f"the state of the quantizer '{self.name}' has shape {tuple(state.shape)} instead of (5,)."
             )
-        num_bits, zero_point, enabled, frozen, signed = (
-            int(v) for v in (*state.tolist(), int(self.frozen), int(self.signed))[:5]
-        )
-        flags = {enabled, frozen, signed} <= {0, 1} and self._sign_of(bool(signed)) == bool(signed)
-        if not (MIN_BITS <= num_bits <= MAX_BITS and flags and self._may_store(num_bits, zero_point)):
+        values = [int(value) for value in state]
+        num_bits, zero_point, enabled = values[:3]
+        frozen, signed = values[3:] or (int(self.frozen), int(self.signed))
+        are_flags = {enabled, frozen, signed} <= {0, 1} and self._sign_of(bool(signed)) == bool(signed)
+        is_width = MIN_BITS <= num_bits <= MAX_BITS
+        if not (is_width and are_flags and self._may_store(num_bits, zero_point)):
             raise StorageError(
                 f"the state of the quantizer '{self.name}' is (bits, zero point, enabled, frozen, signed) = "
                 f"{(num_bits, zero_point, enabled, frozen, signed)}, which no {type(self).__name__} has; the "
                 f"state dict is damaged or of another model."
             )
         self.num_bits, self.enabled, self.signed = num_bits, bool(enabled), bool(signed)
-        self._restore_zero(zero_point)
+        if not isinstance(self.zero_point, Tensor):
+            self.zero_point = zero_point
         if bool(frozen) != self.frozen:
             self.freeze(bool(frozen))
 
     def extra_repr(self) -> str:
         """Width, levels and granularity."""
-        where = "per tensor" if self.axis is None else f"per channel of axis {self.axis}"
         rest = f"enabled={self.enabled}" + (", frozen" if self.frozen else "")
-        return f"{self.num_bits} bits, levels {self.levels}, {where}, {rest}"
-
-    @abstractmethod
-    def _make_parameters(self, shape: Sequence[int], view: Sequence[int]) -> None:
-        """Register what is learned, in the shape `view` of the scale."""
-
-    @abstractmethod
-    def _fake_quantize(self, x: Tensor) -> Tensor:
-        """The quantized values of float32 ones."""
-
-    @abstractmethod
-    def _codes(self, x: Tensor) -> Tensor:
-        """Their integer codes, in float32."""
-
-    @abstractmethod
-    def _take(self, scale: Tensor, zero_point: Tensor) -> None:
-        """Take a calibrated range of the width in force."""
+        return f"{self.num_bits} bits, levels {self.levels}, {self.granularity}, {rest}"
 
     def _stored_zero(self) -> int:
-        return 0
-
-    def _restore_zero(self, zero_point: int) -> None:
-        pass
+        # Zero points of channels are a buffer, which the state dict holds by itself.
+        return 0 if isinstance(self.zero_point, Tensor) else self.zero_point
 
     def _may_store(self, num_bits: int, zero_point: int) -> bool:
-        return zero_point == 0
+        if self.mode == "symmetric" or isinstance(self.zero_point, Tensor):
+            return zero_point == 0
+        low, high = self.levels_at(num_bits, signed=False)
+        return low <= zero_point <= high
 
     def _sign_of(self, data: bool) -> bool:
         """The sign in force, given that of the data: the spec's wins, and asymmetric codes have none."""
@@ -221,12 +249,8 @@ class Quantizer(nn.Module, ABC):
         forced = True if self.spec is None else self.spec.signed
         return data if forced is None else forced
 
-    def _onnx_zero(self) -> int:
-        """The zero point as a number; while exporting, tensors have no values."""
-        return self._stored_zero()
-
     def _onnx(self, x: Tensor) -> Tensor:
-        if self.axis is not None:
+        if self.granularity != PER_TENSOR:
             raise ExportError(
                 f"the activation quantizer '{self.name}' is per channel, which the target 'onnx' does not "
                 f"take: runtimes have no integer kernels for it. Make it per tensor, or export 'packed'."
@@ -235,7 +259,7 @@ class Quantizer(nn.Module, ABC):
         # level is not the container's, a Min holds the codes to it; the low end is the container's own.
         low, high = self.levels
         scale = self.effective_scale().reshape(())
-        zero = torch.tensor(self._onnx_zero() - low, dtype=torch.uint8)
+        zero = torch.tensor(self._stored_zero() - low, dtype=torch.uint8)
         symbolic = torch.onnx.ops.symbolic
         codes = symbolic("QuantizeLinear", (x, scale, zero), dtype=torch.uint8, shape=x.shape, version=21)
         if high - low < 255:
@@ -245,3 +269,17 @@ class Quantizer(nn.Module, ABC):
             "DequantizeLinear", (codes, scale, zero), dtype=torch.float32, shape=x.shape, version=21
         )
         return result
+
+
+class SymmetricQuantizer(Quantizer):
+    """Levels around 0: the default for weights, signed, narrow at 8 bits, one scale per channel."""
+
+    mode = "symmetric"
+    default_kind = "weight"
+
+
+class AsymmetricQuantizer(Quantizer):
+    """Unsigned codes with a zero point, 0 exactly on the grid: the default for activations, per tensor."""
+
+    mode = "asymmetric"
+    default_kind = "activation"

@@ -15,6 +15,7 @@ from raysearch.records.costs.file_size import FileSize, packed_bytes
 from raysearch.records.costs.memory import live_sets, tensor_bytes
 from raysearch.records.costs.model import COST_KINDS, CostModel
 from raysearch.records.drop import LeastCost, MaxDrop, drop_of, parse_max_drop
+from raysearch.records.granularity import PER_TENSOR, Granularity, GranularityKind
 from raysearch.records.latency import LatencyProfile
 from raysearch.records.ranges import QuantizerRange, RangeTable
 from raysearch.records.results import (
@@ -42,6 +43,7 @@ from raysearch.records.setup import (
 __all__ = [
     "COST_KINDS",
     "FLOAT_BITS",
+    "PER_TENSOR",
     "TERMINAL_STATES",
     "BitAssignment",
     "Budget",
@@ -51,6 +53,8 @@ __all__ = [
     "ExportedFile",
     "FileSize",
     "FineTuneResult",
+    "Granularity",
+    "GranularityKind",
     "LatencyProfile",
     "LayerFlips",
     "LeastCost",

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 from raysearch.errors import ConfigError, StorageError
+from raysearch.records.granularity import PER_TENSOR, Granularity
 from raysearch.records.latency import LatencyProfile
 
 FLOAT_BITS = 32
@@ -66,7 +67,7 @@ class QuantizationPoint:
         kind: "weight" or "activation".
         sites: where it acts; several for tied weights, or for a tensor with several readers.
         shape: of the weight, or of one sample of the activation (no batch dimension).
-        axis: channel axis of the scale; None means one scale per tensor.
+        granularity: which of its elements share a scale.
         macs: multiply-accumulates per sample of all the operations that use this weight; 0 for others.
         input_point: id of the activation point that feeds the weight's operation; "" when it is float.
         spec: the kind of quantizer; None is the default of its kind: signed symmetric for weights (narrow at
@@ -77,7 +78,7 @@ class QuantizationPoint:
     kind: Literal["weight", "activation"]
     sites: tuple[Site, ...]
     shape: tuple[int, ...]
-    axis: int | None = None
+    granularity: Granularity = PER_TENSOR
     macs: int = 0
     input_point: str = ""
     spec: QuantizerSpec | None = None
@@ -102,7 +103,7 @@ class QuantizationPoint:
     @property
     def num_scales(self) -> int:
         """Number of scales the quantizer holds."""
-        return 1 if self.axis is None else self.shape[self.axis]
+        return self.granularity.num_scales(self.shape)
 
     @property
     def num_zero_points(self) -> int:
@@ -192,11 +193,6 @@ class QuantizerSetup:
         if sorted(grouped) != sorted(self.points):
             raise ValueError("every quantization point must belong to exactly one group")
 
-    @property
-    def float_bytes(self) -> int:
-        """Bytes of all that the packed file holds beside the quantized weights; 0 when it is not known."""
-        return sum(tensor.num_bytes for tensor in self.stored or ())
-
     def of_kind(self, kind: Literal["weight", "activation"]) -> dict[str, QuantizationPoint]:
         """The points of one kind, in graph order."""
         return {name: point for name, point in self.points.items() if point.kind == kind}
@@ -241,7 +237,7 @@ class QuantizerSetup:
     def to_json(self) -> str:
         """The setup as JSON text; `from_json` reads it back."""
         data: dict[str, Any] = {
-            "points": [asdict(point) for point in self.points.values()],
+            "points": [_point_to_json(point) for point in self.points.values()],
             "groups": [asdict(group) for group in self.groups.values()],
         }
         if self.pairs:
@@ -292,8 +288,30 @@ def _stored_from(entry: dict[str, Any]) -> StoredTensor:
     return StoredTensor(**{**entry, "shape": tuple(entry["shape"])})
 
 
+def _point_to_json(point: QuantizationPoint) -> dict[str, Any]:
+    # The order and the key `axis` are those of every setup.json so far; a setup's fingerprint, which names
+    # runs, is a hash of this text. Groups add keys of their own.
+    granularity = point.granularity
+    entry: dict[str, Any] = {
+        "id": point.id,
+        "kind": point.kind,
+        "sites": [asdict(site) for site in point.sites],
+        "shape": point.shape,
+        "axis": granularity.axis,
+        "macs": point.macs,
+        "input_point": point.input_point,
+        "spec": None if point.spec is None else asdict(point.spec),
+    }
+    if granularity.kind == "per_group":
+        entry["group_axis"] = granularity.group_axis
+        entry["group_size"] = granularity.group_size
+    return entry
+
+
 def _point_from(entry: dict[str, Any]) -> QuantizationPoint:
     fields = dict(entry)
+    axis, group_axis = fields.pop("axis", None), fields.pop("group_axis", None)
+    fields["granularity"] = Granularity(axis, group_axis, fields.pop("group_size", None))
     fields["sites"] = tuple(Site(**site) for site in entry["sites"])
     fields["shape"] = tuple(entry["shape"])
     fields["spec"] = QuantizerSpec(**entry["spec"]) if entry.get("spec") else None

@@ -15,7 +15,7 @@ from raysearch.calibration.statistics import Statistics
 from raysearch.errors import ConfigError, DataError, PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import point_levels
-from raysearch.records import QuantizationPoint, QuantizerSetup, QuantizerSpec, Site
+from raysearch.records import Granularity, QuantizationPoint, QuantizerSetup, QuantizerSpec, Site
 
 EVERY = (
     "mse", "entropy", "min_max", "mean_min_max", "mixed_min_max", "threesigma", "percentile",
@@ -24,7 +24,9 @@ EVERY = (
 
 
 def point(spec, axis=None, kind="activation", shape=(4, 50)):
-    return QuantizationPoint("layer.input", kind, (Site("layer", "input"),), shape, axis, spec=spec)
+    return QuantizationPoint(
+        "layer.input", kind, (Site("layer", "input"),), shape, Granularity(axis), spec=spec
+    )
 
 
 def look(x, axis=None):
@@ -162,7 +164,14 @@ def test_weights_take_every_estimator_on_every_grid(estimator, mode):
     old = points["0.weight"]
     for axis in (None, 0, 1):
         points["0.weight"] = QuantizationPoint(
-            old.id, "weight", old.sites, old.shape, axis, old.macs, old.input_point, QuantizerSpec(mode)
+            old.id,
+            "weight",
+            old.sites,
+            old.shape,
+            Granularity(axis),
+            old.macs,
+            old.input_point,
+            QuantizerSpec(mode),
         )
         other = QuantizerSetup(points, setup.groups)
         found = calibrate_model(model, other, [torch.randn(8, 6)], weights=estimator)

@@ -9,7 +9,7 @@ import torch
 from raysearch.calibration.weights import min_max_scale, mse_scale
 from raysearch.quantizer import SymmetricQuantizer, quant_levels
 from raysearch.quantizer.quantizer import SMALLEST_SCALE
-from raysearch.records import QuantizerRange
+from raysearch.records import Granularity, QuantizerRange
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 
@@ -70,7 +70,7 @@ def test_a_weight_on_a_min_max_grid_stays_as_it_is(estimate, bits):
     codes = torch.randint(-high, high + 1, (4, 40), generator=torch.Generator().manual_seed(0))
     codes[:, 0] = high
     weight = codes * torch.tensor([[0.3], [1.7], [0.011], [5.0]])
-    quantizer = SymmetricQuantizer((4, 40), 0, 2)
+    quantizer = SymmetricQuantizer((4, 40), Granularity(0))
     quantizer.set_range(bits, QuantizerRange(estimate(weight, 0, bits), np.zeros(4, np.int32), True))
     with torch.no_grad():
         torch.testing.assert_close(quantizer(weight), weight, rtol=1e-6, atol=0)

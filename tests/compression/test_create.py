@@ -236,7 +236,7 @@ def test_our_own_configuration_says_how_ranges_are_found():
     found = {n: controller.ranges[n, 4].scale for n in controller.setup.of_kind("weight")}
     weights = {n: p for n, p in models.build("digits").named_parameters() if n in found}
     for name, scale in found.items():
-        axis = controller.setup.points[name].axis
+        axis = controller.setup.points[name].granularity.axis
         peak = weights[name].detach().abs().movedim(axis, 0).flatten(1).amax(1).numpy()
         assert (scale * 7 == pytest.approx(peak, rel=1e-6)) == (name != "head.weight"), name
     # Anew for some: a scope that fits none of them is no error, and a given type wins.

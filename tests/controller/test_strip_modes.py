@@ -12,8 +12,8 @@ from raysearch.controller import stripped_weights
 from raysearch.controller.stripped import strip
 from raysearch.hooks import attach_activation, attach_weight
 from raysearch.placement import place_quantizers
-from raysearch.quantizer import Learning, make_quantizer, point_levels
-from raysearch.records import QuantizerRange, QuantizerSetup, QuantizerSpec
+from raysearch.quantizer import make_quantizer, point_levels
+from raysearch.records import PER_TENSOR, Granularity, QuantizerRange, QuantizerSetup, QuantizerSpec
 from tests.support import models
 from tests.support.oracles import WIDTHS, run
 
@@ -26,17 +26,15 @@ SPECS = {
 }
 
 
-def build(
-    spec: QuantizerSpec, learning: Learning, axis: int | None, snap: bool = True
-) -> tuple[nn.Module, QuantizerSetup]:
+def build(spec: QuantizerSpec, granularity: Granularity) -> tuple[nn.Module, QuantizerSetup]:
     model, inputs = models.build("digits"), models.inputs("digits")
     placed = place_quantizers(model, inputs, weight_bit_widths=WIDTHS, activation_bit_widths=WIDTHS)
     points = {
-        name: replace(p, spec=spec, axis=axis if p.kind == "weight" else None)
+        name: replace(p, spec=spec, granularity=granularity if p.kind == "weight" else PER_TENSOR)
         for name, p in placed.points.items()
     }
     setup = replace(placed, points=points)
-    made = {name: make_quantizer(p, learning=learning, snap=snap) for name, p in points.items()}
+    made = {name: make_quantizer(p) for name, p in points.items()}
     for index, (name, point) in enumerate(points.items()):
         bits = WIDTHS[1:][index % 6]
         low, high = point_levels(point, bits)
@@ -52,13 +50,10 @@ def build(
 
 
 @pytest.mark.parametrize("form", ["integer", "float"])
-@pytest.mark.parametrize("axis", [0, 1, None])
-@pytest.mark.parametrize("learning", ["step", "range"])
+@pytest.mark.parametrize("granularity", [Granularity(0), Granularity(1), PER_TENSOR], ids=str)
 @pytest.mark.parametrize("spec", SPECS)
-def test_strip_is_bit_equal(
-    spec: str, learning: Learning, axis: int | None, form: Literal["integer", "float"]
-) -> None:
-    model, setup = build(SPECS[spec], learning, axis, snap=learning == "step")
+def test_strip_is_bit_equal(spec: str, granularity: Granularity, form: Literal["integer", "float"]) -> None:
+    model, setup = build(SPECS[spec], granularity)
     inputs = models.inputs("digits")
     expected = run(model, inputs)
     stripped = strip(model, setup, do_copy=True, form=form)
@@ -66,7 +61,7 @@ def test_strip_is_bit_equal(
     assert torch.equal(run(model, inputs), expected)
     for weight in stripped_weights(stripped, setup).values():
         assert weight.codes.dtype == torch.int8
-        assert weight.axis == axis
+        assert weight.granularity == granularity
         half = 2 ** (weight.num_bits - 1)
         assert -half <= int(weight.codes.min()) <= int(weight.codes.max()) < half
         assert (weight.zero_point is None) == ("signed" in spec.split() or spec == "log")

@@ -113,7 +113,7 @@ def place(name: str, samples: int = 3) -> QuantizerSetup:
 @pytest.mark.parametrize("name", models.NETS)
 def test_weights_and_macs_are_the_hand_counts(name: str) -> None:
     points = place(name).of_kind("weight")
-    assert {p.id: (p.macs, p.axis, p.input_point) for p in points.values()} == WEIGHTS[name]
+    assert {p.id: (p.macs, p.granularity.axis, p.input_point) for p in points.values()} == WEIGHTS[name]
     parameters = dict(models.build(name).named_parameters())
     assert all(p.shape == tuple(parameters[p.id].shape) for p in points.values())
 

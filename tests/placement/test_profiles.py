@@ -11,7 +11,7 @@ from torch import nn
 from raysearch.errors import PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.placement.profile import OPERATIONS, load_profile, shipped_profiles
-from raysearch.records import BitAssignment, QuantizerSetup
+from raysearch.records import PER_TENSOR, BitAssignment, QuantizerSetup
 from tests.support import models
 
 WIDE = (2, 3, 4, 8)
@@ -103,8 +103,8 @@ def test_modes_and_granularity_follow_the_profile(tmp_path: Path) -> None:
     assert modes == {"weight": None, "activation": "symmetric"}
     path = own(tmp_path, '[linear]\nweight_granularity = ["per_tensor"]\n')
     points = place(profile=path).points
-    assert points["head.weight"].axis is None
-    assert points["stem.weight"].axis == 0
+    assert points["head.weight"].granularity == PER_TENSOR
+    assert points["stem.weight"].granularity.axis == 0
     with pytest.raises(PlacementError, match=r"mode of 'stem.weight' is asymmetric.*'tensorrt-like'.*symm"):
         place(profile="tensorrt-like", overrides={"stem": {"mode": "asymmetric"}})
     with pytest.raises(PlacementError, match=r"granularity of 'head.weight' is per_channel"):

@@ -2,7 +2,7 @@ import pytest
 
 from raysearch.errors import PlacementError
 from raysearch.placement import place_quantizers
-from raysearch.records import BitAssignment, CostModel, QuantizerSetup, QuantizerSpec
+from raysearch.records import PER_TENSOR, BitAssignment, CostModel, QuantizerSetup, QuantizerSpec
 from tests.support import models
 
 
@@ -136,7 +136,7 @@ def test_overrides_set_the_kind_of_quantizer() -> None:
         }
     ).points
     assert points["stem.weight"].spec == QuantizerSpec("asymmetric")
-    assert points["head.weight"].axis is None
+    assert points["head.weight"].granularity == PER_TENSOR
     assert points["head.weight"].num_scales == 1
     assert points["down.weight"].spec is None, "that is the default"
     assert points["down.input"].spec == QuantizerSpec("symmetric", signed=False)

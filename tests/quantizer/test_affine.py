@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raysearch.quantizer import SymmetricQuantizer, dequantize, fake_quantize, quant_levels, quantize
+from raysearch.records import Granularity
 from tests.support.oracles import WIDTHS, fake_quantize_gradients
 
 GRANULARITIES = {"tensor": (1, 1, 1), "axis0": (3, 1, 1), "axis1": (1, 4, 1)}
@@ -150,7 +151,7 @@ def test_d44_a_step_costs_no_more_operations() -> None:
     with CountOperations() as backward:
         y.backward(grad)
     assert (forward.count, backward.count) == (4, 9)
-    quantizer = SymmetricQuantizer((3, 4, 6), 0, 3)
+    quantizer = SymmetricQuantizer((3, 4, 6), Granularity(0))
     with CountOperations() as forward:
         y = quantizer(x)
     assert forward.count == 6

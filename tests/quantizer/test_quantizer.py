@@ -9,12 +9,12 @@ import torch
 from raysearch.errors import StorageError
 from raysearch.quantizer import AsymmetricQuantizer, SymmetricQuantizer, make_quantizer
 from raysearch.quantizer.quantizer import SMALLEST_SCALE
-from raysearch.records import QuantizationPoint, QuantizerRange
+from raysearch.records import Granularity, QuantizationPoint, QuantizerRange
 from tests.support.oracles import WIDTHS
 
 
 def weight_quantizer(bits: int = 4, scale: float = 0.1) -> SymmetricQuantizer:
-    quantizer = SymmetricQuantizer((3, 4), 0, 2)
+    quantizer = SymmetricQuantizer((3, 4), Granularity(0))
     quantizer.set_range(bits, QuantizerRange(np.full(3, scale, np.float32), np.zeros(3, np.int32), True))
     return quantizer
 

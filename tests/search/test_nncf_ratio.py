@@ -9,6 +9,7 @@ import pytest
 from raysearch.errors import BudgetError, PlacementError
 from raysearch.records import (
     BitAssignment,
+    Granularity,
     QuantizationPoint,
     QuantizerGroup,
     QuantizerSetup,
@@ -26,7 +27,13 @@ def make_setup(layers, weight_widths=(2, 4, 8), activation_widths=(8,), shared=(
         source = f"{shared.get(name, name)}.input"
         site = (Site(name, "parameter", "weight"),)
         points[f"{name}.weight"] = QuantizationPoint(
-            f"{name}.weight", "weight", site, (2, 2), 0, macs, "" if source == "none.input" else source
+            f"{name}.weight",
+            "weight",
+            site,
+            (2, 2),
+            Granularity(0),
+            macs,
+            "" if source == "none.input" else source,
         )
         groups[f"{name}.weight"] = QuantizerGroup(f"{name}.weight", (f"{name}.weight",), tuple(weight_widths))
     for name in layers:

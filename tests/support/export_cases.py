@@ -170,7 +170,7 @@ def ranges(model: nn.Module, setup: QuantizerSetup) -> RangeTable:
                 scale, zero = np.array([6 / (2**bits - 1)]), np.array([2 ** (bits - 1)])
             else:
                 weight = dict(model.named_parameters(remove_duplicate=False))[point.id].detach()
-                scale = weight.abs().transpose(0, point.axis or 0).flatten(1).amax(1).numpy()
+                scale = weight.abs().transpose(0, point.granularity.axis or 0).flatten(1).amax(1).numpy()
                 scale, zero = scale / (2 ** (bits - 1) - 1), np.zeros(len(scale))
             found[point.id, bits] = QuantizerRange(
                 scale.astype(np.float32), zero.astype(np.int32), point.kind == "weight"

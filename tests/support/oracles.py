@@ -55,7 +55,7 @@ def make_ranges(model: nn.Module, setup: QuantizerSetup) -> RangeTable:
     for index, point in enumerate(setup.points.values()):
         for bits in WIDTHS:
             if point.kind == "weight":
-                scale = weight_ranges(model.get_parameter(point.id), point.axis, bits)
+                scale = weight_ranges(model.get_parameter(point.id), point.granularity.axis, bits)
                 zero = np.zeros(len(scale), np.int32)
             else:
                 scale = np.array([(6 + index / 10) / (2**bits - 1)], np.float32)

@@ -6,7 +6,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from raysearch.records import (
+    PER_TENSOR,
     BitAssignment,
+    Granularity,
     OptionEffect,
     QuantizationPoint,
     QuantizerGroup,
@@ -23,7 +25,9 @@ from raysearch.records import (
 def small_setup() -> QuantizerSetup:
     """Two weights, a of 10 values in 2 channels fed by float, b of 6 values fed by x of 5 values."""
     points = [
-        QuantizationPoint("a", "weight", (Site("a", "parameter", "weight"),), (2, 5), axis=0, macs=100),
+        QuantizationPoint(
+            "a", "weight", (Site("a", "parameter", "weight"),), (2, 5), Granularity(0), macs=100
+        ),
         QuantizationPoint("x", "activation", (Site("b", "input"),), (5,)),
         QuantizationPoint(
             "b", "weight", (Site("b", "parameter", "weight"),), (2, 3), macs=30, input_point="x"
@@ -87,10 +91,10 @@ def setups(draw: st.DrawFn) -> QuantizerSetup:
         names = tuple(f"w{index}.{part}" for part in range(draw(st.integers(1, 2))))
         for name in names:
             shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
-            axis = draw(st.sampled_from([None, 0]))
+            granularity = draw(st.sampled_from([PER_TENSOR, Granularity(0)]))
             macs, source = draw(st.integers(0, 10**9)), draw(st.sampled_from(fed))
             site = Site(name, "parameter", "weight")
-            points[name] = QuantizationPoint(name, "weight", (site,), shape, axis, macs, source)
+            points[name] = QuantizationPoint(name, "weight", (site,), shape, granularity, macs, source)
         groups[f"g{index}"] = QuantizerGroup(f"g{index}", names, draw(widths))
     return QuantizerSetup(points, groups)
 

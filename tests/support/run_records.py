@@ -11,6 +11,7 @@ from raysearch.records import (
     ExportedFile,
     ExportManifest,
     FineTuneResult,
+    Granularity,
     OptionEffect,
     QuantizationPoint,
     QuantizerGroup,
@@ -35,7 +36,13 @@ def make_setup(num_layers: int, name: str = "blocks.{}.linear") -> QuantizerSetu
         source = QuantizationPoint(f"{layer}.input", "activation", (Site(layer, "input"),), (16,))
         site = Site(layer, "parameter", "weight")
         weight = QuantizationPoint(
-            f"{layer}.weight", "weight", (site,), (8 + index % 5, 16), 0, 16 * (8 + index % 5), source.id
+            f"{layer}.weight",
+            "weight",
+            (site,),
+            (8 + index % 5, 16),
+            Granularity(0),
+            16 * (8 + index % 5),
+            source.id,
         )
         points |= {source.id: source, weight.id: weight}
         first_or_last = index in (0, num_layers - 1)

@@ -10,6 +10,7 @@ import numpy as np
 
 from raysearch.records import (
     BitAssignment,
+    Granularity,
     LatencyProfile,
     LiveTensor,
     OptionEffect,
@@ -45,7 +46,7 @@ def make_setup(
             "weight",
             (Site(name, "parameter", "weight"),),
             (int(rng.integers(1, 30)), int(rng.integers(1, 30))),
-            axis=0,
+            granularity=Granularity.per_channel(0),
             macs=int(rng.integers(1, 10_000)),
             input_point=fed,
         )

@@ -46,7 +46,7 @@ class Capability:
             return f"{', '.join(beyond)} bits (it holds {', '.join(map(str, held))})"
         if point.kind != "weight":
             return ""
-        granularity = "per_tensor" if point.axis is None else "per_channel"
+        granularity = point.granularity.kind
         if point.grid_spec.mode not in self.weight_modes:
             return f"{point.grid_spec.mode} weights (it holds {', '.join(self.weight_modes)})"
         if granularity not in self.weight_granularity:
@@ -83,7 +83,8 @@ def check_targets(
 
     Example:
         >>> from raysearch.records import QuantizationPoint, QuantizerGroup, QuantizerSetup
-        >>> point = QuantizationPoint("fc.weight", "weight", (), (2, 2), axis=0)
+        >>> from raysearch.records import Granularity
+        >>> point = QuantizationPoint("fc.weight", "weight", (), (2, 2), Granularity.per_channel(0))
         >>> group = QuantizerGroup("fc.weight", ("fc.weight",), (2, 8))
         >>> setup = QuantizerSetup({"fc.weight": point}, {"fc.weight": group})
         >>> check_targets(setup, ["int8"], {"int8": Capability({8: 8})})  # doctest: +ELLIPSIS

@@ -20,7 +20,7 @@ from raysearch.export.model_config import ActivationQuantizer, ModelConfig, Pack
 from raysearch.export.packing import pack_codes
 from raysearch.export.program import capture_program, program_bytes, tensor_slots, weight_parts
 from raysearch.placement.stored_tensors import DTYPES
-from raysearch.records import FLOAT_BITS, QuantizerSetup, packed_bytes
+from raysearch.records import FLOAT_BITS, PER_TENSOR, QuantizerSetup, packed_bytes
 from raysearch.version import __version__
 
 
@@ -68,7 +68,12 @@ def write_packed(
         fixed_batch=captured.fixed_batch,
         weights={
             name: PackedWeight(
-                w.num_bits, w.axis, tuple(w.codes.shape), w.aliases, _zero_point(w), DTYPES[w.dtype]
+                w.num_bits,
+                w.granularity.axis,
+                tuple(w.codes.shape),
+                w.aliases,
+                _zero_point(w),
+                DTYPES[w.dtype],
             )
             for name, w in weights.items()
         },
@@ -117,14 +122,14 @@ def _activations(stripped: nn.Module, setup: QuantizerSetup) -> dict[str, Activa
     enabled = stripped_quantizers(stripped, setup)
     found = {}
     for point in setup.of_kind("activation").values():
-        place = (point.sites, point.shape, point.axis, point.spec)
+        place = (point.sites, point.shape, point.granularity.axis, point.spec)
         if point.id not in enabled:
             found[point.id] = ActivationQuantizer(None, 1.0, 0, False, *place)
             continue
         quantizer = enabled[point.id]
         scales = tuple(quantizer.effective_scale().detach().reshape(-1).tolist())
         zeros = tuple(quantizer.zero_points().expand_as(quantizer.effective_scale()).reshape(-1).tolist())
-        one = point.axis is None
+        one = point.granularity == PER_TENSOR
         found[point.id] = ActivationQuantizer(
             quantizer.num_bits,
             scales[0] if one else scales,

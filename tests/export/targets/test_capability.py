@@ -8,11 +8,11 @@ from raysearch.errors import ConfigError
 from raysearch.export import TARGETS, check_targets
 from raysearch.export.onnx_qdq.storage import choose_containers
 from raysearch.export.targets.capability import CAPABILITIES, Capability
-from raysearch.records import QuantizationPoint, QuantizerGroup, QuantizerSetup, QuantizerSpec
+from raysearch.records import Granularity, QuantizationPoint, QuantizerGroup, QuantizerSetup, QuantizerSpec
 
 
 def setup_of(widths, spec=None, axis=0):
-    weight = QuantizationPoint("fc.weight", "weight", (), (4, 4), axis, 16, "fc.input", spec)
+    weight = QuantizationPoint("fc.weight", "weight", (), (4, 4), Granularity(axis), 16, "fc.input", spec)
     given = QuantizationPoint("fc.input", "activation", (), (4,))
     groups = {
         "fc.weight": QuantizerGroup("fc.weight", ("fc.weight",), widths),
