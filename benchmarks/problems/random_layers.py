@@ -10,6 +10,7 @@ import numpy as np
 
 from raysearch.records import (
     BitAssignment,
+    Granularity,
     LatencyProfile,
     LiveTensor,
     OptionEffect,
@@ -48,7 +49,8 @@ def layer_chain(
         site = Site(name, "parameter", "weight")
         shape = (int(rng.integers(1, 30)), int(rng.integers(1, 30)))
         macs = int(rng.integers(1, 10_000))
-        points.append(QuantizationPoint(f"{name}.weight", "weight", (site,), shape, 0, macs, source))
+        rows = Granularity.per_channel(0)
+        points.append(QuantizationPoint(f"{name}.weight", "weight", (site,), shape, rows, macs, source))
     widths = {"weight": weight_bits, "activation": activation_bits}
     groups = {p.id: QuantizerGroup(p.id, (p.id,), widths[p.kind]) for p in points}
     return QuantizerSetup({p.id: p for p in points}, groups)
