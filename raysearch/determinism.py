@@ -16,14 +16,17 @@ from threadpoolctl import threadpool_limits
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed every global generator, and put all of them back: a loader may draw from any of them."""
-    python, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
+    torch_state = torch.get_rng_state()
     random.seed(seed)
+    # numpy takes 32 bits only.
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     try:
         yield
     finally:
-        random.setstate(python)
+        random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
 
@@ -87,8 +90,11 @@ def reproducible(deterministic: bool = True) -> Iterator[None]:
     """
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     mode = torch.get_deterministic_debug_mode()
-    cudnn, filling = torch.backends.cudnn, torch.utils.deterministic
-    flags = cudnn.benchmark, cudnn.deterministic, filling.fill_uninitialized_memory  # type: ignore[attr-defined]
+    cudnn = torch.backends.cudnn
+    memory: Any = torch.utils.deterministic
+    benchmark = cudnn.benchmark
+    cudnn_deterministic = cudnn.deterministic
+    fills_memory = memory.fill_uninitialized_memory
     places = _precision_places()
     precisions = [place.fp32_precision for place in places]
     legacy = _legacy_precision()
@@ -97,7 +103,9 @@ def reproducible(deterministic: bool = True) -> Iterator[None]:
         yield
     finally:
         torch.set_deterministic_debug_mode(mode)
-        cudnn.benchmark, cudnn.deterministic, filling.fill_uninitialized_memory = flags  # type: ignore[attr-defined]
+        cudnn.benchmark = benchmark
+        cudnn.deterministic = cudnn_deterministic
+        memory.fill_uninitialized_memory = fills_memory
         if legacy is not None:
             torch.set_float32_matmul_precision(legacy[0])
             cudnn.allow_tf32 = legacy[1]

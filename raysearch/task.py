@@ -10,7 +10,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -18,6 +18,8 @@ from raysearch.cluster.shipping import register_by_value
 from raysearch.errors import TaskError
 from raysearch.evaluation import Forward, Loss, default_forward
 from raysearch.evaluation.measure import Metric
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -107,8 +109,8 @@ def load_task(spec: str | Task) -> Task:
     module = _from_file(location) if location.endswith(".py") else _from_module(location)
     factory = getattr(module, name, None)
     if not callable(factory):
-        known = ", ".join(_functions(module)) or "none"
-        raise TaskError(f"'{location}' has no factory '{name}'; functions there: {known}.")
+        names = ", ".join(_functions(module)) or "none"
+        raise TaskError(f"'{location}' has no factory '{name}'; functions there: {names}.")
     try:
         task = factory()
     except TaskError:
@@ -148,21 +150,21 @@ def _from_file(location: str) -> types.ModuleType:
 
 
 def _from_module(name: str) -> types.ModuleType:
-    found: list[types.ModuleType] = []
-    _import(lambda: found.append(importlib.import_module(name)), name)
-    return found[0]
+    return _import(lambda: importlib.import_module(name), name)
 
 
-def _import(action: Callable[[], None], location: str) -> None:
+def _import(action: Callable[[], T], location: str) -> T:
+    """Import, where anything may go wrong: the code is the user's."""
     try:
-        action()
+        return action()
     except Exception as error:
         raise TaskError(f"'{location}' cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _functions(module: types.ModuleType) -> list[str]:
-    return sorted(
-        name
-        for name, value in vars(module).items()
-        if isinstance(value, types.FunctionType) and value.__module__ == module.__name__
-    )
+    """Names of the functions that a module defines itself, not those that it imports."""
+    names: list[str] = []
+    for name, value in vars(module).items():
+        if isinstance(value, types.FunctionType) and value.__module__ == module.__name__:
+            names.append(name)
+    return sorted(names)

@@ -7,12 +7,26 @@ from difflib import get_close_matches
 
 from raysearch.errors import ConfigError
 
+SIMILARITY = 0.3
+"""The least ratio of `difflib` by which two names are alike: low, since any hint beats none."""
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is most like a name; the first one when none is like it."""
     names = sorted(known)
-    found = get_close_matches(name, names, n=1, cutoff=0.3)
-    return found[0] if found else names[0]
+    matches = nearest_names(name, names)
+    return matches[0] if matches else names[0]
+
+
+def nearest_names(name: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """The known names that are most like a name, the nearest first; empty when none is like it.
+
+    Args:
+        name: what was written.
+        known: what may be written.
+        count: the most names to give.
+    """
+    return get_close_matches(name, list(known), n=count, cutoff=SIMILARITY)
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> None:

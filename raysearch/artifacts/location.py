@@ -46,9 +46,11 @@ def redact(uri: str) -> str:
     match = _SCHEME.match(uri)
     if match is None:
         return uri
-    place = uri[match.end() :].split("?")[0].split("#")[0]
-    host, slash, path = place.partition("/")
-    return f"{match.group(0)}{host.rsplit('@', 1)[-1]}{slash}{path.rstrip('/')}"
+    without_options = uri[match.end() :].split("?")[0].split("#")[0]
+    host, slash, path = without_options.partition("/")
+    # User and password stand before the last @ of the host.
+    bare_host = host.rsplit("@", 1)[-1]
+    return f"{match.group(0)}{bare_host}{slash}{path.rstrip('/')}"
 
 
 def read_location(location: str | os.PathLike[str]) -> tuple[str, str]:
@@ -103,14 +105,15 @@ def _file_path(uri: str) -> str:
 
 
 def _check_scheme(scheme: str, uri: str) -> None:
-    known = set(ARROW_SCHEMES)
+    schemes = set(ARROW_SCHEMES)
+    # Without fsspec there are simply fewer schemes.
     with suppress(ImportError):
         import fsspec
 
-        known.update(fsspec.available_protocols())
-    if scheme not in known:
+        schemes.update(fsspec.available_protocols())
+    if scheme not in schemes:
+        choices = ", ".join(f"{name}://" for name in sorted(schemes))
         raise StorageError(
-            f"'{redact(uri)}' has the unknown scheme '{scheme}'; known: a local path, "
-            f"{', '.join(f'{s}://' for s in sorted(known))}. Other stores need an fsspec package that "
-            "registers their scheme."
+            f"'{redact(uri)}' has the unknown scheme '{scheme}'; known: a local path, {choices}. "
+            "Other stores need an fsspec package that registers their scheme."
         )

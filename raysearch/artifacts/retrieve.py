@@ -98,8 +98,8 @@ def _claim(target: Path, store: RunStore) -> None:
     if target.exists() and not target.is_dir():
         raise StorageError(f"{target} is a file; give a folder that is empty or does not exist yet.")
     if target.is_dir() and any(target.iterdir()):
-        mine = target / RUN_FILE
-        if not mine.is_file() or mine.read_bytes() != record:
+        earlier = target / RUN_FILE
+        if not earlier.is_file() or earlier.read_bytes() != record:
             raise StorageError(
                 f"{target} is not empty and does not hold the run '{store.run_id}'. Give another folder, or "
                 "empty this one."
@@ -131,6 +131,7 @@ def _write(target: Path, name: str, data: bytes) -> None:
 
 
 def _fetch(store: RunStore, target: Path, file: ExportedFile) -> None:
+    """Copy one file of the model, which appears under its name only when size and hash are as listed."""
     name = f"model/{file.path}"
     path = _inside(target, name)
     if path.is_file() and path.stat().st_size == file.size_bytes and hash_file(path) == file.sha256:
@@ -141,7 +142,8 @@ def _fetch(store: RunStore, target: Path, file: ExportedFile) -> None:
             f"`raysearch export {store.run_id}`."
         )
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    digest, size = hashlib.sha256(), 0
+    digest = hashlib.sha256()
+    size = 0
     try:
         with open(partial, "wb") as sink:
             for chunk in store.storage.read_chunks(name):
@@ -156,9 +158,9 @@ def _fetch(store: RunStore, target: Path, file: ExportedFile) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _differs(store: RunStore, name: str, what: str, found: str, listed: str) -> StorageError:
+def _differs(store: RunStore, name: str, what: str, actual: str, listed: str) -> StorageError:
     return StorageError(
-        f"{store.storage.shown(name)} differs from {MANIFEST}: its {what} is {found}, the manifest says "
+        f"{store.storage.shown(name)} differs from {MANIFEST}: its {what} is {actual}, the manifest says "
         f"{listed}. The file was changed or cut off after the export; do not use it. Export again with "
         f"`raysearch export {store.run_id}`."
     )

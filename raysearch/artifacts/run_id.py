@@ -50,9 +50,9 @@ def split_run(run: str | os.PathLike[str], storage: str | os.PathLike[str] | Non
     """
     text = os.fspath(run)
     if is_uri(text):
-        address, mark, options = text.partition("?")
+        address, question_mark, options = text.partition("?")
         parent, _, name = address.rstrip("/").rpartition("/")
-        return f"{parent}{mark}{options}", valid_run_id(name)
+        return f"{parent}{question_mark}{options}", valid_run_id(name)
     is_path = isinstance(run, os.PathLike) or "/" in text or os.sep in text or text.startswith((".", "~"))
     if not is_path and storage is not None:
         return os.fspath(storage), valid_run_id(text)

@@ -16,7 +16,14 @@ _UNSET = object()
 def run_record_bytes(
     run_id: str, config: Mapping[str, Any], fingerprints: Mapping[str, Any], versions: Mapping[str, Any]
 ) -> bytes:
-    """The content of `run.json`; its values must be plain (`model_dump(mode="json")`)."""
+    """The content of `run.json`; its values must be plain (`model_dump(mode="json")`).
+
+    Args:
+        run_id: the run.
+        config: the settings.
+        fingerprints: name → hash of what the settings point to.
+        versions: package → version.
+    """
     record = {
         "schema_version": SCHEMA_VERSION,
         "run_id": run_id,
@@ -75,14 +82,23 @@ def _plain(values: Mapping[str, Any]) -> Any:
 
 
 def _differences(was: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted path, old and new value of every leaf that differs, in the new values' order."""
+    # Lists of one length are compared place by place; of two lengths they differ as a whole.
     if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        was, now = dict(enumerate(was)), dict(enumerate(now))
+        was = dict(enumerate(was))
+        now = dict(enumerate(now))
     if isinstance(was, dict) and isinstance(now, dict):
-        for name in [*now, *(name for name in was if name not in now)]:
+        gone = [name for name in was if name not in now]
+        for name in [*now, *gone]:
             below = f"{path}.{name}" if path else str(name)
             yield from _differences(was.get(name, _UNSET), now.get(name, _UNSET), below)
-    elif was is _UNSET or now is _UNSET or json.dumps(was, sort_keys=True) != json.dumps(now, sort_keys=True):
+    elif was is _UNSET or now is _UNSET or _leaf_text(was) != _leaf_text(now):
         yield path, was, now
+
+
+def _leaf_text(value: Any) -> str:
+    # As text NaN equals itself, and true differs from 1.
+    return json.dumps(value, sort_keys=True)
 
 
 def _text(value: Any) -> str:

@@ -81,7 +81,9 @@ class RunStore:
             StorageError: there is no run here, it is not raysearch's, or a newer raysearch wrote it.
         """
         if not self.has(RUN_FILE):
-            why = "has no run.json: it is no run" if self.storage.exists() else "does not exist"
+            why = "does not exist"
+            if self.storage.exists():
+                why = "has no run.json: it is no run"
             raise StorageError(
                 f"there is no run '{self.run_id}': {self.uri} {why}. Check the run id and --storage."
             )
@@ -116,7 +118,8 @@ class RunStore:
 
     def has(self, record: Codec[Any] | str) -> bool:
         """Whether a record is there whole, or a file of this name exists."""
-        return self.storage.exists(record if isinstance(record, str) else record.files[-1])
+        name = record if isinstance(record, str) else record.files[-1]
+        return self.storage.exists(name)
 
     def save(self, codec: Codec[T], record: T) -> None:
         """Write a record, its last file last: when that is there, the record is whole.
@@ -155,9 +158,11 @@ class RunStore:
     def save_model(self, folder: Path) -> None:
         """Copy the files of an export into `model/`, `manifest.json` last; what an older one left goes."""
         files = Storage(folder).list()
+        # The manifest comes last: where it is, all that it lists is.
         for name in sorted(files, key=lambda n: (n == "manifest.json", n)):
             self.storage.write_file(f"model/{name}", folder / name)
-        for name in set(self.storage.list("model")) - {f"model/{name}" for name in files}:
+        written = {f"model/{name}" for name in files}
+        for name in set(self.storage.list("model")) - written:
             self.storage.delete_file(name)
 
 

@@ -51,8 +51,11 @@ class Storage:
 
     def child(self, name: str) -> Storage:
         """The folder `name` below this one."""
-        address, mark, options = self.uri.partition("?") if not self.is_local else (self.uri, "", "")
-        return Storage(f"{address.rstrip('/')}/{check_name(name)}{mark}{options}")
+        # A URI's options stay at its end; in a local path a question mark is a letter like any other.
+        if self.is_local:
+            return Storage(f"{self.uri.rstrip('/')}/{check_name(name)}")
+        address, question_mark, options = self.uri.partition("?")
+        return Storage(f"{address.rstrip('/')}/{check_name(name)}{question_mark}{options}")
 
     def local_path(self, name: str = "") -> Path:
         """The path of a file on this machine.
@@ -128,9 +131,9 @@ class Storage:
         with self._explained("list", name):
             selector = arrow_fs.FileSelector(self._path(name), recursive=True, allow_not_found=True)
             infos = self._filesystem.get_file_info(selector)
-        found = [info.path.strip("/") for info in infos if info.type == arrow_fs.FileType.File]
-        names = (path[len(base) :].strip("/") for path in found)
-        return tuple(sorted(n for n in names if not _is_temporary(n)))
+        paths = [info.path.strip("/") for info in infos if info.type == arrow_fs.FileType.File]
+        names = [path[len(base) :].strip("/") for path in paths]
+        return tuple(sorted(name for name in names if not _is_temporary(name)))
 
     def delete_dir(self, name: str) -> None:
         """Delete a folder below this one with all it holds; nothing happens when there is none.
@@ -150,23 +153,6 @@ class Storage:
         """
         with self._explained("delete", check_name(name)):
             self._filesystem.delete_file(self._path(name))
-
-    def copy_to_local(self, folder: str | os.PathLike[str], name: str = "") -> tuple[str, ...]:
-        """Copy every file below `name` into a local folder, under the same names.
-
-        Returns:
-            The names of the files, relative to this storage and to `folder` alike.
-
-        Raises:
-            StorageError: a file cannot be read or written, or its name leads out of `folder`.
-        """
-        target = Storage(os.path.abspath(os.fspath(folder)))
-        names = self.list(name)
-        for file in names:
-            with target._writer(check_name(file)) as stream:
-                for chunk in self.read_chunks(file):
-                    stream.write(chunk)
-        return names
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -196,6 +182,7 @@ class Storage:
         # An object store shows a file only once its upload is complete, and cannot rename.
         written = f"{folder}/.{leaf}.{secrets.token_hex(4)}.tmp" if self.is_local else path
         with self._explained("write", name):
+            # Object stores have no folders.
             if self._scheme not in ("s3", "gs", "gcs"):
                 self._filesystem.create_dir(folder, recursive=True)
             try:
@@ -204,6 +191,7 @@ class Storage:
                 if written != path:
                     self._filesystem.move(written, path)
             except BaseException:
+                # Whatever stopped the writing, an interrupt too, half a file is not left behind.
                 if written != path:
                     with suppress(OSError):
                         self._filesystem.delete_file(written)

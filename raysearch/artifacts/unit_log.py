@@ -39,15 +39,24 @@ class UnitLog:
         Raises:
             StorageError: the storage cannot be reached.
         """
-        found: dict[Key, UnitValue] = {}
+        values: dict[Key, UnitValue] = {}
         for name in self._storage.list(_folder(stage)):
             unit = _decode(self._storage.read_bytes(name))
-            if unit is not None and name == _file_name(stage, unit[0]):
-                found[unit[0]] = unit[1]
-        return found
+            if unit is None:
+                continue
+            key, value = unit
+            # A damaged key would put a value under another unit's name.
+            if name == _file_name(stage, key):
+                values[key] = value
+        return values
 
     def append(self, stage: str, key: Key, value: UnitValue) -> None:
         """Keep one finished unit; the same key again replaces the value.
+
+        Args:
+            stage: what the unit is part of.
+            key: the unit's.
+            value: name → array.
 
         Raises:
             StorageError: the value cannot be kept without pickle, or the storage cannot be written.
@@ -73,8 +82,8 @@ def _folder(stage: str) -> str:
 
 
 def _file_name(stage: str, key: Key) -> str:
-    mark = blake2b(json.dumps(list(key)).encode(), digest_size=16).hexdigest()
-    return f"{_folder(stage)}/{mark}.safetensors"
+    digest = blake2b(json.dumps(list(key)).encode(), digest_size=16).hexdigest()
+    return f"{_folder(stage)}/{digest}.safetensors"
 
 
 def _encode(key: Key, value: UnitValue) -> bytes:

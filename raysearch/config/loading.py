@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from raysearch.config.placement import OverrideConfig
 from raysearch.config.section import Section
 from raysearch.config.sections import Config
 from raysearch.errors import ConfigError
+from raysearch.unknown_keys import nearest_names
 
 
 def load_config(
@@ -66,8 +66,9 @@ def with_search(config: Config, **values: Any) -> Config:
         >>> with_search(Config(), front="size", max_drop=None).search.front
         'size'
     """
-    given = {key: value for key, value in values.items() if value is not None}
-    return load_config(overrides={**config.model_dump(), "search": {**config.search.model_dump(), **given}})
+    changes = {key: value for key, value in values.items() if value is not None}
+    search = {**config.search.model_dump(), **changes}
+    return load_config(overrides={**config.model_dump(), "search": search})
 
 
 def _value(text: str) -> Any:
@@ -100,12 +101,10 @@ def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
 def _explain(error: ValidationError) -> str:
     parts = []
     for entry in error.errors():
-        where = ".".join(str(part) for part in entry["loc"])
+        path = [str(part) for part in entry["loc"]]
+        where = ".".join(path)
         if entry["type"] == "extra_forbidden":
-            known = _known_keys()
-            if entry["loc"][:2] == ("placement", "overrides"):
-                known = [".".join([*map(str, entry["loc"][:-1]), key]) for key in OverrideConfig.model_fields]
-            near = get_close_matches(where, known, n=1, cutoff=0.3)
+            near = nearest_names(where, _keys_beside(path))
             hint = f"; the nearest known one is '{near[0]}'" if near else ""
             parts.append(f"the setting '{where}' is unknown{hint}")
         else:
@@ -113,7 +112,11 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(parts) + "."
 
 
-def _known_keys() -> list[str]:
+def _keys_beside(path: Sequence[str]) -> list[str]:
+    """The keys that an unknown one may have been meant for: those of its override, else all settings."""
+    if path[:2] == ["placement", "overrides"]:
+        scope = ".".join(path[:-1])
+        return [f"{scope}.{key}" for key in OverrideConfig.model_fields]
     keys: list[str] = []
     for name, info in Config.model_fields.items():
         section = info.annotation

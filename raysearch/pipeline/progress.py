@@ -32,16 +32,23 @@ class RateMeter:
         self._points: deque[tuple[float, int]] = deque()
 
     def measure(self, stage: str, done: int, now: float) -> float:
-        """Take in a count at a time in seconds, and give the rate; 0 while nothing was finished."""
+        """Take in a count at a time in seconds, and give the rate; 0 while nothing was finished.
+
+        Args:
+            stage: whose units are counted.
+            done: finished units of the stage.
+            now: seconds on a clock that never goes back.
+        """
         if stage != self._stage or done < self._done:
             self._points.clear()
-        self._stage, self._done = stage, done
+        self._stage = stage
+        self._done = done
         if not self._points or now - self._points[-1][0] >= WRITE_EVERY_SECONDS:
             self._points.append((now, done))
         while len(self._points) > 1 and now - self._points[1][0] >= RATE_SECONDS:
             self._points.popleft()
-        since, before = self._points[0]
-        return (done - before) / (now - since) if now > since else 0.0
+        since, first_done = self._points[0]
+        return (done - first_done) / (now - since) if now > since else 0.0
 
 
 class Progress:
@@ -52,11 +59,14 @@ class Progress:
     """
 
     def __init__(self, store: RunStore, listener: Listener) -> None:
-        self._store, self._listener = store, listener
+        self._store = store
+        self._listener = listener
         self._written = 0.0
         self._meter = RateMeter()
-        earlier = store.load(codecs.STATUS).seconds if store.has(codecs.STATUS) else {}
-        self.seconds: dict[str, float] = dict(earlier)
+        self.seconds: dict[str, float] = {}
+        if store.has(codecs.STATUS):
+            # A run that goes on adds to the times of its earlier attempts.
+            self.seconds.update(store.load(codecs.STATUS).seconds)
         self._status = RunStatus(store.run_id, "running", seconds=self.seconds)
 
     @contextmanager
@@ -72,22 +82,33 @@ class Progress:
             self.tell("running", name, done=self._status.done, total=self._status.total)
 
     def units(self, stage: str, done: int, total: int) -> None:
-        """Finished units of a stage, with their rate and the time that the rest will take."""
+        """Finished units of a stage, with their rate and the time that the rest will take.
+
+        Args:
+            stage: the stage, or the part of one.
+            done: finished units.
+            total: all units, as far as they are known.
+        """
         now = time.monotonic()
         rate = self._meter.measure(stage, done, now)
-        remaining = (total - done) / rate if rate else None
-        self._status = replace(
-            self._record("running", stage, done, total, ""),
-            rate=round(rate, 4),
-            remaining_seconds=None if remaining is None else round(remaining, 1),
-        )
+        remaining = round((total - done) / rate, 1) if rate else None
+        status = self._record("running", stage, done, total, "")
+        self._status = replace(status, rate=round(rate, 4), remaining_seconds=remaining)
         self._listener(self._status)
         if now - self._written >= WRITE_EVERY_SECONDS or done == total:
             self._written = now
             self._store.save(codecs.STATUS, self._status)
 
     def tell(self, state: str, stage: str = "", done: int = 0, total: int = 0, message: str = "") -> None:
-        """Write and tell a change of stage or state."""
+        """Write and tell a change of stage or state.
+
+        Args:
+            state: "running", "done", "failed" or "cancelled".
+            stage: the stage that begins; "" stays in the one before.
+            done: finished units of the stage.
+            total: all of its units.
+            message: why the run ended, for people.
+        """
         self._status = self._record(state, stage or self._status.stage, done, total, message)
         self._listener(self._status)
         self._store.save(codecs.STATUS, self._status)
@@ -115,14 +136,15 @@ def reporting(progress: Progress) -> Iterator[None]:
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Turn SIGTERM, by which a job is stopped, into an interrupt; after `ray.init`, which sets its own."""
+    # Python lets the main thread alone set handlers; elsewhere the run is stopped by other means.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -82,7 +82,9 @@ def _make_result(
 ) -> RunResult:
     best = records.search.best
     least = _trained_least_cost(inputs, store, records.metrics)
-    has_front = inputs.config.search.front != "none"
+    front: tuple[dict[str, Any], ...] = ()
+    if inputs.config.search.front != "none":
+        front = front_rows(records.search)
     return RunResult(
         run_id=store.run_id,
         storage=store.uri,
@@ -95,7 +97,7 @@ def _make_result(
         report="",
         seconds=dict(seconds),
         notes=_notes(inputs, records, least),
-        front=front_rows(records.search) if has_front else (),
+        front=front,
         least_cost={} if least is None else least.as_dict(),
     )
 

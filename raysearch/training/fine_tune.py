@@ -11,7 +11,7 @@ from raysearch.controller import QuantizationController
 from raysearch.records import FineTuneResult
 from raysearch.training.recipe import Recipe
 from raysearch.training.state import load_state, state_bytes
-from raysearch.training.step import Progress, train
+from raysearch.training.step import CALIBRATED, Progress, train
 
 CHECKPOINT = "best.safetensors"
 
@@ -23,7 +23,8 @@ class ProcessContext:
     world = 1
 
     def __init__(self, use_gpu: bool, on_epoch: Callable[[int], None]) -> None:
-        self.device = torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
+        kind = "cuda" if use_gpu and torch.cuda.is_available() else "cpu"
+        self.device = torch.device(kind)
         self._on_epoch = on_epoch
 
     def prepare(self, model: nn.Module) -> nn.Module:
@@ -73,7 +74,8 @@ def fine_tune(
         skipped = "training.epochs is 0, so the model was quantized after training only"
     if skipped:
         save(CHECKPOINT, state_bytes(recipe.build().model))
-        return FineTuneResult(CHECKPOINT, -1, "", (), skipped)
+        return FineTuneResult(CHECKPOINT, CALIBRATED, "", (), skipped)
+    # Read before training: it refuses an objective that the task cannot have.
     monitor = recipe.monitor
     if on_ray:
         from raysearch.training.launch import train_on_ray
@@ -81,16 +83,21 @@ def fine_tune(
         progress = train_on_ray(recipe, run_name, storage_path)
         on_epoch(progress.next_epoch)
     else:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(recipe.settings.threads)
-        rng = torch.get_rng_state()
-        try:
-            progress = train(recipe, ProcessContext(recipe.settings.use_gpu, on_epoch))
-        finally:
-            torch.set_rng_state(rng)
-            torch.set_num_threads(threads)
+        progress = _train_here(recipe, on_epoch)
     save(CHECKPOINT, progress.best_state)
     return FineTuneResult(CHECKPOINT, progress.best_epoch, monitor, tuple(progress.history))
+
+
+def _train_here(recipe: Recipe, on_epoch: Callable[[int], None]) -> Progress:
+    """Train in this process, whose threads and generator are put back."""
+    threads = torch.get_num_threads()
+    rng = torch.get_rng_state()
+    torch.set_num_threads(recipe.settings.threads)
+    try:
+        return train(recipe, ProcessContext(recipe.settings.use_gpu, on_epoch))
+    finally:
+        torch.set_rng_state(rng)
+        torch.set_num_threads(threads)
 
 
 def load_checkpoint(controller: QuantizationController, data: bytes) -> None:

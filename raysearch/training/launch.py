@@ -24,6 +24,11 @@ def train_on_ray(recipe: Recipe, run_name: str, storage_path: str) -> Progress:
     The recipe goes to the workers once, through the object store. Rank 0 reports a checkpoint an epoch;
     a lost worker, or a killed driver that calls again with the same name, goes on from the last one.
 
+    Args:
+        recipe: what to train and how.
+        run_name: of the Ray Train run, by which its last checkpoint is found again.
+        storage_path: absolute path or URI of the checkpoints; shared by all nodes.
+
     Raises:
         TrainingError: the objective became NaN, or the worker group failed more than
             `settings.max_failures` times.
@@ -33,27 +38,32 @@ def train_on_ray(recipe: Recipe, run_name: str, storage_path: str) -> Progress:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     settings = recipe.settings
+    shipped = ray.put(dumps(recipe, "the training recipe"))
+    scaling = ScalingConfig(
+        num_workers=settings.num_workers,
+        use_gpu=settings.use_gpu,
+        resources_per_worker={"CPU": settings.cpus_per_worker},
+    )
+    run_config = RunConfig(
+        name=run_name,
+        storage_path=storage_path,
+        failure_config=FailureConfig(max_failures=settings.max_failures),
+        checkpoint_config=CheckpointConfig(num_to_keep=2),
+    )
+    backend = "nccl" if settings.use_gpu else "gloo"
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"recipe": [ray.put(dumps(recipe, "the training recipe"))]},
-        scaling_config=ScalingConfig(
-            num_workers=settings.num_workers,
-            use_gpu=settings.use_gpu,
-            resources_per_worker={"CPU": settings.cpus_per_worker},
-        ),
-        torch_config=TorchConfig(backend="nccl" if settings.use_gpu else "gloo"),
-        run_config=RunConfig(
-            name=run_name,
-            storage_path=storage_path,
-            failure_config=FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
+        train_loop_config={"recipe": [shipped]},
+        scaling_config=scaling,
+        torch_config=TorchConfig(backend=backend),
+        run_config=run_config,
     )
     try:
         result = trainer.fit()
     except Exception as error:
         raise TrainingError(f"Ray Train gave up: {_innermost(error)}") from error
-    if reason := getattr(result, "return_value", ""):
+    reason = getattr(result, "return_value", "")
+    if reason:
         raise TrainingError(str(reason))
     if result.checkpoint is None:
         raise TrainingError("Ray Train ended without a checkpoint; see its log in the run's folder.")
@@ -99,9 +109,8 @@ class RayContext:
         from ray.train.torch import prepare_model
 
         # A branch that a batch does not take leaves parameters without a gradient on that rank.
-        wrapped: nn.Module = prepare_model(
-            model, parallel_strategy_kwargs={"find_unused_parameters": True} if self.world > 1 else None
-        )
+        options = {"find_unused_parameters": True} if self.world > 1 else None
+        wrapped: nn.Module = prepare_model(model, parallel_strategy_kwargs=options)
         return wrapped
 
     def resume(self) -> Progress | None:
@@ -140,9 +149,10 @@ def write_progress(progress: Progress, folder: Path) -> None:
 def read_progress(folder: Path) -> Progress:
     """Read what `write_progress` wrote."""
     summary = json.loads((folder / "progress.json").read_text())
+    history = [EpochMetrics(entry["epoch"], entry["metrics"]) for entry in summary["history"]]
     return Progress(
         next_epoch=summary["next_epoch"],
-        history=[EpochMetrics(e["epoch"], e["metrics"]) for e in summary["history"]],
+        history=history,
         best_epoch=summary["best_epoch"],
         best_state=(folder / "best.safetensors").read_bytes(),
         state=(folder / "state.safetensors").read_bytes(),
@@ -151,6 +161,7 @@ def read_progress(folder: Path) -> Progress:
 
 
 def _innermost(error: BaseException) -> str:
+    """What a worker said, out of the errors that Ray wraps around it."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -15,13 +17,14 @@ def state_bytes(model: nn.Module) -> bytes:
 
     Extra state that is no tensor is left out: a model of the same build has its own.
     """
-    seen: set[tuple[int, tuple[int, ...]]] = set()
+    stored: set[tuple[int, tuple[int, ...]]] = set()
     tensors: dict[str, Tensor] = {}
     for name, value in _tensors(model).items():
-        mark = (value.data_ptr(), tuple(value.shape))
-        if value.numel() and mark in seen:
+        # A view of another shape begins at the same address and is another tensor; empty ones have none.
+        memory = (value.data_ptr(), tuple(value.shape))
+        if value.numel() and memory in stored:
             continue
-        seen.add(mark)
+        stored.add(memory)
         tensors[name] = value.detach().cpu().contiguous().clone()
     return bytes(save(tensors))
 
@@ -40,11 +43,9 @@ def load_state(model: nn.Module, data: bytes) -> None:
         ) from error
     own = _tensors(model)
     unknown = sorted(set(tensors) - set(own))
-    stored = {own[name].data_ptr() for name in tensors if name in own}
-    missing = sorted(
-        name for name, v in own.items() if name not in tensors and not (v.numel() and v.data_ptr() in stored)
-    )
-    shapes = sorted(n for n, v in tensors.items() if n in own and own[n].shape != v.shape)
+    missing = _missing(own, tensors)
+    common = [name for name in sorted(tensors) if name in own]
+    shapes = [name for name in common if own[name].shape != tensors[name].shape]
     if unknown or missing or shapes:
         raise StorageError(
             f"the checkpoint does not fit this model: unknown {unknown[:3]}, missing {missing[:3]}, of "
@@ -52,6 +53,17 @@ def load_state(model: nn.Module, data: bytes) -> None:
         )
     with torch.no_grad():
         model.load_state_dict(tensors, strict=False)
+
+
+def _missing(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of a model's tensors that a state lacks, but for those tied to one that it has."""
+    stored = {own[name].data_ptr() for name in tensors if name in own}
+    missing: list[str] = []
+    for name in sorted(own):
+        is_tied = own[name].numel() > 0 and own[name].data_ptr() in stored
+        if name not in tensors and not is_tied:
+            missing.append(name)
+    return missing
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -48,15 +48,6 @@ def test_deletes_folders_only_below_itself(storage):
         storage.delete_dir("")
 
 
-def test_copies_to_a_local_folder(storage, tmp_path):
-    storage.write_bytes("a/b", DATA)
-    storage.write_bytes("c", b"")
-    target = tmp_path / "copy"
-    assert storage.copy_to_local(target, "a") == ("a/b",)
-    assert (target / "a/b").read_bytes() == DATA
-    assert not (target / "c").exists()
-
-
 def test_writes_a_local_file_and_names_a_missing_one(storage, tmp_path):
     source = tmp_path / "source.bin"
     source.write_bytes(DATA)
