@@ -11,7 +11,7 @@ import pytest
 def test_workers_are_spread_over_nodes_of_which_one_may_be_lost_and_share_gpus() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.two_nodes"],
+        [sys.executable, "-m", "tests.support.lose_a_node"],
         env=environment | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"},
         capture_output=True,
         text=True,

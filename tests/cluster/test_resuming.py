@@ -4,7 +4,7 @@ import pytest
 from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.resuming import ResumingPool
 from raysearch.errors import UnitError
-from tests.support import pool_units as units
+from tests.support import pool_units
 
 
 class MemoryLog:
@@ -37,11 +37,11 @@ class CountingPool(LocalPool):
 
 
 def test_only_missing_units_run():
-    log, model, work = MemoryLog(), units.small_model(), units.trace_units(2, 2)
+    log, model, work = MemoryLog(), pool_units.small_model(), pool_units.trace_units(2, 2)
     keys = list(work)
-    reference = dict(LocalPool(model).run(units.trace, work, (1.0,)))
+    reference = dict(LocalPool(model).run(pool_units.trace, work, (1.0,)))
     first = ResumingPool(LocalPool(model), log, "traces", lambda done, total: None).run(
-        units.trace, work, (1.0,)
+        pool_units.trace, work, (1.0,)
     )
     stopped_after = [next(first)[0] for _ in range(3)]
     first.close()
@@ -51,14 +51,14 @@ def test_only_missing_units_run():
     log.append("another", keys[3], {"probes": np.zeros(2)})
     inner, progress = CountingPool(model), []
     pool = ResumingPool(inner, log, "traces", lambda done, total: progress.append((done, total)))
-    resumed = dict(pool.run(units.trace, work, (1.0,)))
+    resumed = dict(pool.run(pool_units.trace, work, (1.0,)))
     assert inner.asked == [keys[3:]]
     assert progress == [(3, 4), (4, 4)]
     assert {key: value["probes"].tolist() for key, value in resumed.items()} == {
         key: value["probes"].tolist() for key, value in reference.items()
     }
 
-    assert dict(pool.run(units.trace, work, (1.0,))).keys() == work.keys()
+    assert dict(pool.run(pool_units.trace, work, (1.0,))).keys() == work.keys()
     assert len(inner.asked) == 1
     pool.close()
     assert inner.is_closed
@@ -67,23 +67,24 @@ def test_only_missing_units_run():
 def test_what_finished_before_a_failure_is_kept(tmp_path):
     log = MemoryLog()
     work = {(number,): (number, str(tmp_path)) for number in range(4)}
+    pool = ResumingPool(LocalPool(None), log, "s", lambda d, t: None)
     with pytest.raises(UnitError):
-        list(ResumingPool(LocalPool(None), log, "s", lambda d, t: None).run(units.raise_value_error, work))
+        list(pool.run(pool_units.raise_value_error, work))
     assert sorted(log.stages["s"]) == [(0,), (1,)]
 
 
 def test_rounds_read_the_log_once_and_count_on():
-    log, model, work = MemoryLog(), units.small_model(), units.trace_units(3, 2)
+    log, model, work = MemoryLog(), pool_units.small_model(), pool_units.trace_units(3, 2)
     keys = list(work)
     rounds = [{key: work[key] for key in part} for part in (keys[:2], keys[2:4], keys[4:])]
-    for key, value in LocalPool(model).run(units.trace, {**rounds[0], **rounds[1]}, (1.0,)):
+    for key, value in LocalPool(model).run(pool_units.trace, {**rounds[0], **rounds[1]}, (1.0,)):
         if key != keys[1]:
             log.append("traces", key, value)
     log.reads, progress = 0, []
     pool = ResumingPool(LocalPool(model), log, "traces", lambda done, total: progress.append((done, total)))
     found = {}
     for part in rounds:
-        found |= dict(pool.run(units.trace, part, (1.0,)))
+        found |= dict(pool.run(pool_units.trace, part, (1.0,)))
     assert list(found) == keys
     assert log.reads == 1
     assert progress == [(1, 2), (2, 2), (4, 4), (4, 6), (5, 6), (6, 6)]

@@ -17,12 +17,12 @@ from raysearch.controller import PRECISION_KEYS
 from raysearch.errors import BudgetError, ConfigError, ExportError, PlacementError, StorageError
 from raysearch.evaluation import materialise
 from raysearch.records import compression_ratio
-from tests.support import models
-from tests.support.oracles import run
+from tests.support import model_zoo
+from tests.support.quantized_models import run
 
 PAGE = Path(__file__).parents[2] / "docs" / "from-nncf.md"
 INFO = {"input_info": {"sample_size": [2, 1, 8, 8]}}
-DATA = [models.inputs("digits", n)[0] for n in (8, 9)]
+DATA = [model_zoo.inputs("digits", n)[0] for n in (8, 9)]
 RANGE = {"range": {"num_init_samples": 16, "type": "min_max"}}
 
 
@@ -32,7 +32,7 @@ def config(device="TRIAL", **section):
 
 
 def build(settings, **options):
-    return raysearch.create_compressed_model(models.build("digits"), settings, data=DATA, **options)
+    return raysearch.create_compressed_model(model_zoo.build("digits"), settings, data=DATA, **options)
 
 
 def test_the_default_is_eight_bits_and_strips_to_the_same_values(tmp_path):
@@ -41,8 +41,8 @@ def test_the_default_is_eight_bits_and_strips_to_the_same_values(tmp_path):
     controller, model = build(path)
     assert set(controller.assignment.bits.values()) == {8}
     assert controller.compression_rate == pytest.approx(1)
-    expected = run(model.eval(), models.inputs("digits"))
-    assert torch.equal(run(controller.strip_model(do_copy=True), models.inputs("digits")), expected)
+    expected = run(model.eval(), model_zoo.inputs("digits"))
+    assert torch.equal(run(controller.strip_model(do_copy=True), model_zoo.inputs("digits")), expected)
 
 
 @pytest.mark.filterwarnings("ignore:the float model's outputs are at chance level")
@@ -51,7 +51,7 @@ def test_hawq_keeps_the_ratio_and_leaves_the_controller_alone():
     hawq = {**config(initializer={**RANGE, "precision": {"type": "hawq", "compression_ratio": 1.5}})}
     chosen, _ = build(hawq)
     assert compression_ratio(chosen.setup, chosen.assignment) >= 1.5
-    before = run(model.eval(), models.inputs("digits"))
+    before = run(model.eval(), model_zoo.inputs("digits"))
     strict = {
         "compression_ratio": 2,
         "bitwidth_assignment_mode": "strict",
@@ -69,7 +69,7 @@ def test_hawq_keeps_the_ratio_and_leaves_the_controller_alone():
     )
     chosen.apply(found)
     assert chosen.statistics()["costs"]["avg_bits"] <= 4
-    assert torch.equal(run(model, models.inputs("digits")), before)
+    assert torch.equal(run(model, model_zoo.inputs("digits")), before)
     assert set(controller.assignment.bits.values()) == {8}
 
 
@@ -77,7 +77,7 @@ def test_hawq_keeps_the_ratio_and_leaves_the_controller_alone():
 def test_every_documented_key_of_a_precision_request_is_read():
     widths = {"weight_bit_widths": [2, 4, 8], "activation_bit_widths": [4, 8]}
     settings = load_config(overrides={"placement": widths})
-    controller, _ = build(settings, example_inputs=models.inputs("digits"))
+    controller, _ = build(settings, example_inputs=model_zoo.inputs("digits"))
     search = {
         "bits": [2, 4, 8], "budget": ["avg_bits<=4"], "num_trials": 3, "batch_size": 2,
         "surrogate": "hawq", "sampler": "random", "num_data_points": 8, "estimator": "hutchinson",
@@ -129,20 +129,20 @@ def test_a_state_builds_the_same_controller_without_data():
     state, values = controller.get_compression_state(), copy.deepcopy(model.state_dict())
     settings = config(weights={"bits": 4})
     other, fresh = raysearch.create_compressed_model(
-        models.build("digits"), settings, compression_state=state
+        model_zoo.build("digits"), settings, compression_state=state
     )
     fresh.load_state_dict(values)
-    example = models.inputs("digits")
+    example = model_zoo.inputs("digits")
     assert torch.equal(run(fresh.eval(), example), run(model.eval(), example))
     assert other.assignment == controller.assignment
     wave = {**settings, "input_info": {"sample_size": [2, 2, 10]}}
     with pytest.raises(StorageError, match=r"quantizer '"):
-        raysearch.create_compressed_model(models.build("wave"), wave, compression_state=state)
+        raysearch.create_compressed_model(model_zoo.build("wave"), wave, compression_state=state)
 
 
 def test_our_own_configuration():
     settings = load_config(overrides={"placement": {"weight_bit_widths": [2, 4], "pins": {"head": 4}}})
-    controller, _ = build(settings, example_inputs=models.inputs("digits"))
+    controller, _ = build(settings, example_inputs=model_zoo.inputs("digits"))
     assert controller.setup.groups["head.weight"].bit_widths == (4,)
     assert controller.assignment.bits["stem.weight"] == 4
 
@@ -174,7 +174,7 @@ def test_scopes_of_the_reference_are_ours():
     with pytest.raises(PlacementError, match="nowhere"):
         build(config(ignored_scopes=["nowhere"]))
     with pytest.raises(ConfigError, match="no example inputs"):
-        raysearch.create_compressed_model(models.build("digits"), {"target_device": "TRIAL"})
+        raysearch.create_compressed_model(model_zoo.build("digits"), {"target_device": "TRIAL"})
 
 
 def test_d38_a_model_that_guesses_is_warned_of():
@@ -191,7 +191,7 @@ def norms(model):
 
 
 def test_batch_norm_is_adapted_once_the_quantizers_are_in_and_never_by_a_state():
-    start = norms(models.build("digits"))
+    start = norms(model_zoo.build("digits"))
     samples = {**RANGE, "batchnorm_adaptation": {"num_bn_adaptation_samples": 16}}
     controller, model = build(config(initializer=samples, weights={"bits": 2}))
     quantized = norms(model)
@@ -210,7 +210,7 @@ def test_d34_a_staged_start_adapts_batch_norm_once_and_not_while_all_is_float():
     samples = {**RANGE, "batchnorm_adaptation": {"num_bn_adaptation_samples": 16}}
     starts = {"activations_quant_start_epoch": 1, "weights_quant_start_epoch": 1}
     controller, model = build(config(initializer=samples, weights={"bits": 2}, params=starts))
-    start = norms(models.build("digits"))
+    start = norms(model_zoo.build("digits"))
     controller.scheduler.epoch_step()
     assert all(torch.equal(norms(model)[name], start[name]) for name in start)
     controller.scheduler.epoch_step()
@@ -232,9 +232,9 @@ def test_our_own_configuration_says_how_ranges_are_found():
             "calibration": {"weights": "min_max", "overrides": {"head": "mse"}, "num_samples": 16},
         }
     )
-    controller, _ = build(settings, example_inputs=models.inputs("digits"))
+    controller, _ = build(settings, example_inputs=model_zoo.inputs("digits"))
     found = {n: controller.ranges[n, 4].scale for n in controller.setup.of_kind("weight")}
-    weights = {n: p for n, p in models.build("digits").named_parameters() if n in found}
+    weights = {n: p for n, p in model_zoo.build("digits").named_parameters() if n in found}
     for name, scale in found.items():
         axis = controller.setup.points[name].granularity.axis
         peak = weights[name].detach().abs().movedim(axis, 0).flatten(1).amax(1).numpy()
@@ -249,7 +249,7 @@ def test_our_own_configuration_says_how_ranges_are_found():
 
 def test_a_controller_is_exported_in_one_call(tmp_path):
     controller, model = build(config(weights={"bits": 3}))
-    example = models.inputs("digits")
+    example = model_zoo.inputs("digits")
     expected = run(model.eval(), example)
     manifest = export_compressed_model(controller, example, tmp_path, targets=["packed"])
     assert manifest.costs == controller.statistics()["costs"]

@@ -9,7 +9,7 @@ from torch import nn
 
 import raysearch
 from raysearch.records import BitAssignment
-from tests.support import models
+from tests.support import model_zoo
 
 CONFIG = raysearch.load_config(assignments=["placement.activation_bit_widths=[4, 8]"])
 
@@ -17,7 +17,7 @@ CONFIG = raysearch.load_config(assignments=["placement.activation_bit_widths=[4,
 def spread(outputs):
     """The tensor that is compared."""
     outputs = getattr(outputs, "last_hidden_state", outputs)
-    return models.output(outputs)
+    return model_zoo.output(outputs)
 
 
 def check(model, arguments):
@@ -45,9 +45,9 @@ def check(model, arguments):
     assert len(codes) >= len(weights)
 
 
-@pytest.mark.parametrize("name", models.NETS)
+@pytest.mark.parametrize("name", model_zoo.NETS)
 def test_every_net(name):
-    check(models.build(name), models.inputs(name))
+    check(model_zoo.build(name), model_zoo.inputs(name))
 
 
 class Recurrent(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from raysearch.errors import PlacementError, StorageError
 from raysearch.quantizer import Quantizer, dequantize, make_quantizer, point_levels
 from raysearch.records import PER_TENSOR, Granularity, QuantizationPoint, QuantizerRange, QuantizerSpec
-from tests.support.oracles import WIDTHS
+from tests.support.quantized_models import WIDTHS
 
 SHAPE = (3, 4, 5)
 KINDS = ("weight", "activation")

@@ -14,8 +14,8 @@ from raysearch.hooks import attach_activation, detach_all
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import AsymmetricQuantizer, Quantizer, SymmetricQuantizer
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
-from tests.support import models
-from tests.support.oracles import Quantized, assign, make_ranges, quantized, run
+from tests.support import model_zoo
+from tests.support.quantized_models import Quantized, assign, make_ranges, quantized, run
 
 
 def test_quantizers_are_held_by_id_weights_first_with_their_widths() -> None:
@@ -29,10 +29,10 @@ def test_quantizers_are_held_by_id_weights_first_with_their_widths() -> None:
     assert q.controller.assignment == q.assignment
 
 
-@pytest.mark.parametrize("name", models.NETS)
+@pytest.mark.parametrize("name", model_zoo.NETS)
 def test_the_forward_is_that_of_a_model_with_quantized_weights_and_taps(name: str) -> None:
     """Weights alone are compared with weights rounded by hand; activations must change the output more."""
-    model, example = models.build(name), models.inputs(name)
+    model, example = model_zoo.build(name), model_zoo.inputs(name)
     q = quantized(name, 3)
     q.controller.disable_activation_quantization()
     for point in q.setup.of_kind("weight").values():
@@ -46,16 +46,16 @@ def test_the_forward_is_that_of_a_model_with_quantized_weights_and_taps(name: st
     assert not torch.allclose(run(q.model, example), expected)
 
 
-@pytest.mark.parametrize("name", models.NETS)
+@pytest.mark.parametrize("name", model_zoo.NETS)
 def test_all_disabled_is_the_float_model(name: str) -> None:
     q = quantized(name)
     q.controller.apply(BitAssignment({}))
-    expected = run(models.build(name), q.inputs)
+    expected = run(model_zoo.build(name), q.inputs)
     torch.testing.assert_close(run(q.model, q.inputs), expected, rtol=1e-6, atol=1e-6)
     assert not any(x.enabled or x.scale.requires_grad for x in q.controller.all_quantizations.values())
 
 
-@pytest.mark.parametrize("name", models.NETS)
+@pytest.mark.parametrize("name", model_zoo.NETS)
 def test_every_activation_quantizer_runs(name: str) -> None:
     """A tap that is counted wrongly would stay silent: each point must see a tensor of its own size."""
     q = quantized(name)
@@ -67,7 +67,7 @@ def test_every_activation_quantizer_runs(name: str) -> None:
         )
     for batch in (3, 1, 6):
         seen.clear()
-        run(q.model, models.inputs(name, batch))
+        run(q.model, model_zoo.inputs(name, batch))
         assert seen == {p.id: batch * p.num_elements for p in q.setup.of_kind("activation").values()}
 
 
@@ -78,7 +78,7 @@ def test_a_group_that_is_left_out_stays_float() -> None:
     assert off == {"block.depthwise.weight", "down.input"}
     assert not any(held[name].scale.requires_grad for name in off)
     weight = q.model.get_submodule("block.depthwise").weight
-    assert torch.equal(weight, models.build("digits").get_parameter("block.depthwise.weight"))
+    assert torch.equal(weight, model_zoo.build("digits").get_parameter("block.depthwise.weight"))
 
 
 def test_the_switches_turn_one_kind_off_and_on_within_the_assignment() -> None:
@@ -120,8 +120,8 @@ def test_statistics_count_enabled_quantizers() -> None:
 
 
 def parts(name: str = "digits") -> tuple[nn.Module, QuantizerSetup, RangeTable, BitAssignment]:
-    model = models.build(name)
-    setup = place_quantizers(model, models.inputs(name), weight_bit_widths=(4, 8))
+    model = model_zoo.build(name)
+    setup = place_quantizers(model, model_zoo.inputs(name), weight_bit_widths=(4, 8))
     chosen = {g.id: g.bit_widths[0] for g in setup.groups.values()}
     return model, setup, make_ranges(model, setup), BitAssignment(chosen)
 
@@ -170,14 +170,14 @@ def test_what_does_not_fit_is_refused_before_the_model_changes(
     spoil: Callable[..., Any], message: str
 ) -> None:
     model, setup, ranges, assignment = parts()
-    names, expected = list(model.state_dict()), run(model, models.inputs("digits"))
+    names, expected = list(model.state_dict()), run(model, model_zoo.inputs("digits"))
     setup, ranges, bits = spoil(setup, ranges, dict(assignment.bits))
     with pytest.raises(PlacementError, match=message):
         create_controller(model, setup, ranges, BitAssignment(bits))
     assert list(model.state_dict()) == names
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert not any(parametrize.is_parametrized(m) for m in model.modules())
-    assert torch.equal(run(model, models.inputs("digits")), expected)
+    assert torch.equal(run(model, model_zoo.inputs("digits")), expected)
 
 
 def test_apply_changes_nothing_when_it_refuses() -> None:
@@ -200,7 +200,7 @@ def test_a_quantized_model_is_not_quantized_again(only: str) -> None:
     assert list(q.model.state_dict()) == before
 
 
-@pytest.mark.parametrize("name", models.NETS)
+@pytest.mark.parametrize("name", model_zoo.NETS)
 def test_attached_observers_come_off_without_a_trace(name: str) -> None:
     class Observer(nn.Module):
         calls = 0
@@ -211,10 +211,10 @@ def test_attached_observers_come_off_without_a_trace(name: str) -> None:
 
     model, setup, _, _ = parts(name)
     names, layers = list(model.state_dict()), [n for n, _ in model.named_modules()]
-    expected = run(model, models.inputs(name))
+    expected = run(model, model_zoo.inputs(name))
     handles = attach_activation(model, setup, {p: Observer() for p in setup.of_kind("activation")})
     # Close, not equal: torch's encoder layer takes another path in eval mode once it has a hook.
-    torch.testing.assert_close(run(model, models.inputs(name)), expected)
+    torch.testing.assert_close(run(model, model_zoo.inputs(name)), expected)
     assert Observer.calls >= len(setup.of_kind("activation"))
     detach_all(model, setup, handles)
     assert [n for n, _ in model.named_modules()] == layers
@@ -234,7 +234,7 @@ def test_the_quantizers_are_in_the_tree_once_even_under_a_container() -> None:
 def test_a_bfloat16_model_stays_bfloat16() -> None:
     model, setup, ranges, assignment = parts()
     controller = create_controller(model.to(torch.bfloat16), setup, ranges, assignment)
-    x = models.inputs("digits")[0].to(torch.bfloat16)
+    x = model_zoo.inputs("digits")[0].to(torch.bfloat16)
     expected = run(model, (x,))
     assert expected.dtype == torch.bfloat16
     for form in ("integer", "float"):

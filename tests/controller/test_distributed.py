@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 
 from raysearch.errors import ConfigError, PlacementError
 from raysearch.records import BitAssignment
-from tests.support.oracles import assign, quantized, run
+from tests.support.quantized_models import assign, quantized, run
 
 
 def work(rank: int, port: int, out: str) -> None:

@@ -7,8 +7,8 @@ from raysearch.controller import CompressionStage, ScheduleParams, create_contro
 from raysearch.errors import ConfigError
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
-from tests.support import models
-from tests.support.oracles import make_ranges
+from tests.support import model_zoo
+from tests.support.quantized_models import make_ranges
 
 STAGED = {"activations_quant_start_epoch": 1, "weights_quant_start_epoch": 3}
 
@@ -31,8 +31,8 @@ class CountingInitializer:
 
 
 def make(params=None, initializer=None):
-    model = models.build("digits")
-    setup = place_quantizers(model, models.inputs("digits"), weight_bit_widths=(4, 8))
+    model = model_zoo.build("digits")
+    setup = place_quantizers(model, model_zoo.inputs("digits"), weight_bit_widths=(4, 8))
     ranges = make_ranges(model, setup)
     if initializer is not None:
         initializer.ranges = ranges

@@ -16,8 +16,8 @@ from raysearch.controller import (
 )
 from raysearch.errors import ConfigError, PlacementError, StorageError, TrainingError
 from raysearch.records import BitAssignment
-from tests.support import models
-from tests.support.oracles import assign, quantized, run
+from tests.support import model_zoo
+from tests.support.quantized_models import assign, quantized, run
 
 
 def test_state_is_json_and_restores_widths_in_any_order():
@@ -82,7 +82,7 @@ def test_the_loss_is_a_differentiable_zero_by_default():
 
 
 def test_distillation_compares_logits_and_blocks_and_copies_do_not():
-    q, teacher = quantized("digits", 2), models.build("digits")
+    q, teacher = quantized("digits", 2), model_zoo.build("digits")
     hooks = len(q.model.block._forward_hooks)
     q.controller.distil(teacher, blocks=["block"], feature_weight=0.5)
     with pytest.raises(TrainingError, match="training mode"):
@@ -192,7 +192,7 @@ def test_a_controller_can_be_built_by_hand_with_the_arguments_of_the_reference()
 def test_a_frozen_layer_is_quantized_and_stays_frozen():
     """Point 5: allowed at every width; the reference forbids it in mixed precision."""
     q = quantized("digits", 4)
-    model = models.build("digits")
+    model = model_zoo.build("digits")
     model.stem.weight.requires_grad_(False)
     create_controller(model, q.setup, q.ranges, assign(q.setup, None))
     original = model.stem.parametrizations.weight.original

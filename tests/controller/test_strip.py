@@ -11,13 +11,13 @@ from torch.nn.utils import parametrize
 from raysearch.controller import stripped_quantizers, stripped_weights
 from raysearch.errors import PlacementError
 from raysearch.quantizer import quant_levels
-from tests.support import models
-from tests.support.oracles import WIDTHS, assign, quantized, run
+from tests.support import model_zoo
+from tests.support.quantized_models import WIDTHS, assign, quantized, run
 
 FORMS: tuple[Literal["integer", "float"], ...] = ("integer", "float")
 
 
-@pytest.mark.parametrize("name", models.NETS)
+@pytest.mark.parametrize("name", model_zoo.NETS)
 def test_strip_equals_the_trained_model_bit_for_bit_at_every_width(name: str) -> None:
     q = quantized(name)
     for bits in (*WIDTHS, None):
@@ -29,7 +29,7 @@ def test_strip_equals_the_trained_model_bit_for_bit_at_every_width(name: str) ->
             assert torch.equal(run(q.model, q.inputs), expected)
 
 
-@pytest.mark.parametrize("name", models.NETS)
+@pytest.mark.parametrize("name", model_zoo.NETS)
 def test_the_integer_form_holds_codes_in_range_and_no_float_weight(name: str) -> None:
     q = quantized(name, None)
     stripped = q.controller.strip_model(do_copy=True)
@@ -49,13 +49,13 @@ def test_the_integer_form_holds_codes_in_range_and_no_float_weight(name: str) ->
     assert list(stripped_quantizers(stripped, q.setup)) == list(q.setup.of_kind("activation"))
 
 
-@pytest.mark.parametrize("name", models.NETS)
+@pytest.mark.parametrize("name", model_zoo.NETS)
 def test_the_float_form_is_plain_pickles_and_exports(name: str) -> None:
     q = quantized(name, None)
     stripped = q.controller.strip_model(do_copy=True, form="float")
     assert not any(parametrize.is_parametrized(m) for m in stripped.modules())
     assert [type(m) for m in stripped.modules() if "uantizer" not in type(m).__name__] == [
-        type(m) for m in models.build(name).modules()
+        type(m) for m in model_zoo.build(name).modules()
     ]
     expected = run(q.model, q.inputs)
     assert torch.equal(run(pickle.loads(pickle.dumps(stripped)), q.inputs), expected)
@@ -73,7 +73,7 @@ def train_a_step(model: nn.Module, name: str) -> Tensor:
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.05)
-    loss = models.output(model(*models.inputs(name))).square().mean()
+    loss = model_zoo.output(model(*model_zoo.inputs(name))).square().mean()
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -81,7 +81,7 @@ def train_a_step(model: nn.Module, name: str) -> Tensor:
     return loss.detach()
 
 
-@pytest.mark.parametrize("name", models.NETS)
+@pytest.mark.parametrize("name", model_zoo.NETS)
 def test_after_a_stripped_copy_the_original_still_trains_and_strips(name: str) -> None:
     q = quantized(name)
     before = run(q.model, q.inputs)
@@ -105,7 +105,7 @@ def test_in_place_changes_and_hands_back_the_model_itself(
     assert torch.equal(run(stripped, q.inputs), expected)
 
 
-@pytest.mark.parametrize("name", models.NETS)
+@pytest.mark.parametrize("name", model_zoo.NETS)
 def test_a_deep_copy_of_a_quantized_model_is_independent(name: str) -> None:
     q = quantized(name)
     twin = copy.deepcopy(q.model)
@@ -140,7 +140,7 @@ def test_disabled_groups_keep_their_float_values(form: Literal["integer", "float
     stripped = q.controller.strip_model(do_copy=True, form=form)
     assert torch.equal(run(stripped, q.inputs), run(q.model, q.inputs))
     assert torch.equal(
-        stripped.get_parameter("down.weight"), models.build("digits").get_parameter("down.weight")
+        stripped.get_parameter("down.weight"), model_zoo.build("digits").get_parameter("down.weight")
     )
     assert "down.weight" not in stripped_weights(stripped, q.setup)
     assert "head.input" not in stripped_quantizers(stripped, q.setup)
@@ -180,7 +180,7 @@ def test_a_model_that_lost_a_quantizer_is_refused_whole() -> None:
 
 def test_a_foreign_model_is_refused() -> None:
     q = quantized("digits")
-    for foreign in (models.build("digits"), quantized("digits").model, copy.deepcopy(q.model)):
+    for foreign in (model_zoo.build("digits"), quantized("digits").model, copy.deepcopy(q.model)):
         with pytest.raises(PlacementError, match="a Digits that this controller was not created for"):
             q.controller.strip_model(foreign)
 

@@ -14,8 +14,8 @@ from raysearch.hooks import attach_activation, attach_weight
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import make_quantizer, point_levels
 from raysearch.records import PER_TENSOR, Granularity, QuantizerRange, QuantizerSetup, QuantizerSpec
-from tests.support import models
-from tests.support.oracles import WIDTHS, run
+from tests.support import model_zoo
+from tests.support.quantized_models import WIDTHS, run
 
 SPECS = {
     "asymmetric": QuantizerSpec("asymmetric"),
@@ -27,7 +27,7 @@ SPECS = {
 
 
 def build(spec: QuantizerSpec, granularity: Granularity) -> tuple[nn.Module, QuantizerSetup]:
-    model, inputs = models.build("digits"), models.inputs("digits")
+    model, inputs = model_zoo.build("digits"), model_zoo.inputs("digits")
     placed = place_quantizers(model, inputs, weight_bit_widths=WIDTHS, activation_bit_widths=WIDTHS)
     points = {
         name: replace(p, spec=spec, granularity=granularity if p.kind == "weight" else PER_TENSOR)
@@ -54,7 +54,7 @@ def build(spec: QuantizerSpec, granularity: Granularity) -> tuple[nn.Module, Qua
 @pytest.mark.parametrize("spec", SPECS)
 def test_strip_is_bit_equal(spec: str, granularity: Granularity, form: Literal["integer", "float"]) -> None:
     model, setup = build(SPECS[spec], granularity)
-    inputs = models.inputs("digits")
+    inputs = model_zoo.inputs("digits")
     expected = run(model, inputs)
     stripped = strip(model, setup, do_copy=True, form=form)
     assert torch.equal(run(stripped, inputs), expected)

@@ -2,15 +2,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support import models
-from tests.support.oracles import quantized, run
+from tests.support import model_zoo
+from tests.support.quantized_models import quantized, run
 
 
 def backward(model: nn.Module, name: str) -> None:
-    models.output(model(*models.inputs(name))).square().sum().backward()
+    model_zoo.output(model(*model_zoo.inputs(name))).square().sum().backward()
 
 
-@pytest.mark.parametrize("name", models.NETS)
+@pytest.mark.parametrize("name", model_zoo.NETS)
 def test_gradients_reach_every_weight_and_every_enabled_scale(name: str) -> None:
     q = quantized(name, 4)
     q.model.train()
@@ -41,7 +41,7 @@ def test_weight_gradients_are_the_straight_through_ones() -> None:
     layer = q.model.get_submodule("out")
     original: Tensor = layer.parametrizations.weight.original  # type: ignore[union-attr,assignment]
     scale = q.controller.all_quantizations["out.weight"].scale
-    plain = models.build("wave")
+    plain = model_zoo.build("wave")
     with torch.no_grad():
         for point in q.setup.of_kind("weight"):
             plain.get_parameter(point).copy_(getattr(q.model.get_submodule(point[:-7]), "weight"))  # noqa: B009
@@ -55,7 +55,7 @@ def test_weight_gradients_are_the_straight_through_ones() -> None:
 
 def test_a_few_steps_lower_the_distance_to_the_float_model() -> None:
     q = quantized("digits", 3)
-    target = run(models.build("digits"), q.inputs)
+    target = run(model_zoo.build("digits"), q.inputs)
     parameters = [p for p in q.model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=5e-4)
     losses = []

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from raysearch.errors import DataError, TaskError
 from raysearch.evaluation import default_forward, output_tensor
 from raysearch.evaluation.forward import check_finite_forward, frozen_eval
-from tests.support import models
+from tests.support import model_zoo
 
 
 def test_the_default_forward_knows_tensors_tuples_and_dicts() -> None:
@@ -91,7 +91,7 @@ def test_a_forward_that_raises_leaves_no_hook() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_frozen_eval_puts_everything_back(fails: bool) -> None:
-    model = models.build("digits")
+    model = model_zoo.build("digits")
     model.train()
     model.get_submodule("block").eval()
     parameters = list(model.parameters())
@@ -104,7 +104,7 @@ def test_frozen_eval_puts_everything_back(fails: bool) -> None:
         with frozen_eval(model):
             assert not any(m.training for m in model.modules())
             torch.randn(3)
-            model(*models.inputs("digits"))
+            model(*model_zoo.inputs("digits"))
             model.requires_grad_(False)
             if fails:
                 raise KeyboardInterrupt

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.evaluation import Divergence, Replica, WorkerCache, default_forward, evaluate_model
-from tests.support import models
+from tests.support import model_zoo
 
 X, Y = torch.randn(7, 1, 8, 8), torch.arange(7)
 BATCHES = [(X[:4], Y[:4]), (X[4:6], Y[4:6]), (X[6:], Y[6:])]
@@ -21,7 +21,7 @@ def accuracy(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> float:
 
 
 def other() -> nn.Module:
-    model = models.build("digits")
+    model = model_zoo.build("digits")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -29,7 +29,7 @@ def other() -> nn.Module:
 
 
 def test_batches_weigh_by_their_size() -> None:
-    model, reference = other(), models.build("digits")
+    model, reference = other(), model_zoo.build("digits")
     model.train()
     divergence = Divergence()
     got = evaluate_model(
@@ -74,7 +74,7 @@ def test_a_batch_that_does_not_fit_is_judged_whole() -> None:
             BATCHES,
             forward=default_forward,
             divergence=Divergence(),
-            reference=models.build("digits"),
+            reference=model_zoo.build("digits"),
             loss=total,
             metrics={"accuracy": accuracy},
         )
@@ -82,7 +82,7 @@ def test_a_batch_that_does_not_fit_is_judged_whole() -> None:
 
 
 def test_without_a_reference_there_is_no_divergence_and_without_batches_nothing() -> None:
-    model = models.build("digits")
+    model = model_zoo.build("digits")
     got = evaluate_model(model, BATCHES, forward=default_forward, divergence=Divergence(), loss=loss)
     assert list(got) == ["loss"]
     assert evaluate_model(model, [], forward=default_forward, divergence=Divergence(), loss=loss) == {}
@@ -90,7 +90,7 @@ def test_without_a_reference_there_is_no_divergence_and_without_batches_nothing(
 
 def replica() -> Replica:
     return Replica(
-        models.build("digits"), default_forward, {"calibration": [b for b, _ in BATCHES]}, Divergence()
+        model_zoo.build("digits"), default_forward, {"calibration": [b for b, _ in BATCHES]}, Divergence()
     )
 
 
@@ -116,5 +116,5 @@ def test_a_shipped_replica_leaves_its_cache_behind() -> None:
 def test_the_device_auto_is_one_that_is_there() -> None:
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     shards = {"calibration": [X]}
-    model = copy.deepcopy(models.build("digits"))
+    model = copy.deepcopy(model_zoo.build("digits"))
     assert Replica(model, default_forward, shards, Divergence(), device="auto").place().device == expected

@@ -16,7 +16,7 @@ from raysearch.evaluation import (
     run_in_microbatches,
 )
 from raysearch.evaluation.microbatch import is_out_of_memory
-from tests.support import models
+from tests.support import model_zoo
 
 Pair = namedtuple("Pair", ["first", "second"])
 
@@ -47,7 +47,7 @@ def replica(model: nn.Module, samples: int = 13) -> Replica:
 
 @pytest.mark.parametrize("how", ["cuda", "host", "numpy"])
 def test_a_shard_that_does_not_fit_is_halved_and_finished(how: str, caplog: pytest.LogCaptureFixture) -> None:
-    digits = models.build("digits")
+    digits = model_zoo.build("digits")
     whole = replica(digits)
     held = replica(Greedy(digits, 4, how))
     for shard in range(2):
@@ -79,7 +79,7 @@ def test_pieces_that_fitted_are_not_computed_again() -> None:
 
 
 def test_one_sample_that_does_not_fit_is_an_error_that_says_where() -> None:
-    held = replica(Greedy(models.build("digits"), 0))
+    held = replica(Greedy(model_zoo.build("digits"), 0))
     with pytest.raises(UnitError, match=r"one sample of shard 1 of the calibration data.*gpus_per_worker"):
         held.float_outputs("calibration", 1)
 
@@ -150,7 +150,7 @@ def forward_unit(held: Replica, shard: int) -> dict[str, np.ndarray]:
 
 
 def test_a_pool_finishes_all_units_of_a_worker_with_little_memory() -> None:
-    digits = models.build("digits")
+    digits = model_zoo.build("digits")
     pool = LocalPool(replica(Greedy(digits, 5)))
     got = {key: value["z"] for key, value in pool.run(forward_unit, {(n,): (n,) for n in range(2)})}
     for n in range(2):

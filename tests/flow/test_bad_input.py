@@ -11,7 +11,7 @@ import raysearch
 from raysearch.cli import app
 from raysearch.errors import BadInputError
 from tests.support import toy_task
-from tests.support.commands import QUICK, TOY, raysearch_process
+from tests.support.command_line import QUICK, TOY, run_process
 
 TASK = f"{TOY}:make_task"
 
@@ -175,7 +175,7 @@ def test_folders_that_are_not_the_run(tmp_path):
 
 
 def test_json_errors_are_one_document(tmp_path):
-    process = raysearch_process("status", "nope", "--storage", tmp_path, "--json")
+    process = run_process("status", "nope", "--storage", tmp_path, "--json")
     assert process.returncode == 2
     error = json.loads(process.stdout)["error"]
     assert error["type"] == "StorageError"

@@ -6,8 +6,7 @@ import torch
 
 import raysearch
 from tests.support import toy_task
-from tests.support.commands import QUICK, TOY, document
-from tests.support.commands import raysearch as command
+from tests.support.command_line import QUICK, TOY, document, run_command
 from tests.support.ray_head import wait_until
 
 ENDLESS = (
@@ -23,17 +22,17 @@ SETS = [part for text in [*QUICK, "training.epochs=1"] for part in ("--set", tex
 def test_a_search_is_submitted_watched_and_retrieved(ray_head, tmp_path):
     storage = tmp_path / "runs"
     head = ["--address", ray_head.address, "--token-file", ray_head.token_file, "--storage", storage]
-    process = command(
+    process = run_command(
         "submit", f"{TOY}:make_task", "--budget", "avg_bits<=3.5", "--run-id", "job", *head, *SETS,
         "--working-dir", Path(toy_task.__file__).parent,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert process.stdout.strip() == "job"
 
-    early = document(command("status", "job", *head, "--json"))
+    early = document(run_command("status", "job", *head, "--json"))
     assert early["state"] in ("running", "done")
-    waited = command("wait", "job", *head, "--timeout", "280", "--json")
-    logs = command("logs", "job", *head)
+    waited = run_command("wait", "job", *head, "--timeout", "280", "--json")
+    logs = run_command("logs", "job", *head)
     assert waited.returncode == 0, f"{waited.stdout}\n{waited.stderr}\n{logs.stdout}"
     assert document(waited)["state"] == "done"
     assert "search" in logs.stdout

@@ -9,7 +9,7 @@ from raysearch.cli import app
 from raysearch.config import load_config, settings_as_text
 from raysearch.errors import ConfigError, RunError
 from tests.support import toy_task
-from tests.support.commands import QUICK, run_arguments
+from tests.support.command_line import QUICK, run_arguments
 
 SHORT = [*QUICK, "training.epochs=1", 'export.targets=["packed"]']
 CONFIG = load_config(assignments=SHORT)

@@ -6,8 +6,7 @@ import raysearch
 from raysearch.artifacts import codecs, resolve_run
 from raysearch.errors import StorageError
 from tests.support import toy_task
-from tests.support.commands import QUICK, raysearch_process, run_arguments
-from tests.support.commands import raysearch as command
+from tests.support.command_line import QUICK, run_arguments, run_command, run_process
 
 # The process is killed when two units of a part are on disk: where it dies does not depend on the machine.
 PARTS = ("sensitivity-traces", "sensitivity-responses", "search")
@@ -24,7 +23,7 @@ def folder_bytes(storage, run_id):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     storage = tmp_path_factory.mktemp("whole")
-    done = command(*run_arguments(storage, "run", factory="make_fragile_task", settings=SHORT))
+    done = run_command(*run_arguments(storage, "run", factory="make_fragile_task", settings=SHORT))
     assert done.returncode == 0, done.stderr
     return folder_bytes(storage, "run")
 
@@ -33,13 +32,13 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("stage", PARTS)
 def test_a_killed_run_goes_on_to_the_identical_result(stage, whole, tmp_path):
     arguments = run_arguments(tmp_path, "run", factory="make_fragile_task", settings=SHORT)
-    killed = raysearch_process(*arguments, TOY_KILL_AFTER=str(tmp_path / "run" / "units" / stage))
+    killed = run_process(*arguments, TOY_KILL_AFTER=str(tmp_path / "run" / "units" / stage))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "run" / "best.json").exists()
     status = resolve_run("run", tmp_path).load(codecs.STATUS)
     assert (status.state, status.stage.split("-")[0]) == ("running", stage.split("-")[0])
     assert list((tmp_path / "run" / "units" / stage).iterdir()), "finished units are on disk"
-    resumed = command(*arguments, "--resume")
+    resumed = run_command(*arguments, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert folder_bytes(tmp_path, "run") == whole
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import raysearch
 from raysearch.artifacts import codecs, resolve_run
-from tests.support.commands import QUICK
+from tests.support.command_line import QUICK
 
 VOCABULARY, LENGTH, CLASSES = 60, 12, 3
 

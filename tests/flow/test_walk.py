@@ -10,8 +10,7 @@ import raysearch
 from raysearch.artifacts import codecs, resolve_run
 from raysearch.records import CostModel
 from tests.support import toy_task
-from tests.support.commands import QUICK, TOY, document, raysearch_process, run_arguments
-from tests.support.commands import raysearch as command
+from tests.support.command_line import QUICK, TOY, document, run_arguments, run_command, run_process
 
 SETTINGS = raysearch.load_config(assignments=QUICK)
 
@@ -20,7 +19,7 @@ SETTINGS = raysearch.load_config(assignments=QUICK)
 def finished(tmp_path_factory):
     """One whole walk by the command line, in a process of its own, without Ray."""
     storage = tmp_path_factory.mktemp("runs")
-    process = raysearch_process(*run_arguments(storage, "toy", "--json"))
+    process = run_process(*run_arguments(storage, "toy", "--json"))
     assert process.returncode == 0, process.stderr
     return storage, document(process)
 
@@ -75,7 +74,7 @@ def test_the_exported_sizes_are_the_cost_model(finished):
 
 def test_a_retrieved_model_loads_and_agrees_with_onnx(finished, tmp_path):
     storage, result = finished
-    done = command("retrieve", "toy", "--storage", storage, "--to", tmp_path / "got", "--json")
+    done = run_command("retrieve", "toy", "--storage", storage, "--to", tmp_path / "got", "--json")
     folder = Path(document(done)["model_dir"])
     model = raysearch.load_model(folder)
     images, labels = toy_task.data(64, 2).tensors
@@ -94,18 +93,18 @@ def test_resolve_report_status_and_export_work_on_the_saved_run(finished):
     storage, result = finished
     solved = {
         bits: document(
-            command("resolve", "toy", "--storage", storage, "--budget", f"avg_bits<={bits}", "--json")
+            run_command("resolve", "toy", "--storage", storage, "--budget", f"avg_bits<={bits}", "--json")
         )
         for bits in (2, 8)
     }
     assert solved[2]["costs"]["avg_bits"] == 2
     assert 2 < solved[8]["costs"]["avg_bits"] <= 8
     assert solved[8]["predicted"] < solved[2]["predicted"]
-    state = document(command("status", storage / "toy", "--json"))
+    state = document(run_command("status", storage / "toy", "--json"))
     assert (state["run_id"], state["state"]) == ("toy", "done")
-    shown = document(command("report", "toy", "--storage", storage, "--json"))
+    shown = document(run_command("report", "toy", "--storage", storage, "--json"))
     assert Path(shown["report"]).read_text().startswith("<!")
-    again = document(command("export", "toy", "--storage", storage, "--target", "packed", "--json"))
+    again = document(run_command("export", "toy", "--storage", storage, "--target", "packed", "--json"))
     assert [check["target"] for check in again["checks"]] == ["packed"]
     assert again["checks"][0]["max_abs_difference"] == 0.0
     raysearch.load_model(Path(result["model_dir"]))
@@ -127,10 +126,10 @@ def test_a_saved_run_answers_what_the_functions_do(finished):
 
 
 def test_inspect_spends_nothing_and_shows_the_range():
-    shown = document(command("inspect", f"{TOY}:make_task", "--json"))
+    shown = document(run_command("inspect", f"{TOY}:make_task", "--json"))
     assert shown["achievable"]["avg_bits"] == [2.0, 8.0]
     assert shown["groups"]["conv.weight"]["macs"] == 4 * 9 * 36
-    plain = command("inspect", f"{TOY}:make_task")
+    plain = run_command("inspect", f"{TOY}:make_task")
     assert "conv.weight" in plain.stdout
     assert "achievable" not in plain.stderr
 
@@ -159,11 +158,11 @@ def test_the_users_model_is_left_as_it_was(tmp_path):
 
 def test_inspect_shows_what_a_run_measured(finished):
     storage, result = finished
-    shown = document(command("inspect", "--sensitivity", "toy", "--storage", storage, "--json"))
+    shown = document(run_command("inspect", "--sensitivity", "toy", "--storage", storage, "--json"))
     groups = {row["group"]: row for row in shown["groups"]}
     assert {name: row["chosen"] for name, row in groups.items()} == result["assignment"]
     assert sum(row["share"] for row in groups.values()) == pytest.approx(1)
     assert all(row["traces"] for row in groups.values() if row["kind"] == "weight")
-    text = command("inspect", "--sensitivity", "toy", "--storage", storage)
+    text = run_command("inspect", "--sensitivity", "toy", "--storage", storage)
     assert all(name in text.stdout for name in groups)
-    assert command("inspect").returncode == 2
+    assert run_command("inspect").returncode == 2

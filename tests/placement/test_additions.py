@@ -14,7 +14,7 @@ from raysearch.hooks.call_taps import CallTap, tap_calls
 from raysearch.placement import place_quantizers
 from raysearch.placement.capture import capture
 from raysearch.placement.graph import read_graph
-from tests.support import models
+from tests.support import model_zoo
 
 
 class Record(nn.Module):
@@ -36,7 +36,7 @@ class Many(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(4, 4)
-        self.inner = models.Residual()
+        self.inner = model_zoo.Residual()
         self.register_buffer("mask", torch.zeros(4, 1))
         self.position = nn.Parameter(torch.ones(1, 4, 4))
 
@@ -108,8 +108,8 @@ def test_a_tap_reaches_the_operand_that_its_number_says(batch: int) -> None:
 
 
 def test_a_module_that_runs_twice_counts_anew_each_time() -> None:
-    model, record = models.build("twice"), Record()
-    run_tapped(model, models.inputs("twice"), {("step", "add", 0, 0): record})
+    model, record = model_zoo.build("twice"), Record()
+    run_tapped(model, model_zoo.inputs("twice"), {("step", "add", 0, 0): record})
     assert len(record.seen) == 2
 
 
@@ -151,7 +151,7 @@ class Breaks(nn.Module):
     def __init__(self, error: type[BaseException]) -> None:
         super().__init__()
         self.error: type[BaseException] | None = error
-        self.inner = models.Residual()
+        self.inner = model_zoo.Residual()
 
     def forward(self, x: Tensor) -> Tensor:
         y = x + self.inner(x)
@@ -210,11 +210,11 @@ def test_an_interrupted_run_does_not_count_twice_later() -> None:
 
 
 def test_a_deep_copy_has_a_tap_of_its_own() -> None:
-    model, record = models.build("in_place"), Record()
+    model, record = model_zoo.build("in_place"), Record()
     model.add_module("record", record)
     tap_calls(model, CallTap({("", "add", 0, 1): record}))
     twin = copy.deepcopy(model)
-    twin(*models.inputs("in_place"))
+    twin(*model_zoo.inputs("in_place"))
     assert not record.seen
     assert len(twin.get_submodule("record").seen) == 1  # type: ignore[arg-type]
 
@@ -235,4 +235,4 @@ def test_additions_that_the_eager_run_does_not_show_stay_float_with_a_warning() 
     assert all(len(group.points) == 1 for group in setup.groups.values())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        place_quantizers(models.build("encoder"), models.inputs("encoder"))
+        place_quantizers(model_zoo.build("encoder"), model_zoo.inputs("encoder"))

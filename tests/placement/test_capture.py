@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from raysearch.errors import CaptureError
 from raysearch.placement import place_quantizers
 from raysearch.placement.capture import capture
-from tests.support import models
+from tests.support import model_zoo
 
 
 class DataDependent(nn.Module):
@@ -86,7 +86,7 @@ def test_after_an_exception_the_model_is_as_before(model: nn.Module) -> None:
 @pytest.mark.parametrize("name", ["digits", "encoder", "twice", "sequential_residual"])
 @pytest.mark.parametrize("training", [True, False])
 def test_placement_leaves_the_model_as_it_was(name: str, training: bool) -> None:
-    model, example = models.build(name), models.inputs(name)
+    model, example = model_zoo.build(name), model_zoo.inputs(name)
     model.train(training)
     next(iter(model.parameters())).requires_grad_(False)
     before = state_of(model)
@@ -95,7 +95,7 @@ def test_placement_leaves_the_model_as_it_was(name: str, training: bool) -> None
 
 
 def test_a_forward_that_fails_only_when_it_really_runs_leaves_no_hook() -> None:
-    class Fails(models.Residual):
+    class Fails(model_zoo.Residual):
         def forward(self, x: Tensor) -> Tensor:
             if not torch.compiler.is_compiling():
                 raise ValueError("only eager")
@@ -110,8 +110,8 @@ def test_a_forward_that_fails_only_when_it_really_runs_leaves_no_hook() -> None:
 
 
 def test_names_are_the_first_of_a_module_that_has_two() -> None:
-    model = models.build("twice")
-    graph = capture(model, models.inputs("twice"))
+    model = model_zoo.build("twice")
+    graph = capture(model, model_zoo.inputs("twice"))
     assert set(graph.parameters.values()) == {"step.fc.weight", "step.fc.bias", "head.weight", "head.bias"}
     linears = [op for op in graph.operations.values() if op.op == "aten.linear"]
     assert [op.module for op in linears] == ["step.fc", "step.fc", "head"]
@@ -119,7 +119,7 @@ def test_names_are_the_first_of_a_module_that_has_two() -> None:
 
 
 def test_constants_are_what_no_input_reaches() -> None:
-    graph = capture(models.build("encoder"), models.inputs("encoder"))
+    graph = capture(model_zoo.build("encoder"), model_zoo.inputs("encoder"))
     ops = graph.operations.values()
     assert {op.name for op in ops if op.op == "input"} - graph.constants == {"x"}
     assert not any(op.op == "aten.linear" and op.name in graph.constants for op in ops)

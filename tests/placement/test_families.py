@@ -14,7 +14,7 @@ from raysearch.controller import create_controller
 from raysearch.errors import PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
-from tests.support.oracles import make_ranges
+from tests.support.quantized_models import make_ranges
 
 
 class ResidualBlock(nn.Module):

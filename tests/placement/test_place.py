@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from raysearch.errors import PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.records import QuantizerSetup
-from tests.support import models
+from tests.support import model_zoo
 
 # Weight id → (multiply-accumulates per sample, channel axis, activation that feeds it).
 WEIGHTS: dict[str, dict[str, tuple[int, int, str]]] = {
@@ -107,18 +107,18 @@ PARTNERS: dict[str, set[tuple[str, ...]]] = {
 def place(name: str, samples: int = 3) -> QuantizerSetup:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return place_quantizers(models.build(name), models.inputs(name, samples))
+        return place_quantizers(model_zoo.build(name), model_zoo.inputs(name, samples))
 
 
-@pytest.mark.parametrize("name", models.NETS)
+@pytest.mark.parametrize("name", model_zoo.NETS)
 def test_weights_and_macs_are_the_hand_counts(name: str) -> None:
     points = place(name).of_kind("weight")
     assert {p.id: (p.macs, p.granularity.axis, p.input_point) for p in points.values()} == WEIGHTS[name]
-    parameters = dict(models.build(name).named_parameters())
+    parameters = dict(model_zoo.build(name).named_parameters())
     assert all(p.shape == tuple(parameters[p.id].shape) for p in points.values())
 
 
-@pytest.mark.parametrize("name", models.NETS)
+@pytest.mark.parametrize("name", model_zoo.NETS)
 def test_only_operands_of_one_addition_share_a_group(name: str) -> None:
     groups = place(name).groups.values()
     shared = {tuple(sorted(g.points)) for g in groups if len(g.points) > 1}
@@ -126,7 +126,7 @@ def test_only_operands_of_one_addition_share_a_group(name: str) -> None:
     assert all(g.id == g.points[0] for g in groups)
 
 
-@pytest.mark.parametrize("name", models.NETS)
+@pytest.mark.parametrize("name", model_zoo.NETS)
 def test_the_batch_size_of_the_example_changes_nothing(name: str) -> None:
     assert place(name, 1) == place(name)
 
@@ -185,8 +185,8 @@ def test_a_model_without_weights_is_refused() -> None:
 
 def test_widths_reach_the_groups_ascending_and_once() -> None:
     setup = place_quantizers(
-        models.build("digits"),
-        models.inputs("digits"),
+        model_zoo.build("digits"),
+        model_zoo.inputs("digits"),
         weight_bit_widths=(8, 2, 8),
         activation_bit_widths=(5,),
     )

@@ -12,13 +12,13 @@ from raysearch.errors import PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.placement.profile import OPERATIONS, load_profile, shipped_profiles
 from raysearch.records import PER_TENSOR, BitAssignment, QuantizerSetup
-from tests.support import models
+from tests.support import model_zoo
 
 WIDE = (2, 3, 4, 8)
 
 
 def place(name: str = "digits", profile: str = "any", **rules: Any) -> QuantizerSetup:
-    return place_quantizers(models.build(name), models.inputs(name), profile=profile, **rules)
+    return place_quantizers(model_zoo.build(name), model_zoo.inputs(name), profile=profile, **rules)
 
 
 def own(tmp_path: Path, text: str) -> str:
@@ -37,7 +37,7 @@ def test_five_profiles_are_shipped_and_any_changes_nothing() -> None:
         profile = load_profile(name)
         assert profile.description
         assert set(profile.rules) == set(OPERATIONS)
-    assert place() == place_quantizers(models.build("digits"), models.inputs("digits"))
+    assert place() == place_quantizers(model_zoo.build("digits"), model_zoo.inputs("digits"))
     assert place().pairs == {}
 
 

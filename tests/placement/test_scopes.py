@@ -3,11 +3,11 @@ import pytest
 from raysearch.errors import PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.records import PER_TENSOR, BitAssignment, CostModel, QuantizerSetup, QuantizerSpec
-from tests.support import models
+from tests.support import model_zoo
 
 
 def place(name: str = "digits", **rules: object) -> QuantizerSetup:
-    return place_quantizers(models.build(name), models.inputs(name), **rules)  # type: ignore[arg-type]
+    return place_quantizers(model_zoo.build(name), model_zoo.inputs(name), **rules)  # type: ignore[arg-type]
 
 
 def test_a_pin_by_layer_by_quantizer_and_by_glob() -> None:

@@ -6,7 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raysearch.quantizer import SymmetricQuantizer, dequantize, fake_quantize, quant_levels, quantize
 from raysearch.records import Granularity
-from tests.support.oracles import WIDTHS, fake_quantize_gradients
+from tests.support.fake_quantize_oracle import fake_quantize_gradients
+from tests.support.quantized_models import WIDTHS
 
 GRANULARITIES = {"tensor": (1, 1, 1), "axis0": (3, 1, 1), "axis1": (1, 4, 1)}
 

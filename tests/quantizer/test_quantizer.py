@@ -10,7 +10,7 @@ from raysearch.errors import StorageError
 from raysearch.quantizer import AsymmetricQuantizer, SymmetricQuantizer, make_quantizer
 from raysearch.quantizer.quantizer import SMALLEST_SCALE
 from raysearch.records import Granularity, QuantizationPoint, QuantizerRange
-from tests.support.oracles import WIDTHS
+from tests.support.quantized_models import WIDTHS
 
 
 def weight_quantizer(bits: int = 4, scale: float = 0.1) -> SymmetricQuantizer:

@@ -30,7 +30,7 @@ from raysearch.records import (
     trials_from_table,
     trials_to_table,
 )
-from tests.support.record_samples import (
+from tests.support.small_records import (
     assignments,
     setups,
     small_ranges,

@@ -14,7 +14,7 @@ from raysearch.sensitivity.estimators import make_estimator
 from raysearch.sensitivity.estimators.make import ESTIMATORS
 from raysearch.sensitivity.importance import UNIFORM_SHARE, draw_sample
 from raysearch.sensitivity.traces import measure_traces
-from tests.support.replicas import inputs_of, make_replica, make_setup
+from tests.support.small_replicas import inputs_of, make_replica, make_setup
 
 SIZES = (16, 16, 16, 9)
 

@@ -17,11 +17,12 @@ from raysearch.pipeline.fingerprints import hash_model
 from raysearch.records import BitAssignment, SensitivityTable
 from raysearch.sensitivity import measure_sensitivity
 from raysearch.simulation import Judgement, MeasuredObjective
-from tests.support import replicas as nets
-from tests.support.replicas import ShuffledPool, make_ranges, make_replica, make_setup
+from tests.support import small_replicas
+from tests.support.shuffled_pool import ShuffledPool
+from tests.support.small_replicas import make_ranges, make_replica, make_setup
 
 # As a task file is: code that workers have no name for.
-register_by_value(nets)
+register_by_value(small_replicas)
 
 METHOD = {"relative_error": 0.3, "draw_chunk": 4, "option_chunk": 3, "seed": 11, "fingerprint": "f"}
 

@@ -18,7 +18,7 @@ from raysearch.sensitivity.perturbation import measure_perturbations
 from raysearch.sensitivity.responses import Method, measure_responses, respond
 from raysearch.simulation import Judgement, MeasuredObjective
 from tests.support.dense_matrices import output_hessian
-from tests.support.replicas import make_ranges, make_replica, make_setup
+from tests.support.small_replicas import make_ranges, make_replica, make_setup
 
 
 @pytest.fixture(params=[("conv", "kl"), ("conv", "mse"), ("attention", "kl"), ("tied", "kl")], ids="-".join)

@@ -18,7 +18,7 @@ from raysearch.sensitivity.measure import measure_sensitivity
 from raysearch.sensitivity.stopping import unreached
 from raysearch.sensitivity.traces import measure_traces, reduce_trace
 from tests.support.dense_matrices import gauss_newton, output_hessian
-from tests.support.replicas import inputs_of, make_ranges, make_replica, make_setup
+from tests.support.small_replicas import inputs_of, make_ranges, make_replica, make_setup
 
 T_975 = {7: 2.365, 15: 2.131, 31: 2.040}
 SHARED, SINGLE = Hutchinson(), Hutchinson(probe_per_sample=True)

@@ -17,7 +17,7 @@ from raysearch.evaluation.sampling import random_shards
 from raysearch.records import BitAssignment
 from raysearch.search import Race
 from raysearch.simulation import Judgement, MeasuredObjective
-from tests.support.replicas import make_ranges, make_replica, make_setup
+from tests.support.small_replicas import make_ranges, make_replica, make_setup
 
 
 @pytest.fixture

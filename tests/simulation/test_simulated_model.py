@@ -18,25 +18,25 @@ from raysearch.quantizer import SymmetricQuantizer
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 from raysearch.sensitivity.perturbation import measure_perturbations
 from raysearch.simulation.simulated_model import SimulatedModel, simulated_model
-from tests.support import models
-from tests.support.replicas import make_ranges, make_replica, make_setup
+from tests.support import model_zoo
+from tests.support.small_replicas import make_ranges, make_replica, make_setup
 
 
 def run(model, batch):
-    return models.output(model(*batch))
+    return model_zoo.output(model(*batch))
 
 
 def make_case(name, weights_only=False, **options):
-    model = models.build(name)
+    model = model_zoo.build(name)
     replica = Replica(
-        model, run, {"calibration": [models.inputs(name, 4), models.inputs(name, 3)]}, Divergence("mse")
+        model, run, {"calibration": [model_zoo.inputs(name, 4), model_zoo.inputs(name, 3)]}, Divergence("mse")
     )
     drop = ("*input*",) if weights_only else ()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         setup = place_quantizers(
             model,
-            models.inputs(name, 2),
+            model_zoo.inputs(name, 2),
             weight_bit_widths=(2, 4),
             activation_bit_widths=(4,),
             ignored_scopes=drop,
@@ -53,7 +53,8 @@ def controlled(replica, setup, ranges, assignment, shard):
 
 @pytest.mark.parametrize(
     ("name", "weights_only"),
-    [(name, False) for name in models.NETS] + [("encoder", True), ("decoder", True), ("shared_relu", True)],
+    [(name, False) for name in model_zoo.NETS]
+    + [("encoder", True), ("decoder", True), ("shared_relu", True)],
 )
 def test_every_option_gives_the_bits_of_the_controller_in_full_and_in_part(name, weights_only):
     replica, setup, ranges = make_case(name, weights_only)
@@ -144,7 +145,7 @@ def test_what_does_not_fit_is_refused_and_nothing_changes():
         twin.apply(BitAssignment({"stem.weight": 3}))
     assert torch.equal(replica.run(twin.model, replica.shard("calibration", 0)), first)
     with pytest.raises(PlacementError, match="made for another model"):
-        SimulatedModel(models.build("text"), setup, ranges)
+        SimulatedModel(model_zoo.build("text"), setup, ranges)
 
 
 def test_asymmetric_weights_are_perturbed_by_the_quantizer_that_is_deployed():

@@ -6,7 +6,7 @@ import pytest
 
 from raysearch.cluster.shipping import register_by_value
 from raysearch.training import fine_tune, load_checkpoint
-from tests.support import training_recipes as toys
+from tests.support import training_recipes
 from tests.support.training_recipes import RankSpy, make_recipe
 
 pytestmark = [
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 # As a task file is: code that workers have no name for.
-register_by_value(toys)
+register_by_value(training_recipes)
 
 
 def run(recipe, on_ray, folder=""):

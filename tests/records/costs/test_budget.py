@@ -16,7 +16,7 @@ from raysearch.records import (
     parse_budget,
     parse_budgets,
 )
-from tests.support.record_samples import assignments, setups, small_setup
+from tests.support.small_records import assignments, setups, small_setup
 
 UNITS = [
     ("avg_bits", "", 1),

@@ -13,7 +13,7 @@ from raysearch.records import (
     QuantizerSpec,
     packed_bytes,
 )
-from tests.support.record_samples import assignments, setups, small_setup
+from tests.support.small_records import assignments, setups, small_setup
 
 
 def test_costs_by_hand():

@@ -8,8 +8,8 @@ import torch
 
 from raysearch.errors import DataError, TaskError
 from raysearch.sensitivity.estimators.empirical_fisher import EmpiricalFisher
-from tests.support.replicas import cross_entropy, make_replica, make_setup
-from tests.support.trace_nets import build, weights_of
+from tests.support.small_replicas import cross_entropy, make_replica, make_setup
+from tests.support.weight_use_models import build, weights_of
 
 
 def by_loop(replica, weight, batch):

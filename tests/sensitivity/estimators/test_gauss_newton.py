@@ -18,8 +18,8 @@ from raysearch.sensitivity.estimators.gauss_newton import ExactGaussNewton, Gaus
 from raysearch.sensitivity.estimators.make import make_estimator
 from raysearch.sensitivity.estimators.output_factor import EigenFactor, SoftmaxFactor, SphereFactor
 from tests.support.dense_matrices import gauss_newton, hessian
-from tests.support.replicas import make_replica, make_setup
-from tests.support.trace_nets import build, weights_of
+from tests.support.small_replicas import make_replica, make_setup
+from tests.support.weight_use_models import build, weights_of
 
 SMALL = ["linear", "relu", "conv", "depthwise", "tied", "embedding", "attention", "unreached"]
 

@@ -10,7 +10,7 @@ from raysearch.evaluation.batches import take
 from raysearch.seeding import derive_seed
 from raysearch.sensitivity.estimators.hutchinson import Hutchinson
 from tests.support.dense_matrices import gauss_newton, hessian
-from tests.support.replicas import make_replica, make_setup
+from tests.support.small_replicas import make_replica, make_setup
 
 MODELS = ["linear", "relu", "conv", "depthwise", "tied", "embedding", "attention"]
 

@@ -12,7 +12,7 @@ from raysearch.sensitivity.estimators.hutchinson import Hutchinson
 from raysearch.sensitivity.estimators.joint import JointHutchinson
 from tests.sensitivity.estimators.test_hutchinson import probe_of
 from tests.support.dense_matrices import hessian
-from tests.support.replicas import make_replica
+from tests.support.small_replicas import make_replica
 
 NAMES = ("0.weight", "2.weight")
 

@@ -9,7 +9,7 @@ from raysearch.errors import TaskError
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.sensitivity.estimators import layer_norms
 from raysearch.sensitivity.estimators.sample_gradients import Plans, SampleGradients, enable
-from tests.support.trace_nets import CASES, build, weights_of
+from tests.support.weight_use_models import CASES, build, weights_of
 
 
 def by_loop(replica, weights, batch, columns):

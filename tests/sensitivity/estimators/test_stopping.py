@@ -11,7 +11,8 @@ from raysearch.records import QuantizationPoint, QuantizerGroup, QuantizerSetup,
 from raysearch.sensitivity.estimators.hutchinson import Hutchinson
 from raysearch.sensitivity.stopping import rounds, trace_warnings, unfinished, widening
 from raysearch.sensitivity.traces import measure_traces
-from tests.support.replicas import ShuffledPool, make_replica, make_setup
+from tests.support.shuffled_pool import ShuffledPool
+from tests.support.small_replicas import make_replica, make_setup
 
 METHOD = {"relative_error": 0.12, "draw_chunk": 2, "max_draws": 400, "seed": 4}
 

@@ -14,7 +14,7 @@ from raysearch.sensitivity.estimators.products import gaussian, orthonormal
 from raysearch.sensitivity.estimators.xnystrace import XNysTrace, xnystrace
 from raysearch.sensitivity.estimators.xtrace import XTrace, xtrace
 from tests.support.dense_matrices import hessian
-from tests.support.replicas import make_replica, make_setup
+from tests.support.small_replicas import make_replica, make_setup
 
 CPU = torch.device("cpu")
 SIZE = 32

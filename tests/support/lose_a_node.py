@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.ray_pool import RayPool
-from tests.support import pool_units as units
+from tests.support import pool_units
 
 
 class Counting(logging.Handler):
@@ -44,14 +44,14 @@ def main() -> None:
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     counting = Counting()
     logging.getLogger("raysearch.cluster").addHandler(counting)
-    work = units.trace_units(5, 4)
+    work = pool_units.trace_units(5, 4)
     nodes: set[str] = set()
     removed_after = 0
     got: dict[str, list[float]] = {}
     started = time.monotonic()
-    with contextlib.closing(RayPool(units.small_model(), num_workers=2)) as pool:
-        units.wait_for_workers(pool, 2)
-        for key, value in pool.run(units.trace_and_nap, work, (0.3,)):
+    with contextlib.closing(RayPool(pool_units.small_model(), num_workers=2)) as pool:
+        pool_units.wait_for_workers(pool, 2)
+        for key, value in pool.run(pool_units.trace_and_nap, work, (0.3,)):
             got[repr(key)] = value["probes"].tolist()
             nodes.add(str(value["node"]))
             if len(nodes) == 2 and not removed_after:
@@ -60,11 +60,11 @@ def main() -> None:
     seconds = time.monotonic() - started
     # Ray takes a node's word for its GPUs, so the bookkeeping can be seen without one.
     with contextlib.closing(RayPool(None, num_workers=2, gpus_per_worker=0.5)) as pool:
-        units.wait_for_workers(pool, 2)
-        naps = [value for _, value in pool.run(units.nap, {(n,): (0.5,) for n in range(8)})]
+        pool_units.wait_for_workers(pool, 2)
+        naps = [value for _, value in pool.run(pool_units.nap, {(n,): (0.5,) for n in range(8)})]
     reference = {
         repr(key): value["probes"].tolist()
-        for key, value in LocalPool(units.small_model()).run(units.trace, work, (1.0,))
+        for key, value in LocalPool(pool_units.small_model()).run(pool_units.trace, work, (1.0,))
     }
     facts = {
         "is_equal": got == reference,

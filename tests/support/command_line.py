@@ -25,10 +25,10 @@ QUICK = [
 ]
 
 
-def raysearch(*arguments):
+def run_command(*arguments):
     """`raysearch …` by its entry point; the two streams are caught at their file descriptors.
 
-    What a process of its own adds is five seconds of imports; `raysearch_process` is for what needs one.
+    What a process of its own adds is five seconds of imports; `run_process` is for what needs one.
     """
     command = ["raysearch", *map(str, arguments)]
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
@@ -59,7 +59,7 @@ def _stream(descriptor, file):
         os.close(saved)
 
 
-def raysearch_process(*arguments, **environment):
+def run_process(*arguments, **environment):
     """The finished process of `raysearch …`, run in the repository's root."""
     return subprocess.run(
         [sys.executable, "-m", "raysearch", *map(str, arguments)],

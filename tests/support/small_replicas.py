@@ -1,8 +1,7 @@
-"""Models small enough for a dense Hessian, with their data; and ways to run units out of order."""
+"""Replicas whose models are small enough for a dense Hessian, with their data."""
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import torch
@@ -147,18 +146,3 @@ def make_setup(name: str, replica: Replica, **options: Any) -> QuantizerSetup:
 
 def make_ranges(setup: QuantizerSetup, replica: Replica) -> RangeTable:
     return calibrate(setup, LocalPool(replica), len(replica.shards["calibration"]))
-
-
-class ShuffledPool:
-    """Runs the units of another pool in a random order, and answers in another."""
-
-    def __init__(self, inner: Any, seed: int) -> None:
-        self._inner, self._random = inner, random.Random(seed)
-
-    def run(self, function: Any, units: Any, shared: Any = ()) -> Any:
-        keys = self._random.sample(list(units), len(units))
-        answers = list(self._inner.run(function, {key: units[key] for key in keys}, shared))
-        yield from self._random.sample(answers, len(answers))
-
-    def close(self) -> None:
-        self._inner.close()

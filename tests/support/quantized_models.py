@@ -1,4 +1,4 @@
-"""Dense or slow forms of what the package computes, and quantized nets made without calibration."""
+"""Nets of the model zoo with their controllers, made without calibration."""
 
 from __future__ import annotations
 
@@ -14,29 +14,9 @@ from torch import Tensor, nn
 from raysearch.controller import QuantizationController, create_controller
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, QuantizerRange, QuantizerSetup, RangeTable
-from tests.support import models
+from tests.support import model_zoo
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
-
-
-def fake_quantize_gradients(
-    x: Tensor, scale: Tensor, low: int, high: int, grad: Tensor, gamma: float
-) -> tuple[Tensor, Tensor]:
-    """dL/dx and dL/ds element by element in Python floats; scale broadcasts to x."""
-    dx, ds = torch.zeros_like(x), torch.zeros(scale.shape, dtype=torch.float64)
-    wide = scale.expand_as(x)
-    for index in np.ndindex(*x.shape):
-        v = float(x[index] / wide[index])
-        rounded = float(np.rint(np.float32(v)))
-        level = min(max(rounded, low), high)
-        g = float(grad[index])
-        spot = tuple(i if size > 1 else 0 for i, size in zip(index, scale.shape, strict=True))
-        if level == rounded:
-            dx[index] = g
-            ds[spot] += gamma * g * (level - v)
-        else:
-            ds[spot] += gamma * g * level
-    return dx, ds
 
 
 def weight_ranges(weight: Tensor, axis: int | None, bits: int) -> np.ndarray:
@@ -81,14 +61,14 @@ def assign(setup: QuantizerSetup, bits: int | None) -> BitAssignment:
 
 @cache
 def placed(name: str) -> QuantizerSetup:
-    """The setup of a net of tests.support.models, captured once; a record that its every copy shares."""
-    model, example = models.build(name), models.inputs(name)
+    """The setup of a net of the model zoo, captured once; a record that its every copy shares."""
+    model, example = model_zoo.build(name), model_zoo.inputs(name)
     return place_quantizers(model, example, weight_bit_widths=WIDTHS, activation_bit_widths=WIDTHS)
 
 
 def quantized(name: str, bits: int | None = 4, left_out: Sequence[str] = ()) -> Quantized:
-    """A net of tests.support.models with its controller, in eval mode; groups in `left_out` stay float."""
-    model, example = models.build(name), models.inputs(name)
+    """A net of the model zoo with its controller, in eval mode; groups in `left_out` stay float."""
+    model, example = model_zoo.build(name), model_zoo.inputs(name)
     setup = placed(name)
     ranges = make_ranges(model, setup)
     chosen = {g: b for g, b in assign(setup, bits).bits.items() if g not in left_out}
@@ -99,4 +79,4 @@ def quantized(name: str, bits: int | None = 4, left_out: Sequence[str] = ()) -> 
 def run(model: nn.Module, args: tuple[Any, ...]) -> Tensor:
     """The compared output, without gradient."""
     with torch.no_grad():
-        return models.output(model(*args)).clone()
+        return model_zoo.output(model(*args)).clone()
