@@ -10,7 +10,19 @@ from raysearch.config.section import Section
 
 
 class ClusterConfig(Section):
-    """The fleet. Only `threads`, `device` and `deterministic` can change a result: its rounding."""
+    """The fleet. Only `threads`, `device` and `deterministic` can change a result: its rounding.
+
+    Attributes:
+        workers: Ray actors; 0 computes in this process without Ray.
+        cpus_per_worker: CPUs an actor reserves.
+        gpus_per_worker: GPUs, or the fraction of one, that an actor reserves; None: see `num_gpus`.
+        threads: torch and BLAS threads of a worker.
+        device: where a worker computes; "auto" takes a GPU where there is one.
+        deterministic: whether an operation without a deterministic implementation is refused.
+        cache_bytes: what a worker may keep between forwards.
+        unit_timeout_seconds: after which a unit counts as hung, and is given to another worker.
+        startup_timeout_seconds: after which a worker that is not ready is an error.
+    """
 
     workers: int = Field(1, ge=0)
     cpus_per_worker: float = Field(1.0, gt=0)
@@ -45,4 +57,5 @@ class ClusterConfig(Section):
         """
         if self.gpus_per_worker is not None:
             return self.gpus_per_worker
-        return 1.0 if self.device == "cuda" or (self.device == "auto" and cluster_has_gpus) else 0.0
+        computes_on_gpu = self.device == "cuda" or (self.device == "auto" and cluster_has_gpus)
+        return 1.0 if computes_on_gpu else 0.0
