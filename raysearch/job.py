@@ -133,7 +133,7 @@ def submit(
     settings = config or Config()
     if minimize is not None or max_drop is not None:
         settings = with_search(settings, minimize=minimize, max_drop=max_drop)
-    if texts or settings.search.minimize == "none":
+    if texts or settings.search.minimized_kind is None:
         parse_budgets(texts)
     name = valid_run_id(run_id) if run_id else new_run_id()
     where = _storage_for(storage, address, shared_fs)

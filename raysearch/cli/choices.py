@@ -57,7 +57,9 @@ def surrogates() -> Iterable[str]:
 
 def cost_kinds() -> Iterable[str]:
     """What `search.minimize` and `search.front` take, but for their absence."""
-    return [kind for kind in _setting("minimize") if kind != "none"]
+    from raysearch.config.search import minimizable_kinds
+
+    return minimizable_kinds()
 
 
 def _setting(name: str) -> tuple[str, ...]:

@@ -5,16 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from raysearch.config.section import Section, Width
 from raysearch.errors import ConfigError
-from raysearch.records import LatencyProfile, MaxDrop, parse_max_drop
+from raysearch.records import COST_KINDS, LatencyProfile, MaxDrop, parse_max_drop
 
-CostKind = Literal["none", "size", "bops", "avg_bits", "act_bits", "activation_memory", "latency"]
-"""A cost that the search can minimise."""
+NO_KIND = "none"
+"""Stands in `front` and `minimize` for no kind of cost."""
+
+
+def minimizable_kinds() -> list[str]:
+    """The kinds of cost that `search.front` and `search.minimize` take."""
+    return [kind.name for kind in COST_KINDS.values() if kind.can_be_minimized]
+
+
+def _check_kind(name: str) -> str:
+    known = [NO_KIND, *minimizable_kinds()]
+    if name not in known:
+        raise ValueError(f"no cost that can be minimised; known: {', '.join(known)}")
+    return name
+
+
+MinimizedKind = Annotated[str, AfterValidator(_check_kind)]
+"""A kind of cost that can be minimised, or "none"."""
 
 
 class SearchConfig(Section):
@@ -31,8 +47,8 @@ class SearchConfig(Section):
     direction: Literal["auto", "minimize", "maximize"] = "auto"
     racing_error: float = Field(0.05, ge=0, lt=1)
     num_finalists: int = Field(4, ge=0)
-    front: CostKind = "none"
-    minimize: CostKind = "none"
+    front: MinimizedKind = NO_KIND
+    minimize: MinimizedKind = NO_KIND
     max_drop: str | None = None
     latency_profile: dict[str, Any] | None = None
 
@@ -59,15 +75,25 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _asks_one_question(self) -> SearchConfig:
-        if (self.minimize == "none") != (self.max_drop is None):
+        if (self.minimized_kind is None) != (self.max_drop is None):
             raise ValueError(
                 "minimize (a cost) and max_drop (METRIC=AMOUNT) are one question; give both or neither"
             )
-        if self.minimize != "none" and self.front != "none":
+        if self.minimized_kind is not None and self.front_kind is not None:
             raise ValueError("minimize and front are two questions; leave one of them out")
         if self.drop is not None and self.objective not in ("divergence", self.drop.metric):
             raise ValueError(f"objective is {self.objective!r}, but max_drop measures {self.drop.metric!r}")
         return self
+
+    @property
+    def front_kind(self) -> str | None:
+        """The cost that is minimised as a second objective, if any."""
+        return None if self.front == NO_KIND else self.front
+
+    @property
+    def minimized_kind(self) -> str | None:
+        """The cost whose least is asked for while `drop` holds, if any."""
+        return None if self.minimize == NO_KIND else self.minimize
 
     @property
     def drop(self) -> MaxDrop | None:

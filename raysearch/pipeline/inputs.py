@@ -112,7 +112,7 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
         DataError: data is empty or not finite, or the model's output on it is not.
     """
     # From cheap to dear, so that a mistake is told before a long wait: texts, the graph, the data, a forward.
-    parsed = _read_budgets(budgets, config.search.minimize)
+    parsed = _read_budgets(budgets, config.search)
     _check_settings(task, config)
     setup = place_task(task, config)
     _check_setup(setup, parsed, config)
@@ -143,9 +143,9 @@ def read_samples(task: Task, config: Config) -> Samples:
     return Samples(calibration, validation, traces)
 
 
-def _read_budgets(texts: Sequence[str], minimize: str) -> tuple[Budget, ...]:
+def _read_budgets(texts: Sequence[str], search: SearchConfig) -> tuple[Budget, ...]:
     """Parse the budgets; only the search for the least cost needs none."""
-    if minimize != "none" and not texts:
+    if search.minimized_kind is not None and not texts:
         return ()
     return parse_budgets(texts)
 
@@ -154,8 +154,8 @@ def _check_setup(setup: QuantizerSetup, budgets: Sequence[Budget], config: Confi
     """What can be said of the settings once the quantizers are placed."""
     search = config.search
     check_budgets(budgets, setup)
-    if search.minimize != "none":
-        check_minimized(search.minimize, budgets, setup)
+    if search.minimized_kind is not None:
+        check_minimized(search.minimized_kind, budgets, setup)
     # The default targets hold every width; the export notes which of them it leaves out.
     check_targets(setup, config.export.targets or ())
     for index, bits in enumerate(search.enqueue):

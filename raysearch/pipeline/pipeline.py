@@ -196,7 +196,7 @@ class Pipeline:
             objective = make_objective(self.inputs, ranges, pool, self._per_sample)
             return objective(assignments, shards)
 
-        front = None if settings.front == "none" else settings.front
+        front = settings.front_kind
         options: dict[str, Any] = {
             "num_trials": settings.num_trials,
             "batch_size": settings.batch_size,

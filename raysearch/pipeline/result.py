@@ -83,7 +83,7 @@ def _make_result(
     best = records.search.best
     least = _trained_least_cost(inputs, store, records.metrics)
     front: tuple[dict[str, Any], ...] = ()
-    if inputs.config.search.front != "none":
+    if inputs.config.search.front_kind is not None:
         front = front_rows(records.search)
     return RunResult(
         run_id=store.run_id,

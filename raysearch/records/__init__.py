@@ -5,15 +5,17 @@ from raysearch.records.costs.budget import (
     Budget,
     check_achievable,
     excesses,
-    holders,
     is_feasible,
+    limiting_groups,
     parse_budget,
     parse_budgets,
 )
 from raysearch.records.costs.compression_ratio import compression_ratio
 from raysearch.records.costs.file_size import FileSize, packed_bytes
+from raysearch.records.costs.formula import CostFormula, CostSum
+from raysearch.records.costs.kinds import COST_KINDS, CostKind
 from raysearch.records.costs.memory import live_sets, tensor_bytes
-from raysearch.records.costs.model import COST_KINDS, CostModel
+from raysearch.records.costs.model import CostModel
 from raysearch.records.drop import LeastCost, MaxDrop, drop_of, parse_max_drop
 from raysearch.records.granularity import PER_TENSOR, Granularity, GranularityKind
 from raysearch.records.latency import LatencyProfile
@@ -47,7 +49,10 @@ __all__ = [
     "TERMINAL_STATES",
     "BitAssignment",
     "Budget",
+    "CostFormula",
+    "CostKind",
     "CostModel",
+    "CostSum",
     "EpochMetrics",
     "ExportManifest",
     "ExportedFile",
@@ -81,8 +86,8 @@ __all__ = [
     "compression_ratio",
     "drop_of",
     "excesses",
-    "holders",
     "is_feasible",
+    "limiting_groups",
     "live_sets",
     "packed_bytes",
     "parse_budget",

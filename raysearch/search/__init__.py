@@ -7,8 +7,9 @@ from raysearch.search.feasibility import best_cost, check_budgets
 from raysearch.search.journal import STUDY_NAME, write_journal
 from raysearch.search.least_cost import check_minimized, minimize_cost
 from raysearch.search.nncf_ratio import check_ratio, choose, solve_ratio
+from raysearch.search.problem.limits import Limit, make_limits
 from raysearch.search.problem.solution import Solution
-from raysearch.search.problem.space import Limit, OptionSpace, make_limits
+from raysearch.search.problem.space import OptionSpace
 from raysearch.search.problem.surrogates import SURROGATES, Surrogate, make_surrogate
 from raysearch.search.racing import Measured, MeasureShards, Race, ShardValues
 from raysearch.search.samplers.make import SAMPLERS, check_sampler

@@ -9,7 +9,8 @@ import numpy as np
 from raysearch.errors import ConfigError, DataError
 from raysearch.records import BitAssignment, Budget, CostModel, QuantizerSetup, SearchTrial, SensitivityTable
 from raysearch.records import excesses as excesses_of
-from raysearch.search.problem.space import IntArray, OptionSpace, make_limits
+from raysearch.search.problem.limits import make_limits
+from raysearch.search.problem.space import IntArray, OptionSpace
 from raysearch.search.problem.surrogates import SURROGATES, Surrogate, make_surrogate
 from raysearch.search.solvers.decoder import Decoder
 from raysearch.search.solvers.local_search import descend

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raysearch.errors import BudgetError
-from raysearch.records import Budget, CostModel, QuantizerSetup, check_achievable, holders
-from raysearch.search.problem.forms import forms_of
-from raysearch.search.problem.space import OptionSpace, make_limits
+from raysearch.records import Budget, CostModel, QuantizerSetup, check_achievable, limiting_groups
+from raysearch.search.problem.integer_costs import integer_costs
+from raysearch.search.problem.limits import make_limits
+from raysearch.search.problem.space import OptionSpace
 from raysearch.search.solvers.decoder import Decoder
 from raysearch.search.solvers.milp import least_use
 
@@ -43,8 +44,7 @@ def best_cost(space: OptionSpace, model: CostModel, kind: str, others: Sequence[
         BudgetError: the others cannot be met.
     """
     limits = list(make_limits(space, others, model)) if others or space.setup.pairs else []
-    forms = forms_of(space, kind)
-    choices = least_use(space, limits, forms)
+    choices = least_use(space, limits, integer_costs(space, model.formula(kind)))
     return model.costs(space.assignment(choices))[kind]
 
 
@@ -60,7 +60,7 @@ def _reachable(space: OptionSpace, model: CostModel, budgets: Sequence[Budget], 
     held = " while the others hold" if others else ""
     return (
         f"'{budget.text}' asks for {asked} {limit:.6g}; the best{held} is {best:.6g}. "
-        f"{holders(model, budget.kind)}".strip()
+        f"{limiting_groups(model, budget.kind)}".strip()
     )
 
 

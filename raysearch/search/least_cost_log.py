@@ -16,7 +16,8 @@ from raysearch.records import (
     excesses,
 )
 from raysearch.search.ask_tell import OnBatch
-from raysearch.search.problem.space import IntArray, OptionSpace, make_limits
+from raysearch.search.problem.limits import make_limits
+from raysearch.search.problem.space import IntArray, OptionSpace
 from raysearch.search.problem.surrogates import Surrogate
 from raysearch.search.racing import Measured, MeasureShards, Race, ShardValues
 from raysearch.search.solvers.decoder import Decoder

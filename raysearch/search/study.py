@@ -21,7 +21,8 @@ from raysearch.records import (
 )
 from raysearch.search.agreement import surrogate_agreement
 from raysearch.search.ask_tell import BatchSearch, Evaluate, OnBatch
-from raysearch.search.problem.space import OptionSpace, make_limits
+from raysearch.search.problem.limits import make_limits
+from raysearch.search.problem.space import OptionSpace
 from raysearch.search.problem.surrogates import make_surrogate
 from raysearch.search.racing import Race
 from raysearch.search.samplers.make import check_sampler, make_samplers

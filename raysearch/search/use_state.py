@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, Limit, OptionSpace
+from raysearch.search.problem.limits import Limit
+from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, OptionSpace
 
 
 class State:

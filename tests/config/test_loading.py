@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from raysearch.config import Config, load_config, settings_as_text
 from raysearch.errors import ConfigError
+from raysearch.records import COST_KINDS
 
 
 def test_later_sources_win(tmp_path):
@@ -117,3 +118,14 @@ def test_a_metric_is_maximised_unless_said_otherwise():
     assert not maximize(objective="loss")
     assert maximize(objective="accuracy")
     assert not maximize(objective="error", direction="minimize")
+
+
+def test_every_kind_of_cost_that_can_be_minimised_may_be_a_front():
+    for kind in COST_KINDS.values():
+        if kind.can_be_minimized:
+            assert load_config(assignments=[f"search.front={kind.name}"]).search.front_kind == kind.name
+    assert load_config().search.front_kind is None
+    known = "known: none, avg_bits, act_bits, size"
+    for name in ("effective", "energy"):
+        with pytest.raises(ConfigError, match=f"search.front' is '{name}': .*{known}"):
+            load_config(assignments=[f"search.front={name}"])

@@ -2,7 +2,7 @@ import doctest
 
 import pytest
 
-from raysearch.records import BitAssignment, CostModel
+from raysearch.records import COST_KINDS, BitAssignment, CostModel
 from raysearch.reporting import format as formats
 from raysearch.reporting.format import cost, cost_axis, cost_name, duration, number, signed, size
 from tests.support.run_records import make_setup
@@ -45,3 +45,18 @@ def test_every_kind_of_cost_has_a_name_and_an_axis():
         label, unit = cost_axis(kind)
         assert label.startswith(cost_name(kind))
         assert unit > 0
+
+
+@pytest.mark.parametrize("kind", COST_KINDS.values(), ids=lambda kind: kind.name)
+def test_every_kind_of_cost_is_printed_in_its_units(kind):
+    units = dict(kind.display.units)
+    assert list(units.values()) == sorted(units.values())
+    assert kind.display.axis in ("", *units)
+    for unit, factor in units.items():
+        text = cost(kind.name, 1.5 * factor)
+        assert text in (f"1.5{unit}", f"1.50{unit}")
+
+
+def test_a_cost_of_another_version_is_printed_without_a_unit():
+    assert cost("energy", 1500.0) == "1,500"
+    assert (cost_name("energy"), cost_axis("energy")) == ("energy", ("energy", 1.0))

@@ -8,22 +8,9 @@ from dataclasses import dataclass
 
 from raysearch.errors import BudgetError
 from raysearch.records.assignment import BitAssignment
-from raysearch.records.costs.model import COST_KINDS, CostModel
+from raysearch.records.costs.kinds import COST_KINDS
+from raysearch.records.costs.model import CostModel
 
-_UNITS: dict[str, dict[str, float]] = {
-    "avg_bits": {"": 1.0},
-    "act_bits": {"": 1.0},
-    "size": {
-        "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9,
-        "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30,
-    },
-    "bops": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
-    "effective": {"": 1.0, "x": 1.0},
-    "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9},
-}  # fmt: skip
-_UNITS["activation_memory"] = _UNITS["size"]
-_RELATIVE = ("size", "bops", "activation_memory", "latency")
-_AT_LEAST = ("effective",)
 _EXPRESSION = re.compile(
     r"^\s*([A-Za-z_]+)\s*(<=|≤|>=|≥)\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ%]*)\s*$"
 )
@@ -61,7 +48,7 @@ class Budget:
     @property
     def at_least(self) -> bool:
         """Whether the cost must be at least the limit."""
-        return self.kind in _AT_LEAST
+        return COST_KINDS[self.kind].at_least
 
     def excess(self, cost: float, limit: float) -> float:
         """How far a cost is beyond the limit, as a share of it; ≤ 0 keeps it.
@@ -93,27 +80,29 @@ def parse_budget(text: str) -> Budget:
             f"size<=250KiB, size<=12.5%, bops<=1.2G, effective>=1.5 or latency<=12ms. "
             f"Kinds: {', '.join(COST_KINDS)}."
         )
-    kind, sign, number, unit = match.groups()
-    if kind not in COST_KINDS:
+    name, sign, number, unit = match.groups()
+    if name not in COST_KINDS:
         raise BudgetError(
-            f"the budget '{text}' is of the unknown kind '{kind}'; known: {', '.join(COST_KINDS)}."
+            f"the budget '{text}' is of the unknown kind '{name}'; known: {', '.join(COST_KINDS)}."
         )
-    if (sign in (">=", "≥")) != (kind in _AT_LEAST):
-        wanted = ">=" if kind in _AT_LEAST else "<="
-        raise BudgetError(f"the budget '{text}' compares with '{sign}'; {kind} takes '{wanted}'.")
+    kind = COST_KINDS[name]
+    if sign.replace("≥", ">=").replace("≤", "<=") != kind.sign:
+        raise BudgetError(f"the budget '{text}' compares with '{sign}'; {name} takes '{kind.sign}'.")
     value = float(number)
     if unit == "%":
-        if kind not in _RELATIVE:
+        if not kind.is_relative:
+            relative = [other.name for other in COST_KINDS.values() if other.is_relative]
             raise BudgetError(
-                f"the budget '{text}' is in percent; only {' and '.join(_RELATIVE)} have a 100 %."
+                f"the budget '{text}' is in percent; only {' and '.join(relative)} have a 100 %."
             )
-        return Budget(kind, _positive(value / 100, text), True, text)
-    if unit not in _UNITS[kind]:
-        allowed = ["%"] * (kind in _RELATIVE) + [repr(u) if u == "" else u for u in _UNITS[kind]]
+        return Budget(name, _positive(value / 100, text), True, text)
+    if unit not in kind.units:
+        allowed = ["%"] if kind.is_relative else []
+        allowed += [known or "''" for known in kind.units]
         raise BudgetError(
-            f"the budget '{text}' has the unit '{unit}'; allowed for {kind}: {', '.join(allowed)}."
+            f"the budget '{text}' has the unit '{unit}'; allowed for {name}: {', '.join(allowed)}."
         )
-    return Budget(kind, _positive(value * _UNITS[kind][unit], text), False, text)
+    return Budget(name, _positive(value * kind.units[unit], text), False, text)
 
 
 def _positive(limit: float, text: str) -> float:
@@ -137,69 +126,79 @@ def parse_budgets(texts: Iterable[str]) -> tuple[Budget, ...]:
 def excesses(budgets: Iterable[Budget], model: CostModel, costs: Mapping[str, float]) -> dict[str, float]:
     """Expression → `Budget.excess`; an assignment is feasible when every excess is ≤ 0.
 
+    Args:
+        budgets: the limits.
+        model: what 100 % of a relative budget is.
+        costs: kind → cost of the assignment.
+
     Raises:
         BudgetError: the setup does not have a budget's cost.
     """
-    found: dict[str, float] = {}
+    excess: dict[str, float] = {}
     for budget in budgets:
         model.require(budget.kind)
-        found[budget.text] = budget.excess(costs[budget.kind], budget.absolute(model))
-    return found
+        excess[budget.text] = budget.excess(costs[budget.kind], budget.absolute(model))
+    return excess
 
 
 def is_feasible(budgets: Iterable[Budget], model: CostModel, assignment: BitAssignment) -> bool:
-    """Whether an assignment keeps every budget."""
-    return all(value <= 0 for value in excesses(budgets, model, model.costs(assignment)).values())
+    """Whether an assignment keeps every budget; see `excesses`."""
+    excess = excesses(budgets, model, model.costs(assignment))
+    return all(value <= 0 for value in excess.values())
 
 
 def check_achievable(budgets: Iterable[Budget], model: CostModel) -> None:
     """Refuse budgets that no assignment meets even on their own; no compute is needed to know.
 
     Raises:
-        BudgetError: states the achievable range, and the groups that hold it up.
+        BudgetError: states the achievable range, and the groups that limit it.
     """
     for budget in budgets:
         model.require(budget.kind)
-        limit, low, high = budget.absolute(model), model.lowest[budget.kind], model.highest[budget.kind]
+        limit = budget.absolute(model)
         if limit <= 0:
             raise BudgetError(
                 f"the budget '{budget.text}' is a share of {budget.kind}, which is 0 for this model; give an "
                 "absolute limit or leave it out."
             )
+        low = model.lowest[budget.kind]
+        high = model.highest[budget.kind]
         best = high if budget.at_least else low
         if best > 0 and budget.excess(best, limit) > 0:
-            asks, word = ("asks for", "Lower") if budget.at_least else ("allows", "Raise")
+            verb, remedy = ("asks for", "Lower") if budget.at_least else ("allows", "Raise")
             raise BudgetError(
-                f"the budget '{budget.text}' cannot be met: it {asks} {limit:.6g}, and even with every group "
+                f"the budget '{budget.text}' cannot be met: it {verb} {limit:.6g}, and even with every group "
                 f"at its lowest width {budget.kind} is {best:.6g}. Achievable: {low:.6g} to "
-                f"{high:.6g}{_shares(budget, model)}. {holders(model, budget.kind)}{word} the limit, allow "
-                f"lower widths (placement.weight_bit_widths), or lift a pin."
+                f"{high:.6g}{_percentages(budget, model)}. {limiting_groups(model, budget.kind)}{remedy} the "
+                "limit, allow lower widths (placement.weight_bit_widths), or lift a pin."
             )
 
 
-def _shares(budget: Budget, model: CostModel) -> str:
+def _percentages(budget: Budget, model: CostModel) -> str:
     if not budget.relative:
         return ""
     base = model.reference[budget.kind]
     return f" (that is {model.lowest[budget.kind] / base:.2%} to {model.highest[budget.kind] / base:.2%})"
 
 
-def holders(model: CostModel, kind: str, most: int = 4) -> str:
-    """A sentence that names what holds a cost up at the lowest widths, the greatest shares first.
+def limiting_groups(model: CostModel, kind: str, num_groups: int = 4) -> str:
+    """A sentence that names what keeps a cost up at the lowest widths, the greatest shares first.
 
-    Groups with one width come first: pins and profiles make them so.
+    Groups with one width come first: pins and profiles make them so, and a user can lift those.
     """
     lowest = BitAssignment.extreme(model.setup, 0)
     shares = model.shares(kind, lowest)
     total = sum(shares.values())
     if total <= 0:
         return ""
+    fixed_share = shares.pop("")
     fixed = {name for name, group in model.setup.groups.items() if len(group.bit_widths) == 1}
-    order = sorted((n for n in shares if n and shares[n] > 0), key=lambda n: (n not in fixed, -shares[n], n))
-    named = [
-        f"'{name}' ({'only ' if name in fixed else ''}{lowest.bits[name]} bits, {shares[name] / total:.1%})"
-        for name in order[:most]
-    ]
-    if shares[""] > 0:
-        named.append(f"what stays float or has no width ({shares[''] / total:.1%})")
-    return f"Held up by {', '.join(named)}. "
+    contributing = [name for name, share in shares.items() if name and share > 0]
+    contributing.sort(key=lambda name: (name not in fixed, -shares[name], name))
+    parts = []
+    for name in contributing[:num_groups]:
+        only = "only " if name in fixed else ""
+        parts.append(f"'{name}' ({only}{lowest.bits[name]} bits, {shares[name] / total:.1%})")
+    if fixed_share > 0:
+        parts.append(f"what stays float or has no width ({fixed_share / total:.1%})")
+    return f"Held up by {', '.join(parts)}. "

@@ -8,8 +8,9 @@ from functools import cached_property
 import numpy as np
 
 from raysearch.errors import BudgetError
+from raysearch.search.problem.limits import Limit
 from raysearch.search.problem.solution import Solution
-from raysearch.search.problem.space import FloatArray, IntArray, Limit, OptionSpace
+from raysearch.search.problem.space import FloatArray, IntArray, OptionSpace
 from raysearch.search.solvers.dominance import solve_exactly
 from raysearch.search.solvers.knapsack import DEFAULT_STEPS, FINE_STEPS, Knapsack
 from raysearch.search.solvers.lagrangian import priced_choices
@@ -46,7 +47,7 @@ class Decoder:
         separable = [limit for limit in self.limits if limit.is_separable]
         separable.sort(key=lambda limit: limit.capacity / max(1, limit.greatest))
         self._knapsacks = [
-            Knapsack(limit.form.linear, space.valid, limit.capacity, num_steps)
+            Knapsack(limit.cost.linear, space.valid, limit.capacity, num_steps)
             for limit in separable[:MAX_KNAPSACKS]
         ]
 
@@ -95,7 +96,7 @@ class Decoder:
         start = self.decode(costs)
         if self.is_single:
             (limit,) = self.limits
-            found = solve_exactly(limit.form.linear, self.space.valid, limit.capacity, costs, start)
+            found = solve_exactly(limit.cost.linear, self.space.valid, limit.capacity, costs, start)
         else:
             found = solve_milp(
                 self.space,
@@ -144,7 +145,7 @@ class Decoder:
                     f"{limit.capacity}, the least is {least}."
                 )
         if self.is_single:
-            linear = np.where(self.space.valid, self.limits[0].form.linear, np.iinfo(np.int64).max)
+            linear = np.where(self.space.valid, self.limits[0].cost.linear, np.iinfo(np.int64).max)
             least_use: IntArray = np.argmin(linear, axis=1).astype(np.int64)
             if self.is_feasible(least_use):
                 return least_use
@@ -154,9 +155,9 @@ class Decoder:
         """[L, B]: roughly what share of the limits an option uses, so that the base leaves room."""
         found = np.zeros(self.space.valid.shape)
         for limit in self.limits:
-            found += limit.form.linear / max(limit.capacity, 1)
-            for axis, rows in ((2, limit.form.edges[:, 0]), (1, limit.form.edges[:, 1])):
-                np.add.at(found, rows, limit.form.tables.mean(axis=axis) / max(limit.capacity, 1))
+            found += limit.cost.linear / max(limit.capacity, 1)
+            for axis, rows in ((2, limit.cost.edges[:, 0]), (1, limit.cost.edges[:, 1])):
+                np.add.at(found, rows, limit.cost.tables.mean(axis=axis) / max(limit.capacity, 1))
         return found
 
 

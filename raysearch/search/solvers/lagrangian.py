@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raysearch.search.problem.space import FloatArray, IntArray, Limit, OptionSpace
+from raysearch.search.problem.limits import Limit
+from raysearch.search.problem.space import FloatArray, IntArray, OptionSpace
 
 NUM_ROUNDS = 80
 
@@ -29,7 +30,7 @@ def priced_choices(space: OptionSpace, limits: Sequence[Limit], costs: FloatArra
         priced = extra.copy()
         for price, limit, scale in zip(prices, limits, capacity, strict=True):
             if price > 0:
-                use = limit.form.linear if limit.is_separable else limit.changes(found)
+                use = limit.cost.linear if limit.is_separable else limit.changes(found)
                 priced += np.where(space.valid, price * (use / scale), 0.0)
         found = np.argmin(priced, axis=1).astype(np.int64)
         over = np.array([int(limit.use(found)) - limit.capacity for limit in limits]) / capacity

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.sparse import csr_array, vstack
 
-from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, Limit, OptionSpace
+from raysearch.search.problem.limits import Limit
+from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, OptionSpace
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def make_programme(
 
 def limit_row(limit: Limit, options: IntArray, edges: Edges) -> FloatArray:
     """What each option, then each product, uses of a limit."""
-    alone = limit.form.linear.ravel()[options].astype(np.float64)
+    alone = limit.cost.linear.ravel()[options].astype(np.float64)
     return np.concatenate([alone, edges.uses(limit)])
 
 
@@ -82,7 +83,7 @@ class Edges:
     @classmethod
     def of(cls, space: OptionSpace, limits: Sequence[Limit], kept: BoolArray) -> Edges:
         """All products of kept options of the groups that some limit couples."""
-        pairs = list(dict.fromkeys((int(i), int(j)) for limit in limits for i, j in limit.form.edges))
+        pairs = list(dict.fromkeys((int(i), int(j)) for limit in limits for i, j in limit.cost.edges))
         width, parts = space.widths.shape[1], []
         for number, (i, j) in enumerate(pairs):
             a, b = np.meshgrid(np.flatnonzero(kept[i]), np.flatnonzero(kept[j]), indexing="ij")
@@ -112,7 +113,7 @@ class Edges:
 
     def uses(self, limit: Limit) -> FloatArray:
         """What each product adds to a limit."""
-        table = {(int(i), int(j)): t for (i, j), t in zip(limit.form.edges, limit.form.tables, strict=True)}
+        table = {(int(i), int(j)): t for (i, j), t in zip(limit.cost.edges, limit.cost.tables, strict=True)}
         stacked = [table.get(pair, np.zeros((self.shape[1],) * 2, dtype=np.int64)) for pair in self.pairs]
         if not stacked:
             return np.zeros(0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from raysearch.search.problem.space import FloatArray, IntArray, Limit
+from raysearch.search.problem.limits import Limit
+from raysearch.search.problem.space import FloatArray, IntArray
 from raysearch.search.problem.surrogates import Surrogate
 from raysearch.search.solvers.decoder import Decoder
 
@@ -100,7 +101,7 @@ def _add_couplings(
 ) -> None:
     """What two moves on one edge change besides their sum: T[b,d] − T[b,y] − T[x,d] + T[x,y]."""
     of_up, of_down = up // num_columns, down // num_columns
-    for (first, second), table in zip(limit.form.edges, limit.form.tables, strict=True):
+    for (first, second), table in zip(limit.cost.edges, limit.cost.tables, strict=True):
         mixed = table - table[found[first]][None, :] - table[:, found[second]][:, None]
         mixed = mixed + table[found[first], found[second]]
         for rows, columns, values in ((first, second, mixed), (second, first, mixed.T)):

@@ -9,9 +9,10 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, hstack, vstack
 
 from raysearch.errors import BudgetError
-from raysearch.search.problem.forms import Form
+from raysearch.search.problem.integer_costs import IntegerCost
+from raysearch.search.problem.limits import Limit
 from raysearch.search.problem.solution import Solution
-from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, Limit, OptionSpace
+from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, OptionSpace
 from raysearch.search.solvers.linear_program import Edges, Programme, limit_row, make_programme
 from raysearch.search.solvers.quiet_stdout import quiet_stdout
 from raysearch.search.solvers.relaxation import relax
@@ -126,24 +127,24 @@ def _search(
     return None, bound
 
 
-def least_use(space: OptionSpace, limits: Sequence[Limit], forms: Sequence[Form]) -> IntArray:
-    """Choices [L] of the least greatest use of the forms, within the limits.
+def least_use(space: OptionSpace, limits: Sequence[Limit], costs: Sequence[IntegerCost]) -> IntArray:
+    """Choices [L] of the least greatest use of the costs, within the limits.
 
     Raises:
         BudgetError: no assignment keeps the limits.
     """
-    unbounded = [Limit("", space, form, 1) for form in forms]
+    unbounded = [Limit("", space, cost, 1) for cost in costs]
     edges = Edges.of(space, [*limits, *unbounded], space.valid)
     plain = make_programme(
         space, limits, np.zeros(space.valid.shape), space.valid, np.zeros(len(limits)), edges
     )
     rows = np.stack([limit_row(limit, plain.options, edges) for limit in unbounded])
     scale = max(float(np.abs(rows).max()), 1.0)
-    # One more variable is at least the use of each form, and is what is minimised.
+    # One more variable is at least the use of each cost, and is what is minimised.
     column = np.full((len(rows), 1), -1.0)
     peaks = csr_array(np.concatenate([rows / scale, column], axis=1))
     none = csr_array((plain.equal.shape[0], 1)), csr_array((plain.limits.shape[0], 1))
-    offsets = np.array([-form.constant / scale for form in forms])
+    offsets = np.array([-cost.constant / scale for cost in costs])
     programme = Programme(
         plain.options,
         np.concatenate([np.zeros(len(plain.costs)), [1.0]]),

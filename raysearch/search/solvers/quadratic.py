@@ -127,7 +127,7 @@ def _branch(
     space, gram = surrogate.space, _gram(surrogate)
     width, order = space.valid.shape[1], _by_influence(surrogate)
     open_terms = _open_terms(gram, space.valid, order)
-    least = [_least_use_after(limit.form.linear, space.valid, order) for limit in decoder.limits]
+    least = [_least_use_after(limit.cost.linear, space.valid, order) for limit in decoder.limits]
     nodes = np.zeros((1, len(order)), dtype=np.int64)
     fixed, field = np.zeros(1), np.zeros((1, space.valid.size))
     for depth, row in enumerate(order.tolist()):
@@ -141,7 +141,7 @@ def _branch(
         rest = np.where(space.valid, rest, np.inf).min(axis=2)[:, order[depth + 1 :]].sum(axis=1)
         keep = fixed + rest < value - 1e-12 * abs(value)
         for limit, after in zip(decoder.limits, least, strict=True):
-            used = limit.form.linear[order[: depth + 1], grown[:, order[: depth + 1]]].sum(axis=1)
+            used = limit.cost.linear[order[: depth + 1], grown[:, order[: depth + 1]]].sum(axis=1)
             keep &= used + after[depth + 1] <= limit.capacity
         nodes, fixed, field, bounds = grown[keep], fixed[keep], field[keep], (fixed + rest)[keep]
         if not len(nodes):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linprog
 
-from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, Limit, OptionSpace
+from raysearch.search.problem.limits import Limit
+from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, OptionSpace
 from raysearch.search.solvers.linear_program import Edges, Programme, make_programme
 from raysearch.search.solvers.quiet_stdout import quiet_stdout
 

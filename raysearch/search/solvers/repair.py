@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, Limit, OptionSpace
+from raysearch.search.problem.limits import Limit
+from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, OptionSpace
 from raysearch.search.use_state import State
 
 
@@ -89,7 +90,7 @@ def _components(count: int, limits: Sequence[Limit]) -> IntArray:
     """A number for each group, equal where couplings tie groups together."""
     part = np.arange(count)
     for limit in limits:
-        for first, second in limit.form.edges:
+        for first, second in limit.cost.edges:
             low, high = sorted((part[first], part[second]))
             part[part == high] = low
     return part

@@ -7,7 +7,7 @@ import pytest
 from raysearch.errors import BudgetError
 from raysearch.records import CostModel, parse_budgets
 from raysearch.search import Decoder, OptionSpace, make_limits, search_assignment
-from raysearch.search.problem.space import Limit
+from raysearch.search.problem.limits import Limit
 from raysearch.search.solvers.milp import solve_milp
 from tests.support.search_problems import Divergence, make_hardware_setup, make_setup, make_table
 
@@ -46,7 +46,7 @@ def test_without_a_feasible_assignment_it_says_so():
     setup = make_setup(3)
     space = OptionSpace(setup)
     (limit,) = make_limits(space, parse_budgets(["avg_bits<=4"]), CostModel(setup))
-    impossible = Limit("a budget", space, limit.form, int(limit.use(space.lowest)) - 1)
+    impossible = Limit("a budget", space, limit.cost, int(limit.use(space.lowest)) - 1)
     with pytest.raises(BudgetError, match="no assignment keeps a budget"):
         solve_milp(space, [impossible], np.zeros(space.valid.shape))
 
