@@ -6,7 +6,7 @@ import pytest
 import raysearch
 from raysearch.artifacts import RunStore, UnitLog, codecs
 from raysearch.pipeline import pipeline
-from tests.support.commands import QUICK
+from tests.support.command_line import QUICK
 from tests.support.toy_task import make_untrained_task
 
 CONFIG = raysearch.load_config(assignments=[*QUICK, 'export.targets=["packed"]'])
