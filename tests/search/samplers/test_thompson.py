@@ -1,0 +1,6 @@
+from tests.contracts.sampler_contract import SamplerContract
+
+
+class TestThompson(SamplerContract):
+    sampler = "auto"
+    source = "thompson"

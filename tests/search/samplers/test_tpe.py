@@ -1,0 +1,5 @@
+from tests.contracts.sampler_contract import SamplerContract
+
+
+class TestTpe(SamplerContract):
+    sampler = "tpe"
