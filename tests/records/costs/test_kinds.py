@@ -25,8 +25,8 @@ from raysearch.records import (
 from raysearch.records.costs.kinds import Display
 from raysearch.reporting.format import cost, cost_name
 from raysearch.search import OptionSpace, check_budgets, make_limits
-from tests.support.record_samples import assignments, setups
 from tests.support.search_problems import every_assignment, make_hardware_setup
+from tests.support.small_records import assignments, setups
 
 
 def energy(setup):
