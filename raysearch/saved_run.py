@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from raysearch.export import verify_folder
 from raysearch.export.check_folder import FolderCheck
 from raysearch.pipeline.inputs import Inputs, check_inputs
 from raysearch.pipeline.pools import pool_session
+from raysearch.pipeline.result import StageRecords, save_report
 from raysearch.pipeline.stages import export, make_objective, make_replica, search_shards, strip_checkpoint
 from raysearch.records import (
     BitAssignment,
@@ -31,7 +31,6 @@ from raysearch.records import (
     SensitivityTable,
     parse_budgets,
 )
-from raysearch.reporting import render_report
 from raysearch.search import (
     OptionSpace,
     Race,
@@ -191,20 +190,10 @@ class SavedRun:
             ConfigError: the `report` extra is not installed.
         """
         store = self._store
-        result = self.result()
-        page = render_report(
-            result,
-            self.setup(),
-            self.search(),
-            sensitivity=store.load(codecs.SENSITIVITY),
-            fine_tune=store.load(codecs.FINE_TUNE),
-            manifest=store.load(codecs.MANIFEST),
-            metrics=store.load(codecs.METRICS),
-        )
-        location = f"{self.uri}/report.html"
-        store.save(codecs.REPORT, page)
-        store.save(codecs.RESULT, replace(result, report=location))
-        return location
+        records = StageRecords.load(store)
+        result = save_report(store, self.result(), self.setup(), records)
+        store.save(codecs.RESULT, result)
+        return result.report
 
     def export(self, targets: Sequence[str], *, task: Task | str | None = None) -> ExportManifest:
         """Export a trained run again, to other targets; the run's model folder is replaced.

@@ -14,6 +14,7 @@ from raysearch.records import (
     ExportManifest,
     FineTuneResult,
     LeastCost,
+    QuantizerSetup,
     RunResult,
     SearchResult,
     SensitivityTable,
@@ -45,6 +46,21 @@ class StageRecords:
     metrics: Metrics
     manifest: ExportManifest
 
+    @classmethod
+    def load(cls, store: RunStore) -> StageRecords:
+        """The records of a finished run.
+
+        Raises:
+            StorageError: a stage has not ended yet, or a record is damaged.
+        """
+        return cls(
+            table=store.load(codecs.SENSITIVITY),
+            search=store.load(codecs.SEARCH),
+            training=store.load(codecs.FINE_TUNE),
+            metrics=store.load(codecs.METRICS),
+            manifest=store.load(codecs.MANIFEST),
+        )
+
 
 def save_result(
     inputs: Inputs, store: RunStore, seconds: Mapping[str, float], records: StageRecords
@@ -59,22 +75,39 @@ def save_result(
     """
     result = _make_result(inputs, store, seconds, records)
     try:
-        page = render_report(
-            result,
-            inputs.setup,
-            records.search,
-            sensitivity=records.table,
-            fine_tune=records.training,
-            manifest=records.manifest,
-            metrics=records.metrics,
-        )
-        store.save(codecs.REPORT, page)
-        result = replace(result, report=f"{store.uri}/report.html")
+        result = save_report(store, result, inputs.setup, records)
     except ConfigError as error:
         result = replace(result, notes=(*result.notes, str(error)))
     # Its presence says that the run is complete, so it comes last.
     store.save(codecs.RESULT, result)
     return result
+
+
+def save_report(
+    store: RunStore, result: RunResult, setup: QuantizerSetup, records: StageRecords
+) -> RunResult:
+    """Save the HTML report, and return the result that says where it is; the caller saves that.
+
+    Args:
+        store: the run's folder.
+        result: what the page is of.
+        setup: where the quantizers are.
+        records: what the stages gave.
+
+    Raises:
+        ConfigError: the `report` extra is not installed.
+    """
+    page = render_report(
+        result,
+        setup,
+        records.search,
+        sensitivity=records.table,
+        fine_tune=records.training,
+        manifest=records.manifest,
+        metrics=records.metrics,
+    )
+    store.save(codecs.REPORT, page)
+    return replace(result, report=f"{store.uri}/{codecs.REPORT.files[0]}")
 
 
 def _make_result(
