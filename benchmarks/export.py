@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raysearch.calibration import calibrate_model
+from raysearch.config import PlacementConfig
 from raysearch.controller import create_controller
 from raysearch.errors import ExportError
 from raysearch.export import export_model
@@ -247,7 +248,9 @@ def measure(name: str, folder: Path) -> tuple[ExportManifest, Counter[str], str]
             model.train()(torch.cat(data * 2))
     model.eval()
     example = (data[0][:1],)
-    setup = place_quantizers(model, example, activation_bit_widths=(8,), profile="onnxruntime-cpu")
+    setup = place_quantizers(
+        model, example, PlacementConfig(activation_bit_widths=(8,), profile="onnxruntime-cpu")
+    )
     weights = [group for group in setup.groups if setup.group_kind(group) == "weight"]
     bits = dict.fromkeys(setup.groups, 8) | {g: case.mix[i % len(case.mix)] for i, g in enumerate(weights)}
     batches = [(batch,) for batch in data]

@@ -25,6 +25,7 @@ from benchmarks.quantizer import processor
 from benchmarks.responses import ResNet20
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
+from raysearch.config import PlacementConfig
 from raysearch.evaluation import DataSet, Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.sensitivity.estimators.gauss_newton import ExactGaussNewton, GaussNewton
@@ -119,7 +120,9 @@ def measure_responses(replica: Replica) -> dict[str, Any]:
     replica = Replica(replica.model, default_forward, {DataSet.CALIBRATION: [x]}, replica.divergence)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        setup = place_quantizers(replica.model, (x,), weight_bit_widths=(2, 4), ignored_scopes=("*input*",))
+        setup = place_quantizers(
+            replica.model, (x,), PlacementConfig(weight_bit_widths=(2, 4), ignored_scopes=("*input*",))
+        )
     ranges = calibrate(setup, LocalPool(replica), 1, weights="min_max", activations="min_max")
     plain, responding, rows = 0.0, 0.0, []
     for shard, options, _ in units_of(setup.options(), 1, CHUNK).values():

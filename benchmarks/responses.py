@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import Key, LocalPool, UnitFunction, UnitValue
+from raysearch.config import PlacementConfig
 from raysearch.evaluation import DataSet, Divergence, Replica, WorkerCache, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.records import (
@@ -158,8 +159,7 @@ def prepare(name: str, size: int, inputs: bool) -> tuple[Replica, QuantizerSetup
         setup = place_quantizers(
             model,
             (shards[0][:2],),
-            weight_bit_widths=(2, 4),
-            ignored_scopes=() if inputs else ("*input*",),
+            PlacementConfig(weight_bit_widths=(2, 4), ignored_scopes=() if inputs else ("*input*",)),
         )
     replica = Replica(model, default_forward, {DataSet.CALIBRATION: shards}, Divergence())
     return replica, setup, calibrate(setup, LocalPool(replica), 1, weights="min_max", activations="min_max")

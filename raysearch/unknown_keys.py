@@ -1,4 +1,4 @@
-"""Unknown names are refused, and the nearest known one is told."""
+"""Unknown names are refused, and the nearest known ones are told."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def nearest_names(name: str, known: Iterable[str], count: int = 1) -> list[str]:
         count: the most names to give.
     """
     return get_close_matches(name, list(known), n=count, cutoff=SIMILARITY)
+
+
+def nearest_hint(name: str, known: Iterable[str]) -> str:
+    """The end of a message that names the known name most like another; empty when none is like it."""
+    matches = nearest_names(name, known)
+    return f"; the nearest known one is '{matches[0]}'" if matches else ""
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> None:

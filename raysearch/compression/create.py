@@ -18,9 +18,15 @@ from raysearch.controller import ControllerState, QuantizationController, create
 from raysearch.errors import ConfigError, ExportError
 from raysearch.evaluation import Batch, Forward, Loss, default_forward
 from raysearch.export import export_model
-from raysearch.pipeline.inputs import place
 from raysearch.placement import place_quantizers
-from raysearch.records import PER_TENSOR, BitAssignment, ExportManifest, QuantizerSetup, QuantizerSpec
+from raysearch.records import (
+    PER_TENSOR,
+    BitAssignment,
+    ExportManifest,
+    QuantizationPoint,
+    QuantizerSetup,
+    QuantizerSpec,
+)
 
 
 def create_compressed_model(
@@ -64,18 +70,8 @@ def create_compressed_model(
     source = config if isinstance(config, Mapping) else Path(config)
     settings = read_nncf_config(source)
     inputs = example_inputs or settings.inputs
-    setup = _with_kinds(
-        place_quantizers(
-            model,
-            _given(inputs),
-            weight_bit_widths=settings.weight_bits,
-            activation_bit_widths=settings.activation_bits,
-            ignored_scopes=settings.ignored,
-            target_scopes=settings.targets,
-            overrides=settings.overrides,
-        ),
-        settings,
-    )
+    placed = place_quantizers(model, _required(inputs), settings.placement)
+    setup = _with_kinds(placed, settings)
     calibration = CalibrationConfig(batch_norm_samples=settings.norm_samples)
     initializer = ModelInitializer(copy.deepcopy(model), data, forward, loss, calibration)
     options = {"params": settings.params}
@@ -103,7 +99,7 @@ def export_compressed_model(
         controller: its model is left quantized, with fixed ranges.
         example_inputs: positional arguments of the forward; dimension 0 is the batch.
         directory: the model folder; see `raysearch.export.export_model`, also for what follows.
-        targets: "packed", "onnx"; None means all whose packages are installed.
+        targets: names of `raysearch.export.TARGETS`; None means all whose packages are installed.
         batches: what the files are verified on; none means the example inputs.
         forward: (model, batch) → outputs.
 
@@ -133,7 +129,7 @@ def _typed(
     loss: Loss | None,
     state: Mapping[str, Any] | None,
 ) -> tuple[QuantizationController, nn.Module]:
-    setup = place(model, _given(example_inputs), config.placement)
+    setup = place_quantizers(model, _required(example_inputs), config.placement)
     initializer = ModelInitializer(copy.deepcopy(model), data, forward, loss, config.calibration)
     controller = _attach(model, setup, initializer, {}, {}, state)
     if state is None:
@@ -141,7 +137,7 @@ def _typed(
     return controller, model
 
 
-def _given(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _required(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     if not inputs:
         raise ConfigError(
             "no example inputs: pass example_inputs=(...,), or input_info in the configuration."
@@ -180,29 +176,25 @@ def _attach(
 
 def _with_kinds(setup: QuantizerSetup, settings: NncfConfig) -> QuantizerSetup:
     """What the sections `weights` and `activations` say of all quantizers that no override changed."""
-    points = dict(setup.points)
+    if settings.kinds["activation"].get("per_channel"):
+        raise ConfigError(
+            "activations.per_channel is not supported for all activations: integer kernels take one scale "
+            "per tensor; set it by scope_overrides.activations where a target has them."
+        )
+    points: dict[str, QuantizationPoint] = {}
     for name, point in setup.points.items():
         values = settings.kinds[point.kind]
-        if point.spec is None and {"mode", "signed", "logarithm_scale"} & set(values):
-            default: Literal["symmetric", "asymmetric"]
-            default = "symmetric" if point.kind == "weight" else "asymmetric"
-            mode = values.get("mode", default)
-            signed = values.get("signed", True if point.kind == "weight" else None)
-            point = replace(
-                point,
-                spec=QuantizerSpec(
-                    mode=mode,
-                    signed=signed if mode == "symmetric" else None,
-                    logarithm_scale=bool(values.get("logarithm_scale", False)),
-                ),
-            )
-        if "per_channel" in values:
-            if point.kind == "weight" and not values["per_channel"]:
-                point = replace(point, granularity=PER_TENSOR)
-            elif point.kind == "activation" and values["per_channel"]:
-                raise ConfigError(
-                    "activations.per_channel is not supported for all activations: integer kernels take one "
-                    "scale per tensor; set it by scope_overrides.activations where a target has them."
-                )
-        points[name] = point
+        spec, granularity = point.spec, point.granularity
+        if spec is None and {"mode", "signed", "logarithm_scale"} & set(values):
+            spec = _spec(point, values)
+        if point.kind == "weight" and not values.get("per_channel", True):
+            granularity = PER_TENSOR
+        points[name] = replace(point, spec=spec, granularity=granularity)
     return replace(setup, points=points)
+
+
+def _spec(point: QuantizationPoint, values: Mapping[str, Any]) -> QuantizerSpec:
+    default = point.grid_spec
+    mode: Literal["symmetric", "asymmetric"] = values.get("mode", default.mode)
+    signed = values.get("signed", default.signed) if mode == "symmetric" else None
+    return QuantizerSpec(mode=mode, signed=signed, logarithm_scale=bool(values.get("logarithm_scale", False)))

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raysearch.config.placement import PlacementConfig
+from raysearch.config.section import read_section
 from raysearch.errors import ConfigError
 from raysearch.unknown_keys import refuse_unknown
 
@@ -54,12 +56,8 @@ class NncfConfig:
 
     Attributes:
         device: the target device.
-        weight_bits: admissible widths of weights.
-        activation_bits: admissible widths of activations.
-        kinds: "weight" and "activation" → the keys of `KIND_KEYS` that were set, less `bits`.
-        overrides: scope → settings, as `place_quantizers` takes them.
-        ignored: scopes that stay float.
-        targets: scopes that alone are quantized.
+        placement: admissible widths, scopes and overrides.
+        kinds: "weight" and "activation" → the keys of `KIND_KEYS` that were set.
         ranges: the `range` initializer.
         norm_samples: samples for BatchNorm adaptation; 0: none.
         precision: type and params of the precision initializer; ("", {}) when there is none.
@@ -68,12 +66,8 @@ class NncfConfig:
     """
 
     device: str
-    weight_bits: tuple[int, ...]
-    activation_bits: tuple[int, ...]
+    placement: PlacementConfig
     kinds: Mapping[str, Mapping[str, Any]]
-    overrides: Mapping[str, Mapping[str, Any]]
-    ignored: tuple[str, ...]
-    targets: tuple[str, ...]
     ranges: Mapping[str, Any]
     norm_samples: int
     precision: tuple[str, Mapping[str, Any]]
@@ -99,18 +93,11 @@ def read_nncf_config(source: Mapping[str, Any] | str | Path) -> NncfConfig:
     initializer = dict(section.get("initializer", {}))
     refuse_unknown(initializer, ("range", "precision", "batchnorm_adaptation"), "compression.initializer")
     precision = dict(initializer.get("precision", {}))
-    kind = str(precision.pop("type", "")) if precision else ""
+    precision_type = str(precision.pop("type", "")) if precision else ""
     kinds = {name: _kind(section, name + "s") for name in ("weight", "activation")}
     _preset(section, device, kinds)
     norm = dict(initializer.get("batchnorm_adaptation", {}))
     refuse_unknown(norm, ("num_bn_adaptation_samples",), "batchnorm_adaptation")
-    searched = precision.get("bits", (2, 4, 8)) if kind in ("hawq", "search") else ()
-    if kind == "manual":
-        searched = WIDTHS[device][0]
-    bits = [
-        _widths(kinds[n].pop("bits", None), searched, WIDTHS[device][i], n, device)
-        for i, n in enumerate(kinds)
-    ]
     ranges = initializer.get("range", {})
     if not isinstance(ranges, Mapping):
         raise ConfigError(
@@ -118,20 +105,48 @@ def read_nncf_config(source: Mapping[str, Any] | str | Path) -> NncfConfig:
             "raysearch's own calibration.overrides."
         )
     refuse_unknown(ranges, RANGE_KEYS, "initializer.range")
+    searched = _searched_widths(precision_type, precision, device)
     return NncfConfig(
-        device,
-        bits[0],
-        bits[1],
-        kinds,
-        _overrides(section.get("scope_overrides", {})),
-        tuple(to_scope(s) for s in _texts(section.get("ignored_scopes", []))),
-        tuple(to_scope(s) for s in _texts(section.get("target_scopes", []))),
-        ranges,
-        int(norm.get("num_bn_adaptation_samples", 0)),
-        (kind, precision),
-        dict(section.get("params", {})),
-        _inputs(data.get("input_info", [])),
+        device=device,
+        placement=_placement(section, kinds, searched, device),
+        kinds={
+            name: {key: v for key, v in values.items() if key != "bits"} for name, values in kinds.items()
+        },
+        ranges=ranges,
+        norm_samples=int(norm.get("num_bn_adaptation_samples", 0)),
+        precision=(precision_type, precision),
+        params=dict(section.get("params", {})),
+        inputs=_inputs(data.get("input_info", [])),
     )
+
+
+def _searched_widths(kind: str, precision: Mapping[str, Any], device: str) -> tuple[int, ...]:
+    """The widths that a precision initializer chooses from; none where there is none."""
+    if kind == "manual":
+        return WIDTHS[device][0]
+    if kind in ("hawq", "search"):
+        return tuple(precision.get("bits", (2, 4, 8)))
+    return ()
+
+
+def _placement(
+    section: Mapping[str, Any],
+    kinds: Mapping[str, Mapping[str, Any]],
+    searched: tuple[int, ...],
+    device: str,
+) -> PlacementConfig:
+    bits = {
+        name: _widths(values.get("bits"), searched, table, name, device)
+        for (name, values), table in zip(kinds.items(), WIDTHS[device], strict=True)
+    }
+    values = {
+        "weight_bit_widths": bits["weight"],
+        "activation_bit_widths": bits["activation"],
+        "ignored_scopes": [to_scope(scope) for scope in _texts(section.get("ignored_scopes", []))],
+        "target_scopes": [to_scope(scope) for scope in _texts(section.get("target_scopes", []))],
+        "overrides": _overrides(section.get("scope_overrides", {})),
+    }
+    return read_section(PlacementConfig, values, "compression")
 
 
 def to_scope(text: str, activation: bool = False) -> str:
@@ -187,22 +202,27 @@ def _preset(section: Mapping[str, Any], device: str, kinds: dict[str, dict[str, 
     kinds["activation"].setdefault("mode", "symmetric" if preset == "performance" else "asymmetric")
 
 
-def _widths(wanted: Any, searched: Any, table: tuple[int, ...], name: str, device: str) -> tuple[int, ...]:
-    asked = {int(wanted)} if wanted is not None else set(searched) or {8}
-    if name == "activation" and wanted is None and not asked & set(table):
-        asked = {8}
-    found = tuple(sorted(asked & set(table)))
-    if not found:
+def _widths(
+    bits: Any, searched: tuple[int, ...], table: tuple[int, ...], name: str, device: str
+) -> tuple[int, ...]:
+    """Admissible widths of a kind: the user's, else the searched ones, else 8; those the device has."""
+    requested = {int(bits)} if bits is not None else set(searched) or {8}
+    if name == "activation" and bits is None and not requested & set(table):
+        # Widths that were searched for weights alone leave activations at 8 bits.
+        requested = {8}
+    admissible = tuple(sorted(requested & set(table)))
+    if not admissible:
         raise ConfigError(
             f"target_device '{device}' admits {', '.join(map(str, table))} bits for a {name}, and the "
-            f"configuration asks for {', '.join(map(str, sorted(asked)))}; choose NPU, TRIAL or other bits."
+            f"configuration asks for {', '.join(map(str, sorted(requested)))}; choose NPU, TRIAL or other "
+            f"bits."
         )
-    return found
+    return admissible
 
 
 def _overrides(value: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     refuse_unknown(value, ("weights", "activations"), "compression.scope_overrides")
-    found: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
     for kind, scopes in value.items():
         for scope, settings in scopes.items():
             refuse_unknown(settings, OVERRIDE_KEYS, f"scope_overrides.{kind}['{scope}']")
@@ -211,8 +231,8 @@ def _overrides(value: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
                 entry["pinned"] = settings["bits"]
             if "per_channel" in settings:
                 entry["granularity"] = "per_channel" if settings["per_channel"] else "per_tensor"
-            found[to_scope(scope, kind == "activations")] = entry
-    return found
+            result[to_scope(scope, kind == "activations")] = entry
+    return result
 
 
 def _texts(value: Any) -> list[str]:
@@ -221,7 +241,7 @@ def _texts(value: Any) -> list[str]:
 
 def _inputs(info: Any) -> tuple[Tensor, ...]:
     entries = [info] if isinstance(info, Mapping) else list(info)
-    made: list[Tensor] = []
+    tensors: list[Tensor] = []
     for entry in entries:
         refuse_unknown(entry, ("sample_size", "type", "filler", "keyword"), "input_info")
         if "keyword" in entry:
@@ -229,7 +249,8 @@ def _inputs(info: Any) -> tuple[Tensor, ...]:
                 "input_info.keyword is not supported: give example_inputs as positional arguments."
             )
         size = [int(s) for s in entry["sample_size"]]
-        kind = torch.int64 if entry.get("type", "float") == "long" else torch.float32
-        make = torch.zeros if entry.get("filler") == "zeros" or kind == torch.int64 else torch.ones
-        made.append(make(size, dtype=kind))
-    return tuple(made)
+        dtype = torch.int64 if entry.get("type", "float") == "long" else torch.float32
+        # 1 may be no index of a small table; 0 is one of every table.
+        is_zero = entry.get("filler") == "zeros" or dtype == torch.int64
+        tensors.append(torch.zeros(size, dtype=dtype) if is_zero else torch.ones(size, dtype=dtype))
+    return tuple(tensors)

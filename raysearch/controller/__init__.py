@@ -2,9 +2,9 @@
 
 from raysearch.controller.adjacent import AdjacentGroups
 from raysearch.controller.by_hand import NonWeightQuantizer, WeightQuantizer
-from raysearch.controller.controller import Observer, QuantizationController, RangeReport
+from raysearch.controller.controller import Observer, QuantizationController
 from raysearch.controller.create import create_controller
-from raysearch.controller.initializer import Initializer
+from raysearch.controller.initializer import Initializer, RangeReport
 from raysearch.controller.losses import DistillationLoss, ZeroLoss
 from raysearch.controller.precision import PRECISION_KEYS
 from raysearch.controller.quantizer_set import CompressionStage, QuantizerSet

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
@@ -12,7 +11,7 @@ from torch import nn
 from raysearch.config.precision import ManualRequest, MeasuredRequest
 from raysearch.controller.adjacent import AdjacentGroups
 from raysearch.controller.by_hand import NonWeightQuantizer, WeightQuantizer, ranges_of, setup_of
-from raysearch.controller.initializer import Initializer, NoInitializer
+from raysearch.controller.initializer import Initializer, NoInitializer, RangeReport
 from raysearch.controller.losses import DistillationLoss, ZeroLoss
 from raysearch.controller.manual import assign_by_scope, read_entries, to_entries
 from raysearch.controller.precision import narrow, read_request
@@ -30,14 +29,6 @@ from raysearch.records import BitAssignment, QuantizerSetup, RangeTable, compres
 
 Observer = Callable[[str, Mapping[str, Any]], None]
 """Told of every change: ("apply", {...}), ("switch", {...}), ("init_range", {...})."""
-
-
-@dataclass(frozen=True)
-class RangeReport:
-    """Quantizer ids that `init_range` initialised, and those that kept their loaded ranges."""
-
-    initialised: tuple[str, ...]
-    kept: tuple[str, ...]
 
 
 class QuantizationController:
@@ -93,11 +84,8 @@ class QuantizationController:
         self.weight_quantizers = weight_quantizers
         self.non_weight_quantizers = non_weight_quantizers
         self.quantizers_input_shapes = dict(quantizers_input_shapes)
-        parts: dict[str, WeightQuantizer | NonWeightQuantizer] = {
-            **weight_quantizers,
-            **non_weight_quantizers,
-        }
-        quantizers = {name: part.quantizer for name, part in parts.items()}
+        quantizers = {name: part.quantizer for name, part in weight_quantizers.items()}
+        quantizers |= {name: part.quantizer for name, part in non_weight_quantizers.items()}
         if setup is None:
             adjacent = groups_of_adjacent_quantizers or AdjacentGroups((), {})
             setup = setup_of(

@@ -6,6 +6,7 @@ An initializer works on a model, a setup and ranges, and knows no controller: th
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import nn
@@ -13,6 +14,14 @@ from torch import nn
 from raysearch.config.precision import PrecisionRequest
 from raysearch.errors import PlacementError
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
+
+
+@dataclass(frozen=True)
+class RangeReport:
+    """Quantizer ids that `init_range` initialised, and those that kept their loaded ranges."""
+
+    initialised: tuple[str, ...]
+    kept: tuple[str, ...]
 
 
 class Initializer(Protocol):

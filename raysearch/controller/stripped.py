@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from raysearch.errors import PlacementError
-from raysearch.hooks.locations import home
+from raysearch.hooks.locations import quantizer_location
 from raysearch.quantizer import Quantizer, dequantize
 from raysearch.records import Granularity, QuantizationPoint, QuantizerSetup, Site
 
@@ -122,7 +122,7 @@ def activation_quantizer(model: nn.Module, point: QuantizationPoint) -> Quantize
     Raises:
         PlacementError: the model has none there.
     """
-    found = getattr(*home(model, point.sites[0]), None)
+    found = getattr(*quantizer_location(model, point.sites[0]), None)
     if not isinstance(found, Quantizer):
         raise PlacementError(
             f"the model has no quantizer '{point.id}'; it was not made by create_controller."

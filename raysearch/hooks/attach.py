@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from raysearch.errors import PlacementError
 from raysearch.hooks.call_taps import CallKey, CallTap, tap_calls
-from raysearch.hooks.locations import home, module_of
+from raysearch.hooks.locations import module_of, quantizer_location
 from raysearch.records import QuantizationPoint, QuantizerSetup
 
 
@@ -85,7 +85,7 @@ def attach_activation(
     taps: dict[CallKey, nn.Module] = {}
     for point in setup.of_kind("activation").values():
         module = modules[point.id]
-        owner, name = home(model, point.sites[0])
+        owner, name = quantizer_location(model, point.sites[0])
         owner.add_module(name, module)
         for site in point.sites:
             if site.role == "input":
@@ -103,14 +103,14 @@ def detach_all(model: nn.Module, setup: QuantizerSetup, handles: list[RemovableH
     for handle in handles:
         handle.remove()
     for point in setup.of_kind("activation").values():
-        delattr(*home(model, point.sites[0]))
+        delattr(*quantizer_location(model, point.sites[0]))
 
 
 def _check_activations(model: nn.Module, setup: QuantizerSetup) -> None:
     for point in setup.of_kind("activation").values():
         for site in point.sites:
             module_of(model, site)
-        owner, name = home(model, point.sites[0])
+        owner, name = quantizer_location(model, point.sites[0])
         if hasattr(owner, name):
             raise PlacementError(
                 f"'{point.id}' has a quantizer already: the model was quantized before. Pass a fresh copy of "

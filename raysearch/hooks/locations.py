@@ -1,4 +1,4 @@
-"""Where the quantizer of an activation lives in the eager model."""
+"""Where the quantizer of an activation is registered in the eager model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raysearch.records import Site
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def home(model: nn.Module, site: Site) -> tuple[nn.Module, str]:
+def quantizer_location(model: nn.Module, site: Site) -> tuple[nn.Module, str]:
     """Where an activation's module is registered, by its first site: the owner and the name there.
 
     Raises:
@@ -22,7 +22,8 @@ def home(model: nn.Module, site: Site) -> tuple[nn.Module, str]:
     name = f"{site.name or 'add'}{site.occurrence}_input{site.argument}_quantizer"
     if isinstance(owner, _CONTAINERS):
         # A container runs or counts whatever is registered on it, so its first layer takes the module in.
-        owner = next((m for m in owner.modules() if not isinstance(m, _CONTAINERS)), owner)
+        layers = (module for module in owner.modules() if not isinstance(module, _CONTAINERS))
+        owner = next(layers, owner)
         name = f"{site.module.replace('.', '_') or 'root'}_{name}"
     return owner, name
 

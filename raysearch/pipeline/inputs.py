@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from raysearch.calibration import choose_rules
-from raysearch.config import CalibrationConfig, Config, ObjectiveConfig, PlacementConfig, SearchConfig
+from raysearch.config import CalibrationConfig, Config, ObjectiveConfig, SearchConfig
 from raysearch.errors import BudgetError, ConfigError, DataError
 from raysearch.evaluation import Batch, Divergence, materialise, output_tensor, training_batches
 from raysearch.evaluation.divergence import check_outputs
@@ -70,28 +69,13 @@ class Inputs:
     fingerprints: Mapping[str, str]
 
 
-def place(model: nn.Module, example_inputs: tuple[Any, ...], settings: PlacementConfig) -> QuantizerSetup:
-    """The placement stage, with a configuration's settings."""
-    return place_quantizers(
-        model,
-        example_inputs,
-        weight_bit_widths=settings.weight_bit_widths,
-        activation_bit_widths=settings.activation_bit_widths,
-        pins=settings.pins,
-        ignored_scopes=settings.ignored_scopes,
-        target_scopes=settings.target_scopes,
-        overrides={scope: v.model_dump(exclude_none=True) for scope, v in settings.overrides.items()},
-        profile=settings.profile,
-    )
-
-
 def place_task(task: Task, config: Config) -> QuantizerSetup:
     """The placement of a task's model, with the measured times of its layers if there are any.
 
     Raises:
         ConfigError: the latency profile lacks a layer.
     """
-    setup = place(task.model, task.example_inputs, config.placement)
+    setup = place_quantizers(task.model, task.example_inputs, config.placement)
     times = config.search.latency_profile
     return setup if times is None else replace(setup, latency=_latency_profile(times, setup))
 

@@ -11,7 +11,7 @@ from raysearch.controller import create_controller
 from raysearch.determinism import pinned_threads, seeded
 from raysearch.errors import ConfigError
 from raysearch.export import profile_onnxruntime
-from raysearch.pipeline.inputs import place
+from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, LatencyProfile, QuantizerSetup
 from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task
@@ -56,7 +56,7 @@ def measure_latency(
     settings = config or Config()
     with pinned_threads(settings.cluster.threads), seeded(derive_seed(settings.seed, "task")):
         loaded = load_task(task)
-        setup = place(loaded.model, loaded.example_inputs, settings.placement)
+        setup = place_quantizers(loaded.model, loaded.example_inputs, settings.placement)
         eight = _at_eight_bits(setup)
         estimators = {"weights": "min_max", "activations": "min_max"}
         ranges = calibrate_model(

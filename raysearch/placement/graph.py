@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 
 from raysearch.hooks.functions import ATEN_CALLS, counts
 from raysearch.placement.capture import CapturedGraph, Operation
@@ -66,9 +67,16 @@ class WeightUse:
     outputs: list[str] = field(default_factory=list)
 
 
-@dataclass
-class Reading:
-    """One place where a quantizable tensor is read: its root, the site, a sample's shape, the operation."""
+@dataclass(frozen=True)
+class TensorRead:
+    """One place where a quantizable tensor is read.
+
+    Attributes:
+        root: the operation that made the tensor's values, see `root_of`.
+        site: where it is read.
+        shape: of one sample.
+        kind: of the operation that reads it.
+    """
 
     root: str
     site: Site
@@ -76,7 +84,7 @@ class Reading:
     kind: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Addition:
     """One addition that reads two quantizable tensors: the module that executes it, and their roots."""
 
@@ -84,20 +92,20 @@ class Addition:
     roots: tuple[str, str]
 
 
-@dataclass
-class Reads:
+@dataclass(frozen=True)
+class GraphReads:
     """Everything placement needs of the graph, in graph order.
 
     Attributes:
         weights: parameter → its uses.
-        readings: where quantizable tensors are read.
+        tensors: where quantizable tensors are read.
         additions: the residual ones.
         counts: (module, kind) → calls that the module's own forward makes.
         concatenations: (root of the result, roots of the parts).
     """
 
     weights: dict[str, WeightUse] = field(default_factory=dict)
-    readings: list[Reading] = field(default_factory=list)
+    tensors: list[TensorRead] = field(default_factory=list)
     additions: list[Addition] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     concatenations: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
@@ -108,7 +116,7 @@ def read_graph(
     leaf_modules: set[str],
     refused: Container[str] = (),
     folded: Container[str] = (),
-) -> Reads:
+) -> GraphReads:
     """Walk the graph once.
 
     MACs per operation and sample, summed over all uses of a weight of shape (O, I/g, k…): convolution
@@ -122,7 +130,7 @@ def read_graph(
         folded: modules inside which the batch is not dimension 0, or is one with another; of what they read
             only the number of values a sample is known.
     """
-    reads = Reads()
+    reads = GraphReads()
     occurrence: Counter[tuple[str, str]] = Counter()
     batch = _batch_size(graph)
     for op in graph.operations.values():
@@ -138,10 +146,14 @@ def read_graph(
             reads.concatenations.append((op.name, tuple(parts)))
         else:
             _read_layer(graph, op, index, batch, leaf_modules, refused, reads)
-    for reading in reads.readings:
-        whole = _product(reading.shape)
-        reading.shape = (whole // batch,) if reading.site.module in folded else reading.shape[1:]
-    return reads
+    return replace(reads, tensors=[_of_sample(read, batch, folded) for read in reads.tensors])
+
+
+def _of_sample(read: TensorRead, batch: int, folded: Container[str]) -> TensorRead:
+    """The read of a batch, with the shape of one sample."""
+    if read.site.module in folded:
+        return replace(read, shape=(prod(read.shape) // batch,))
+    return replace(read, shape=read.shape[1:])
 
 
 def _counted(graph: CapturedGraph, op: Operation) -> tuple[str, tuple[str, ...]]:
@@ -164,7 +176,7 @@ def _read_layer(
     batch: int,
     leaf_modules: set[str],
     refused: Container[str],
-    reads: Reads,
+    reads: GraphReads,
 ) -> None:
     is_embedding = op.op == EMBEDDING
     if op.op not in CONVOLUTIONS and op.op not in TRANSPOSED and op.op != LINEAR and not is_embedding:
@@ -194,7 +206,7 @@ def _read_layer(
     root = root_of(graph, source.name)
     use.inputs.append(root)
     use.sites.append(site)
-    reads.readings.append(Reading(root, site, (entry if is_leaf else source).shape, kind))
+    reads.tensors.append(TensorRead(root, site, (entry if is_leaf else source).shape, kind))
 
 
 def _outside(graph: CapturedGraph, source: Operation, layer: Operation) -> Operation:
@@ -224,7 +236,7 @@ def _layer_kind(graph: CapturedGraph, op: Operation) -> str:
 
 
 def _read_operands(
-    graph: CapturedGraph, op: Operation, kind: str, operands: tuple[str, ...], index: int, reads: Reads
+    graph: CapturedGraph, op: Operation, kind: str, operands: tuple[str, ...], index: int, reads: GraphReads
 ) -> None:
     if any(name in graph.constants for name in operands):
         return  # a position table, a mask or a float weight of the model's own
@@ -234,7 +246,7 @@ def _read_operands(
         else:
             site = Site(op.module, "call", kind, index, argument)
         shape = graph.operations[name].shape
-        reads.readings.append(Reading(root_of(graph, name), site, shape, kind))
+        reads.tensors.append(TensorRead(root_of(graph, name), site, shape, kind))
     if kind == "add":
         a, b = (root_of(graph, name) for name in operands)
         reads.additions.append(Addition(op.module, (a, b)))
@@ -249,9 +261,12 @@ def root_of(graph: CapturedGraph, name: str) -> str:
 
 def producer_of(graph: CapturedGraph, name: str) -> str:
     """The layer that made a tensor, above its normalisation and activation: one kernel does them all."""
-    while (op := graph.operations[name]) and (_moves(graph, op) or op.op in FUSED) and op.arguments[0]:
+    while True:
+        op = graph.operations[name]
+        is_passed = _moves(graph, op) or op.op in FUSED
+        if not (is_passed and op.arguments[0]):
+            return name
         name = op.arguments[0]
-    return name
 
 
 def _moves(graph: CapturedGraph, op: Operation) -> bool:
@@ -268,23 +283,13 @@ def _parameter_of(graph: CapturedGraph, name: str) -> str | None:
 
 def _macs(graph: CapturedGraph, op: Operation, source: Operation, batch: int) -> int:
     weight = graph.operations[op.arguments[1]].shape
-    numel = 1
-    for size in weight:
-        numel *= size
     if op.op == LINEAR:
-        positions = _product(source.shape[:-1])
+        positions = prod(source.shape[:-1])
     elif op.op in TRANSPOSED:
-        positions = _product(source.shape) // max(1, source.shape[-1 - TRANSPOSED[op.op]])
+        positions = prod(source.shape) // max(1, source.shape[-1 - TRANSPOSED[op.op]])
     else:
-        positions = _product(op.shape) // max(1, op.shape[-1 - CONVOLUTIONS[op.op]])
-    return numel * positions // max(1, batch)
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
+        positions = prod(op.shape) // max(1, op.shape[-1 - CONVOLUTIONS[op.op]])
+    return prod(weight) * positions // max(1, batch)
 
 
 def _batch_size(graph: CapturedGraph) -> int:

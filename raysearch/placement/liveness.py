@@ -14,7 +14,7 @@ from raysearch.placement.graph import (
     PASS_THROUGH,
     SLICES,
     TRANSPOSED,
-    Reads,
+    GraphReads,
     root_of,
 )
 from raysearch.records import LiveTensor, QuantizationPoint
@@ -35,7 +35,7 @@ _READS_CODES = frozenset(
 
 
 def live_tensors(
-    graph: CapturedGraph, reads: Reads, floating: Set[str], points: Mapping[str, QuantizationPoint]
+    graph: CapturedGraph, reads: GraphReads, floating: Set[str], points: Mapping[str, QuantizationPoint]
 ) -> tuple[LiveTensor, ...]:
     """Every floating-point tensor of the graph with its own storage, in the order of the steps.
 
@@ -54,16 +54,17 @@ def live_tensors(
     for op in graph.operations.values():
         for source in op.sources:
             readers[source].append(op.name)
-    home: dict[str, str] = {}
+    # Name of a tensor → name of the operation that made its storage.
+    storages: dict[str, str] = {}
     for op in graph.operations.values():
         if op.name not in graph.constants:
-            home[op.name] = _storage(graph, op, readers, home)
+            storages[op.name] = _storage(graph, op, readers, storages)
     serving = _points_by_root(reads, points)
     batch = next((op.shape[0] for op in _inputs(graph) if op.shape), 1)
     members: dict[str, list[str]] = {}
-    for name, storage in home.items():
+    for name, storage in storages.items():
         members.setdefault(storage, []).append(name)
-    found = []
+    tensors = []
     for storage, names in members.items():
         if not any(graph.operations[name].is_float for name in names):
             continue
@@ -72,9 +73,9 @@ def live_tensors(
         last = len(steps) - 1 if is_output else max(used)
         first = 0 if graph.operations[storage].op == "input" else steps[storage]
         size = max(prod(graph.operations[n].shape) for n in names if graph.operations[n].is_float)
-        point = _width_of(graph, names, readers, home, serving, floating)
-        found.append(LiveTensor(storage, size // max(1, batch), point, first, last))
-    return tuple(sorted(found, key=lambda tensor: tensor.first))
+        point = _width_of(graph, names, readers, serving, floating)
+        tensors.append(LiveTensor(storage, size // max(1, batch), point, first, last))
+    return tuple(sorted(tensors, key=lambda tensor: tensor.first))
 
 
 def _inputs(graph: CapturedGraph) -> Iterable[Operation]:
@@ -82,35 +83,34 @@ def _inputs(graph: CapturedGraph) -> Iterable[Operation]:
 
 
 def _storage(
-    graph: CapturedGraph, op: Operation, readers: Mapping[str, list[str]], home: Mapping[str, str]
+    graph: CapturedGraph, op: Operation, readers: Mapping[str, list[str]], storages: Mapping[str, str]
 ) -> str:
     """Name of the operation whose storage a result lies in."""
     source = op.arguments[0] if op.arguments else ""
-    if source not in home:
+    if source not in storages:
         return op.name
     if op.op in VIEWS or op.op.endswith("_"):
-        return home[source]
+        return storages[source]
     same = prod(graph.operations[source].shape) == prod(op.shape)
-    return home[source] if op.op in FUSED and same and readers[source] == [op.name] else op.name
+    return storages[source] if op.op in FUSED and same and readers[source] == [op.name] else op.name
 
 
-def _points_by_root(reads: Reads, points: Mapping[str, QuantizationPoint]) -> dict[str, str]:
+def _points_by_root(reads: GraphReads, points: Mapping[str, QuantizationPoint]) -> dict[str, str]:
     at_site = {
         site: name for name, point in points.items() if point.kind == "activation" for site in point.sites
     }
-    found = {r.root: at_site[r.site] for r in reads.readings if r.site in at_site}
+    serving = {read.root: at_site[read.site] for read in reads.tensors if read.site in at_site}
     for whole, parts in reversed(reads.concatenations):
-        if whole in found:
+        if whole in serving:
             for part in parts:
-                found.setdefault(part, found[whole])
-    return found
+                serving.setdefault(part, serving[whole])
+    return serving
 
 
 def _width_of(
     graph: CapturedGraph,
     names: Iterable[str],
     readers: Mapping[str, list[str]],
-    home: Mapping[str, str],
     serving: Mapping[str, str],
     floating: Set[str],
 ) -> str:
@@ -118,10 +118,11 @@ def _width_of(
     inside = set(names)
     # What is read in the end: normalisation and activation inside the storage only lead there.
     ends = [n for n in inside if not readers[n] or any(r not in inside for r in readers[n])]
-    found = set()
+    widths = set()
     for name in ends:
         outside = [graph.operations[r] for r in readers[name] if r not in inside]
         root = root_of(graph, name)
         reads_codes = outside and all(op.op in _READS_CODES for op in outside)
-        found.add(serving.get(root, "") if reads_codes and root not in floating else "")
-    return found.pop() if len(found) == 1 else ""
+        is_coded = reads_codes and root not in floating
+        widths.add(serving.get(root, "") if is_coded else "")
+    return widths.pop() if len(widths) == 1 else ""

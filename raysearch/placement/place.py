@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from raysearch.config.placement import PlacementConfig
 from raysearch.errors import PlacementError
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.hooks.call_taps import CallTap, tap_calls
 from raysearch.placement.capture import CapturedGraph, capture
-from raysearch.placement.graph import Reads, producer_of, read_graph
+from raysearch.placement.graph import GraphReads, WeightUse, producer_of, read_graph
 from raysearch.placement.liveness import live_tensors
 from raysearch.placement.overrides import read_overrides
 from raysearch.placement.points import make_points
 from raysearch.placement.profile import Profile, load_profile
 from raysearch.placement.recurrent import recurrent_weights, refuse_recurrent
-from raysearch.placement.scopes import check_widths, select
+from raysearch.placement.scopes import select
 from raysearch.placement.stored_tensors import stored_tensors
-from raysearch.placement.widths import WidthRules, check_placement, make_groups, of_kind
-from raysearch.records import QuantizerSetup
+from raysearch.placement.widths import WidthRules, check_placement, make_groups, with_specs
+from raysearch.records import QuantizerSetup, Site
 
 LEAF_TYPES = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d,
@@ -32,16 +34,7 @@ LEAF_TYPES = (
 
 
 def place_quantizers(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    *,
-    weight_bit_widths: Sequence[int] = (2, 3, 4, 8),
-    activation_bit_widths: Sequence[int] = (8,),
-    pins: Mapping[str, int] | None = None,
-    ignored_scopes: Sequence[str] = (),
-    target_scopes: Sequence[str] = (),
-    overrides: Mapping[str, Mapping[str, Any]] | None = None,
-    profile: str = "any",
+    model: nn.Module, example_inputs: tuple[Any, ...], settings: PlacementConfig | None = None
 ) -> QuantizerSetup:
     """Decide where quantizers go in a model.
 
@@ -64,77 +57,86 @@ def place_quantizers(
     Args:
         model: the float model.
         example_inputs: positional arguments of its forward; dimension 0 is the batch.
-        weight_bit_widths: widths a weight may take.
-        activation_bit_widths: widths an activation may take.
-        pins: scope → its only width.
-        ignored_scopes: scopes that stay float.
-        target_scopes: the only scopes that are quantized; none means all.
-        overrides: scope → what is set there: "bits" (widths it may take), "mode" ("symmetric" or
-            "asymmetric"), "granularity" ("per_channel" or "per_tensor"), "signed", "pinned" (its only
-            width). Later ones win.
-        profile: name of a hardware profile, or path of a TOML file; its widths are intersected with yours.
+        settings: widths, scopes, overrides and the hardware profile; None: the defaults.
 
     Raises:
         CaptureError: the model cannot be captured.
-        PlacementError: a scope fits nothing, a width is outside 2–8, rules contradict within a group or with
-            the profile, or nothing is left to quantize.
+        PlacementError: a scope fits nothing, rules contradict within a group or with the profile, or nothing
+            is left to quantize.
     """
-    wide = check_widths(weight_bit_widths, "placement.weight_bit_widths")
-    active = check_widths(activation_bit_widths, "placement.activation_bit_widths")
-    hardware = load_profile(profile)
+    settings = settings or PlacementConfig()
+    profile = load_profile(settings.profile)
     graph = capture(model, example_inputs)
-    leaves = {name for name, module in model.named_modules() if isinstance(module, LEAF_TYPES)}
     recurrent = recurrent_weights(model)
-    folded = {name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
-    reads = read_graph(graph, leaves, recurrent, folded)
-    everything = list(reads.readings)
-    _keep_needed_pools(graph, reads, hardware)
-    _drop_unreachable(model, example_inputs, reads)
-    found = make_points(model, reads)
+    all_reads = _read_model(model, graph, recurrent)
+    reads = _keep_needed_pools(graph, all_reads, profile)
+    reads = _drop_unreachable(model, example_inputs, reads)
     if not reads.weights:
         besides = f" Recurrent weights stay float: {', '.join(recurrent)}." if recurrent else ""
         raise PlacementError(
             f"{type(model).__name__} has no weight of a Conv, ConvTranspose, Linear or Embedding that its "
             f"forward reads; there is nothing to quantize.{besides}"
         )
-    wanted = {"target_scopes": target_scopes, "pins": pins or (), "overrides": overrides or ()}
-    asked = [(f"placement.{key}", scope) for key, scopes in wanted.items() for scope in scopes]
-    ignored = refuse_recurrent(recurrent, found.every.values(), asked, ignored_scopes)
-    rules = WidthRules(wide, active, read_overrides(pins or {}, overrides or {}, found.every), hardware)
-    found.every = select(found.every, target_scopes, ignored)
-    points = of_kind(found, rules)
-    groups, pairs = make_groups(found, points, rules)
-    check_placement(found, points, hardware)
-    ordered = {name: tuple(sorted(allowed)) for name, allowed in pairs.items()}
-    floating = {reading.root for reading in everything if reading not in reads.readings}
-    tensors = live_tensors(graph, reads, floating, points)
+    table = make_points(model, reads)
+    requested = _requested_scopes(settings)
+    ignored = refuse_recurrent(recurrent, table.points.values(), requested, settings.ignored_scopes)
+    rules = WidthRules(settings, read_overrides(settings, table.points), profile)
+    table = replace(table, points=select(table.points, settings.target_scopes, ignored))
+    points = with_specs(table, rules)
+    groups, pairs = make_groups(table, points, rules)
+    check_placement(table, points, profile)
+    served = set(reads.tensors)
+    floating = {read.root for read in all_reads.tensors if read not in served}
     return QuantizerSetup(
-        points, groups, ordered, tuple(recurrent), tensors, stored=stored_tensors(model, points)
+        points,
+        groups,
+        pairs,
+        unsupported=tuple(recurrent),
+        tensors=live_tensors(graph, reads, floating, points),
+        stored=stored_tensors(model, points),
     )
 
 
-def _keep_needed_pools(graph: CapturedGraph, reads: Reads, profile: Profile) -> None:
-    """Average pools read a quantized tensor only where the profile wants the result of a layer quantized."""
-    wanted = {
-        output: use.parameter
-        for use in reads.weights.values()
-        for kind, output in zip(use.kinds, use.outputs, strict=True)
-        if profile.rules[kind].output
+def _read_model(model: nn.Module, graph: CapturedGraph, recurrent: Mapping[str, str]) -> GraphReads:
+    modules = dict(model.named_modules())
+    leaves = {name for name, module in modules.items() if isinstance(module, LEAF_TYPES)}
+    # Inside attention the batch is one dimension with the heads.
+    folded = {name for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
+    return read_graph(graph, leaves, recurrent, folded)
+
+
+def _requested_scopes(settings: PlacementConfig) -> list[tuple[str, str]]:
+    """(setting, scope) of everything that is to be quantized."""
+    scopes = {
+        "placement.target_scopes": settings.target_scopes,
+        "placement.pins": tuple(settings.pins),
+        "placement.overrides": tuple(settings.overrides),
     }
-    makers = {reading.root: producer_of(graph, reading.root) for reading in reads.readings}
-    reads.readings = [r for r in reads.readings if r.kind != "pool" or makers[r.root] in wanted]
-    served = {makers[reading.root] for reading in reads.readings}
-    floating = sorted({parameter for output, parameter in wanted.items() if output not in served})
+    return [(option, scope) for option, listed in scopes.items() for scope in listed]
+
+
+def _keep_needed_pools(graph: CapturedGraph, reads: GraphReads, profile: Profile) -> GraphReads:
+    """Average pools read a quantized tensor only where the profile wants the result of a layer quantized."""
+    required: dict[str, str] = {}
+    for use in reads.weights.values():
+        for kind, output in zip(use.kinds, use.outputs, strict=True):
+            if profile.rules[kind].output:
+                required[output] = use.parameter
+    makers = {read.root: producer_of(graph, read.root) for read in reads.tensors}
+    tensors = [read for read in reads.tensors if read.kind != "pool" or makers[read.root] in required]
+    served = {makers[read.root] for read in tensors}
+    floating = sorted({parameter for output, parameter in required.items() if output not in served})
     if floating:
         warnings.warn(
             f"the profile '{profile.name}' needs quantized results, but nothing that a quantizer reaches "
             f"reads those of {', '.join(floating)}: they stay float.",
             stacklevel=3,
         )
+    return replace(reads, tensors=tensors)
 
 
-def _drop_unreachable(model: nn.Module, example_inputs: tuple[Any, ...], reads: Reads) -> None:
-    """Take off `reads` what the eager model cannot serve: calls inside composite functions."""
+def _drop_unreachable(model: nn.Module, example_inputs: tuple[Any, ...], reads: GraphReads) -> GraphReads:
+    """The reads without those that the eager model cannot serve: calls inside composite functions."""
     tap = CallTap({})
     handles = tap_calls(model, tap)
     try:
@@ -143,16 +145,28 @@ def _drop_unreachable(model: nn.Module, example_inputs: tuple[Any, ...], reads: 
     finally:
         for handle in handles:
             handle.remove()
-    hidden = {key for key, count in reads.counts.items() if tap.seen[key] != count}
-    sites = {r.site for r in reads.readings if (r.site.module, r.site.name or r.site.role) in hidden}
-    for owner, kind in sorted({(site.module, site.name or site.role) for site in sites}):
-        what = "additions" if kind == "add" else f"'{kind}' calls"
+    hidden = {call for call, count in reads.counts.items() if tap.seen[call] != count}
+    sites = {read.site for read in reads.tensors if _call_of(read.site) in hidden}
+    for owner, kind in sorted({_call_of(site) for site in sites}):
+        calls = "additions" if kind == "add" else f"'{kind}' calls"
         warnings.warn(
-            f"the {what} of '{owner or type(model).__name__}' are executed inside a composite function "
+            f"the {calls} of '{owner or type(model).__name__}' are executed inside a composite function "
             f"and stay float",
             stacklevel=3,
         )
-    reads.additions = [a for a in reads.additions if (a.owner, "add") not in hidden]
-    reads.readings = [r for r in reads.readings if r.site not in sites]
-    for use in reads.weights.values():
-        use.inputs = ["" if s in sites else root for s, root in zip(use.sites, use.inputs, strict=True)]
+    return replace(
+        reads,
+        weights={name: _without_inputs(use, sites) for name, use in reads.weights.items()},
+        tensors=[read for read in reads.tensors if read.site not in sites],
+        additions=[addition for addition in reads.additions if (addition.owner, "add") not in hidden],
+    )
+
+
+def _call_of(site: Site) -> tuple[str, str]:
+    """The module, and the kind of its calls, that a tap counts a site among."""
+    return site.module, site.name or site.role
+
+
+def _without_inputs(use: WeightUse, sites: set[Site]) -> WeightUse:
+    inputs = ["" if site in sites else root for site, root in zip(use.sites, use.inputs, strict=True)]
+    return replace(use, inputs=inputs)

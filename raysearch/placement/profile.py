@@ -5,13 +5,13 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from raysearch.errors import PlacementError
 from raysearch.quantizer import MAX_BITS, MIN_BITS
+from raysearch.unknown_keys import nearest_hint, nearest_names
 
 WEIGHT_KINDS = ("conv", "depthwise", "conv_transpose", "linear", "embedding")
 OPERATIONS = (*WEIGHT_KINDS, "add", "matmul", "attention", "pool")
@@ -63,25 +63,25 @@ class Profile:
 
     def pairs(self, kinds: Iterable[str]) -> Pairs:
         """Pairs that every one of the kinds takes."""
-        found = frozenset((w, a) for w in EVERY for a in EVERY)
+        pairs = frozenset((w, a) for w in EVERY for a in EVERY)
         for kind in kinds:
-            found &= self.rules[kind].allowed()
-        return found
+            pairs &= self.rules[kind].allowed()
+        return pairs
 
     def activations(self, kinds: Iterable[str]) -> tuple[int, ...]:
         """Activation widths that every one of the kinds can read."""
-        found = set(EVERY)
+        widths = set(EVERY)
         for kind in kinds:
-            found &= {a for _, a in self.rules[kind].allowed()}
-        return tuple(sorted(found))
+            widths &= {a for _, a in self.rules[kind].allowed()}
+        return tuple(sorted(widths))
 
     def modes(self, kinds: Iterable[str], field: str) -> tuple[str, ...]:
         """Modes (or granularities) that every one of the kinds takes, the preferred one first."""
-        found: tuple[str, ...] | None = None
+        common: tuple[str, ...] | None = None
         for kind in kinds:
             listed: tuple[str, ...] = getattr(self.rules[kind], field)
-            found = listed if found is None else tuple(mode for mode in found if mode in listed)
-        return found or ()
+            common = listed if common is None else tuple(mode for mode in common if mode in listed)
+        return common or ()
 
 
 def shipped_profiles() -> tuple[str, ...]:
@@ -109,8 +109,8 @@ def load_profile(name: str) -> Profile:
                 f"placement.profile: the file '{name}' cannot be read: {error.strerror}."
             ) from error
     else:
-        near = get_close_matches(name, names, n=1, cutoff=0.3)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        matches = nearest_names(name, names)
+        hint = f" Did you mean '{matches[0]}'?" if matches else ""
         raise PlacementError(
             f"placement.profile is '{name}', which is no profile; known: {', '.join(names)}, or the path of "
             f"a .toml file.{hint}"
@@ -160,24 +160,25 @@ def _checked(key: str, value: Any) -> Any:
     if key in ("weights", "activations"):
         return _widths(value)
     allowed = GRANULARITIES if key == "weight_granularity" else MODES
-    found = tuple(value)
-    if not found or not set(found) <= set(allowed):
+    names = tuple(value)
+    if not names or not set(names) <= set(allowed):
         raise ValueError(f"allowed: a list of {', '.join(allowed)}")
-    return found
+    return names
 
 
 def _widths(values: Iterable[Any]) -> tuple[int, ...]:
-    found = tuple(values)
-    if not found or not all(type(v) is int and MIN_BITS <= v <= MAX_BITS for v in found):
+    widths = tuple(values)
+    # By type: True is no width, though it is an integer.
+    if not widths or not all(type(width) is int and width in EVERY for width in widths):
         raise ValueError(f"allowed: bit-widths of {MIN_BITS} to {MAX_BITS}, at least one")
-    return tuple(sorted(set(found)))
+    return tuple(sorted(set(widths)))
 
 
 def _known(profile: str, section: str, data: Mapping[str, Any], allowed: Iterable[str]) -> None:
     names = list(allowed)
     for key in data:
         if key not in names:
-            near = get_close_matches(key, names, n=1, cutoff=0.3)
-            hint = f"; the nearest known one is '{near[0]}'" if near else ""
             where = f"{section}.{key}" if section else key
-            raise PlacementError(f"the profile '{profile}' has the unknown key '{where}'{hint}.")
+            raise PlacementError(
+                f"the profile '{profile}' has the unknown key '{where}'{nearest_hint(key, names)}."
+            )

@@ -26,7 +26,7 @@ def recurrent_weights(model: nn.Module) -> dict[str, str]:
 def refuse_recurrent(
     weights: Mapping[str, str],
     points: Iterable[QuantizationPoint],
-    asked: Iterable[tuple[str, str]],
+    requested: Iterable[tuple[str, str]],
     ignored: Iterable[str],
 ) -> tuple[str, ...]:
     """Say which recurrent weights stay float; an ignored scope that fits only them is done with.
@@ -34,7 +34,7 @@ def refuse_recurrent(
     Args:
         weights: as `recurrent_weights` gives them.
         points: all points of the model.
-        asked: (setting, scope) of what is to be quantized.
+        requested: (setting, scope) of what is to be quantized.
         ignored: scopes that stay float.
 
     Returns:
@@ -44,25 +44,25 @@ def refuse_recurrent(
         PlacementError: a scope asks for recurrent weights and for nothing else.
     """
     others = {name for point in points for name in names_of(point)}
-    for option, scope in asked:
+    for option, scope in requested:
         named = _fitting(scope, weights, option)
         if named and not any(matcher(scope, option)(name) for name in others):
             raise PlacementError(
                 f"{option} names '{scope}', but recurrent weights cannot be quantized, since torch "
                 f"runs the layer as one function: {', '.join(named)}. Take the scope out; they stay float."
             )
-    told: set[str] = set()
+    acknowledged: set[str] = set()
     left: list[str] = []
     for scope in ignored:
         named = _fitting(scope, weights, "placement.ignored_scopes")
-        told |= set(named)
+        acknowledged |= set(named)
         if not named or any(matcher(scope, "placement.ignored_scopes")(name) for name in others):
             left.append(scope)
-    silent = [name for name in weights if name not in told]
-    if silent:
+    unnamed = [name for name in weights if name not in acknowledged]
+    if unnamed:
         warnings.warn(
-            f"recurrent weights stay float, since torch runs the layer as one function: {', '.join(silent)}. "
-            f"Name them in placement.ignored_scopes to say that you know.",
+            f"recurrent weights stay float, since torch runs the layer as one function: "
+            f"{', '.join(unnamed)}. Name them in placement.ignored_scopes to say that you know.",
             stacklevel=3,
         )
     return tuple(left)

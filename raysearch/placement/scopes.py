@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from raysearch.errors import PlacementError
-from raysearch.quantizer import MAX_BITS, MIN_BITS
 from raysearch.records import QuantizationPoint
+from raysearch.unknown_keys import nearest_names
 
 EXPRESSION = "re:"
 _TARGETS, _IGNORED = "placement.target_scopes", "placement.ignored_scopes"
@@ -28,15 +27,15 @@ def match(pattern: str, points: Iterable[QuantizationPoint], option: str) -> lis
     """
     every = list(points)
     fits = matcher(pattern, option)
-    found = [point for point in every if any(fits(name) for name in names_of(point))]
-    if not found:
+    matches = [point for point in every if any(fits(name) for name in names_of(point))]
+    if not matches:
         names = sorted({name for point in every for name in names_of(point)} - {""})
-        near = get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:5]
+        near = nearest_names(pattern, names, count=3) or names[:5]
         raise PlacementError(
             f"{option} names '{pattern}', which fits no layer or quantizer of this model. Nearest: "
             f"{', '.join(near)}. `raysearch inspect` lists all {len(every)} quantizers."
         )
-    return found
+    return matches
 
 
 def matcher(pattern: str, option: str) -> Callable[[str], object]:
@@ -60,22 +59,9 @@ def names_of(point: QuantizationPoint) -> set[str]:
     """The names under which a scope finds a point."""
     if point.kind == "activation":
         return {point.id}
-    held = {f"{site.module}.{site.name}" if site.module else site.name for site in point.sites}
-    return {point.id, *held, *(site.module for site in point.sites)}
-
-
-def check_widths(widths: Sequence[int], option: str) -> tuple[int, ...]:
-    """Widths ascending, without duplicates.
-
-    Raises:
-        PlacementError: none is given, or one is outside 2–8.
-    """
-    for width in widths:
-        if not MIN_BITS <= width <= MAX_BITS:
-            raise PlacementError(f"{option} has the bit-width {width}; allowed: {MIN_BITS} to {MAX_BITS}.")
-    if not widths:
-        raise PlacementError(f"{option} is empty; give at least one bit-width of {MIN_BITS} to {MAX_BITS}.")
-    return tuple(sorted(set(widths)))
+    layers = {site.module for site in point.sites}
+    parameters = {f"{site.module}.{site.name}" if site.module else site.name for site in point.sites}
+    return {point.id, *parameters, *layers}
 
 
 def select(
@@ -86,17 +72,24 @@ def select(
     Raises:
         PlacementError: a pattern fits nothing, or no weight is left.
     """
-    wanted = set(points)
+    chosen = set(points)
     if targets:
-        wanted = {p.id for pattern in targets for p in match(pattern, points.values(), _TARGETS)}
-    wanted -= {p.id for pattern in ignored for p in match(pattern, points.values(), _IGNORED)}
-    kept = {name: point for name, point in points.items() if name in wanted}
-    if not any(point.kind == "weight" for point in kept.values()):
-        told = " and ".join([_TARGETS] * bool(targets) + [_IGNORED] * bool(ignored))
+        chosen = _ids(targets, points, _TARGETS)
+    chosen -= _ids(ignored, points, _IGNORED)
+    left = {name: point for name, point in points.items() if name in chosen}
+    if not any(point.kind == "weight" for point in left.values()):
+        rules = [option for option, scopes in ((_TARGETS, targets), (_IGNORED, ignored)) if scopes]
         raise PlacementError(
-            f"{told} leaves no weight to quantize; name {'more' if targets else 'fewer'} layers."
+            f"{' and '.join(rules)} leaves no weight to quantize; name {'more' if targets else 'fewer'} "
+            f"layers."
         )
-    return {
-        name: replace(point, input_point=point.input_point if point.input_point in wanted else "")
-        for name, point in kept.items()
-    }
+    return {name: _without_lost_input(point, chosen) for name, point in left.items()}
+
+
+def _ids(patterns: Sequence[str], points: Mapping[str, QuantizationPoint], option: str) -> set[str]:
+    return {point.id for pattern in patterns for point in match(pattern, points.values(), option)}
+
+
+def _without_lost_input(point: QuantizationPoint, chosen: set[str]) -> QuantizationPoint:
+    # An input that stays float counts as float in every cost.
+    return point if point.input_point in chosen else replace(point, input_point="")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from raysearch.hooks.locations import home, module_of
+from raysearch.hooks.locations import module_of, quantizer_location
 from raysearch.quantizer import make_quantizer
 from raysearch.records import QuantizationPoint, StoredTensor
 
@@ -39,7 +39,7 @@ def stored_tensors(model: nn.Module, points: Mapping[str, QuantizationPoint]) ->
     paths = {id(module): path for path, module in model.named_modules()}
     for point in points.values():
         if point.kind == "activation":
-            owner, attribute = home(model, point.sites[0])
+            owner, attribute = quantizer_location(model, point.sites[0])
             path = _join(paths[id(owner)], attribute)
             for name, value in _own(make_quantizer(point)):
                 found.append(_entry(_join(path, name), value, is_quantizer=True))

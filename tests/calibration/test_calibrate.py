@@ -13,6 +13,7 @@ from raysearch.calibration.observer import Observer, Wanted
 from raysearch.calibration.rules import choose_rules
 from raysearch.calibration.weights import min_max_scale, mse_scale
 from raysearch.cluster.pool import LocalPool
+from raysearch.config import PlacementConfig
 from raysearch.errors import DataError
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.pipeline.fingerprints import hash_model
@@ -51,7 +52,7 @@ def make_replica(x, sizes, forward=default_forward):
 
 
 def place(replica, **options):
-    return place_quantizers(replica.model, (samples(2),), **options)
+    return place_quantizers(replica.model, (samples(2),), PlacementConfig(**options))
 
 
 def as_bytes(ranges):

@@ -12,6 +12,7 @@ from raysearch.calibration.distribution import EXACT_BITS
 from raysearch.calibration.observer import Observer, Wanted
 from raysearch.calibration.ranges import Observed, Rule, find_range, warn_of_clipping
 from raysearch.calibration.statistics import Statistics
+from raysearch.config import PlacementConfig
 from raysearch.errors import ConfigError, DataError, PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import point_levels
@@ -108,7 +109,7 @@ def test_channels_that_do_not_fit_are_named():
 def model_and_setup():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
-    return model, place_quantizers(model, (torch.zeros(2, 6),), weight_bit_widths=(3, 8))
+    return model, place_quantizers(model, (torch.zeros(2, 6),), PlacementConfig(weight_bit_widths=(3, 8)))
 
 
 def test_the_last_override_that_fits_wins():

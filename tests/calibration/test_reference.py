@@ -17,6 +17,7 @@ from raysearch.calibration.reference import (
     reference_scale,
 )
 from raysearch.calibration.statistics import Statistics
+from raysearch.config import PlacementConfig
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import asymmetric_from_min_max, tune_range
 from raysearch.records import Granularity, QuantizationPoint, QuantizerSpec, Site
@@ -161,7 +162,7 @@ def test_threesigma_keeps_the_sign_of_the_data():
 def test_the_parity_mode_goes_through_the_whole_stage():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
     x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
-    setup = place_quantizers(model, (x[:2],), weight_bit_widths=(4, 8))
+    setup = place_quantizers(model, (x[:2],), PlacementConfig(weight_bit_widths=(4, 8)))
     found = calibrate_model(
         model, setup, [x], shard_size=4, weights="mixed_min_max", activations="mixed_min_max", reference=True
     )

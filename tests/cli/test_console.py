@@ -8,6 +8,7 @@ from rich.console import Console
 from torch import nn
 
 from raysearch.cli.console import inspection, layers_table, result_table
+from raysearch.config import PlacementConfig
 from raysearch.placement import place_quantizers
 from raysearch.records import CostModel, QuantizerSetup, packed_bytes
 from raysearch.reporting import render_report
@@ -38,10 +39,12 @@ def setup(tmp_path):
         return place_quantizers(
             Recurrent(),
             (torch.randn(2, 3, 4),),
-            weight_bit_widths=(4, 8),
-            activation_bit_widths=(4, 8),
-            overrides={"head": {"mode": "asymmetric", "granularity": "per_tensor"}},
-            profile=str(profile),
+            PlacementConfig(
+                weight_bit_widths=(4, 8),
+                activation_bit_widths=(4, 8),
+                overrides={"head": {"mode": "asymmetric", "granularity": "per_tensor"}},
+                profile=str(profile),
+            ),
         )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from raysearch.config import PlacementConfig
 from raysearch.controller import create_controller
 from raysearch.errors import PlacementError
 from raysearch.hooks import attach_activation, detach_all
@@ -121,7 +122,7 @@ def test_statistics_count_enabled_quantizers() -> None:
 
 def parts(name: str = "digits") -> tuple[nn.Module, QuantizerSetup, RangeTable, BitAssignment]:
     model = model_zoo.build(name)
-    setup = place_quantizers(model, model_zoo.inputs(name), weight_bit_widths=(4, 8))
+    setup = place_quantizers(model, model_zoo.inputs(name), PlacementConfig(weight_bit_widths=(4, 8)))
     chosen = {g.id: g.bit_widths[0] for g in setup.groups.values()}
     return model, setup, make_ranges(model, setup), BitAssignment(chosen)
 

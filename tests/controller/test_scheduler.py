@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from raysearch.config import PlacementConfig
 from raysearch.controller import CompressionStage, ScheduleParams, create_controller
 from raysearch.errors import ConfigError
 from raysearch.placement import place_quantizers
@@ -32,7 +33,7 @@ class CountingInitializer:
 
 def make(params=None, initializer=None):
     model = model_zoo.build("digits")
-    setup = place_quantizers(model, model_zoo.inputs("digits"), weight_bit_widths=(4, 8))
+    setup = place_quantizers(model, model_zoo.inputs("digits"), PlacementConfig(weight_bit_widths=(4, 8)))
     ranges = make_ranges(model, setup)
     if initializer is not None:
         initializer.ranges = ranges

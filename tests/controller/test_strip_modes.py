@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from raysearch.config import PlacementConfig
 from raysearch.controller import stripped_weights
 from raysearch.controller.stripped import strip
 from raysearch.hooks import attach_activation, attach_weight
@@ -28,7 +29,9 @@ SPECS = {
 
 def build(spec: QuantizerSpec, granularity: Granularity) -> tuple[nn.Module, QuantizerSetup]:
     model, inputs = model_zoo.build("digits"), model_zoo.inputs("digits")
-    placed = place_quantizers(model, inputs, weight_bit_widths=WIDTHS, activation_bit_widths=WIDTHS)
+    placed = place_quantizers(
+        model, inputs, PlacementConfig(weight_bit_widths=WIDTHS, activation_bit_widths=WIDTHS)
+    )
     points = {
         name: replace(p, spec=spec, granularity=granularity if p.kind == "weight" else PER_TENSOR)
         for name, p in placed.points.items()

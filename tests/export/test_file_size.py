@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from raysearch.calibration import calibrate_model
+from raysearch.config import PlacementConfig
 from raysearch.controller import create_controller
 from raysearch.errors import ExportError
 from raysearch.export import export_model
@@ -48,7 +49,7 @@ def test_what_is_stored_survives_the_setups_json():
 def test_a_file_larger_than_its_size_is_refused(tmp_path):
     model = nn.Sequential(nn.Linear(4, 3))
     example = (torch.randn(2, 4),)
-    setup = place_quantizers(model, example, weight_bit_widths=(4,))
+    setup = place_quantizers(model, example, PlacementConfig(weight_bit_widths=(4,)))
     table = calibrate_model(model, setup, example, forward=lambda m, batch: m(batch))
     controller = create_controller(model, setup, table, BitAssignment.extreme(setup, 0))
     stripped = controller.strip_model()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from raysearch.config import PlacementConfig
 from raysearch.controller import create_controller
 from raysearch.errors import StorageError, TaskError
 from raysearch.export import export_model, load_model
@@ -85,7 +86,9 @@ def test_a_network_in_half_precision_takes_a_factory_in_half_precision(tmp_path)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(9, 9, bias=False)).half().eval()
     example = (torch.randn(4, 9).half(),)
-    setup = place_quantizers(model, example, weight_bit_widths=(4,), activation_bit_widths=(8,))
+    setup = place_quantizers(
+        model, example, PlacementConfig(weight_bit_widths=(4,), activation_bit_widths=(8,))
+    )
     assignment = BitAssignment.extreme(setup, 0)
     stripped = create_controller(model, setup, ranges(model, setup), assignment).strip_model(do_copy=True)
     export_model(stripped, setup, assignment, example, tmp_path, targets=["packed"])

@@ -84,7 +84,7 @@ def test_scalars_masks_integers_and_sums_are_not_counted(captured_batch: int, ba
 
 
 def _firsts(reads: Any) -> list[Any]:
-    return [r for r in reads.readings if r.site.role == "add" and r.site.argument == 0]
+    return [r for r in reads.tensors if r.site.role == "add" and r.site.argument == 0]
 
 
 @pytest.mark.parametrize("batch", [1, 5])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raysearch.config import PlacementConfig
 from raysearch.controller import create_controller
 from raysearch.errors import PlacementError
 from raysearch.placement import place_quantizers
@@ -98,7 +99,7 @@ def walk(
     model.eval()
     with torch.no_grad():
         floating = pick(copy.deepcopy(model)(*args))
-    setup = place_quantizers(model, args, activation_bit_widths=(4, 8))
+    setup = place_quantizers(model, args, PlacementConfig(activation_bit_widths=(4, 8)))
     ranges: RangeTable = make_ranges(model, setup)
     controller = create_controller(model, setup, ranges, assignment(setup))
     seen: dict[str, int] = {}
@@ -243,10 +244,10 @@ def test_recurrent_weights_are_refused_by_name() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             if scope != "lstm.weight_hh_l0":
-                place_quantizers(Recurrent(), args, ignored_scopes=[scope])
+                place_quantizers(Recurrent(), args, PlacementConfig(ignored_scopes=[scope]))
         for rules in ({"target_scopes": [scope]}, {"pins": {scope: 8}}, {"overrides": {scope: {"bits": 4}}}):
             with pytest.raises(PlacementError, match=r"recurrent weights cannot be quantized.*weight_hh_l0"):
-                place_quantizers(Recurrent(), args, **rules)  # type: ignore[arg-type]
+                place_quantizers(Recurrent(), args, PlacementConfig(**rules))  # type: ignore[arg-type]
     with pytest.raises(PlacementError, match=r"nothing to quantize.*weight_hh_l0"):
         place_quantizers(nn.GRU(3, 4), (torch.randn(2, 3, 3),))
 

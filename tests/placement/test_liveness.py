@@ -1,6 +1,7 @@
 import torch
 from torch import nn
 
+from raysearch.config import PlacementConfig
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, CostModel, QuantizerSetup
 
@@ -23,7 +24,7 @@ class Net(nn.Module):
 
 
 def place():
-    return place_quantizers(Net(), (torch.zeros(2, 3, 4, 4),), activation_bit_widths=(4, 8))
+    return place_quantizers(Net(), (torch.zeros(2, 3, 4, 4),), PlacementConfig(activation_bit_widths=(4, 8)))
 
 
 def test_what_is_kept_how_large_and_at_which_width():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raysearch.config import PlacementConfig
 from raysearch.errors import PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.records import QuantizerSetup
@@ -187,8 +188,7 @@ def test_widths_reach_the_groups_ascending_and_once() -> None:
     setup = place_quantizers(
         model_zoo.build("digits"),
         model_zoo.inputs("digits"),
-        weight_bit_widths=(8, 2, 8),
-        activation_bit_widths=(5,),
+        PlacementConfig(weight_bit_widths=(8, 2, 8), activation_bit_widths=(5,)),
     )
     for group in setup.groups.values():
         assert group.bit_widths == ((2, 8) if setup.group_kind(group.id) == "weight" else (5,))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from raysearch.config import PlacementConfig
 from raysearch.errors import PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.placement.profile import OPERATIONS, load_profile, shipped_profiles
@@ -18,7 +19,9 @@ WIDE = (2, 3, 4, 8)
 
 
 def place(name: str = "digits", profile: str = "any", **rules: Any) -> QuantizerSetup:
-    return place_quantizers(model_zoo.build(name), model_zoo.inputs(name), profile=profile, **rules)
+    return place_quantizers(
+        model_zoo.build(name), model_zoo.inputs(name), PlacementConfig(profile=profile, **rules)
+    )
 
 
 def own(tmp_path: Path, text: str) -> str:
@@ -116,9 +119,9 @@ def test_a_convolution_gets_a_quantizer_on_its_result_where_the_profile_wants_on
     conv, norm, relu = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
     model = nn.Sequential(conv, norm, relu, pool, nn.Flatten(), nn.Linear(4, 2)).eval()
     args = (torch.randn(2, 3, 4, 4),)
-    usual = place_quantizers(model, args, profile="openvino-cpu").points
+    usual = place_quantizers(model, args, PlacementConfig(profile="openvino-cpu")).points
     assert [p for p in usual if "pool" in p] == []
-    points = place_quantizers(model, args, profile="onnxruntime-cpu").points
+    points = place_quantizers(model, args, PlacementConfig(profile="onnxruntime-cpu")).points
     assert [(p.id, p.sites[0].module) for p in points.values() if "pool" in p.id] == [("3.pool0.input0", "3")]
 
 

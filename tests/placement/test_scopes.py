@@ -1,13 +1,14 @@
 import pytest
 
-from raysearch.errors import PlacementError
+from raysearch.config import PlacementConfig, load_config
+from raysearch.errors import ConfigError, PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.records import PER_TENSOR, BitAssignment, CostModel, QuantizerSetup, QuantizerSpec
 from tests.support import model_zoo
 
 
 def place(name: str = "digits", **rules: object) -> QuantizerSetup:
-    return place_quantizers(model_zoo.build(name), model_zoo.inputs(name), **rules)  # type: ignore[arg-type]
+    return place_quantizers(model_zoo.build(name), model_zoo.inputs(name), PlacementConfig(**rules))  # type: ignore[arg-type]
 
 
 def test_a_pin_by_layer_by_quantizer_and_by_glob() -> None:
@@ -71,23 +72,6 @@ def test_ignoring_every_weight_is_refused() -> None:
         place(ignored_scopes=["*"])
 
 
-@pytest.mark.parametrize("width", [-2, 0, 1, 9, 32])
-def test_widths_outside_two_to_eight_are_refused_wherever_they_stand(width: int) -> None:
-    for rules, option in (
-        ({"weight_bit_widths": (4, width)}, "placement.weight_bit_widths"),
-        ({"activation_bit_widths": (width,)}, "placement.activation_bit_widths"),
-        ({"pins": {"stem": width}}, r"placement.pins\['stem'\]"),
-    ):
-        with pytest.raises(PlacementError, match=rf"{option} has the bit-width {width}"):
-            place(**rules)
-
-
-@pytest.mark.parametrize("option", ["weight_bit_widths", "activation_bit_widths"])
-def test_no_width_at_all_is_refused(option: str) -> None:
-    with pytest.raises(PlacementError, match=f"placement.{option} is empty"):
-        place(**{option: ()})
-
-
 def test_target_scopes_leave_the_rest_float() -> None:
     setup = place(target_scopes=["block.*", "head"], ignored_scopes=["re:add0"])
     assert list(setup.points) == [
@@ -147,21 +131,37 @@ def test_overrides_set_the_kind_of_quantizer() -> None:
 @pytest.mark.parametrize(
     ("values", "part"),
     [
-        ({"bit": 4}, r"placement.overrides\['stem\*'\].bit is unknown; the nearest known one is 'bits'"),
-        ({"bits": [1]}, "bit-width 1"),
-        ({"bits": []}, "is empty"),
-        ({"pinned": 9}, "bit-width 9"),
         ({"bits": [2, 4], "pinned": 8}, "pins 'stem.weight' to 8 bits, but bits allows 2, 4"),
-        ({"mode": "sym"}, "mode is 'sym'; allowed: symmetric, asymmetric"),
-        ({"granularity": "per_group"}, "allowed: per_channel, per_tensor"),
-        ({"signed": "yes"}, "signed is 'yes'"),
+        ({"bits": 4, "pinned": 8}, "pins 'stem.weight' to 8 bits, but bits allows 4"),
         ({"granularity": "per_channel"}, "'stem.input' to per_channel.*one scale per tensor"),
         ({"mode": "asymmetric", "signed": True}, "signed of 'stem.weight', which is asymmetric"),
     ],
 )
-def test_wrong_overrides_are_told(values: dict[str, object], part: str) -> None:
+def test_overrides_that_contradict_themselves_are_told(values: dict[str, object], part: str) -> None:
     with pytest.raises(PlacementError, match=part):
         place(overrides={"stem*": values})
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"weight_bit_widths": [4, 9]}, r"'placement\.weight_bit_widths\.1' is 9: .*less than or equal to 8"),
+        ({"weight_bit_widths": []}, r"'placement\.weight_bit_widths' is \[\]: .*at least 1 item"),
+        ({"activation_bit_widths": [1]}, r"'placement\.activation_bit_widths\.0' is 1"),
+        ({"pins": {"stem": 0}}, r"'placement\.pins\.stem' is 0"),
+        ({"overrides": {"stem*": {"bit": 4}}}, r"unknown; the nearest known one is 'placement.*\.bits'"),
+        ({"overrides": {"stem*": {"bits": [1]}}}, "is 1: .*greater than or equal to 2"),
+        ({"overrides": {"stem*": {"bits": []}}}, "at least 1 item"),
+        ({"overrides": {"stem*": {"pinned": 9}}}, "is 9"),
+        ({"overrides": {"stem*": {"mode": "sym"}}}, "'symmetric' or 'asymmetric'"),
+        ({"overrides": {"stem*": {"granularity": "per_group"}}}, "'per_channel' or 'per_tensor'"),
+        ({"overrides": {"stem*": {"signed": "maybe"}}}, "boolean"),
+    ],
+    ids=str,
+)
+def test_values_that_the_settings_do_not_allow_are_refused(values: dict[str, object], part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        load_config(overrides={"placement": values})
 
 
 def test_an_override_that_fits_nothing_is_refused_with_the_nearest() -> None:

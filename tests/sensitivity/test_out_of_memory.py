@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
+from raysearch.config import PlacementConfig
 from raysearch.errors import UnitError
 from raysearch.evaluation import DataSet, Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
@@ -62,7 +63,7 @@ def placed():
     shards = [(torch.randn(size, 2, 5, 5), torch.arange(size) % 4) for size in (10, 7)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        setup = place_quantizers(model, (shards[0][0][:2],), weight_bit_widths=(2, 4))
+        setup = place_quantizers(model, (shards[0][0][:2],), PlacementConfig(weight_bit_widths=(2, 4)))
     return model, shards, setup
 
 

@@ -8,6 +8,7 @@ import torch
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
+from raysearch.config import PlacementConfig
 from raysearch.errors import ConfigError
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
@@ -85,7 +86,9 @@ def make_case():
     model = Wide(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 300)).eval()
     shards = [torch.randn(size, 6) for size in (6, 6, 3)]
     replica = Replica(model, default_forward, {"calibration": shards}, Divergence())
-    setup = place_quantizers(model, (shards[0],), weight_bit_widths=(2, 3), activation_bit_widths=(3,))
+    setup = place_quantizers(
+        model, (shards[0],), PlacementConfig(weight_bit_widths=(2, 3), activation_bit_widths=(3,))
+    )
     return replica, setup, calibrate(setup, LocalPool(replica), 3)
 
 

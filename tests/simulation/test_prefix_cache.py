@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
+from raysearch.config import PlacementConfig
 from raysearch.evaluation import Divergence, Replica, WorkerCache, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
@@ -169,7 +170,9 @@ def placed(net):
     model = net().eval()
     shards = [torch.randn(size, 4) for size in (5, 3)]
     replica = Replica(model, default_forward, {"calibration": shards}, Divergence("mse"))
-    setup = place_quantizers(model, (shards[0],), weight_bit_widths=(2, 3), activation_bit_widths=(3,))
+    setup = place_quantizers(
+        model, (shards[0],), PlacementConfig(weight_bit_widths=(2, 3), activation_bit_widths=(3,))
+    )
     ranges = calibrate(setup, LocalPool(replica), 2, weights="min_max", activations="min_max")
     return replica, setup, ranges
 

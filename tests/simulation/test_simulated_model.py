@@ -10,6 +10,7 @@ import torch
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
+from raysearch.config import PlacementConfig
 from raysearch.controller import create_controller
 from raysearch.errors import PlacementError
 from raysearch.evaluation import Divergence, Replica, WorkerCache
@@ -37,10 +38,9 @@ def make_case(name, weights_only=False, **options):
         setup = place_quantizers(
             model,
             model_zoo.inputs(name, 2),
-            weight_bit_widths=(2, 4),
-            activation_bit_widths=(4,),
-            ignored_scopes=drop,
-            **options,
+            PlacementConfig(
+                weight_bit_widths=(2, 4), activation_bit_widths=(4,), ignored_scopes=drop, **options
+            ),
         )
     ranges = calibrate(setup, LocalPool(replica), 2, weights="min_max", activations="min_max")
     return replica, setup, ranges
@@ -84,13 +84,14 @@ def test_whole_assignments_give_the_bits_of_the_controller(name):
 def quantizations(monkeypatch):
     """Names of the weights that were fake-quantized, in turn."""
     calls = []
-    original = SymmetricQuantizer._fake_quantize
+    original = SymmetricQuantizer.forward
 
     def counted(self, x):
-        calls.append((self.name, self.num_bits))
+        if self.enabled:
+            calls.append((self.name, self.num_bits))
         return original(self, x)
 
-    monkeypatch.setattr(SymmetricQuantizer, "_fake_quantize", counted)
+    monkeypatch.setattr(SymmetricQuantizer, "forward", counted)
     return calls
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raysearch.config import PlacementConfig
 from raysearch.controller import create_controller
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, QuantizerRange, QuantizerSetup, RangeTable
@@ -148,7 +149,9 @@ def case(net: str, bits: int | None = None, batch: int = 4, left_out: tuple[str,
     example = inputs(batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # additions inside nn.TransformerEncoderLayer stay float
-        setup = place_quantizers(model, example, weight_bit_widths=WIDTHS, activation_bit_widths=(4, 8))
+        setup = place_quantizers(
+            model, example, PlacementConfig(weight_bit_widths=WIDTHS, activation_bit_widths=(4, 8))
+        )
     chosen: dict[str, int] = {}
     for group in setup.groups.values():
         if group.id in left_out:

@@ -7,6 +7,7 @@ import onnxruntime as ort
 import torch
 
 from raysearch.calibration import calibrate_model
+from raysearch.config import PlacementConfig
 from raysearch.controller import create_controller, stripped_weights
 from raysearch.export.onnx_qdq.session import OnnxModel
 from raysearch.export.targets.onnx import write_onnx
@@ -19,7 +20,9 @@ MIX = (8, 4, 3, 2)
 
 def export(model, inputs, path, *, activation=8, overrides=None, left_out=(), profile="onnxruntime-cpu"):
     setup = place_quantizers(
-        model, inputs, activation_bit_widths=(activation,), profile=profile, overrides=overrides
+        model,
+        inputs,
+        PlacementConfig(activation_bit_widths=(activation,), profile=profile, overrides=overrides or {}),
     )
     weights = [g for g in setup.groups if setup.group_kind(g) == "weight"]
     bits = {g: MIX[index % 4] for index, g in enumerate(weights) if g not in left_out}

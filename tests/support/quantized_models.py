@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raysearch.config import PlacementConfig
 from raysearch.controller import QuantizationController, create_controller
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, QuantizerRange, QuantizerSetup, RangeTable
@@ -63,7 +64,9 @@ def assign(setup: QuantizerSetup, bits: int | None) -> BitAssignment:
 def placed(name: str) -> QuantizerSetup:
     """The setup of a net of the model zoo, captured once; a record that its every copy shares."""
     model, example = model_zoo.build(name), model_zoo.inputs(name)
-    return place_quantizers(model, example, weight_bit_widths=WIDTHS, activation_bit_widths=WIDTHS)
+    return place_quantizers(
+        model, example, PlacementConfig(weight_bit_widths=WIDTHS, activation_bit_widths=WIDTHS)
+    )
 
 
 def quantized(name: str, bits: int | None = 4, left_out: Sequence[str] = ()) -> Quantized:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
+from raysearch.config import PlacementConfig
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.records import QuantizerSetup, RangeTable
@@ -141,7 +142,7 @@ def make_replica(
 
 
 def make_setup(name: str, replica: Replica, **options: Any) -> QuantizerSetup:
-    return place_quantizers(replica.model, (inputs_of(name, 2, 0),), **options)
+    return place_quantizers(replica.model, (inputs_of(name, 2, 0),), PlacementConfig(**options))
 
 
 def make_ranges(setup: QuantizerSetup, replica: Replica) -> RangeTable:

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensor
 
 from raysearch.calibration import calibrate_model
+from raysearch.config import PlacementConfig
 from raysearch.controller import create_controller, stripped_weights
 from raysearch.errors import ExportError, StorageError
 from raysearch.export import export_model
@@ -144,7 +145,9 @@ def test_weights_with_zero_points_or_one_scale_are_bit_equal_and_counted(tmp_pat
     inputs = NETS["waves"][1]
     names = ("down", "up", "gate")
     setup = place_quantizers(
-        model, inputs(4), weight_bit_widths=(2, 3, 5, 8), overrides=dict.fromkeys(names, SPECS[spec])
+        model,
+        inputs(4),
+        PlacementConfig(weight_bit_widths=(2, 3, 5, 8), overrides=dict.fromkeys(names, SPECS[spec])),
     )
     table = calibrate_model(model, setup, inputs(8), forward=forward_one)
     widths = dict(zip(setup.of_kind("weight"), (3, 8, 2), strict=True))
@@ -167,7 +170,9 @@ def test_weights_with_zero_points_or_one_scale_are_bit_equal_and_counted(tmp_pat
 def test_zero_points_that_no_code_has_are_refused(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(4, 3))
     example = (torch.randn(2, 4),)
-    setup = place_quantizers(model, example, weight_bit_widths=(4,), overrides={"0": SPECS["asymmetric"]})
+    setup = place_quantizers(
+        model, example, PlacementConfig(weight_bit_widths=(4,), overrides={"0": SPECS["asymmetric"]})
+    )
     table = calibrate_model(model, setup, example, forward=forward_one)
     controller = create_controller(model, setup, table, BitAssignment.extreme(setup, 0))
     write_packed(controller.strip_model(), setup, example, tmp_path)
