@@ -33,10 +33,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raysearch.calibration import calibrate_model
-from raysearch.config import PlacementConfig
+from raysearch.config import ExportConfig, PlacementConfig
 from raysearch.controller import create_controller
 from raysearch.errors import ExportError
-from raysearch.export import export_model
+from raysearch.export import StrippedModel, export_model
 from raysearch.export.onnx_qdq.session import OnnxModel
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, ExportManifest
@@ -261,9 +261,13 @@ def measure(name: str, folder: Path) -> tuple[ExportManifest, Counter[str], str]
     plain = copy.deepcopy(model)
     stripped = create_controller(model, setup, ranges, assignment).strip_model()
     manifest = export_model(
-        stripped, setup, assignment, example, folder,
-        targets=["onnx"], batches=batches, forward=lambda run, batch: run(*batch), measure_latency=True,
-    )  # fmt: skip
+        StrippedModel(stripped, setup, assignment, example),
+        folder,
+        ExportConfig(targets=("onnx",), num_samples=sys.maxsize),
+        batches=batches,
+        forward=lambda run, batch: run(*batch),
+        measure_latency=True,
+    )
     told = ""
     if case.labels is not None:
         runs = {"float": plain, "module": stripped, "file": OnnxModel(folder / "model.onnx")}

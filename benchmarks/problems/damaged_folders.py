@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.calibration import calibrate_model
+from raysearch.config import ExportConfig
 from raysearch.controller import create_controller
-from raysearch.export import export_model
+from raysearch.export import StrippedModel, export_model
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
 
@@ -154,5 +155,6 @@ def small_folder(folder: Path) -> Path:
     ranges = calibrate_model(model, setup, [example], num_samples=BATCH, shard_size=BATCH)
     assignment = BitAssignment.uniform(setup, 4)
     controller = create_controller(model, setup, ranges, assignment)
-    export_model(controller.strip_model(), setup, assignment, example, folder, targets=["packed"])
+    stripped = StrippedModel(controller.strip_model(), setup, assignment, example)
+    export_model(stripped, folder, ExportConfig(targets=("packed",)))
     return folder

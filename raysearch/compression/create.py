@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,11 @@ from torch import nn
 
 from raysearch.compression.initializer import ModelInitializer
 from raysearch.compression.nncf_config import NncfConfig, read_nncf_config
-from raysearch.config import CalibrationConfig, Config
+from raysearch.config import CalibrationConfig, Config, ExportConfig
 from raysearch.controller import ControllerState, QuantizationController, create_controller
 from raysearch.errors import ConfigError, ExportError
 from raysearch.evaluation import Batch, Forward, Loss, default_forward
-from raysearch.export import export_model
+from raysearch.export import StrippedModel, export_model
 from raysearch.placement import place_quantizers
 from raysearch.records import (
     PER_TENSOR,
@@ -99,7 +100,8 @@ def export_compressed_model(
         controller: its model is left quantized, with fixed ranges.
         example_inputs: positional arguments of the forward; dimension 0 is the batch.
         directory: the model folder; see `raysearch.export.export_model`, also for what follows.
-        targets: names of `raysearch.export.TARGETS`; None means all whose packages are installed.
+        targets: some of `raysearch.export.TARGETS`; None means those that are written by default and whose
+            packages are installed.
         batches: what the files are verified on; none means the example inputs.
         forward: (model, batch) → outputs.
 
@@ -108,16 +110,12 @@ def export_compressed_model(
     """
     for name, reason in controller.prepare_for_export().not_exportable.items():
         raise ExportError(f"the quantizer '{name}' cannot be exported: {reason}.")
-    return export_model(
-        controller.strip_model(do_copy=True),
-        controller.setup,
-        controller.assignment,
-        example_inputs,
-        directory,
-        targets=targets,
-        batches=batches,
-        forward=forward,
+    model = StrippedModel(
+        controller.strip_model(do_copy=True), controller.setup, controller.assignment, example_inputs
     )
+    # The caller chose the batches, so all of them count.
+    settings = ExportConfig(targets=None if targets is None else tuple(targets), num_samples=sys.maxsize)
+    return export_model(model, directory, settings, batches=batches, forward=forward)
 
 
 def _typed(

@@ -8,7 +8,13 @@ from raysearch.config.section import Section
 
 
 class ExportConfig(Section):
-    """Targets; by default all whose packages are installed, and the run says which are left out."""
+    """What is written of a stripped model, and on how much data it is verified.
+
+    Attributes:
+        targets: names of `raysearch.export.TARGETS`; None is those that are written by default and whose
+            packages are installed, and the manifest notes which are left out.
+        num_samples: samples that every target is verified on, rounded up to whole batches.
+    """
 
     targets: tuple[str, ...] | None = None
     num_samples: int = Field(256, ge=1)

@@ -1,14 +1,17 @@
 """Files from a stripped module, one target a file, each verified in its own runtime; and back."""
 
 from raysearch.export.check_folder import FolderCheck, verify_folder
-from raysearch.export.export import TARGETS, export_model
+from raysearch.export.export import export_model
 from raysearch.export.load import load_model
-from raysearch.export.targets.capability import check_targets
+from raysearch.export.stripped_model import StrippedModel
+from raysearch.export.targets import TARGETS, Target, check_targets
 from raysearch.export.timing.profiling import profile_onnxruntime
 
 __all__ = [
     "TARGETS",
     "FolderCheck",
+    "StrippedModel",
+    "Target",
     "check_targets",
     "export_model",
     "load_model",

@@ -14,20 +14,17 @@ from torch import nn
 from raysearch.artifacts.location import check_name
 from raysearch.errors import ConfigError, ExportError, StorageError
 from raysearch.evaluation import Batch, Forward, batch_size
-from raysearch.export.file_names import MANIFEST, WEIGHTS
+from raysearch.export.export import call_positional
+from raysearch.export.file_names import MANIFEST
 from raysearch.export.load import LoadedModel, difference, load_model, read_manifest
-from raysearch.export.targets import onnx as onnx_target
-from raysearch.export.targets import openvino as openvino_target
-from raysearch.export.targets import pt2 as pt2_target
-from raysearch.export.targets.target import check_onnx, check_openvino, check_packed, check_pt2
+from raysearch.export.targets.packed import PackedTarget
+from raysearch.export.targets.registry import TARGETS
+from raysearch.export.targets.target import Target, Verification
 from raysearch.export.verification.verify import reference_outputs
 from raysearch.records import ExportManifest, TargetCheck
 
 NUM_SAMPLES = 64
-FILE_OF = {
-    "packed": WEIGHTS, "onnx": onnx_target.FILE, "openvino": openvino_target.FILE,
-    "pt2": pt2_target.FILE,
-}  # fmt: skip
+"""Least number of samples that inputs are generated for."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +85,18 @@ def verify_folder(
     listed = {file.path for file in manifest.files}
     extra = sorted(path.name for path in folder.iterdir() if path.name not in listed | {MANIFEST})
     notes = [f"the manifest does not list {name}, so it was not checked." for name in extra]
-    found = [target for target, file in FILE_OF.items() if file in listed]
-    wanted = _wanted(found, targets)
-    if "packed" not in found:
+    present = [target for target in TARGETS.values() if target.files[0] in listed]
+    chosen = _chosen(present, targets)
+    if PackedTarget.name not in {target.name for target in present}:
         notes.append("there is no packed model, so nothing was run; export the target 'packed' too.")
         return FolderCheck(len(listed), _size(manifest), "generated", (), tuple(notes))
+    checks: list[TargetCheck] = []
     try:
-        checks = _run_targets(folder, wanted, batches, forward, factory, notes)
+        verification = _verification(folder, batches, forward, factory)
+        for target in chosen:
+            verdict = target.check(folder, verification)
+            checks.extend(verdict.checks)
+            notes.extend(verdict.notes)
     except StorageError as error:
         raise ExportError(str(error)) from error
     inputs = "generated" if batches is None else "given"
@@ -104,45 +106,42 @@ def verify_folder(
 def _check_files(folder: Path, manifest: ExportManifest) -> None:
     for file in manifest.files:
         check_name(file.path)
-    wrong = [told for file in manifest.files if (told := difference(folder, file))]
+    differences = [difference(folder, file) for file in manifest.files]
+    wrong = [words for words in differences if words]
     if wrong:
         raise ExportError(f"{'; '.join(wrong)}. Retrieve or export the model again.")
 
 
-def _wanted(found: list[str], targets: Sequence[str] | None) -> list[str]:
-    for name in targets or ():
-        if name not in found:
-            raise ConfigError(f"the folder has no target '{name}'; it has {', '.join(found) or 'none'}.")
-    return found if targets is None else [name for name in found if name in targets]
+def _chosen(present: list[Target], names: Sequence[str] | None) -> list[Target]:
+    """Those of a folder's targets that are to be run."""
+    if names is None:
+        return present
+    known = [target.name for target in present]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"the folder has no target '{name}'; it has {', '.join(known) or 'none'}.")
+    return [target for target in present if target.name in names]
 
 
-def _run_targets(
+def _verification(
     folder: Path,
-    wanted: list[str],
     batches: Iterable[Batch] | None,
     forward: Forward | None,
     factory: str | Callable[[], nn.Module] | None,
-    notes: list[str],
-) -> list[TargetCheck]:
+) -> Verification:
+    """The packed model's outputs: the reference for every target of the folder."""
     loaded = load_model(folder)
     assert isinstance(loaded, LoadedModel)
-    run: Forward = forward or _call
+    run: Forward = forward or call_positional
     data = generated_inputs(loaded) if batches is None else list(batches)
     reference: nn.Module = loaded if factory is None else load_model(folder, factory)
     try:
-        references = reference_outputs(reference, data, run)
+        return Verification(reference, reference_outputs(reference, data, run), run)
     except (RuntimeError, TypeError, IndexError) as error:
         raise ExportError(
             f"the packed model in {folder} cannot run the inputs: {error!r:.300}. Give inputs of its own "
             f"kind with --task."
         ) from error
-    checks: list[TargetCheck] = []
-    if "packed" in wanted:
-        checks.append(check_packed(loaded, references, run))
-    for target, judge in (("onnx", check_onnx), ("openvino", check_openvino), ("pt2", check_pt2)):
-        if target in wanted:
-            checks.extend(judge(folder / FILE_OF[target], references, run, notes, reference))
-    return checks
 
 
 def generated_inputs(model: LoadedModel) -> list[tuple[Any, ...]]:
@@ -163,10 +162,6 @@ def generated_inputs(model: LoadedModel) -> list[tuple[Any, ...]]:
     while len(batches) * size < NUM_SAMPLES:
         batches.append(tuple(spec.draw(generator) for spec in specs))
     return batches
-
-
-def _call(model: nn.Module, arguments: Any) -> Any:
-    return model(*arguments)
 
 
 def _size(manifest: ExportManifest) -> int:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from raysearch.controller import StrippedWeight
 from raysearch.errors import ExportError, StorageError
 from raysearch.export.archive import checked_archive, compact_archive
 from raysearch.export.outputs import plain
+
+Graph = TypeVar("Graph")
 
 
 @dataclass(frozen=True)
@@ -88,20 +90,59 @@ def capture_program(
     """
     wrapper = _FromTensors(model, {slot: name for slot, (name, _) in slots.items()})
     tensors = dict(sorted(slots.values(), key=lambda entry: entry[0]))
-    widened, batch = widen(example_inputs)
+
+    def capture(arguments: tuple[Any, ...], dims: tuple[Any, ...] | None) -> ExportedProgram:
+        # Tensors keep their shapes; only arguments have a batch.
+        shapes = None if dims is None else (dict.fromkeys(tensors), dims)
+        with quiet(), torch.no_grad():
+            return torch.export.export(
+                wrapper, (dict(tensors), arguments), dynamic_shapes=shapes, strict=False
+            )
+
     try:
-        program = _export(wrapper, tensors, widened, batch_dims(widened, batch))
-        return Captured(program, None)
-    except Exception:
+        return Captured(*capture_open_batch(example_inputs, capture))
+    except Exception as error:
+        first_line = str(error).strip().split("\n", 1)[0][:300]
+        raise ExportError(
+            f"{type(model).__name__} cannot be captured for the target 'packed': {first_line}. Try "
+            f"torch.export.export(model, example_inputs, strict=False) on the stripped model and mend what "
+            f"it names, or export other targets."
+        ) from error
+
+
+def capture_open_batch(
+    example_inputs: tuple[Any, ...],
+    capture: Callable[[tuple[Any, ...], tuple[Any, ...] | None], Graph | None],
+) -> tuple[Graph, int | None]:
+    """Capture a model with its batch dimension open; where the model fixes it, at the example's batch size.
+
+    Args:
+        example_inputs: positional arguments of the model's forward.
+        capture: (arguments, `dynamic_shapes` of them or None) → the graph, or None where the exporter closed
+            the dimension that it was to keep open.
+
+    Returns:
+        The graph, and the only batch size it takes, or None when any will do.
+
+    Raises:
+        Exception: what the first attempt that failed raised, where no attempt gave a graph.
+    """
+    widened, batch = widen(example_inputs)
+    attempts: list[tuple[tuple[Any, ...], tuple[Any, ...] | None]] = [
+        (widened, batch_dims(widened, batch)),
+        (example_inputs, None),
+    ]
+    failure: Exception | None = None
+    for arguments, dims in attempts:
         try:
-            return Captured(_export(wrapper, tensors, example_inputs, None), _batch_of(example_inputs))
+            graph = capture(arguments, dims)
         except Exception as error:
-            first = str(error).strip().split("\n", 1)[0][:300]
-            raise ExportError(
-                f"{type(model).__name__} cannot be captured for the target 'packed': {first}. Try "
-                f"torch.export.export(model, example_inputs, strict=False) on the stripped model and mend "
-                f"what it names, or export other targets."
-            ) from error
+            failure = failure or error
+            continue
+        if graph is not None:
+            return graph, None if dims is not None else _batch_of(example_inputs)
+    assert failure is not None
+    raise failure
 
 
 def widen(example_inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], int]:
@@ -157,17 +198,6 @@ def load_program(data: bytes, where: str) -> nn.Module:
             f"{where} cannot be read by torch {torch.__version__}: {error!r:.300}. Retrieve it again, or use "
             f"the torch version that wrote it."
         ) from error
-
-
-def _export(
-    wrapper: nn.Module,
-    tensors: Mapping[str, Tensor],
-    arguments: tuple[Any, ...],
-    dims: tuple[Any, ...] | None,
-) -> ExportedProgram:
-    shapes = None if dims is None else (dict.fromkeys(tensors), dims)
-    with quiet(), torch.no_grad():
-        return torch.export.export(wrapper, (dict(tensors), arguments), dynamic_shapes=shapes, strict=False)
 
 
 def _batch_of(example_inputs: tuple[Any, ...]) -> int:

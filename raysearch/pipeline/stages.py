@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from raysearch.calibration import adapt_batch_norm
 from raysearch.cluster.pool import Pool
 from raysearch.controller import create_controller
-from raysearch.evaluation import Batch, DataSet, Replica, batch_size, evaluate_model
+from raysearch.evaluation import Batch, DataSet, Replica, evaluate_model
 from raysearch.evaluation.sampling import random_shards
-from raysearch.export import export_model
+from raysearch.export import StrippedModel, export_model
 from raysearch.pipeline.inputs import Inputs
 from raysearch.records import BitAssignment, ExportManifest, RangeTable
 from raysearch.seeding import derive_seed
@@ -157,30 +156,15 @@ def export(
     Raises:
         ExportError: a target could not be written or verified.
     """
-    settings = inputs.config.export
     source = None
     if run_id:
         source = {"run_id": run_id, "budget": [str(budget) for budget in inputs.budgets]}
+    model = StrippedModel(stripped, inputs.setup, assignment, inputs.task.example_inputs)
     return export_model(
-        stripped,
-        inputs.setup,
-        assignment,
-        inputs.task.example_inputs,
+        model,
         folder,
-        targets=settings.targets,
-        batches=first_samples(inputs.samples.validation, settings.num_samples),
+        inputs.config.export,
+        batches=inputs.samples.validation,
         forward=inputs.task.run,
         source=source,
     )
-
-
-def first_samples(batches: list[Any], count: int) -> list[Any]:
-    """Whole shards until `count` samples are reached."""
-    shards: list[Any] = []
-    missing = count
-    for batch in batches:
-        shards.append(batch)
-        missing -= batch_size(batch)
-        if missing <= 0:
-            break
-    return shards

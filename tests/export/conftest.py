@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raysearch.export import export_model
+from raysearch.export.extras import Extra
 from tests.support.export_cases import Case, case, forward_all
 
 
@@ -20,17 +20,17 @@ def residual() -> Case:
 def exported(residual: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     batches = [residual.inputs(count) for count in (1, 3, 8)]
-    export_model(
-        residual.stripped,
-        residual.setup,
-        residual.assignment,
-        residual.example,
-        folder,
-        targets=["packed"],
-        batches=batches,
-        forward=forward_all,
-    )
+    residual.export(folder, "packed", batches=batches, forward=forward_all)
     return folder
+
+
+@pytest.fixture
+def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the extra `onnx` were not installed."""
+    installed = Extra.missing
+    monkeypatch.setattr(
+        Extra, "missing", lambda extra: ["no_such_package"] if extra.name == "onnx" else installed(extra)
+    )
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 import raysearch
 from raysearch.cli import app
 from raysearch.errors import ConfigError, ExportError, StorageError
-from raysearch.export import export_model, verify_folder
-from raysearch.export.onnx_qdq import packages
+from raysearch.export import verify_folder
 from tests.support.export_cases import Twins, case
 
 
@@ -20,15 +19,7 @@ def complete(tmp_path_factory):
     net = case("twins")
     folder = tmp_path_factory.mktemp("complete")
     source = {"run_id": "r1", "budget": ["avg_bits<=4"]}
-    export_model(
-        net.stripped,
-        net.setup,
-        net.assignment,
-        net.example,
-        folder,
-        targets=["packed", "onnx", "pt2"],
-        source=source,
-    )
+    net.export(folder, "packed", "onnx", "pt2", source=source)
     return folder
 
 
@@ -85,20 +76,23 @@ def test_files_that_fit_the_manifest_but_not_each_other_are_found_by_running(cop
     assert len(verify_folder(copied, targets=["packed"]).checks) == 1
 
 
-def test_what_is_not_there_is_told(copied, tmp_path, monkeypatch):
+def test_what_is_not_there_is_told(copied, tmp_path):
     with pytest.raises(StorageError, match=r"has no manifest\.json"):
         verify_folder(tmp_path)
     with pytest.raises(ConfigError, match="no target 'openvino'; it has packed, onnx, pt2"):
         verify_folder(copied, targets=["openvino"])
-    monkeypatch.setattr(packages, "EXTRA", ("no_such_package",))
-    with pytest.raises(
-        ExportError, match=r'no_such_package; install them with `pip install "raysearch\[onnx\]"`'
-    ):
-        verify_folder(copied)
     (copied / "notes.txt").write_text("mine")
     assert verify_folder(copied, targets=["packed"]).notes == (
         "the manifest does not list notes.txt, so it was not checked.",
     )
+
+
+def test_a_target_that_cannot_run_here_is_named_with_the_command(copied, no_onnx):
+    with pytest.raises(
+        ExportError, match=r'no_such_package; install them with `pip install "raysearch\[onnx\]"`'
+    ):
+        verify_folder(copied)
+    assert len(verify_folder(copied, targets=["packed", "pt2"]).checks) == 2
 
 
 def test_a_manifest_of_a_newer_schema_or_outside_the_folder_is_refused(copied):

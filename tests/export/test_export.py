@@ -1,31 +1,29 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import onnx_ir
 import pytest
 import torch
 
+from raysearch.config import ExportConfig
 from raysearch.controller import stripped_weights
 from raysearch.errors import ConfigError, ExportError
 from raysearch.export import TARGETS, export_model, load_model
 from raysearch.export.file_names import FILES
-from raysearch.export.onnx_qdq import packages, proto
+from raysearch.export.onnx_qdq import proto
 from raysearch.export.onnx_qdq.storage import code_readers
-from raysearch.export.targets import onnx as onnx_target
+from raysearch.export.targets.onnx import OnnxTarget
 from raysearch.records import BitAssignment, CostModel, ExportManifest
 from tests.support.export_cases import case, forward_all
 
 
-def export(net, folder, **options):
-    return export_model(net.stripped, net.setup, net.assignment, net.example, folder, **options)
-
-
 def test_every_target_is_written_verified_and_listed(tmp_path, residual):
     batches = [residual.inputs(64)]
-    manifest = export(residual, tmp_path / "a" / "model", batches=batches, forward=forward_all)
+    manifest = residual.export(tmp_path / "a" / "model", batches=batches, forward=forward_all)
     folder = tmp_path / "a" / "model"
     assert ExportManifest.from_json((folder / "manifest.json").read_text()) == manifest
-    assert sorted(f.path for f in manifest.files) == sorted((*FILES, onnx_target.FILE))
+    assert sorted(f.path for f in manifest.files) == sorted((*FILES, *OnnxTarget.files))
     assert {path.name for path in folder.iterdir()} == {f.path for f in manifest.files} | {"manifest.json"}
     for file in manifest.files:
         data = (folder / file.path).read_bytes()
@@ -46,7 +44,7 @@ def test_every_target_is_written_verified_and_listed(tmp_path, residual):
 def test_an_earlier_export_is_replaced_whole(tmp_path):
     for name in ("model.onnx", "manifest.json"):
         (tmp_path / name).write_text("of an earlier export")
-    manifest = export(case("waves", 4), tmp_path, targets=["packed"])
+    manifest = case("waves", 4).export(tmp_path, "packed")
     assert not (tmp_path / "model.onnx").exists()
     assert [f.path for f in manifest.files] == list(FILES)
     assert load_model(tmp_path).config.architecture == "Waves"
@@ -54,40 +52,39 @@ def test_an_earlier_export_is_replaced_whole(tmp_path):
 
 def test_a_fixed_batch_is_noted_and_needs_data_of_that_size(tmp_path):
     net = case("fixed", batch=5)
-    manifest = export(net, tmp_path, targets=["packed"])
+    manifest = net.export(tmp_path, "packed")
     assert manifest.notes == ("packed: the model fixes its batch size; the graph takes batches of 5 only.",)
 
 
 def test_unknown_and_missing_targets_are_refused_before_anything_is_written(tmp_path):
     net = case("waves")
     with pytest.raises(ConfigError, match="'tflite' is unknown; known: packed, onnx, openvino, pt2"):
-        export(net, tmp_path / "model", targets=["tflite"])
+        net.export(tmp_path / "model", "tflite")
     with pytest.raises(ConfigError, match="no export target"):
-        export(net, tmp_path / "model", targets=[])
+        export_model(net.model, tmp_path / "model", ExportConfig(targets=()))
     assert not (tmp_path / "model").exists()
-    assert TARGETS == ("packed", "onnx", "openvino", "pt2")
+    assert tuple(TARGETS) == ("packed", "onnx", "openvino", "pt2")
 
 
-def test_a_target_without_its_packages_is_left_out_unless_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(packages, "EXTRA", ("no_such_package",))
+def test_a_target_without_its_packages_is_left_out_unless_asked_for(tmp_path, no_onnx):
     net = case("waves")
-    manifest = export(net, tmp_path)
+    manifest = net.export(tmp_path)
     assert [check.target for check in manifest.checks] == ["packed"]
     assert manifest.notes == (
         'onnx: left out, since no_such_package is not installed (pip install "raysearch[onnx]").',
     )
     with pytest.raises(ExportError, match="needs no_such_package"):
-        export(net, tmp_path, targets=["onnx"])
+        net.export(tmp_path, "onnx")
 
 
 def test_another_assignment_is_refused(tmp_path):
     net = case("waves", 4)
     other = BitAssignment({**net.assignment.bits, "down.weight": 3})
     with pytest.raises(ExportError, match=r"'down\.weight' has 4 bits in the stripped module and 3 in the"):
-        export_model(net.stripped, net.setup, other, net.example, tmp_path)
+        export_model(replace(net.model, assignment=other), tmp_path)
     fewer = {name: bits for name, bits in net.assignment.bits.items() if name != "down.weight"}
     with pytest.raises(ExportError, match="the cost model says"):
-        export_model(net.stripped, net.setup, BitAssignment(fewer), net.example, tmp_path)
+        export_model(replace(net.model, assignment=BitAssignment(fewer)), tmp_path)
 
 
 def test_a_target_that_differs_leaves_no_manifest(tmp_path, monkeypatch):
@@ -99,9 +96,9 @@ def test_a_target_that_differs_leaves_no_manifest(tmp_path, monkeypatch):
         model.tensors.get_submodule("gate").bias.add_(1e-3)
         return model
 
-    monkeypatch.setattr("raysearch.export.export.load_model", damaged)
+    monkeypatch.setattr("raysearch.export.targets.packed.load_model", damaged)
     with pytest.raises(ExportError, match="'packed' differs from the stripped module"):
-        export(net, tmp_path, targets=["packed"])
+        net.export(tmp_path, "packed")
     assert not (tmp_path / "manifest.json").exists()
 
 
@@ -116,12 +113,12 @@ def test_an_onnx_file_that_computes_something_else_is_refused(tmp_path, monkeypa
 
     monkeypatch.setattr(proto, "fuse_regions", negate)
     with pytest.raises(ExportError, match=r"'onnx' differs from the stripped module in onnxruntime"):
-        export(net, tmp_path, targets=["onnx"])
+        net.export(tmp_path, "onnx")
 
 
 def test_the_manifest_carries_the_costs(tmp_path):
     net = case("tied", 3)
-    manifest = export(net, tmp_path, targets=["packed"])
+    manifest = net.export(tmp_path, "packed")
     data = json.loads((tmp_path / "manifest.json").read_text())
     assert data["costs"] == manifest.costs == CostModel(net.setup).costs(net.assignment)
     assert len(stripped_weights(net.stripped, net.setup)) == 1
@@ -129,7 +126,7 @@ def test_the_manifest_carries_the_costs(tmp_path):
 
 def test_latency_is_paired_with_the_network_in_float(tmp_path):
     net = case("twins", 7)
-    manifest = export(net, tmp_path, targets=["onnx"], measure_latency=True)
+    manifest = net.export(tmp_path, "onnx", measure_latency=True)
     assert set(manifest.latency) == {"onnx", "float"}
     assert min(manifest.latency.values()) > 0
     assert ExportManifest.from_json((tmp_path / "manifest.json").read_text()) == manifest

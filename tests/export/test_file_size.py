@@ -8,11 +8,10 @@ from raysearch.calibration import calibrate_model
 from raysearch.config import PlacementConfig
 from raysearch.controller import create_controller
 from raysearch.errors import ExportError
-from raysearch.export import export_model
 from raysearch.export.targets.packed import write_packed
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, CostModel, QuantizerSetup
-from tests.support.export_cases import NETS, case
+from tests.support.export_cases import NETS, Case, case
 
 
 @pytest.mark.parametrize("name", ["residual", "text", "encoder", "seven", "twins"])
@@ -55,4 +54,4 @@ def test_a_file_larger_than_its_size_is_refused(tmp_path):
     stripped = controller.strip_model()
     stripped.register_buffer("extra", torch.zeros(50))
     with pytest.raises(ExportError, match=r"more than the \d+ that the search counted"):
-        export_model(stripped, setup, controller.assignment, example, tmp_path, targets=["packed"])
+        Case(stripped, setup, controller.assignment, None, example).export(tmp_path, "packed")

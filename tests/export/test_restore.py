@@ -7,17 +7,17 @@ from torch import nn
 from raysearch.config import PlacementConfig
 from raysearch.controller import create_controller
 from raysearch.errors import StorageError, TaskError
-from raysearch.export import export_model, load_model
+from raysearch.export import load_model
 from raysearch.export.outputs import tensor_leaves
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
-from tests.support.export_cases import NETS, Residual, Seven, case, ranges
+from tests.support.export_cases import NETS, Case, Residual, Seven, case, ranges
 
 
 @pytest.mark.parametrize("net", ["text", "tied", "waves", "encoder"])
 def test_the_factorys_module_computes_what_the_stripped_one_does(tmp_path, net):
     made = case(net)
-    export_model(made.stripped, made.setup, made.assignment, made.example, tmp_path, targets=["packed"])
+    made.export(tmp_path, "packed")
     (tmp_path / "architecture.pt2").unlink()
     model = load_model(tmp_path, NETS[net][0])
     inputs = made.inputs(5)
@@ -35,7 +35,7 @@ def test_a_factory_is_found_by_its_name(exported, residual):
 
 def test_quantizers_that_are_off_stay_off(tmp_path):
     net = case("residual", left_out=("stem.weight", "head.input"))
-    export_model(net.stripped, net.setup, net.assignment, net.example, tmp_path, targets=["packed"])
+    net.export(tmp_path, "packed")
     model = load_model(tmp_path, Residual)
     assert torch.equal(model(*net.example), net.stripped(*net.example))
 
@@ -43,7 +43,7 @@ def test_quantizers_that_are_off_stay_off(tmp_path):
 @pytest.fixture(scope="module")
 def seven(tmp_path_factory):
     folder, net = tmp_path_factory.mktemp("seven"), case("seven")
-    export_model(net.stripped, net.setup, net.assignment, net.example, folder, targets=["packed"])
+    net.export(folder, "packed")
     return folder
 
 
@@ -91,7 +91,7 @@ def test_a_network_in_half_precision_takes_a_factory_in_half_precision(tmp_path)
     )
     assignment = BitAssignment.extreme(setup, 0)
     stripped = create_controller(model, setup, ranges(model, setup), assignment).strip_model(do_copy=True)
-    export_model(stripped, setup, assignment, example, tmp_path, targets=["packed"])
+    Case(stripped, setup, assignment, None, example).export(tmp_path, "packed")
     loaded = load_model(tmp_path, lambda: nn.Sequential(nn.Linear(9, 9, bias=False)).half())
     assert torch.equal(loaded(*example), stripped(*example))
     with pytest.raises(TaskError, match=r"of another type: '0\.weight' F32 instead of F16 \(1 in all\)"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raysearch.config import PlacementConfig
+from raysearch.config import ExportConfig, PlacementConfig
 from raysearch.controller import create_controller
+from raysearch.export import StrippedModel, export_model
+from raysearch.export.onnx_qdq.capture import capture
+from raysearch.export.onnx_qdq.proto import finish, write_model
 from raysearch.placement import place_quantizers
-from raysearch.records import BitAssignment, QuantizerRange, QuantizerSetup, RangeTable
+from raysearch.records import BitAssignment, ExportManifest, QuantizerRange, QuantizerSetup, RangeTable
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 
@@ -136,6 +140,14 @@ class Case:
     inputs: Callable[[int], tuple[Any, ...]]
     example: tuple[Any, ...]
 
+    @property
+    def model(self) -> StrippedModel:
+        return StrippedModel(self.stripped, self.setup, self.assignment, self.example)
+
+    def export(self, folder: Path, *targets: str, **options: Any) -> ExportManifest:
+        """Written as some targets, or as those of the default, and verified on the example or `batches`."""
+        return export_model(self.model, folder, ExportConfig(targets=targets or None), **options)
+
 
 def case(net: str, bits: int | None = None, batch: int = 4, left_out: tuple[str, ...] = ()) -> Case:
     """A stripped net; `bits=None` cycles through all widths, groups in `left_out` stay float."""
@@ -183,3 +195,10 @@ def ranges(model: nn.Module, setup: QuantizerSetup) -> RangeTable:
 
 def forward_all(model: nn.Module, batch: Any) -> Any:
     return model(**batch) if isinstance(batch, Mapping) else model(*batch)
+
+
+def write_onnx(model: StrippedModel, path: Path) -> int | None:
+    """Write a model as an ONNX file for onnxruntime, without the target's checks; its only batch size."""
+    graph, fixed_batch = capture(model.module, model.weights, model.example_inputs)
+    write_model(finish(graph, model.weights), path)
+    return fixed_batch

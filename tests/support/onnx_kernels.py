@@ -8,12 +8,13 @@ import torch
 
 from raysearch.calibration import calibrate_model
 from raysearch.config import PlacementConfig
-from raysearch.controller import create_controller, stripped_weights
+from raysearch.controller import create_controller
+from raysearch.export import StrippedModel
 from raysearch.export.onnx_qdq.session import OnnxModel
-from raysearch.export.targets.onnx import write_onnx
 from raysearch.export.verification.code_flips import count_flips
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
+from tests.support.export_cases import write_onnx
 
 MIX = (8, 4, 3, 2)
 
@@ -30,7 +31,7 @@ def export(model, inputs, path, *, activation=8, overrides=None, left_out=(), pr
     ranges = calibrate_model(model, setup, [inputs], num_samples=0, weights="min_max", activations="min_max")
     controller = create_controller(model, setup, ranges, BitAssignment(bits))
     stripped = controller.strip_model()
-    write_onnx(stripped, stripped_weights(stripped, setup), inputs, path)
+    write_onnx(StrippedModel(stripped, setup, BitAssignment(bits), inputs), path)
     return stripped
 
 

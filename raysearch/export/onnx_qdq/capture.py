@@ -16,13 +16,12 @@ from torch import nn
 
 from raysearch.controller import StrippedWeight
 from raysearch.errors import ExportError
-from raysearch.evaluation import batch_size
+from raysearch.export.onnx_qdq.file_module import OUTPUT_KEY
 from raysearch.export.onnx_qdq.storage import OPSET, code_readers
 from raysearch.export.outputs import plain
-from raysearch.export.program import batch_dims, quiet, widen
+from raysearch.export.program import capture_open_batch, quiet
 from raysearch.quantizer import Quantizer
 
-OUTPUT_KEY = "raysearch.outputs"
 SCOPES = "pkg.torch.onnx.name_scopes"
 LAYERS = ("QuantizeLinear", "Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 
@@ -35,51 +34,46 @@ def capture(
     Raises:
         ExportError: the exporter refuses the model, or a weight did not arrive.
     """
-    program, fixed_batch = _export(stripped, example_inputs)
-    model = program.model
+    model, fixed_batch = _export(stripped, example_inputs)
     _check_codes(model, weights)
     _name_nodes(model, _quantizer_names(stripped))
     return model, fixed_batch
 
 
 def _export(stripped: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[Any, int | None]:
-    widened, batch = widen(example_inputs)
     with torch.no_grad():
         outputs = plain(stripped(*example_inputs))
     names = list(outputs) if isinstance(outputs, dict) else None
-    attempts: list[tuple[tuple[Any, ...], tuple[Any, ...] | None]] = [
-        (widened, batch_dims(widened, batch)),
-        (example_inputs, None),
-    ]
-    failure: Exception | None = None
-    for arguments, dims in attempts:
-        try:
-            with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-                program = torch.onnx.export(
-                    stripped,
-                    arguments,
-                    dynamo=True,
-                    opset_version=OPSET,
-                    dynamic_shapes=dims,
-                    output_names=names,
-                    verbose=False,
-                )
-        except Exception as error:
-            failure = failure or error
-            continue
+
+    def export(arguments: tuple[Any, ...], dims: tuple[Any, ...] | None) -> Any:
+        # The exporter prints its progress.
+        with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            program = torch.onnx.export(
+                stripped,
+                arguments,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=dims,
+                output_names=names,
+                verbose=False,
+            )
         assert program is not None
-        # The exporter fixes a dimension that it cannot keep open, and says nothing.
-        fixed = not any(_is_open(value) for value in program.model.graph.inputs)
-        if fixed and dims is not None:
-            continue
-        if names is not None:
-            program.model.metadata_props[OUTPUT_KEY] = json.dumps(names)
-        return program, batch_size(arguments) if fixed else None
-    first = str(failure).strip().split("\n", 1)[0][:300]
-    raise ExportError(
-        f"{type(stripped).__name__} cannot be exported to ONNX: {first}. Try torch.onnx.export(model, "
-        f"example_inputs, dynamo=True) alone and mend what it names, or leave the target 'onnx' out."
-    ) from failure
+        # It fixes a dimension that it cannot keep open, and says nothing.
+        is_fixed = not any(_is_open(value) for value in program.model.graph.inputs)
+        return None if is_fixed and dims is not None else program.model
+
+    try:
+        model, fixed_batch = capture_open_batch(example_inputs, export)
+    except Exception as error:
+        first_line = str(error).strip().split("\n", 1)[0][:300]
+        raise ExportError(
+            f"{type(stripped).__name__} cannot be exported to ONNX: {first_line}. Try "
+            f"torch.onnx.export(model, example_inputs, dynamo=True) alone and mend what it names, or leave "
+            f"the target 'onnx' out."
+        ) from error
+    if names is not None:
+        model.metadata_props[OUTPUT_KEY] = json.dumps(names)
+    return model, fixed_batch
 
 
 def _is_open(value: Any) -> bool:

@@ -1,29 +1,16 @@
-"""The packages that write and run ONNX files, which the extra `onnx` installs."""
+"""The packages that write and run ONNX files."""
 
 from __future__ import annotations
 
-import importlib.util
+from raysearch.export.extras import Extra
 
-from raysearch.errors import ExportError
-
-EXTRA = ("onnx", "onnxscript", "onnx_ir", "ml_dtypes", "onnxruntime")
-PRECISION = ("session.x64quantprecision", "1")
-"""The session option of onnxruntime, and its value, with which CPUs without VNNI do not saturate."""
-
-
-def missing_packages() -> list[str]:
-    """Packages of the extra `onnx` that are not installed."""
-    return [name for name in EXTRA if importlib.util.find_spec(name) is None]
+ONNX = Extra("onnx", ("onnx", "onnxscript", "onnx_ir", "ml_dtypes", "onnxruntime"))
 
 
 def require_onnx() -> None:
-    """Refuse to go on without the extra.
+    """Refuse to go on without them.
 
     Raises:
         ExportError: names the packages and the command that installs them.
     """
-    if missing := missing_packages():
-        raise ExportError(
-            f"the target 'onnx' needs {', '.join(missing)}; install them with "
-            f'`pip install "raysearch[onnx]"`.'
-        )
+    ONNX.require("onnx")

@@ -1,32 +1,39 @@
-"""An ONNX file as a module, run by onnxruntime."""
+"""An ONNX file as onnxruntime runs it."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor, nn
 
 from raysearch.errors import StorageError
-from raysearch.export.onnx_qdq.capture import OUTPUT_KEY
-from raysearch.export.onnx_qdq.packages import PRECISION, require_onnx
-from raysearch.export.outputs import NamedOutputs, tensor_leaves
+from raysearch.export.onnx_qdq.file_module import Arrays, OnnxFileModule
+from raysearch.export.onnx_qdq.packages import require_onnx
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 TRACED = "optimized.onnx"
+
+PRECISION = ("session.x64quantprecision", "1")
+"""A session option and its value. With it CPUs that sum pairs of u8·s8 products in 16 bits (those without
+VNNI) use a kernel that does not saturate; without it 8-bit weights give wrong numbers. Others ignore it."""
 
 
 def load_session(
     model: str | bytes, optimized: bool = True, threads: int | None = None, trace: Path | None = None
-) -> Any:
-    """A quiet CPU session of a file or its bytes, with torch's number of threads, or `threads`.
+) -> InferenceSession:
+    """A quiet session on the CPU, with the option `PRECISION` where onnxruntime takes it.
 
-    With `trace`, a folder, it times its nodes, and writes the graph it runs there as optimized.onnx.
-
-    With "session.x64quantprecision" CPUs that sum pairs of u8·s8 products in 16 bits (those without VNNI) use
-    a kernel that does not saturate; without it 8-bit weights give wrong numbers there. Other CPUs ignore it.
+    Args:
+        model: path of a file, or its bytes.
+        optimized: whether onnxruntime may rewrite the graph and fuse integer kernels.
+        threads: within an operation; None is torch's number.
+        trace: a folder, where the session times its nodes and writes the graph it runs, as optimized.onnx.
     """
     import onnxruntime as ort
 
@@ -51,17 +58,13 @@ def load_session(
     raise AssertionError("unreachable")
 
 
-class OnnxModel(nn.Module):
-    """Runs an exported ONNX file on the CPU; takes tensors by position or by keyword.
+class OnnxModel(OnnxFileModule):
+    """Runs an exported ONNX file in onnxruntime on the CPU; takes tensors by position or by keyword.
 
     Args:
         path: the file.
         optimized: whether onnxruntime may fuse into integer kernels, as it does by default. Without, it
             computes Q/DQ in float, which shows what the file says.
-
-    Attributes:
-        runtime: name and version of what runs it.
-        recorded: where set to a list, the arrays of every call are kept there.
 
     Raises:
         ExportError: the extra `onnx` is missing.
@@ -69,47 +72,25 @@ class OnnxModel(nn.Module):
     """
 
     def __init__(self, path: str | os.PathLike[str], optimized: bool = True) -> None:
-        super().__init__()
         require_onnx()
         import onnxruntime as ort
 
         try:
-            self.session: Any = load_session(os.fspath(path), optimized)
+            session = load_session(os.fspath(path), optimized)
         except Exception as error:
             raise StorageError(
                 f"onnxruntime {ort.__version__} cannot load {os.fspath(path)}: {error}. Export it again, or "
                 f"update onnxruntime."
             ) from error
         off = "" if optimized else ", graph optimizations off"
-        self.runtime = f"onnxruntime {ort.__version__} CPU{off}"
-        self.input_names: list[str] = [entry.name for entry in self.session.get_inputs()]
-        kept = self.session.get_modelmeta().custom_metadata_map.get(OUTPUT_KEY)
-        self.output_names: list[str] | None = json.loads(kept) if kept else None
-        self.recorded: list[dict[str, Any]] | None = None
-        self.training = False
+        super().__init__(
+            f"onnxruntime {ort.__version__} CPU{off}",
+            [entry.name for entry in session.get_inputs()],
+            session.get_modelmeta().custom_metadata_map,
+        )
+        self.session = session
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the session.
-
-        Returns:
-            A tensor, a tuple of tensors, or the named outputs of the original.
-
-        Raises:
-            TypeError: an input is missing or unknown.
-        """
-        given = [leaf for value in args for leaf in tensor_leaves(value)]
-        by_name = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
-        names = self.input_names[: len(given)]
-        feeds = {**dict(zip(names, given, strict=False)), **by_name}
-        if len(given) > len(names) or set(feeds) != set(self.input_names) or set(names) & set(by_name):
-            raise TypeError(
-                f"the ONNX file takes the tensors ({', '.join(self.input_names)}); {len(given)} were given "
-                f"by position and {sorted(by_name)} by keyword."
-            )
-        arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in feeds.items()}
-        if self.recorded is not None:
-            self.recorded.append(arrays)
-        outputs = [torch.from_numpy(value) for value in self.session.run(None, arrays)]
-        if self.output_names is not None:
-            return NamedOutputs(zip(self.output_names, outputs, strict=True))
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+    def run_arrays(self, feed: Arrays) -> list[npt.NDArray[np.generic]]:
+        """Run the session."""
+        outputs: list[npt.NDArray[np.generic]] = self.session.run(None, feed)
+        return outputs

@@ -1,68 +1,88 @@
-"""The ONNX target: a QDQ model whose weights are stored as integer codes."""
+"""The ONNX target: a QDQ model for onnxruntime, whose weights are stored as integer codes."""
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
-from torch import nn
-
-from raysearch.controller import StrippedWeight
-from raysearch.export.onnx_qdq.capture import capture
-from raysearch.export.onnx_qdq.packages import PRECISION, require_onnx
+from raysearch.export.onnx_qdq.floats import float_again
+from raysearch.export.onnx_qdq.packages import ONNX
 from raysearch.export.onnx_qdq.proto import finish, write_model
-from raysearch.export.onnx_qdq.storage import SPREAD_BITS, choose_containers, code_width
+from raysearch.export.onnx_qdq.session import OnnxModel
+from raysearch.export.targets.capability import EVERY_WIDTH, Capability
+from raysearch.export.targets.qdq_target import QdqTarget, captured
+from raysearch.export.targets.target import ExportJob, Verdict, Verification
+from raysearch.export.timing.paired import paired_seconds
+from raysearch.export.verification.code_flips import count_flips
+from raysearch.export.verification.verify import check_close, check_flips, compare, describe, within_tolerance
+from raysearch.export.verification.worst_layer import compare_layers, tell_worst
 
-FILE = "model.onnx"
 
+class OnnxTarget(QdqTarget):
+    """An ONNX file of opset 21, or 25 where it holds INT2.
 
-def write_onnx(
-    stripped: nn.Module, weights: dict[str, StrippedWeight], example_inputs: tuple[Any, ...], path: Path
-) -> int | None:
-    """Write a stripped module as an ONNX file for onnxruntime, of opset 21, or 25 where it holds INT2.
-
-    Weights become initializers of codes with DequantizeLinear: INT2, INT4, INT8, or a bit stream at 3, 5, 6
-    and 7 bits, decoded by functions that onnxruntime folds at load. Activations become QuantizeLinear and
+    Weights are initializers of codes with DequantizeLinear: INT2, INT4, INT8, or a bit stream at 3, 5, 6
+    and 7 bits, decoded by functions that onnxruntime folds at load. Activations are QuantizeLinear and
     DequantizeLinear in a uint8 container at every width. BatchNorm goes into scales and biases. The batch
     dimension is open where the model allows it. Quantizers keep their ids as names of QuantizeLinear nodes.
-
-    Args:
-        stripped: the stripped module, integer form.
-        weights: its integer weights.
-        example_inputs: positional arguments of its forward; dimension 0 is the batch.
-        path: the file.
-
-    Returns:
-        The only batch size the file takes, or None when any will do.
-
-    Raises:
-        ExportError: the extra is missing, the exporter refuses the model, or a weight did not arrive.
     """
-    require_onnx()
-    model, fixed_batch = capture(stripped, weights, example_inputs)
-    write_model(finish(model, weights), path)
-    return fixed_batch
 
+    name = "onnx"
+    files = ("model.onnx",)
+    capability = Capability({width: width for width in EVERY_WIDTH})
+    extra = ONNX
+    by_default = True
+    for_onnxruntime = True
 
-def container_notes(weights: dict[str, StrippedWeight], *, for_onnxruntime: bool = True) -> tuple[str, ...]:
-    """Statements for the manifest: which widths are stored in a wider container, and what runs slower."""
-    label = "onnx" if for_onnxruntime else "openvino"
-    sizes = {name: (w.codes.numel(), code_width(w.codes.cpu().numpy())) for name, w in weights.items()}
-    containers = choose_containers(sizes, streams=for_onnxruntime)
-    wider: Counter[tuple[int, str]] = Counter()
-    for name, weight in weights.items():
-        if containers[name].num_bits > weight.num_bits:
-            wider[weight.num_bits, containers[name].kind] += 1
-    notes = [f"{label}: activations are stored as uint8 at every width; below 8 bits codes are clipped."]
-    for (bits, kind), count in sorted(wider.items()):
-        notes.append(f"{label}: {bits}-bit weights ({count} of {len(weights)} tensors) are stored as {kind}.")
-    shifted = sum(weight.zero_point is not None for weight in weights.values())
-    if shifted:
-        notes.append(f"{label}: {shifted} weights have zero points; integer kernels are slower for them.")
-    if for_onnxruntime and any(bits > SPREAD_BITS for _, bits in sizes.values()):
-        notes.append(
-            f"onnx: 8-bit weights saturate on x86 CPUs without VNNI unless the session option "
-            f"'{PRECISION[0]}' is '{PRECISION[1]}'; it was set for the verification."
-        )
-    return tuple(notes)
+    def load(self, folder: Path) -> OnnxModel:
+        """The file in onnxruntime, as it runs it by default."""
+        return OnnxModel(folder / self.files[0])
+
+    def check(self, folder: Path, verification: Verification) -> Verdict:
+        """The file as it says (optimizations off) must be close; as onnxruntime runs it, flips are judged.
+
+        Integer kernels round differently, and a network amplifies a flip: outputs that are beyond the
+        tolerance in that second check are noted, not refused. Where the first is not close, the file's layers
+        are compared with those of the module that gave the references.
+
+        Work: four forwards a batch.
+
+        Raises:
+            ExportError: the file is not close, kernels are wrong, or the extra is missing.
+            StorageError: onnxruntime cannot load it.
+        """
+        path, forward = folder / self.files[0], verification.forward
+        references = verification.references
+        model = OnnxModel(path, optimized=False)
+        model.recorded = []
+        plain = compare(self.name, model.runtime, model, references, forward)
+        feeds = model.recorded
+
+        def where() -> str:
+            batches = [reference.batch for reference in references]
+            return tell_worst(compare_layers(path, verification.module, batches, feeds, forward))
+
+        check_close(plain, references, where)
+        fused_model = self.load(folder)
+        fused = compare(self.name, fused_model.runtime, fused_model, references, forward)
+        fused = replace(fused, layers=count_flips(path, feeds))
+        notes = []
+        if note := check_flips(fused):
+            notes.append(f"{self.name}: {note}")
+        if not within_tolerance(fused, references):
+            notes.append(f"{self.name}: {describe(fused, references)}.")
+        return Verdict((plain, fused), tuple(notes))
+
+    def latency(self, job: ExportJob) -> dict[str, float]:
+        """CPU seconds of the file, and of the same network in float, one thread each."""
+        path = job.folder / self.files[0]
+        model = OnnxModel(path)
+        model.recorded = []
+        model(*job.model.example_inputs)
+        in_float = captured(job)[0].clone()
+        float_again(in_float, job.model.weights.values(), job.model.quantizers)
+        with TemporaryDirectory() as scratch:
+            float_path = Path(scratch) / self.files[0]
+            write_model(finish(in_float, {}), float_path)
+            return paired_seconds({"onnx": path, "float": float_path}, model.recorded[0])

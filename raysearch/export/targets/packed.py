@@ -14,14 +14,45 @@ from torch import Tensor, nn
 from raysearch.artifacts import Storage
 from raysearch.controller import StrippedWeight, stripped_quantizers, stripped_weights
 from raysearch.errors import ExportError
-from raysearch.export.file_names import ARCHITECTURE, CONFIG, WEIGHTS
+from raysearch.export.file_names import ARCHITECTURE, CONFIG, FILES, WEIGHTS
 from raysearch.export.input_spec import InputSpec, input_spec
+from raysearch.export.load import load_model
 from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight, TensorSpec
 from raysearch.export.packing import pack_codes
 from raysearch.export.program import capture_program, program_bytes, tensor_slots, weight_parts
+from raysearch.export.targets.capability import EVERY_WIDTH, Capability
+from raysearch.export.targets.target import ExportJob, Target, Written
 from raysearch.placement.stored_tensors import DTYPES
-from raysearch.records import FLOAT_BITS, PER_TENSOR, QuantizerSetup, packed_bytes
+from raysearch.records import FLOAT_BITS, PER_TENSOR, CostModel, QuantizerSetup, packed_bytes
 from raysearch.version import __version__
+
+
+class PackedTarget(Target):
+    """Codes at their width beside a graph and its configuration; what raysearch itself loads again."""
+
+    name = "packed"
+    files = FILES
+    capability = Capability({width: width for width in EVERY_WIDTH})
+    by_default = True
+    exact = True
+    fixed_part = "graph"
+
+    def write(self, job: ExportJob) -> Written:
+        """Write the three files.
+
+        Raises:
+            ExportError: the model cannot be captured, holds a tensor of a type that cannot be stored, or
+                gives a larger file than the cost model says.
+        """
+        model = job.model
+        fixed_batch = write_packed(model.module, model.setup, model.example_inputs, job.folder, job.source)
+        if model.setup.stored is not None:
+            _check_size(job.folder / WEIGHTS, CostModel(model.setup).costs(model.assignment)["size"])
+        return Written(fixed_batch)
+
+    def load(self, folder: Path) -> nn.Module:
+        """The stored graph with the stored tensors."""
+        return load_model(folder)
 
 
 def write_packed(
@@ -158,3 +189,14 @@ def _check_types(tensors: dict[str, Tensor]) -> None:
                 f"'{name}' is of type {value.dtype}, which the target 'packed' cannot store; allowed: "
                 f"{', '.join(sorted(DTYPES.values()))}. Convert it, or export other targets."
             )
+
+
+def _check_size(path: Path, size: float) -> None:
+    """The search kept every budget by `size`, so a file that is no larger keeps it too."""
+    size_on_disk = path.stat().st_size
+    if size_on_disk > size:
+        raise ExportError(
+            f"{path.name} has {size_on_disk} bytes, more than the {size:.0f} that the search counted: the "
+            f"model has tensors that it did not have when its quantizers were placed. Place the quantizers "
+            f"anew."
+        )

@@ -7,18 +7,45 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
+from torch.export import ExportedProgram
 
 from raysearch.artifacts import Storage
 from raysearch.errors import ExportError
-from raysearch.export.program import batch_dims, load_program, program_bytes, quiet, widen
+from raysearch.export.program import capture_open_batch, load_program, program_bytes, quiet
+from raysearch.export.targets.capability import EVERY_WIDTH, Capability
+from raysearch.export.targets.target import ExportJob, Target, Written
 
-FILE = "model.pt2"
-NOTE = "pt2: codes are stored as int8 at every width, and torch computes in float."
+
+class Pt2Target(Target):
+    """A program of torch.export with its tensors inside; it must equal the stripped module bit for bit."""
+
+    name = "pt2"
+    files = ("model.pt2",)
+    capability = Capability(dict.fromkeys(EVERY_WIDTH, 8))
+    exact = True
+
+    def write(self, job: ExportJob) -> Written:
+        """Write the program, its batch dimension open where the model allows it.
+
+        Raises:
+            ExportError: torch.export does not take the model.
+        """
+        fixed_batch = write_pt2(job.model.module, job.model.example_inputs, job.folder / self.files[0])
+        note = "pt2: codes are stored as int8 at every width, and torch computes in float."
+        return Written(fixed_batch, (note,))
+
+    def load(self, folder: Path) -> nn.Module:
+        """The program as a module."""
+        return load_pt2(folder / self.files[0])
 
 
 def write_pt2(stripped: nn.Module, example_inputs: tuple[Any, ...], path: Path) -> int | None:
     """Write a stripped module as a program, its batch dimension open where the model allows it.
+
+    Args:
+        stripped: the stripped module, integer form.
+        example_inputs: positional arguments of its forward; dimension 0 is the batch.
+        path: the file.
 
     Returns:
         The only batch size the program takes, or None when any will do.
@@ -26,26 +53,21 @@ def write_pt2(stripped: nn.Module, example_inputs: tuple[Any, ...], path: Path) 
     Raises:
         ExportError: torch.export does not take the model.
     """
-    widened, batch = widen(example_inputs)
-    attempts: list[tuple[tuple[Any, ...], Any]] = [
-        (widened, batch_dims(widened, batch)),
-        (example_inputs, None),
-    ]
-    failure: Exception | None = None
-    for arguments, dims in attempts:
-        try:
-            with quiet(), torch.no_grad():
-                program = torch.export.export(stripped, arguments, dynamic_shapes=dims, strict=False)
-        except Exception as error:
-            failure = failure or error
-            continue
-        Storage(path.parent).write_bytes(path.name, program_bytes(program))
-        return None if dims is not None else _batch(example_inputs)
-    first = str(failure).strip().split("\n", 1)[0][:300]
-    raise ExportError(
-        f"{type(stripped).__name__} cannot be captured for the target 'pt2': {first}. Try "
-        f"torch.export.export(model, example_inputs, strict=False) on the stripped model alone."
-    ) from failure
+
+    def capture(arguments: tuple[Any, ...], dims: tuple[Any, ...] | None) -> ExportedProgram:
+        with quiet(), torch.no_grad():
+            return torch.export.export(stripped, arguments, dynamic_shapes=dims, strict=False)
+
+    try:
+        program, fixed_batch = capture_open_batch(example_inputs, capture)
+    except Exception as error:
+        first_line = str(error).strip().split("\n", 1)[0][:300]
+        raise ExportError(
+            f"{type(stripped).__name__} cannot be captured for the target 'pt2': {first_line}. Try "
+            f"torch.export.export(model, example_inputs, strict=False) on the stripped model alone."
+        ) from error
+    Storage(path.parent).write_bytes(path.name, program_bytes(program))
+    return fixed_batch
 
 
 def load_pt2(path: Path) -> nn.Module:
@@ -58,13 +80,9 @@ class _Program(nn.Module):
 
     def __init__(self, program: nn.Module) -> None:
         super().__init__()
-        self.held = (program,)
+        # In a tuple, so that the program is no submodule and `eval` does not reach it.
+        self._program = (program,)
         self.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.held[0](*args, **kwargs)
-
-
-def _batch(example_inputs: tuple[Any, ...]) -> int:
-    sizes = [t.shape[0] for t in pytree.tree_leaves(example_inputs) if isinstance(t, torch.Tensor) and t.ndim]
-    return int(sizes[0])
+        return self._program[0](*args, **kwargs)

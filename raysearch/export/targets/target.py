@@ -1,98 +1,171 @@
-"""Each target's file, run in its runtime against the reference: what is refused and what is noted."""
+"""What a target is: a kind of file that a stripped model is written as, and how that file is checked."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 
 from raysearch.evaluation import Forward
-from raysearch.export.onnx_qdq.session import OnnxModel
-from raysearch.export.targets.openvino import OpenVinoModel
-from raysearch.export.targets.pt2 import load_pt2
-from raysearch.export.verification.code_flips import count_flips
+from raysearch.export.extras import NO_EXTRA, Extra
+from raysearch.export.stripped_model import StrippedModel
+from raysearch.export.targets.capability import Capability
 from raysearch.export.verification.verify import (
     Reference,
     check_close,
     check_equal,
-    check_flips,
     compare,
-    describe,
-    within_tolerance,
+    references_of_size,
 )
-from raysearch.export.verification.worst_layer import compare_layers, tell_worst
 from raysearch.records import TargetCheck
 
+Product = TypeVar("Product")
 
-def check_packed(model: nn.Module, references: list[Reference], forward: Forward) -> TargetCheck:
-    """The loaded packed model must equal the reference bit for bit.
 
-    Raises:
-        ExportError: it does not, or cannot run.
+@dataclass(frozen=True)
+class ExportJob:
+    """What every target of one export is written from.
+
+    Attributes:
+        model: the stripped model.
+        folder: the model folder.
+        source: "run_id" and "budget" of the run that the model is from, for config.json.
+        products: what targets made that others may need; see `once`.
     """
-    check = compare("packed", f"torch {torch.__version__}", model, references, forward)
-    check_equal(check)
-    return check
+
+    model: StrippedModel
+    folder: Path
+    source: Mapping[str, Any] = field(default_factory=dict)
+    products: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, key: str, make: Callable[[], Product]) -> Product:
+        """What several targets are made of, made for the first of them: to capture takes longest of all.
+
+        Args:
+            key: names it among the job's products.
+            make: makes it.
+        """
+        if key not in self.products:
+            self.products[key] = make()
+        product: Product = self.products[key]
+        return product
 
 
-def check_onnx(
-    path: Path, references: list[Reference], forward: Forward, notes: list[str], module: nn.Module
-) -> list[TargetCheck]:
-    """The file as it says (optimizations off) must be close; as onnxruntime runs it, flips are judged.
+@dataclass(frozen=True)
+class Written:
+    """What a target says of the files it wrote.
 
-    Where it is not close, its layers are compared with those of `module`, which gave the references.
-
-    Work: four forwards a batch.
-
-    Raises:
-        ExportError: the file is not close, kernels are wrong, or the extra is missing.
-        StorageError: onnxruntime cannot load it.
+    Attributes:
+        fixed_batch: the only batch size that they take, or None when any will do.
+        notes: statements for the manifest.
     """
-    model = OnnxModel(path, optimized=False)
-    model.recorded = []
-    plain = compare("onnx", model.runtime, model, references, forward)
-    batches, feeds = [reference.batch for reference in references], model.recorded
 
-    def where() -> str:
-        return tell_worst(compare_layers(path, module, batches, feeds, forward))
-
-    check_close(plain, references, where)
-    fused_model = OnnxModel(path)
-    fused = compare("onnx", fused_model.runtime, fused_model, references, forward)
-    fused = replace(fused, layers=count_flips(path, feeds))
-    if note := check_flips(fused):
-        notes.append(f"onnx: {note}")
-    if not within_tolerance(fused, references):
-        notes.append(f"onnx: {describe(fused, references)}.")
-    return [plain, fused]
+    fixed_batch: int | None
+    notes: tuple[str, ...] = ()
 
 
-def check_openvino(
-    path: Path, references: list[Reference], forward: Forward, notes: list[str], module: nn.Module
-) -> list[TargetCheck]:
-    """The file must be close as OpenVINO runs it.
+@dataclass(frozen=True)
+class Verification:
+    """What a target's file is compared with.
 
-    Raises:
-        ExportError: it is not, or the extra is missing.
-        StorageError: OpenVINO cannot load it.
+    Attributes:
+        module: what gave the references: the stripped module, or a packed model of the same folder.
+        references: its outputs on every batch.
+        forward: (model, batch) → outputs.
     """
-    model = OpenVinoModel(path)
-    check = compare("openvino", model.runtime, model, references, forward)
-    check_close(check, references)
-    return [check]
+
+    module: nn.Module
+    references: list[Reference]
+    forward: Forward
+
+    def of_size(self, batch_size: int) -> Verification:
+        """The part that a file of a fixed batch size can be run on.
+
+        Raises:
+            ExportError: no batch has that size.
+        """
+        return replace(self, references=references_of_size(self.references, batch_size))
 
 
-def check_pt2(
-    path: Path, references: list[Reference], forward: Forward, notes: list[str], module: nn.Module
-) -> list[TargetCheck]:
-    """The program must equal the reference bit for bit.
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found; a file that is wrong raises instead.
 
-    Raises:
-        ExportError: it does not, or cannot run.
-        StorageError: it cannot be read, or is refused.
+    Attributes:
+        checks: the figures, one entry a runtime or mode that the file was run in.
+        notes: what a user should know.
     """
-    check = compare("pt2", f"torch {torch.__version__}", load_pt2(path), references, forward)
-    check_equal(check)
-    return [check]
+
+    checks: tuple[TargetCheck, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Target(ABC):
+    """A kind of file. A new one is a subclass in a file of its own, listed in `registry.TARGETS`.
+
+    A target says what it can hold, writes its files, and loads them back as a module in its own runtime,
+    where they are compared with the stripped module.
+
+    Attributes:
+        name: what users call it.
+        files: names of its files in a model folder; a folder that has the first has the target.
+        capability: what it can hold.
+        extra: the packages that it needs.
+        by_default: whether it is written where no target is named and its packages are installed.
+        exact: whether a loaded file must equal the stripped module bit for bit. If not, it must stay within
+            the tolerance of `verification.verify`.
+        fixed_part: what of it may be bound to one batch size, as a word for notes.
+    """
+
+    name: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]
+    capability: ClassVar[Capability]
+    extra: ClassVar[Extra] = NO_EXTRA
+    by_default: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
+    fixed_part: ClassVar[str] = "file"
+
+    @abstractmethod
+    def write(self, job: ExportJob) -> Written:
+        """Write the files into the job's folder.
+
+        Raises:
+            ExportError: the model cannot be written as this target.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path) -> nn.Module:
+        """The files of a folder as a module that takes the arguments of the original and gives its outputs.
+
+        Raises:
+            StorageError: the files are damaged, or of another version.
+        """
+
+    def runtime(self, model: nn.Module) -> str:
+        """Name and version of what runs a module of `load`."""
+        return f"torch {torch.__version__}"
+
+    def check(self, folder: Path, verification: Verification) -> Verdict:
+        """Run the files and compare their outputs with the references.
+
+        Raises:
+            ExportError: they differ by more than the target may, or cannot run.
+            StorageError: they cannot be loaded.
+        """
+        model = self.load(folder)
+        references = verification.references
+        check = compare(self.name, self.runtime(model), model, references, verification.forward)
+        if self.exact:
+            check_equal(check)
+        else:
+            check_close(check, references)
+        return Verdict((check,))
+
+    def latency(self, job: ExportJob) -> dict[str, float]:
+        """Seconds of a forward of the written files and of what they are compared with; {} if it has none."""
+        return {}

@@ -57,6 +57,21 @@ def reference_outputs(stripped: nn.Module, batches: Iterable[Batch], forward: Fo
     return found
 
 
+def references_of_size(references: list[Reference], size: int) -> list[Reference]:
+    """The references whose batch has a size, for files that take no other.
+
+    Raises:
+        ExportError: there is none.
+    """
+    matches = [reference for reference in references if batch_size(reference.batch) == size]
+    if not matches:
+        raise ExportError(
+            f"the captured model takes batches of {size} only, and no verification batch has that size. "
+            f"Give data in batches of {size}, or make the model's forward independent of the batch size."
+        )
+    return matches
+
+
 def compare(
     target: str, runtime: str, model: nn.Module, references: list[Reference], forward: Forward
 ) -> TargetCheck:

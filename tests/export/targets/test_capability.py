@@ -6,8 +6,12 @@ import pytest
 
 from raysearch.errors import ConfigError
 from raysearch.export import TARGETS, check_targets
+from raysearch.export.extras import Extra
 from raysearch.export.onnx_qdq.storage import choose_containers
-from raysearch.export.targets.capability import CAPABILITIES, Capability
+from raysearch.export.targets.capability import Capability
+from raysearch.export.targets.onnx import OnnxTarget
+from raysearch.export.targets.openvino import OpenVinoTarget
+from raysearch.export.targets.pt2 import Pt2Target
 from raysearch.records import Granularity, QuantizationPoint, QuantizerGroup, QuantizerSetup, QuantizerSpec
 
 
@@ -21,12 +25,15 @@ def setup_of(widths, spec=None, axis=0):
     return QuantizerSetup({"fc.weight": weight, "fc.input": given}, groups)
 
 
-def test_every_target_has_an_entry_and_holds_all_widths():
-    assert tuple(CAPABILITIES) == TARGETS
+def test_every_target_that_is_installed_holds_all_widths():
     # The extra `openvino` is not part of `dev`.
-    installed = [name for name in TARGETS if not CAPABILITIES[name].missing()]
+    installed = [name for name, target in TARGETS.items() if not target.extra.missing()]
     assert {"packed", "onnx", "pt2"} <= set(installed)
     check_targets(setup_of((2, 3, 4, 5, 6, 7, 8), QuantizerSpec("asymmetric")), installed)
+
+
+class Chip(Pt2Target):
+    name = "chip"
 
 
 @pytest.mark.parametrize(
@@ -36,16 +43,25 @@ def test_every_target_has_an_entry_and_holds_all_widths():
         ({"activations": (8,)}, setup_of((8,)), r"4 bits \(it holds 8\): 'fc.input'"),
         ({"weight_modes": ("symmetric",)}, setup_of((8,), QuantizerSpec("asymmetric")), "asymmetric weights"),
         ({"weight_granularity": ("per_channel",)}, setup_of((8,), axis=None), "per_tensor scales"),
-        ({"missing": lambda: ["thing"], "extra": "x"}, setup_of((8,)), r"needs thing; .*raysearch\[x\]"),
     ],
 )
-def test_what_a_target_does_not_hold_is_named(limits, setup, text):
-    limited = {"chip": replace(Capability({8: 8, 4: 4, 3: 3, 2: 2}), **limits)}
+def test_what_a_target_does_not_hold_is_named(limits, setup, text, monkeypatch):
+    limited = replace(Capability({8: 8, 4: 4, 3: 3, 2: 2}), **limits)
+    monkeypatch.setattr(Chip, "capability", limited)
     with pytest.raises(ConfigError, match=text):
-        check_targets(setup, ["chip"], limited)
+        check_targets(setup, ["chip"], {"chip": Chip()})
+
+
+def test_a_target_whose_packages_are_missing_and_one_that_is_unknown_are_named(monkeypatch):
+    monkeypatch.setattr(Chip, "extra", Extra("x", ("no_such_package",)))
+    with pytest.raises(ConfigError, match=r"'chip', which needs no_such_package; .*raysearch\[x\]"):
+        check_targets(setup_of((8,)), ["chip"], {"chip": Chip()})
+    with pytest.raises(ConfigError, match="names 'tflite'; known targets: chip"):
+        check_targets(setup_of((8,)), ["tflite"], {"chip": Chip()})
 
 
 def test_the_stated_container_is_the_one_that_large_weights_get():
-    for target, streams in (("onnx", True), ("openvino", False)):
-        for width, stored in CAPABILITIES[target].weights.items():
-            assert choose_containers({"w": (10**6, width)}, streams=streams)["w"].num_bits == stored
+    for target in (OnnxTarget, OpenVinoTarget):
+        for width, stored in target.capability.weights.items():
+            chosen = choose_containers({"w": (10**6, width)}, streams=target.for_onnxruntime)
+            assert chosen["w"].num_bits == stored

@@ -4,17 +4,16 @@ import torch
 
 from raysearch.controller import stripped_weights
 from raysearch.errors import ExportError
-from raysearch.export.onnx_qdq import packages
+from raysearch.export.onnx_qdq.capture import capture
 from raysearch.export.onnx_qdq.session import OnnxModel
 from raysearch.export.outputs import tensor_leaves
-from raysearch.export.targets.onnx import container_notes, write_onnx
+from raysearch.export.targets.qdq_target import container_notes
 from raysearch.export.verification.verify import check_close, compare, reference_outputs
-from tests.support.export_cases import case, forward_all
+from tests.support.export_cases import case, forward_all, write_onnx
 
 
 def write(net, folder):
-    weights = stripped_weights(net.stripped, net.setup)
-    write_onnx(net.stripped, weights, net.example, folder / "model.onnx")
+    write_onnx(net.model, folder / "model.onnx")
     return onnx.load(folder / "model.onnx")
 
 
@@ -101,14 +100,12 @@ def test_outputs_keep_their_names_and_inputs_go_by_keyword(written):
 
 def test_a_fixed_batch_is_told(tmp_path):
     net = case("fixed", batch=5)
-    weights = stripped_weights(net.stripped, net.setup)
-    assert write_onnx(net.stripped, weights, net.example, tmp_path / "model.onnx") == 5
+    assert write_onnx(net.model, tmp_path / "model.onnx") == 5
 
 
-def test_a_missing_extra_is_named_with_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(packages, "EXTRA", ("onnx", "no_such_package"))
+def test_a_missing_extra_is_named_with_the_command(tmp_path, no_onnx):
     with pytest.raises(ExportError, match=r'no_such_package; install .* `pip install "raysearch\[onnx\]"`'):
-        write_onnx(torch.nn.Identity(), {}, (), tmp_path / "model.onnx")
+        OnnxModel(tmp_path / "model.onnx")
 
 
 def test_notes_say_which_width_is_stored_wider():
@@ -124,9 +121,9 @@ def test_notes_say_which_width_is_stored_wider():
     assert "2-bit" not in text
 
 
-def test_codes_that_did_not_arrive_are_named(tmp_path):
+def test_codes_that_did_not_arrive_are_named():
     net = case("twins")
     weights = stripped_weights(net.stripped, net.setup)
     other = stripped_weights(case("seven").stripped, case("seven").setup)
     with pytest.raises(ExportError, match=r"the codes of 'layers\.0\.weight' did not reach the ONNX graph"):
-        write_onnx(net.stripped, {**weights, **other}, net.example, tmp_path / "model.onnx")
+        capture(net.stripped, {**weights, **other}, net.example)

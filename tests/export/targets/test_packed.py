@@ -9,7 +9,6 @@ from raysearch.calibration import calibrate_model
 from raysearch.config import PlacementConfig
 from raysearch.controller import create_controller, stripped_weights
 from raysearch.errors import ExportError, StorageError
-from raysearch.export import export_model
 from raysearch.export.load import load_model
 from raysearch.export.outputs import tensor_leaves
 from raysearch.export.targets.packed import weights_bytes, write_packed
@@ -156,7 +155,7 @@ def test_weights_with_zero_points_or_one_scale_are_bit_equal_and_counted(tmp_pat
     trained = model(*inputs(3))
     stripped = controller.strip_model(do_copy=True)
     net = Case(stripped, setup, controller.assignment, inputs, inputs(4))
-    manifest = export_model(stripped, setup, net.assignment, net.example, tmp_path, targets=["packed"])
+    manifest = net.export(tmp_path, "packed")
     assert manifest.weights_bytes == CostModel(setup).weight_bytes(net.assignment)
     stored = load_file(tmp_path / "model.safetensors")
     kept = {n for n in stored if n.endswith("weight.zero_point")}

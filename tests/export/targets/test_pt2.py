@@ -2,17 +2,15 @@ import pytest
 import torch
 
 from raysearch.errors import ExportError
-from raysearch.export import export_model
-from raysearch.export.targets.pt2 import FILE, load_pt2, write_pt2
+from raysearch.export.targets.pt2 import Pt2Target, load_pt2, write_pt2
 from tests.support.export_cases import case, forward_all
+
+(FILE,) = Pt2Target.files
 
 
 def test_the_program_is_the_stripped_module_bit_for_bit(tmp_path):
     net = case("waves")
-    manifest = export_model(
-        net.stripped, net.setup, net.assignment, net.example, tmp_path,
-        targets=["pt2"], batches=[net.inputs(1), net.inputs(6)], forward=forward_all,
-    )  # fmt: skip
+    manifest = net.export(tmp_path, "pt2", batches=[net.inputs(1), net.inputs(6)], forward=forward_all)
     assert [(check.target, check.max_abs_difference) for check in manifest.checks] == [("pt2", 0.0)]
     assert [file.path for file in manifest.files] == [FILE]
     inputs = net.inputs(9)

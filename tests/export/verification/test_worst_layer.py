@@ -3,21 +3,19 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from raysearch.controller import stripped_weights
 from raysearch.errors import ExportError
 from raysearch.export.onnx_qdq.session import OnnxModel
-from raysearch.export.targets.onnx import write_onnx
-from raysearch.export.targets.target import check_onnx
+from raysearch.export.targets import TARGETS, Verification
 from raysearch.export.verification.verify import reference_outputs
 from raysearch.export.verification.worst_layer import compare_layers, tell_worst
 from raysearch.records import LayerFlips
-from tests.support.export_cases import case, forward_all
+from tests.support.export_cases import case, forward_all, write_onnx
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     net, path = case("residual", 8), tmp_path_factory.mktemp("worst") / "model.onnx"
-    write_onnx(net.stripped, stripped_weights(net.stripped, net.setup), net.example, path)
+    write_onnx(net.model, path)
     return net, path
 
 
@@ -60,7 +58,7 @@ def test_a_wrong_layer_is_named_with_its_figures_and_no_layer_after_it(written, 
     with pytest.raises(
         ExportError, match=r"The worst layer is '([\w.]+)': \d+ of \d+ codes differ .* up to \d+ steps.*0\.2%"
     ) as error:
-        check_onnx(tmp_path / "model.onnx", references, forward_all, [], net.stripped)
+        TARGETS["onnx"].check(tmp_path, Verification(net.stripped, references, forward_all))
     feeds = feeds_of(tmp_path / "model.onnx", batches)
     layers = compare_layers(tmp_path / "model.onnx", net.stripped, batches, feeds, forward_all)
     assert [layer.name for layer in layers if layer.max_steps > 1] == ["blocks.0.add0.input1"]

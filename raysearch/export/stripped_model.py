@@ -1,0 +1,40 @@
+"""What files are made of: a stripped module, and what it was stripped with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from raysearch.controller import StrippedWeight, stripped_quantizers, stripped_weights
+from raysearch.quantizer import Quantizer
+from raysearch.records import BitAssignment, QuantizerSetup
+
+
+@dataclass(frozen=True)
+class StrippedModel:
+    """A stripped module with its setup, its widths and an example of its inputs.
+
+    Attributes:
+        module: from `controller.strip_model(form="integer")`, on the CPU.
+        setup: where its quantizers are.
+        assignment: the widths it was stripped with.
+        example_inputs: positional arguments of its forward; dimension 0 of each tensor is the batch.
+    """
+
+    module: nn.Module
+    setup: QuantizerSetup
+    assignment: BitAssignment
+    example_inputs: tuple[Any, ...]
+
+    @cached_property
+    def weights(self) -> dict[str, StrippedWeight]:
+        """Its integer weights by quantizer id; weights that stay float are left out."""
+        return stripped_weights(self.module, self.setup)
+
+    @cached_property
+    def quantizers(self) -> dict[str, Quantizer]:
+        """Its activation quantizers that are on, by id."""
+        return stripped_quantizers(self.module, self.setup)

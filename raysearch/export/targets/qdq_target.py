@@ -1,0 +1,78 @@
+"""What the targets that are ONNX files with QuantizeLinear and DequantizeLinear have in common."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, ClassVar
+
+from torch import nn
+
+from raysearch.controller import StrippedWeight
+from raysearch.export.onnx_qdq.capture import capture
+from raysearch.export.onnx_qdq.file_module import OnnxFileModule
+from raysearch.export.onnx_qdq.proto import finish, write_model
+from raysearch.export.onnx_qdq.session import PRECISION
+from raysearch.export.onnx_qdq.storage import SPREAD_BITS, choose_containers, code_width
+from raysearch.export.targets.target import ExportJob, Target, Written
+
+
+class QdqTarget(Target):
+    """An ONNX file of standard operations; a runtime says which containers it takes.
+
+    Attributes:
+        for_onnxruntime: whether containers and rewrites that only onnxruntime takes are used.
+    """
+
+    for_onnxruntime: ClassVar[bool]
+
+    def write(self, job: ExportJob) -> Written:
+        """Write the file.
+
+        Raises:
+            ExportError: the extra is missing, the exporter refuses the model, or a weight did not arrive.
+        """
+        self.extra.require(self.name)
+        weights = job.model.weights
+        model, fixed_batch = captured(job)
+        # Each target rewrites a copy: the next one starts from the capture.
+        proto = finish(model.clone(), weights, for_onnxruntime=self.for_onnxruntime)
+        write_model(proto, job.folder / self.files[0])
+        return Written(fixed_batch, container_notes(weights, for_onnxruntime=self.for_onnxruntime))
+
+    def runtime(self, model: nn.Module) -> str:
+        """Name and version of what runs the file."""
+        assert isinstance(model, OnnxFileModule)
+        return model.runtime
+
+
+def captured(job: ExportJob) -> tuple[Any, int | None]:
+    """The graph that a job's ONNX files are made of, and its only batch size; see `capture`."""
+    model = job.model
+    return job.once("onnx capture", lambda: capture(model.module, model.weights, model.example_inputs))
+
+
+def container_notes(weights: dict[str, StrippedWeight], *, for_onnxruntime: bool = True) -> tuple[str, ...]:
+    """Statements for the manifest: which widths are stored in a wider container, and what runs slower."""
+    label = "onnx" if for_onnxruntime else "openvino"
+    sizes = {
+        name: (weight.codes.numel(), code_width(weight.codes.cpu().numpy()))
+        for name, weight in weights.items()
+    }
+    containers = choose_containers(sizes, streams=for_onnxruntime)
+    wider: Counter[tuple[int, str]] = Counter()
+    for name, weight in weights.items():
+        if containers[name].num_bits > weight.num_bits:
+            wider[weight.num_bits, containers[name].kind] += 1
+    notes = [f"{label}: activations are stored as uint8 at every width; below 8 bits codes are clipped."]
+    for (bits, kind), count in sorted(wider.items()):
+        notes.append(f"{label}: {bits}-bit weights ({count} of {len(weights)} tensors) are stored as {kind}.")
+    num_shifted = sum(weight.zero_point is not None for weight in weights.values())
+    if num_shifted:
+        notes.append(f"{label}: {num_shifted} weights have zero points; integer kernels are slower for them.")
+    if for_onnxruntime and any(bits > SPREAD_BITS for _, bits in sizes.values()):
+        option, value = PRECISION
+        notes.append(
+            f"onnx: 8-bit weights saturate on x86 CPUs without VNNI unless the session option '{option}' is "
+            f"'{value}'; it was set for the verification."
+        )
+    return tuple(notes)

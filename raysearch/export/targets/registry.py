@@ -1,0 +1,85 @@
+"""The targets there are, in the order they are written; nothing else lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from raysearch.errors import ConfigError
+from raysearch.export.targets import onnx, openvino, packed, pt2
+from raysearch.export.targets.target import Target
+from raysearch.records import QuantizerSetup
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target
+    for target in (packed.PackedTarget(), onnx.OnnxTarget(), openvino.OpenVinoTarget(), pt2.Pt2Target())
+}
+
+
+def check_targets(
+    setup: QuantizerSetup, names: Sequence[str], targets: Mapping[str, Target] = TARGETS
+) -> None:
+    """Refuse targets that cannot hold what a search over a setup may find, before compute is spent.
+
+    Args:
+        setup: where quantizers are, and the widths they may take.
+        names: names of targets.
+        targets: those there are.
+
+    Raises:
+        ConfigError: a target is unknown, its packages are missing, or it does not hold a width, a mode or a
+            granularity; names the quantizers.
+    """
+    for name in names:
+        if name not in targets:
+            raise ConfigError(f"export.targets names '{name}'; known targets: {', '.join(targets)}.")
+        target = targets[name]
+        if missing := target.extra.missing():
+            raise ConfigError(
+                f"export.targets names '{name}', which needs {', '.join(missing)}; install them with "
+                f"`{target.extra.command}`, or leave the target out."
+            )
+        for words, quantizers in target.capability.refusals(setup).items():
+            listed = ", ".join(f"'{quantizer}'" for quantizer in quantizers[:3])
+            more = f" and {len(quantizers) - 3} more" if len(quantizers) > 3 else ""
+            raise ConfigError(
+                f"the export target '{name}' does not hold {words}: {listed}{more}. Leave the target out of "
+                f"export.targets, or change placement.profile, the widths of placement or an override."
+            )
+
+
+def choose_targets(names: Sequence[str] | None) -> tuple[list[Target], list[str]]:
+    """The targets to write, in the order of `TARGETS`, and notes on those that are left out.
+
+    Args:
+        names: some of `TARGETS`; None is those written by default whose packages are installed.
+
+    Raises:
+        ConfigError: a target is unknown, or none is named.
+        ExportError: a named target's packages are missing.
+    """
+    if names is None:
+        return _installed_defaults()
+    for name in names:
+        if name not in TARGETS:
+            raise ConfigError(f"the export target '{name}' is unknown; known: {', '.join(TARGETS)}.")
+    if not names:
+        raise ConfigError(f"no export target is named; known: {', '.join(TARGETS)}.")
+    targets = [target for target in TARGETS.values() if target.name in names]
+    for target in targets:
+        target.extra.require(target.name)
+    return targets, []
+
+
+def _installed_defaults() -> tuple[list[Target], list[str]]:
+    targets, notes = [], []
+    for target in TARGETS.values():
+        if not target.by_default:
+            continue
+        if missing := target.extra.missing():
+            packages = ", ".join(missing)
+            notes.append(
+                f"{target.name}: left out, since {packages} is not installed ({target.extra.command})."
+            )
+        else:
+            targets.append(target)
+    return targets, notes
