@@ -1,8 +1,8 @@
 """What a user may set: one validated model, from TOML, the command line and keyword arguments."""
 
-from raysearch.config import ExportConfig
 from raysearch.config.calibration import CalibrationConfig
 from raysearch.config.cluster import ClusterConfig
+from raysearch.config.export import ExportConfig
 from raysearch.config.loading import load_config, with_search
 from raysearch.config.objective import ObjectiveConfig
 from raysearch.config.placement import OverrideConfig, PlacementConfig

@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import Field
 
-from raysearch.config import ExportConfig
 from raysearch.config.calibration import CalibrationConfig
 from raysearch.config.cluster import ClusterConfig
+from raysearch.config.export import ExportConfig
 from raysearch.config.objective import ObjectiveConfig
 from raysearch.config.placement import PlacementConfig
 from raysearch.config.search import SearchConfig
