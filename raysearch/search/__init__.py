@@ -6,7 +6,7 @@ from raysearch.search.candidates import measured_candidates
 from raysearch.search.feasibility import best_cost, check_budgets
 from raysearch.search.journal import STUDY_NAME, write_journal
 from raysearch.search.least_cost import check_minimized, minimize_cost
-from raysearch.search.nncf_ratio import check_ratio, choose, solve_ratio
+from raysearch.search.nncf_ratio import check_ratio, solve_ratio
 from raysearch.search.problem.limits import Limit, make_limits
 from raysearch.search.problem.solution import Solution
 from raysearch.search.problem.space import OptionSpace
@@ -40,7 +40,6 @@ __all__ = [
     "check_minimized",
     "check_ratio",
     "check_sampler",
-    "choose",
     "make_limits",
     "make_surrogate",
     "measured_candidates",

@@ -43,7 +43,7 @@ from raysearch.search.problem.space import OptionSpace
 from raysearch.search.problem.surrogates import make_surrogate
 from raysearch.search.racing import MeasureShards, Race
 from raysearch.search.study import search_assignment
-from raysearch.search.summary import completed, pareto_front
+from raysearch.search.summary import completed, measured_front
 from raysearch.seeding import derive_seed
 
 NUM_PROBES = 3
@@ -254,7 +254,7 @@ def _summary(
         result,
         best=best,
         trials=tuple(found.trials),
-        front=pareto_front(done, found.kind, found.maximize),
+        front=measured_front(done, found.kind, found.maximize),
         reasons=reasons,
         agreement=surrogate_agreement(found.trials, table, found.space, found.maximize),
         front_cost=found.kind,

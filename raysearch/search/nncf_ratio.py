@@ -1,51 +1,96 @@
-"""The exact optimum of HAWQ's Ω under NNCF's compression ratio R, in its liberal and its strict mode."""
+"""The exact optimum of HAWQ's Ω under NNCF's compression ratio R, in its liberal and its strict mode.
+
+Weights and the activations that feed them fall into connected components. Within one, the combinations of
+widths that the mode admits are listed (`Candidate`); across components they add up, so that the optimum is a
+multiple-choice knapsack over the components' fronts, solved exactly (`solvers.dominance`).
+
+NNCF's rule for activations: one width set is no choice; else an activation takes the least width that it
+shares with a weight it feeds; else, with none in common, its least one; one that feeds nothing takes its
+widest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import numpy as np
 
 from raysearch.errors import BudgetError, PlacementError
-from raysearch.records import BitAssignment, Option, QuantizerSetup
-from raysearch.search.coupled import Choice, components, liberal_choices, strict_choices
-from raysearch.search.problem.space import FloatArray, IntArray
+from raysearch.records import COST_KINDS, FLOAT_BITS, BitAssignment, Option, QuantizerSetup
+from raysearch.records.components import connected_components
+from raysearch.records.costs.kinds import weighted_macs
+from raysearch.search.pareto import pareto_front
+from raysearch.search.solvers.dominance import solve_below
+from raysearch.search.solvers.knapsack import lagrange
 
 RatioMode = Literal["liberal", "strict"]
 SLACK = 1e-9
 """Relative slack of R ≥ target, so that a ratio of integers does not miss a rounded decimal."""
 
 
-def choose(ratios: Sequence[float], omegas: Sequence[float], target: float) -> int:
-    """Index of the least Ω among the candidates with R ≥ target; the first one on a tie.
+@dataclass(frozen=True)
+class _Component:
+    """Groups that are tied through the activations which feed weights; activations may be none."""
 
-    Raises:
-        BudgetError: no candidate reaches the target.
+    weights: tuple[str, ...]
+    activations: tuple[str, ...]
 
-    Example:
-        >>> choose([1, 2, 3], [1, 2, 1], 3)
-        2
+
+@dataclass(frozen=True)
+class Candidate:
+    """Widths of all groups of a component.
+
+    Attributes:
+        cost: Σ MACs·max(w, a).
+        omega: Σ Ω of the weights' options.
+        bits: group → width.
     """
-    feasible = [i for i, ratio in enumerate(ratios) if ratio >= target * (1 - SLACK)]
-    if not feasible:
-        raise BudgetError(f"no candidate reaches the compression ratio {target}; the most is {max(ratios)}.")
-    return min(feasible, key=lambda i: omegas[i])
+
+    cost: int
+    omega: float
+    bits: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What weights must do for an activation to take `bits`.
+
+    Attributes:
+        activation: its group.
+        bits: the width it takes.
+        feeds: groups of the weights that it feeds.
+        forbidden: widths that none of them may have.
+        is_required: whether one of them must have the width `bits`.
+    """
+
+    activation: str
+    bits: int
+    feeds: frozenset[str]
+    forbidden: frozenset[int]
+    is_required: bool
 
 
 def check_ratio(setup: QuantizerSetup, target: float, mode: RatioMode = "liberal") -> None:
     """Refuse a compression ratio that no assignment reaches; costs no forward.
 
+    Args:
+        setup: groups, widths, MACs.
+        target: least R.
+        mode: "liberal" or "strict".
+
     Raises:
         BudgetError: states the feasible interval.
         PlacementError: in strict mode, a group has no width that all its members admit.
     """
-    lists = _choices(setup, {}, mode)
-    total = 8 * sum(point.macs for point in setup.of_kind("weight").values())
+    candidates = _candidates(setup, {}, mode)
+    total = COST_KINDS["effective"].formula(setup).dividend
     if not total:
         raise BudgetError("the compression ratio weights layers by their MACs, and this setup holds none.")
-    least = sum(min(c.cost for c in choices) for choices in lists)
-    most = sum(max(c.cost for c in choices) for choices in lists)
+    least = sum(min(candidate.cost for candidate in component) for component in candidates)
+    most = sum(max(candidate.cost for candidate in component) for component in candidates)
     if not target > 0 or target * (1 - SLACK) * least > total:
         raise BudgetError(
             f"the compression ratio {target} cannot be met; feasible with the admissible widths: "
@@ -76,99 +121,166 @@ def solve_ratio(
         PlacementError: strict mode finds a group without a common width.
     """
     check_ratio(setup, target, mode)
-    total = 8 * sum(point.macs for point in setup.of_kind("weight").values())
-    lists = [_front(choices) for choices in _choices(setup, omegas, mode)]
-    capacity = int(total / (target * (1 - SLACK)))
-    picked = _least([np.array([c.cost for c in x]) for x in lists], [_omegas(x) for x in lists], capacity)
+    fronts = []
+    for candidates in _candidates(setup, omegas, mode):
+        fronts.append(pareto_front(candidates, lambda candidate: (candidate.cost, candidate.omega)))
+    use_at_target = COST_KINDS["effective"].formula(setup).use_at(target * (1 - SLACK))
     bits: dict[str, int] = {}
-    for choices, index in zip(lists, picked, strict=True):
-        bits.update(choices[index].bits)
+    for front, index in zip(fronts, _least_omega(fronts, int(use_at_target)), strict=True):
+        bits.update(front[index].bits)
     return BitAssignment({name: bits[name] for name in setup.groups})
 
 
-def _choices(setup: QuantizerSetup, omegas: Mapping[Option, float], mode: str) -> list[list[Choice]]:
-    found = []
-    for component in components(setup):
-        choices = (strict_choices if mode == "strict" else liberal_choices)(setup, component, omegas)
-        if not choices:
-            widths = {g: setup.groups[g].bit_widths for g in (*component.weights, *component.activations)}
-            raise PlacementError(
-                f"strict mode wants one width for {', '.join(f'{g!r} ({w})' for g, w in widths.items())}, "
-                f"and they have none in common; admit one, or use the liberal mode."
+def _least_omega(fronts: Sequence[Sequence[Candidate]], capacity: int) -> list[int]:
+    """One candidate a front, by index: least Σ Ω with Σ cost ≤ capacity; exact."""
+    shape = len(fronts), max(map(len, fronts))
+    costs = np.zeros(shape, dtype=np.int64)
+    omegas = np.zeros(shape)
+    valid = np.zeros(shape, dtype=bool)
+    for row, front in enumerate(fronts):
+        costs[row, : len(front)] = [candidate.cost for candidate in front]
+        omegas[row, : len(front)] = [candidate.omega for candidate in front]
+        valid[row, : len(front)] = True
+    # Any feasible solution bounds the optimum; those at Lagrangian prices are mostly close to it.
+    known_omega = lagrange(omegas, costs, valid, capacity).feasible_cost
+    no_limit = 2**62
+    solution = solve_below(costs, valid, capacity, omegas, known_omega, max_partial=no_limit)
+    chosen: list[int] = solution.choices.tolist()
+    return chosen
+
+
+def _components(setup: QuantizerSetup) -> list[_Component]:
+    """The connected components of weight and activation groups, in group order."""
+    group_of = {point: group.id for group in setup.groups.values() for point in group.points}
+    weights = setup.of_kind("weight").items()
+    links = [(group_of[n], group_of[p.input_point]) for n, p in weights if p.input_point in group_of]
+    components = []
+    for members in connected_components(setup.groups, links):
+        kinds = {name: setup.group_kind(name) for name in members}
+        components.append(
+            _Component(
+                weights=tuple(name for name in members if kinds[name] == "weight"),
+                activations=tuple(name for name in members if kinds[name] == "activation"),
             )
-        found.append(choices)
-    return found
+        )
+    return components
 
 
-def _omegas(choices: Sequence[Choice]) -> FloatArray:
-    return np.array([c.omega for c in choices], dtype=np.float64)
+def _candidates(setup: QuantizerSetup, omegas: Mapping[Option, float], mode: str) -> list[list[Candidate]]:
+    """The candidates of each component; none is without one."""
+    list_candidates = _strict_candidates if mode == "strict" else _liberal_candidates
+    lists = []
+    for component in _components(setup):
+        candidates = list_candidates(setup, component, omegas)
+        if not candidates:
+            names = (*component.weights, *component.activations)
+            widths = ", ".join(f"{name!r} ({setup.groups[name].bit_widths})" for name in names)
+            raise PlacementError(
+                f"strict mode wants one width for {widths}, and they have none in common; admit one, or use "
+                "the liberal mode."
+            )
+        lists.append(candidates)
+    return lists
 
 
-def _front(choices: Sequence[Choice]) -> list[Choice]:
-    kept: list[Choice] = []
-    for choice in sorted(choices, key=lambda c: (c.cost, c.omega)):
-        if not kept or choice.omega < kept[-1].omega:
-            kept.append(choice)
-    return kept
+def _strict_candidates(
+    setup: QuantizerSetup, component: _Component, omegas: Mapping[Option, float]
+) -> list[Candidate]:
+    """Every width that all groups of the component admit; none when they have none in common."""
+    names = (*component.weights, *component.activations)
+    common = set(setup.groups[names[0]].bit_widths)
+    for name in names:
+        common &= set(setup.groups[name].bit_widths)
+    candidates = []
+    for width in sorted(common):
+        bits = dict.fromkeys(names, width)
+        if setup.broken_pairs(bits):
+            continue
+        inputs = dict.fromkeys(component.activations, width)
+        cost = sum(_group_cost(setup, weight, width, inputs) for weight in component.weights)
+        omega = sum(omegas.get((weight, width), 0.0) for weight in component.weights)
+        candidates.append(Candidate(cost, omega, bits))
+    return candidates
 
 
-def _least(costs: Sequence[IntArray], omegas: Sequence[FloatArray], capacity: int) -> list[int]:
-    """One option a list, least Σ omega with Σ cost ≤ capacity; exact.
+def _liberal_candidates(
+    setup: QuantizerSetup, component: _Component, omegas: Mapping[Option, float]
+) -> list[Candidate]:
+    """Every combination that no other of the same activation widths beats in both cost and Ω.
 
-    Partial solutions that another beats in both sums are dropped (Nemhauser and Ullmann 1969), and so are
-    those whose Lagrangian bound exceeds a known solution.
+    The activations' widths are fixed in turn; then the costs of the weights add up, and the weights have to
+    be such that each activation takes that width.
     """
-    price, known = _price(costs, omegas, capacity)
-    bounds = [float((o + price * c).min()) for c, o in zip(costs, omegas, strict=True)]
-    least = [int(c.min()) for c in costs]
-    rest = np.concatenate([np.cumsum(bounds[::-1])[::-1], [0.0]])
-    lowest = np.concatenate([np.cumsum(least[::-1])[::-1], [0]]).astype(np.int64)
-    used, value = np.zeros(1, dtype=np.int64), np.zeros(1)
-    steps: list[tuple[IntArray, IntArray]] = []
-    for row, (cost, omega) in enumerate(zip(costs, omegas, strict=True)):
-        new_used = (used[:, None] + cost).ravel()
-        new_value = (value[:, None] + omega).ravel()
-        bound = new_value + rest[row + 1] - price * (capacity - new_used)
-        fits = new_used + lowest[row + 1] <= capacity
-        index = np.flatnonzero(fits & (bound <= known + 1e-9 * (abs(known) + 1e-300)))
-        index = index[np.lexsort((new_value[index], new_used[index]))]
-        ordered = new_value[index]
-        before = np.concatenate([[np.inf], np.minimum.accumulate(ordered)[:-1]])
-        index = index[ordered < before]
-        used, value = new_used[index], new_value[index]
-        steps.append((index // len(cost), index % len(cost)))
-    at = choose((capacity / np.maximum(used, 1)).tolist(), value.tolist(), 1.0)
-    picks: list[int] = []
-    for parent, option in reversed(steps):
-        picks.append(int(option[at]))
-        at = int(parent[at])
-    return picks[::-1]
+    rules_of = [_rules(setup, component, name) for name in component.activations]
+    candidates: list[Candidate] = []
+    for rules in product(*rules_of):
+        candidates.extend(_combine(setup, component, omegas, rules))
+    return candidates
 
 
-def _price(costs: Sequence[IntArray], omegas: Sequence[FloatArray], capacity: int) -> tuple[float, float]:
-    """A price of cost near the best Lagrange multiplier, and the Ω of the solution it gives."""
+def _group_cost(setup: QuantizerSetup, group: str, width: int, inputs: Mapping[str, int]) -> int:
+    """Σ MACs·max(w, a) over the weights of a group; an activation that is not in `inputs` counts 32 bits."""
+    group_of = {point: name for name in inputs for point in setup.groups[name].points}
+    cost = 0
+    for name in setup.groups[group].points:
+        point = setup.points[name]
+        input_width = inputs.get(group_of.get(point.input_point, ""), FLOAT_BITS)
+        cost += weighted_macs(point, width, input_width)
+    return cost
 
-    def solve(price: float) -> tuple[int, float]:
-        picks = [int(np.argmin(o + price * c)) for c, o in zip(costs, omegas, strict=True)]
-        used = sum(int(c[i]) for c, i in zip(costs, picks, strict=True))
-        return used, sum(float(o[i]) for o, i in zip(omegas, picks, strict=True))
 
-    cheapest = sum(float(o[int(np.argmin(c))]) for c, o in zip(costs, omegas, strict=True))
-    low, high, known = 0.0, 1.0, cheapest
-    used, value = solve(0.0)
-    if used <= capacity:
-        return 0.0, value
-    for _ in range(200):
-        used, value = solve(high)
-        if used <= capacity:
-            known = min(known, value)
-            break
-        high *= 4
-    for _ in range(80):
-        middle = (low + high) / 2
-        used, value = solve(middle)
-        if used <= capacity:
-            high, known = middle, min(known, value)
-        else:
-            low = middle
-    return high, known
+def _rules(setup: QuantizerSetup, component: _Component, activation: str) -> Iterator[_Rule]:
+    """The widths that an activation can take, and what of the weights leads to each."""
+    group = setup.groups[activation]
+    widths = group.bit_widths
+    members = set(group.points)
+    feeds = frozenset(
+        weight
+        for weight in component.weights
+        if any(setup.points[point].input_point in members for point in setup.groups[weight].points)
+    )
+    if len(widths) == 1 or not feeds:
+        yield _Rule(activation, widths[-1], feeds, frozenset(), False)
+        return
+    for bits in widths:
+        lower = frozenset(width for width in widths if width < bits)
+        yield _Rule(activation, bits, feeds, lower, True)
+    # No weight has a width in common with it: it takes its least one.
+    yield _Rule(activation, widths[0], feeds, frozenset(widths), False)
+
+
+def _combine(
+    setup: QuantizerSetup, component: _Component, omegas: Mapping[Option, float], rules: Sequence[_Rule]
+) -> list[Candidate]:
+    """The undominated widths of the weights under which every rule holds.
+
+    Weight groups are added one by one; partial combinations are kept by the set of rules that are met so far,
+    as a bit mask, since only those of the same set can stand for each other.
+    """
+    inputs = {rule.activation: rule.bits for rule in rules}
+    required = sum(1 << index for index, rule in enumerate(rules) if rule.is_required)
+    partial: dict[int, list[Candidate]] = {0: [Candidate(0, 0.0, dict(inputs))]}
+    for group in component.weights:
+        own = [(index, rule) for index, rule in enumerate(rules) if group in rule.feeds]
+        grown: dict[int, list[Candidate]] = {}
+        for width in setup.groups[group].bit_widths:
+            is_forbidden = any(width in rule.forbidden for _, rule in own)
+            if is_forbidden or setup.broken_pairs({**inputs, group: width}):
+                continue
+            met = sum(1 << index for index, rule in own if rule.is_required and rule.bits == width)
+            cost = _group_cost(setup, group, width, inputs)
+            omega = omegas.get((group, width), 0.0)
+            for mask, candidates in partial.items():
+                into = grown.setdefault(mask | met, [])
+                for candidate in candidates:
+                    bits = {**candidate.bits, group: width}
+                    into.append(Candidate(candidate.cost + cost, candidate.omega + omega, bits))
+        partial = {mask: _undominated(candidates) for mask, candidates in grown.items()}
+    return partial.get(required, [])
+
+
+def _undominated(candidates: list[Candidate]) -> list[Candidate]:
+    front = pareto_front(candidates, lambda candidate: (candidate.cost, candidate.omega))
+    # The costliest one is kept as well: the greatest cost tells the low end of the feasible ratios.
+    costliest = max(candidates, key=lambda candidate: candidate.cost)
+    return front if front[-1].cost == costliest.cost else [*front, costliest]

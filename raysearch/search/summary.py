@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from raysearch.errors import RunError
 from raysearch.records import SearchResult, SearchTrial
+from raysearch.search.pareto import pareto_front
 from raysearch.search.problem.solution import Solution
 
 
@@ -47,7 +48,7 @@ def summarise(
     return SearchResult(
         best=best_of(done, maximize),
         trials=tuple(trials),
-        front=pareto_front(done, front_cost, maximize),
+        front=measured_front(done, front_cost, maximize),
         lower_bound=optimum.lower_bound,
         reasons=reasons,
         agreement=agreement,
@@ -75,13 +76,16 @@ def ranked(trials: Sequence[SearchTrial], maximize: bool = False) -> list[Search
     return sorted(trials, key=lambda t: (sign * t.value, t.costs["size"], t.number))
 
 
-def pareto_front(
+def measured_front(
     trials: Sequence[SearchTrial], cost: str = "size", maximize: bool = False
 ) -> tuple[SearchTrial, ...]:
-    """The trials that no other beats in both value and a cost, by cost; equal ones once."""
+    """The trials that no other beats in both value and a cost, by cost; of equal ones the first.
+
+    Args:
+        trials: complete trials.
+        cost: the kind of cost.
+        maximize: whether more of the value is better.
+    """
     sign = -1 if maximize else 1
-    front: list[SearchTrial] = []
-    for trial in sorted(trials, key=lambda t: (t.costs[cost], sign * t.value, t.number)):
-        if not front or sign * trial.value < sign * front[-1].value:
-            front.append(trial)
-    return tuple(front)
+    in_order = sorted(trials, key=lambda trial: trial.number)
+    return tuple(pareto_front(in_order, lambda trial: (trial.costs[cost], sign * trial.value)))

@@ -16,7 +16,7 @@ from raysearch.records import (
     Site,
     compression_ratio,
 )
-from raysearch.search import check_ratio, choose, solve_ratio
+from raysearch.search import check_ratio, solve_ratio
 
 
 def make_setup(layers, weight_widths=(2, 4, 8), activation_widths=(8,), shared=()):
@@ -100,6 +100,14 @@ def test_golden_32_to_34_the_exact_optimum_is_never_worse_than_the_monotone_sequ
     ours = solve_ratio(setup, omegas, target)
     assert compression_ratio(setup, ours) >= target
     assert sum(omegas.get(o, 0.0) for o in ours.bits.items()) <= min(reached) * (1 + 1e-12)
+
+
+def choose(ratios, omegas, target):
+    """The reference's choice among listed candidates: least Ω with R ≥ target, the first one on a tie."""
+    feasible = [index for index, ratio in enumerate(ratios) if ratio >= target * (1 - 1e-9)]
+    if not feasible:
+        raise BudgetError(f"no candidate reaches the ratio {target}; the most is {max(ratios)}.")
+    return min(feasible, key=lambda index: omegas[index])
 
 
 RATIOS, OMEGAS = [1, 2, 2, 3, 4, 6], [5, 1, 6, 3, 2, 4]

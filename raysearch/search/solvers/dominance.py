@@ -1,4 +1,9 @@
-"""The multiple-choice knapsack without a grid: partial solutions that another one beats are dropped."""
+"""The multiple-choice knapsack without a grid: partial solutions that another one beats are dropped.
+
+Groups are taken one after the other. Of the partial solutions those are dropped that another beats in both
+sums (Nemhauser and Ullmann 1969), that cannot be completed within the capacity, and whose Lagrangian bound
+exceeds a known value.
+"""
 
 from __future__ import annotations
 
@@ -27,61 +32,100 @@ def solve_exactly(
 ) -> Solution:
     """Min Σ_l c[l, x_l] subject to Σ_l s[l, x_l] ≤ S, whatever unit the sizes have.
 
-    Groups are taken one after the other. Of the partial solutions those are dropped that another beats in
-    both sums (Nemhauser and Ullmann 1969), that cannot be completed within S, and whose Lagrangian bound
-    exceeds a known solution. So the result is the optimum; should more than `max_partial` remain, those of
-    the greatest bounds are dropped, and the least bound of them bounds the optimum instead.
+    The result is the optimum; should more than `max_partial` partial solutions remain, those of the greatest
+    bounds are dropped, and the least bound of them bounds the optimum instead.
 
     Args:
         sizes: int64 [L, B].
         valid: bool [L, B], which entries are options.
         capacity: S.
         costs: [L, B].
-        known: feasible choices [L].
+        known: feasible choices [L], handed back where nothing is better.
         max_partial: partial solutions kept a group.
     """
-    rows = np.arange(len(sizes))
-    price, _ = lagrange(costs, sizes, valid, capacity)
-    columns = [np.flatnonzero(ok) for ok in valid]
+    value = float(costs[np.arange(len(sizes)), known].sum())
+    solution = solve_below(sizes, valid, capacity, costs, value, max_partial)
+    if solution.value >= value:
+        return Solution(known, value, min(value, solution.lower_bound))
+    return solution
+
+
+def solve_below(
+    sizes: IntArray,
+    valid: BoolArray,
+    capacity: int,
+    costs: FloatArray,
+    known_value: float,
+    max_partial: int = MAX_PARTIAL,
+) -> Solution:
+    """The same, of the solutions that cost no more than a known value, within rounding.
+
+    Args:
+        sizes: int64 [L, B].
+        valid: bool [L, B], which entries are options.
+        capacity: S.
+        costs: [L, B].
+        known_value: what some feasible choices cost.
+        max_partial: partial solutions kept a group.
+
+    Returns:
+        The optimum, the one of least size among equal ones; where no solution is left, the value is ∞ and the
+        choices are empty. Partial solutions beyond `max_partial` only bound it.
+    """
+    price = lagrange(costs, sizes, valid, capacity).price
+    columns = [np.flatnonzero(is_option) for is_option in valid]
     size = [sizes[row, column] for row, column in enumerate(columns)]
     cost = [costs[row, column] for row, column in enumerate(columns)]
-    rest = _after([float((c + price * s).min()) for c, s in zip(cost, size, strict=True)])
-    least = _after([int(s.min()) for s in size])
-    best = float(costs[rows, known].sum())
+    # What the groups from each one on cost at least at this price, and the least that they use.
+    priced = [float((c + price * s).min()) for c, s in zip(cost, size, strict=True)]
+    rest = _sums_from([*priced, 0.0])
+    least = _sums_from([*(int(s.min()) for s in size), 0])
     slack = ROUNDING * float(np.abs(np.where(valid, costs, 0.0)).sum())
-    used, value, dropped = np.zeros(1, dtype=np.int64), np.zeros(1), np.inf
+    used = np.zeros(1, dtype=np.int64)
+    value = np.zeros(1)
+    left_out = np.inf
     steps: list[tuple[IntArray, IntArray]] = []
-    for row in range(len(rows)):
-        grown, worth = (used[:, None] + size[row]).ravel(), (value[:, None] + cost[row]).ravel()
+    for row, column in enumerate(columns):
+        grown = (used[:, None] + size[row]).ravel()
+        worth = (value[:, None] + cost[row]).ravel()
         bound = worth + rest[row + 1] - price * (capacity - grown)
-        index = np.flatnonzero((grown + least[row + 1] <= capacity) & (bound <= best + slack))
-        index = index[np.lexsort((worth[index], grown[index]))]
-        before = np.concatenate([[np.inf], np.minimum.accumulate(worth[index])[:-1]])
-        index = index[worth[index] < before]
+        can_be_completed = grown + least[row + 1] <= capacity
+        index = np.flatnonzero(can_be_completed & (bound <= known_value + slack))
+        index = index[_undominated(grown[index], worth[index])]
         if len(index) > max_partial:
-            order = np.sort(np.argsort(bound[index], kind="stable")[:max_partial])
-            left = np.ones(len(index), dtype=bool)
-            left[order] = False
-            dropped = min(dropped, float(bound[index[left]].min()))
-            index = index[order]
+            by_bound = np.argsort(bound[index], kind="stable")
+            left_out = min(left_out, float(bound[index[by_bound[max_partial:]]].min()))
+            index = index[np.sort(by_bound[:max_partial])]
         used, value = grown[index], worth[index]
-        steps.append((index // len(columns[row]), columns[row][index % len(columns[row])]))
-    if not len(value) or float(value.min()) >= best:
-        return Solution(known, best, min(best, dropped))
-    return _trace(steps, int(np.argmin(value)), float(value.min()), dropped)
+        steps.append((index // len(column), column[index % len(column)]))
+    if not len(value):
+        return Solution(np.zeros(0, dtype=np.int64), np.inf, left_out)
+    last = int(np.argmin(value))
+    return Solution(_trace(steps, last), float(value[last]), min(float(value[last]), left_out))
 
 
-def _trace(steps: Sequence[tuple[IntArray, IntArray]], at: int, value: float, dropped: float) -> Solution:
+def _undominated(used: IntArray, worth: FloatArray) -> IntArray:
+    """Indices, by use, of what nothing of less or equal use is as cheap as."""
+    order = np.lexsort((worth, used))
+    cheapest_before = np.minimum.accumulate(worth[order])[:-1]
+    before = np.concatenate([[np.inf], cheapest_before])
+    return order[worth[order] < before]
+
+
+def _trace(steps: Sequence[tuple[IntArray, IntArray]], last: int) -> IntArray:
+    """The choices of a partial solution, from the last group back to the first."""
     choices = np.zeros(len(steps), dtype=np.int64)
+    at = last
     for row in reversed(range(len(steps))):
         parent, column = steps[row]
-        choices[row], at = column[at], int(parent[at])
-    return Solution(choices, value, min(value, dropped))
+        choices[row] = column[at]
+        at = int(parent[at])
+    return choices
 
 
-def _after(values: Sequence[float]) -> list[float]:
-    """Σ of the values from each place on, and 0 at the end."""
-    sums = [values[0] * 0]
-    for value in reversed(values):
-        sums.append(sums[-1] + value)
-    return sums[::-1]
+def _sums_from(values: Sequence[float]) -> list[float]:
+    """Σ of the values from each place on, added up from the end."""
+    sums = list(values)
+    for place in reversed(range(len(sums) - 1)):
+        sums[place] = sums[place + 1] + sums[place]
+    return sums

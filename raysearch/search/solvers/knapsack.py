@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from math import gcd
 
 import numpy as np
@@ -42,29 +43,33 @@ class Knapsack:
     def __init__(
         self, sizes: IntArray, valid: BoolArray, capacity: int, num_steps: int = DEFAULT_STEPS
     ) -> None:
-        self.sizes, self.valid, self.capacity = sizes, valid, int(capacity)
-        lowest = [min(row[ok].tolist()) for row, ok in zip(sizes, valid, strict=True)]
-        self.slack = self.capacity - sum(lowest)
+        self.sizes = sizes
+        self.valid = valid
+        self.capacity = int(capacity)
+        # Python integers from here on: bit operations times steps would overflow int64.
+        options = [row[is_option].tolist() for row, is_option in zip(sizes, valid, strict=True)]
+        least = [min(row) for row in options]
+        self.slack = self.capacity - sum(least)
         if self.slack < 0:
             raise BudgetError(
-                f"the budget is below the smallest assignment: it allows {capacity}, the least is "
-                f"{sum(lowest)}."
+                f"the budget is below the smallest assignment: it allows {capacity}, the least is {sum(least)}."
             )
-        # Python integers: bit operations times steps would overflow int64.
-        self._extra = [
-            [int(size) - low if ok else None for size, ok in zip(row, oks, strict=True)]
-            for row, oks, low in zip(sizes, valid, lowest, strict=True)
-        ]
-        sizes_used = [extra for row in self._extra for extra in row if extra is not None]
-        unit = gcd(*sizes_used) or 1
-        most = sum(max(extra for extra in row if extra is not None) for row in self._extra)
-        if most <= self.slack:  # everything fits, so sizes do not matter
-            self._extra = [[None if extra is None else 0 for extra in row] for row in self._extra]
-            most, unit = 0, 1
-        steps = min(self.slack, most) // unit
+        extras = [size - low for row, low in zip(options, least, strict=True) for size in row]
+        unit = gcd(*extras) or 1
+        most = sum(max(row) - low for row, low in zip(options, least, strict=True))
+        # Where everything fits, sizes do not matter: they count as 0, on a grid of one point.
+        self._everything_fits = most <= self.slack
+        steps = 0 if self._everything_fits else self.slack // unit
         self.exact = steps <= num_steps
         self.num_steps = steps if self.exact else num_steps
         self._unit = unit
+        self._steps = [
+            [
+                self._steps_of(int(size) - low) if is_option else None
+                for size, is_option in zip(*row, strict=True)
+            ]
+            for *row, low in zip(sizes, valid, least, strict=True)
+        ]
 
     def solve(self, costs: FloatArray) -> IntArray:
         """The best choices [L] for costs [L, B], float64; entries that are no option are ignored.
@@ -74,86 +79,111 @@ class Knapsack:
         Raises:
             ValueError: a cost is not finite.
         """
-        choices, _ = self._solve(costs, self._weights(round_up=True))
+        if not np.isfinite(costs[self.valid]).all():
+            raise ValueError("every option needs a finite cost")
+        choices = self._trace(self._picks(costs))
         if int(self.sizes[np.arange(len(choices)), choices].sum()) > self.capacity:
             raise AssertionError("the knapsack solution exceeds its capacity")
         return choices
 
-    def lower_bound(self, costs: FloatArray) -> float:
-        """A value that no feasible choice can be below; the optimum itself when `exact`.
+    def _steps_of(self, extra: int) -> int | None:
+        """Steps that a size above the row's least takes, rounded up; None when it can never fit."""
+        if self._everything_fits:
+            return 0
+        unrounded = extra if self.exact else extra * self.num_steps
+        unit = self._unit if self.exact else self.slack
+        steps = -(-unrounded // unit)
+        return steps if steps <= self.num_steps else None
 
-        Otherwise the greater of two relaxations: sizes rounded down to the grid, and Lagrange's
-        max_λ≥0 Σ_l min_b (c + λ·s) − λ·S.
-        """
-        _, bound = self._solve(costs, self._weights(round_up=False))
-        return bound if self.exact else max(bound, lagrange(costs, self.sizes, self.valid, self.capacity)[1])
-
-    def _weights(self, round_up: bool) -> list[list[int | None]]:
-        """Steps each option takes; None when it is no option or can never fit."""
-        if self.exact:
-            counts = [[None if e is None else e // self._unit for e in row] for row in self._extra]
-        else:
-            up = self.slack - 1 if round_up else 0
-            counts = [
-                [None if e is None else (e * self.num_steps + up) // self.slack for e in row]
-                for row in self._extra
-            ]
-        return [[None if c is None or c > self.num_steps else c for c in row] for row in counts]
-
-    def _solve(self, costs: FloatArray, weights: list[list[int | None]]) -> tuple[IntArray, float]:
-        if not np.isfinite(costs[self.valid]).all():
-            raise ValueError("every option needs a finite cost")
-        num_groups, width = len(weights), self.num_steps + 1
-        # best[g]: least cost of the groups so far with capacity g.
+    def _picks(self, costs: FloatArray) -> IntArray:
+        """[L, steps + 1]: the best option of each group, given those before it and the steps to spend."""
+        width = self.num_steps + 1
+        # best[g]: least cost of the groups so far within g steps.
         best = np.zeros(width)
-        picks = np.zeros((num_groups, width), dtype=np.int8)
-        for row, steps in enumerate(weights):
+        picks = np.zeros((len(self._steps), width), dtype=np.int8)
+        for row, steps in enumerate(self._steps):
             if steps.count(None) == len(steps) - 1:  # one option, of the least size
                 picks[row] = next(column for column, step in enumerate(steps) if step is not None)
                 best = best + costs[row, picks[row, 0]]
                 continue
-            found = np.full(width, np.inf)
+            with_row = np.full(width, np.inf)
+            # The widest option first: a narrower one replaces it only where it costs less.
             for column in reversed(range(len(steps))):
                 step = steps[column]
                 if step is None:
                     continue
                 candidate = best[: width - step] + costs[row, column]
-                better = candidate < found[step:]
-                np.copyto(found[step:], candidate, where=better)
-                np.copyto(picks[row, step:], column, where=better, casting="unsafe")
-            best = found
-        choices, at = np.zeros(num_groups, dtype=np.int64), width - 1
-        for row in reversed(range(num_groups)):
-            choices[row] = picks[row, at]
-            at -= weights[row][choices[row]] or 0
-        return choices, float(best[-1])
+                is_better = candidate < with_row[step:]
+                np.copyto(with_row[step:], candidate, where=is_better)
+                np.copyto(picks[row, step:], column, where=is_better, casting="unsafe")
+            best = with_row
+        return picks
+
+    def _trace(self, picks: IntArray) -> IntArray:
+        """The choices, from the last group with all steps to spend back to the first."""
+        choices = np.zeros(len(picks), dtype=np.int64)
+        left = self.num_steps
+        for row in reversed(range(len(picks))):
+            choices[row] = picks[row, left]
+            left -= self._steps[row][choices[row]] or 0
+        return choices
 
 
-def lagrange(costs: FloatArray, sizes: IntArray, valid: BoolArray, capacity: int) -> tuple[float, float]:
-    """The λ ≥ 0 of the greatest Σ_l min_b (c + λ·s) − λ·S found, and that value: a bound for any λ."""
+@dataclass(frozen=True)
+class Dual:
+    """The Lagrangian dual of a knapsack, max_λ≥0 Σ_l min_b (c + λ·s) − λ·S.
+
+    Attributes:
+        price: λ of the greatest value that was seen.
+        bound: that value; no feasible choice costs less.
+        feasible_cost: the least Σ c of the choices seen on the way that keep the capacity; ∞ without any.
+    """
+
+    price: float
+    bound: float
+    feasible_cost: float
+
+
+def lagrange(costs: FloatArray, sizes: IntArray, valid: BoolArray, capacity: int) -> Dual:
+    """Maximise the Lagrangian dual: its value bounds the optimum for any price.
+
+    Args:
+        costs: [L, B].
+        sizes: int64 [L, B].
+        valid: bool [L, B], which entries are options.
+        capacity: S.
+    """
     cost = np.where(valid, costs, np.inf)
     size = sizes.astype(np.float64)
+    best = Dual(0.0, -np.inf, np.inf)
 
-    def dual(price: float) -> tuple[float, float]:
-        priced = cost + price * size
-        chosen = np.argmin(priced, axis=1)[:, None]
-        value = float(np.take_along_axis(priced, chosen, 1).sum()) - price * capacity
-        return value, float(np.take_along_axis(size, chosen, 1).sum()) - capacity
-
-    found, over = dual(0.0)
-    if over <= 0:
-        return 0.0, found
-    at, low, high = 0.0, 0.0, 1.0
-    # The dual is concave with the overuse as its slope: bracket its maximum, then halve.
-    for _ in range(200):
-        value, over = dual(high)
-        at, found = (high, value) if value > found else (at, found)
+    def visit(price: float) -> float:
+        """Evaluate the dual at a price; returns how much its choices use beyond the capacity."""
+        nonlocal best
+        chosen = np.argmin(cost + price * size, axis=1)[:, None]
+        priced = float(np.take_along_axis(cost + price * size, chosen, 1).sum()) - price * capacity
+        over = float(np.take_along_axis(size, chosen, 1).sum()) - capacity
+        feasible_cost = best.feasible_cost
         if over <= 0:
+            feasible_cost = min(feasible_cost, float(np.take_along_axis(cost, chosen, 1).sum()))
+        if priced > best.bound:
+            best = Dual(price, priced, feasible_cost)
+        else:
+            best = replace(best, feasible_cost=feasible_cost)
+        return over
+
+    if visit(0.0) <= 0:
+        return best
+    # The dual is concave with the overuse as its slope: bracket its maximum, then halve.
+    low, high = 0.0, 1.0
+    for _ in range(200):
+        if visit(high) <= 0:
             break
         low, high = high, high * 4
     for _ in range(80):
-        price = (low + high) / 2
-        value, over = dual(price)
-        at, found = (price, value) if value > found else (at, found)
-        low, high = (price, high) if over > 0 else (low, price)
-    return at, found
+        middle = (low + high) / 2
+        if visit(middle) > 0:
+            low = middle
+        else:
+            high = middle
+    return best

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raysearch.records.components import connected_components
 from raysearch.search.problem.limits import Limit
 from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, OptionSpace
 from raysearch.search.use_state import State
@@ -23,7 +24,7 @@ class Moves:
     def __init__(self, space: OptionSpace, limits: Sequence[Limit], base: IntArray) -> None:
         self._space, self._limits, self._base = space, tuple(limits), base
         self._columns = np.arange(space.widths.shape[1])
-        self._part = _components(len(space.rows), limits)
+        self._part = _coupled_parts(len(space.rows), limits)
 
     def repair(self, choices: IntArray, costs: FloatArray) -> IntArray:
         """Moves, the least harm per relief first, until every limit holds.
@@ -86,11 +87,10 @@ class Moves:
         return np.flatnonzero(self._part == parts[int(np.argmin(after))])
 
 
-def _components(count: int, limits: Sequence[Limit]) -> IntArray:
-    """A number for each group, equal where couplings tie groups together."""
-    part = np.arange(count)
-    for limit in limits:
-        for first, second in limit.cost.edges:
-            low, high = sorted((part[first], part[second]))
-            part[part == high] = low
+def _coupled_parts(num_groups: int, limits: Sequence[Limit]) -> IntArray:
+    """[L]: a number for each group, equal where couplings tie groups together; ascending by first group."""
+    edges = [(int(first), int(second)) for limit in limits for first, second in limit.cost.edges]
+    part = np.zeros(num_groups, dtype=np.int64)
+    for number, members in enumerate(connected_components(range(num_groups), edges)):
+        part[list(members)] = number
     return part
