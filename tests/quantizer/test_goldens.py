@@ -44,7 +44,7 @@ def column(text: str) -> Tensor:
     return torch.tensor(numbers(text)).reshape(-1, 1)
 
 
-def near(value: Tensor, expected: str) -> None:
+def assert_near(value: Tensor, expected: str) -> None:
     torch.testing.assert_close(value.reshape(-1), column(expected).reshape(-1), rtol=0, atol=2e-6)
 
 
@@ -58,7 +58,7 @@ def quantizer_of(golden: Golden, mode: str, value: QuantizerRange) -> Quantizer:
     return quantizer
 
 
-def check(golden: Golden, quantizer: Quantizer, step: Tensor) -> None:
+def assert_golden(golden: Golden, quantizer: Quantizer, step: Tensor) -> None:
     """Values as the reference's; gradients too, but for values less than half a step beyond an end."""
     assert quantizer.levels == golden.levels
     x = torch.tensor(numbers(golden.x)).reshape(3, 5).requires_grad_()
@@ -107,10 +107,10 @@ def test_g11_to_g15_min_max(name: str) -> None:
     extremes = torch.tensor([low]), torch.tensor([high])
     symmetric, is_signed = symmetric_from_min_max(*extremes)
     assert is_signed == signed
-    near(symmetric, str(scale))
+    assert_near(symmetric, str(scale))
     asymmetric = asymmetric_from_min_max(*extremes)
-    near(asymmetric[0], str(start))
-    near(asymmetric[1], str(span))
+    assert_near(asymmetric[0], str(start))
+    assert_near(asymmetric[1], str(span))
 
 
 @pytest.mark.parametrize("golden", SYMMETRIC, ids=lambda g: g.name)
@@ -118,7 +118,7 @@ def test_g16_to_g21_symmetric(golden: Golden) -> None:
     step = column(golden.scale) / golden.levels[1]
     scale = step.reshape(-1).numpy()
     value = QuantizerRange(scale, np.zeros(scale.shape, np.int32), golden.signed)
-    check(golden, quantizer_of(golden, "symmetric", value), step)
+    assert_golden(golden, quantizer_of(golden, "symmetric", value), step)
 
 
 @pytest.mark.parametrize("golden", ASYMMETRIC, ids=lambda g: g.name)
@@ -126,9 +126,9 @@ def test_g22_to_g25_asymmetric(golden: Golden) -> None:
     low, span = column(golden.low), column(golden.span)
     levels = golden.levels[1] + 1
     tuned = tune_range(low, span, levels)
-    near(tuned[0], golden.tuned_low)
-    near(tuned[1], golden.tuned_span)
+    assert_near(tuned[0], golden.tuned_low)
+    assert_near(tuned[1], golden.tuned_span)
     step = column(golden.tuned_span) / (levels - 1)
     scale = step.reshape(-1).numpy()
     zero_point = torch.round(-column(golden.tuned_low) / step).reshape(-1).numpy().astype(np.int32)
-    check(golden, quantizer_of(golden, "asymmetric", QuantizerRange(scale, zero_point, False)), step)
+    assert_golden(golden, quantizer_of(golden, "asymmetric", QuantizerRange(scale, zero_point, False)), step)

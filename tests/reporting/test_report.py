@@ -139,7 +139,8 @@ def test_what_the_records_hold_is_text_and_never_markup():
 
 
 def test_names_in_any_script_and_of_any_length():
-    Page(render(3, name="模型.층." + "very_long_name_" * 8 + "{}"))
+    page = Page(render(3, name="模型.층." + "very_long_name_" * 8 + "{}"))
+    assert "模型.층." in "".join(page.text)
 
 
 def test_skipped_training_says_why():
