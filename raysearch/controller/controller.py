@@ -17,7 +17,7 @@ from raysearch.controller.manual import assign_by_scope, read_entries, to_entrie
 from raysearch.controller.precision import narrow, read_request
 from raysearch.controller.quantizer_set import CompressionStage, QuantizerSet
 from raysearch.controller.readiness import ExportReadiness, check_exportable
-from raysearch.controller.scheduler import Kind, ScheduleParams, Scheduler, StagedScheduler
+from raysearch.controller.scheduler import Kind, Scheduler, StagedScheduler
 from raysearch.controller.settings import read_schedule
 from raysearch.controller.state import ControllerState
 from raysearch.controller.statistics import Statistics, count, memory, quantized_edges
@@ -374,9 +374,9 @@ class QuantizationController:
 
     def _make_scheduler(self) -> Scheduler:
         params = read_schedule(self.config)
-        if isinstance(params, ScheduleParams):
-            return StagedScheduler(params, self._switch, self._initialise_kind, self._adapt_after_start)
-        return Scheduler()
+        if params is None:
+            return Scheduler()
+        return StagedScheduler(params, self._switch, self._initialise_kind, self._adapt_after_start)
 
     def _follow_schedule(self) -> None:
         if isinstance(self.scheduler, StagedScheduler):

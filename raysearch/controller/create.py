@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from raysearch.controller.adjacent import AdjacentGroups
@@ -51,25 +52,27 @@ def create_controller(
     weights = setup.of_kind("weight")
     for point in weights.values():
         check_weight(model, point)
+    activations = setup.of_kind("activation")
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     quantizers: dict[str, Quantizer] = {name: make_quantizer(point) for name, point in setup.points.items()}
-    attach_activation(model, setup, {name: quantizers[name] for name in setup.of_kind("activation")})
+    attach_activation(model, setup, {name: quantizers[name] for name in activations})
     for name, point in weights.items():
         attach_weight(model, point, quantizers[name])
-    device = next((p.device for p in model.parameters()), None)
-    if device is not None:
-        for quantizer in quantizers.values():
-            quantizer.to(device)
+    for quantizer in quantizers.values():
+        quantizer.to(device)
     weight_parts = {
         name: WeightQuantizer(quantizers[name], model.get_submodule(point.layer), point.sites)
         for name, point in weights.items()
     }
-    others = setup.of_kind("activation").items()
+    activation_parts = {
+        name: NonWeightQuantizer(quantizers[name], point.sites) for name, point in activations.items()
+    }
     controller = QuantizationController(
         model,
         config,
         observer,
         weight_parts,
-        {name: NonWeightQuantizer(quantizers[name], point.sites) for name, point in others},
+        activation_parts,
         AdjacentGroups.of(setup),
         {name: point.shape for name, point in setup.points.items()},
         build_time_range_init_params=range_init_params,

@@ -19,6 +19,11 @@ def broadcast_quantizers(
 ) -> BitAssignment:
     """Give every rank the widths, ranges, signs and switches of rank 0.
 
+    Args:
+        quantizers: id → quantizer; they take the state of rank 0.
+        setup: of this rank; it must be that of all.
+        assignment: of this rank; only that of rank 0 is read.
+
     Returns:
         The assignment of rank 0.
 
@@ -32,8 +37,8 @@ def broadcast_quantizers(
             "distributed() needs a process group; call torch.distributed.init_process_group first."
         )
     device = next((q.device for q in quantizers.values()), torch.device("cpu"))
-    marks = _gather(_mark(setup.fingerprint().encode()), device)
-    if len({tuple(mark.tolist()) for mark in marks}) > 1:
+    fingerprints = _gather(_digest(setup.fingerprint().encode()), device)
+    if any(not torch.equal(other, fingerprints[0]) for other in fingerprints):
         raise PlacementError(
             "the ranks hold different quantizer setups, so their quantizers cannot be made equal; build the "
             "same model with the same configuration on every rank."
@@ -58,13 +63,10 @@ def verify_quantizers(quantizers: Mapping[str, Quantizer], device: torch.device)
         RunError: names the quantizers that differ.
     """
     names = sorted(quantizers)
-    gathered = _gather(torch.cat([_mark(_bytes(quantizers[name])) for name in names]), device)
-    first = gathered[0].reshape(len(names), -1)
-    unequal = [
-        name
-        for row, name in enumerate(names)
-        if any(not torch.equal(first[row], other.reshape(len(names), -1)[row]) for other in gathered)
-    ]
+    digests = torch.stack([_digest(_bytes(quantizers[name])) for name in names])
+    by_rank = torch.stack(_gather(digests, device))
+    is_equal = (by_rank == by_rank[0]).all(dim=2).all(dim=0)
+    unequal = [name for name, same in zip(names, is_equal.tolist(), strict=True) if not same]
     if unequal:
         raise RunError(f"after the broadcast the ranks still differ at {', '.join(unequal)}.")
 
@@ -76,13 +78,13 @@ def _bytes(quantizer: Quantizer) -> bytes:
     return b"".join(parts)
 
 
-def _mark(data: bytes) -> Tensor:
-    digest = blake2b(data, digest_size=16).digest()
-    return torch.tensor(list(digest), dtype=torch.uint8)
+def _digest(data: bytes) -> Tensor:
+    return torch.tensor(list(blake2b(data, digest_size=16).digest()), dtype=torch.uint8)
 
 
-def _gather(mark: Tensor, device: torch.device) -> list[Tensor]:
-    placed = mark.to(device)
-    every = [torch.empty_like(placed) for _ in range(dist.get_world_size())]
-    dist.all_gather(every, placed)
-    return [value.cpu() for value in every]
+def _gather(value: Tensor, device: torch.device) -> list[Tensor]:
+    """The values of all ranks, on the CPU."""
+    own = value.to(device)
+    by_rank = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(by_rank, own)
+    return [other.cpu() for other in by_rank]

@@ -18,7 +18,12 @@ from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 
 @dataclass(frozen=True)
 class RangeReport:
-    """Quantizer ids that `init_range` initialised, and those that kept their loaded ranges."""
+    """What `init_range` did.
+
+    Attributes:
+        initialised: quantizers whose ranges are calibrated anew.
+        kept: quantizers that keep the ranges which were loaded from a state.
+    """
 
     initialised: tuple[str, ...]
     kept: tuple[str, ...]

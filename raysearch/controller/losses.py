@@ -65,10 +65,10 @@ class DistillationLoss(ZeroLoss):
         divergence: Divergence | None = None,
     ) -> None:
         super().__init__(model)
-        known = dict(model.named_modules())
-        theirs = dict(teacher.named_modules())
+        modules = dict(model.named_modules())
+        teacher_modules = dict(teacher.named_modules())
         for name in blocks:
-            if name not in known or name not in theirs:
+            if name not in modules or name not in teacher_modules:
                 raise PlacementError(
                     f"the block '{name}' for distillation is no module of the model and its teacher."
                 )
@@ -77,7 +77,7 @@ class DistillationLoss(ZeroLoss):
         self._divergence = divergence or Divergence()
         self._value: Tensor | None = None
         self._features: dict[str, Tensor] = {}
-        hooks = [known[name].register_forward_hook(_Tap(self, name)) for name in blocks]
+        hooks = [modules[name].register_forward_hook(_Tap(self, name)) for name in blocks]
         self._hooks = [*hooks, model.register_forward_hook(_Tap(self, ""), with_kwargs=True)]
 
     def __call__(self) -> Tensor:
@@ -103,7 +103,13 @@ class DistillationLoss(ZeroLoss):
             self._features[name] = output_tensor(output)
 
     def compare(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Run the teacher on what the model has just run on."""
+        """Run the teacher on what the model has just run on.
+
+        Args:
+            args: positional arguments of the model's forward.
+            kwargs: its keyword arguments.
+            output: what the model gave.
+        """
         if not (self._model.training and torch.is_grad_enabled()):
             return
         with _collected(self._teacher, self._blocks) as targets, frozen_eval(self._teacher), torch.no_grad():
@@ -111,11 +117,12 @@ class DistillationLoss(ZeroLoss):
         weight, feature_weight = self._weights
         judged = output_tensor(output)
         value = weight * self._divergence.per_sample(judged, target).mean()
-        for name, wanted in targets.items():
-            error = (self._features[name].double() - wanted.double()).square().sum()
-            value = value + feature_weight / len(targets) * error / wanted.double().square().sum().clamp_min(
-                1e-12
-            )
+        for name, feature in targets.items():
+            exact = feature.double()
+            error = (self._features[name].double() - exact).square().sum()
+            # A block whose output is 0 everywhere would divide by 0.
+            size = exact.square().sum().clamp_min(1e-12)
+            value = value + feature_weight / len(targets) * error / size
         self._features = {}
         self._value = value.to(judged.dtype)
 
@@ -144,17 +151,18 @@ class _Tap:
 
 @contextmanager
 def _collected(teacher: nn.Module, blocks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    found: dict[str, Tensor] = {}
+    """Outputs of a teacher's blocks, filled while it runs."""
+    outputs: dict[str, Tensor] = {}
 
     def hook_of(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            found[name] = output_tensor(output)
+            outputs[name] = output_tensor(output)
 
         return hook
 
     handles = [teacher.get_submodule(name).register_forward_hook(hook_of(name)) for name in blocks]
     try:
-        yield found
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()

@@ -29,15 +29,19 @@ def read_entries(value: object) -> list[tuple[int, str]]:
             raise ConfigError(f"the file of bitwidth_per_scope '{value}' cannot be read: {error}.") from error
     if isinstance(value, Mapping):
         value = value.get("bitwidth_per_scope")
-    entries: list[tuple[int, str]] = []
-    for entry in value if isinstance(value, Sequence) and not isinstance(value, str) else [None]:
-        width, scope = entry if isinstance(entry, list | tuple) and len(entry) == 2 else (None, None)
-        if not isinstance(width, int) or isinstance(width, bool) or not isinstance(scope, str):
-            raise ConfigError(
-                f"bitwidth_per_scope holds {entry!r}; an entry is [bits, scope], such as [4, 'conv1.weight']."
-            )
-        entries.append((width, scope))
-    return entries
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ConfigError(f"bitwidth_per_scope is {value!r}; give [[bits, scope], …] or a JSON file of it.")
+    return [_read_entry(entry) for entry in value]
+
+
+def _read_entry(entry: Any) -> tuple[int, str]:
+    width, scope = entry if isinstance(entry, list | tuple) and len(entry) == 2 else (None, None)
+    # True is an integer, and no width.
+    if not isinstance(width, int) or isinstance(width, bool) or not isinstance(scope, str):
+        raise ConfigError(
+            f"bitwidth_per_scope holds {entry!r}; an entry is [bits, scope], such as [4, 'conv1.weight']."
+        )
+    return width, scope
 
 
 def assign_by_scope(
@@ -48,12 +52,18 @@ def assign_by_scope(
     A scope is NNCF's printed id ("ResNet/Conv2d[conv1]/conv2d_0|WEIGHT"), our id ("conv1.weight", also with
     "|WEIGHT" or "|INPUT0" behind it), a layer, a glob, or a part of an id.
 
+    Args:
+        setup: groups and the widths they admit.
+        present: the widths of what no entry names.
+        entries: (width, scope).
+
     Raises:
         PlacementError: a scope fits nothing, a width is not one of its quantizer's, or two entries
             contradict each other.
     """
     bits: dict[str, int] = dict(present.bits)
-    by: dict[str, tuple[int, str]] = {}
+    # Group → the entry that set it, to find entries that contradict each other.
+    entry_of: dict[str, tuple[int, str]] = {}
     for width, scope in entries:
         for point in find_points(setup, scope):
             group = setup.group_of(point.id)
@@ -62,12 +72,12 @@ def assign_by_scope(
                     f"bitwidth_per_scope gives '{point.id}' (scope '{scope}') {width} bits; admissible: "
                     f"{', '.join(map(str, group.bit_widths))}."
                 )
-            if group.id in by and by[group.id][0] != width:
+            other_width, other_scope = entry_of.setdefault(group.id, (width, scope))
+            if other_width != width:
                 raise PlacementError(
                     f"bitwidth_per_scope gives '{point.id}' {width} bits by '{scope}' and "
-                    f"{by[group.id][0]} bits by '{by[group.id][1]}'; they share one width."
+                    f"{other_width} bits by '{other_scope}'; they share one width."
                 )
-            by[group.id] = (width, scope)
             bits[group.id] = width
     return BitAssignment({name: bits[name] for name in setup.groups if name in bits})
 
@@ -85,9 +95,10 @@ def find_points(setup: QuantizerSetup, scope: str) -> list[QuantizationPoint]:
     levels = _NNCF_LEVEL.findall(text) if "/" in text else []
     if levels:
         names.append(".".join(levels))
+    both_kinds = kinds == ("weight", "activation")
     for name in names:
         by_layer = [p for p in points if name in {site.module for site in p.sites}]
-        if by_layer and kinds != ("weight", "activation"):
+        if by_layer and not both_kinds:
             return by_layer
         try:
             return match(name, points, "bitwidth_per_scope")
@@ -96,10 +107,10 @@ def find_points(setup: QuantizerSetup, scope: str) -> list[QuantizationPoint]:
     within = [p for p in points if text in p.id]
     if within:
         return within
-    known = [p.id for p in points] or list(setup.points)
+    ids = [p.id for p in points] or list(setup.points)
     raise PlacementError(
         f"bitwidth_per_scope names '{scope}', which fits no quantizer; the nearest is "
-        f"'{nearest(names[-1], known)}'."
+        f"'{nearest(names[-1], ids)}'."
     )
 
 

@@ -12,7 +12,7 @@ from raysearch.quantizer import MAX_BITS, MIN_BITS, Quantizer
 
 @dataclass(frozen=True)
 class ExportReadiness:
-    """What `prepare_for_export` found.
+    """Whether a controller can be exported, as `prepare_for_export` tells it.
 
     Attributes:
         frozen: quantizers whose ranges are fixed now.
@@ -35,8 +35,6 @@ def check_exportable(quantizers: Mapping[str, Quantizer]) -> ExportReadiness:
                 problems[name] = "its range is not finite; calibrate anew or lower the learning rate"
         if quantizer.enabled and not MIN_BITS <= quantizer.num_bits <= MAX_BITS:
             problems[name] = f"its width {quantizer.num_bits} is outside {MIN_BITS}–{MAX_BITS}"
-    return ExportReadiness(
-        tuple(n for n, q in quantizers.items() if q.enabled),
-        tuple(n for n, q in quantizers.items() if not q.enabled),
-        problems,
-    )
+    enabled = tuple(name for name, quantizer in quantizers.items() if quantizer.enabled)
+    left_out = tuple(name for name in quantizers if name not in enabled)
+    return ExportReadiness(enabled, left_out, problems)

@@ -49,12 +49,20 @@ class ScheduleParams:
         """
         refuse_unknown(values, [f.name for f in fields(cls)], "compression.params")
         for key, value in values.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"compression.params.{key} is {value!r}; a number is wanted.")
             least = 1 if key in ("batch_multiplier", "lr_poly_drop_duration_epochs") else 0
-            if value is not None and value < least:
+            if value < least:
                 raise ConfigError(f"compression.params.{key} is {value!r}; at least {least} is wanted.")
         return cls(**values)
+
+    @property
+    def sets_rates(self) -> bool:
+        """Whether it changes learning rates or weight decay, which takes an attached optimizer."""
+        rates = (self.base_lr, self.base_wd, self.lr_poly_drop_start_epoch, self.disable_wd_start_epoch)
+        return any(value is not None for value in rates)
 
     def start(self, kind: Kind) -> int:
         """The epoch from which a kind is quantized."""
@@ -116,7 +124,9 @@ class StagedScheduler(Scheduler):
     ) -> None:
         super().__init__()
         self.params = params
-        self._switch, self._initialise, self._adapt = switch, initialise, adapt
+        self._switch = switch
+        self._initialise = initialise
+        self._adapt = adapt
         self._optimizer: Optimizer | None = None
         self._base: list[tuple[float, float]] = []
         self.started: set[Kind] = {kind for kind in KINDS if params.start(kind) == 0}
@@ -136,9 +146,7 @@ class StagedScheduler(Scheduler):
     def epoch_step(self, next_epoch: int | None = None) -> None:
         """Begin an epoch: start the kinds whose epoch has come, and set the rates."""
         super().epoch_step(next_epoch)
-        wanted = self.params.base_lr is not None or self.params.base_wd is not None
-        wanted |= (self.params.lr_poly_drop_start_epoch, self.params.disable_wd_start_epoch) != (None, None)
-        if wanted and self._optimizer is None:
+        if self.params.sets_rates and self._optimizer is None:
             warnings.warn(
                 "compression.params sets learning rates or weight decay, and no optimizer is attached, so "
                 "they have no effect; call controller.scheduler.attach(optimizer)",
@@ -174,12 +182,16 @@ class StagedScheduler(Scheduler):
     def _set_rates(self) -> None:
         if self._optimizer is None:
             return
-        epoch, p = max(self.current_epoch, 0), self.params
+        params = self.params
+        epoch = max(self.current_epoch, 0)
         factor = 1.0
-        if p.lr_poly_drop_start_epoch is not None:
-            done = (epoch - p.lr_poly_drop_start_epoch) / p.lr_poly_drop_duration_epochs
-            factor = min(1.0, max(0.0, 1.0 - done))
-        decays = p.disable_wd_start_epoch is None or epoch < p.disable_wd_start_epoch
-        for group, (rate, decay) in zip(self._optimizer.param_groups, self._base, strict=False):
-            group["lr"] = (rate if p.base_lr is None else p.base_lr) * factor
-            group["weight_decay"] = (decay if p.base_wd is None else p.base_wd) if decays else 0.0
+        if params.lr_poly_drop_start_epoch is not None:
+            progress = (epoch - params.lr_poly_drop_start_epoch) / params.lr_poly_drop_duration_epochs
+            factor = min(1.0, max(0.0, 1.0 - progress))
+        has_decay = params.disable_wd_start_epoch is None or epoch < params.disable_wd_start_epoch
+        # Not strict: a group that was added after `attach` keeps its own rates.
+        for group, (own_rate, own_decay) in zip(self._optimizer.param_groups, self._base, strict=False):
+            rate = own_rate if params.base_lr is None else params.base_lr
+            decay = own_decay if params.base_wd is None else params.base_wd
+            group["lr"] = rate * factor
+            group["weight_decay"] = decay if has_decay else 0.0

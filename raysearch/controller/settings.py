@@ -20,19 +20,20 @@ def schedule_params(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     section: Any = config.get("compression", config)
     if isinstance(section, list):
-        found = [s for s in section if isinstance(s, Mapping) and s.get("algorithm") == "quantization"]
-        if len(found) != 1:
+        entries = [entry for entry in section if isinstance(entry, Mapping)]
+        matches = [entry for entry in entries if entry.get("algorithm") == "quantization"]
+        if len(matches) != 1:
             raise ConfigError(
-                f"config.compression has {len(found)} sections of the algorithm 'quantization'."
+                f"config.compression has {len(matches)} sections of the algorithm 'quantization'; give one."
             )
-        section = found[0]
+        section = matches[0]
     params = section.get("params", {}) if isinstance(section, Mapping) else None
     if not isinstance(params, Mapping):
         raise ConfigError(f"compression.params is {params!r}; a mapping is wanted.")
     return params
 
 
-def read_schedule(config: Mapping[str, Any]) -> ScheduleParams | str:
-    """The staged schedule, or "plain" where `params` is empty."""
+def read_schedule(config: Mapping[str, Any]) -> ScheduleParams | None:
+    """The staged schedule; None where `params` is empty: everything is quantized from the start."""
     params = schedule_params(config)
-    return ScheduleParams.read(params) if params else "plain"
+    return ScheduleParams.read(params) if params else None

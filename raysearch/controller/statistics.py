@@ -99,17 +99,18 @@ def _traits(quantizer: Quantizer) -> tuple[str, str, str]:
 def memory(setup: QuantizerSetup, assignment: BitAssignment) -> dict[str, float]:
     """Bytes: of all weights, float and as stored, and of the largest activation of one sample."""
     bits = assignment.per_point(setup)
-    weights, activations = setup.of_kind("weight").values(), setup.of_kind("activation").values()
-    whole = float(sum(packed_bytes(p, FLOAT_BITS) for p in weights))
-    stored = float(sum(packed_bytes(p, bits.get(p.id, FLOAT_BITS)) for p in weights))
+    weights = setup.of_kind("weight").values()
+    activations = setup.of_kind("activation").values()
+    float_bytes = float(sum(packed_bytes(point, FLOAT_BITS) for point in weights))
+    packed = float(sum(packed_bytes(point, bits.get(point.id, FLOAT_BITS)) for point in weights))
+    float_sizes = [4 * point.num_elements for point in activations]
+    sizes = [point.num_elements * bits.get(point.id, FLOAT_BITS) / 8 for point in activations]
     return {
-        "float_weight_bytes": whole,
-        "weight_bytes": stored,
-        "weight_bytes_ratio": whole / stored if stored else 1.0,
-        "max_float_activation_bytes": float(max((4 * p.num_elements for p in activations), default=0)),
-        "max_activation_bytes": max(
-            (p.num_elements * bits.get(p.id, FLOAT_BITS) / 8 for p in activations), default=0.0
-        ),
+        "float_weight_bytes": float_bytes,
+        "weight_bytes": packed,
+        "weight_bytes_ratio": float_bytes / packed if packed else 1.0,
+        "max_float_activation_bytes": float(max(float_sizes, default=0)),
+        "max_activation_bytes": max(sizes, default=0.0),
     }
 
 
@@ -120,16 +121,21 @@ def quantized_edges(
 
     An edge is one weight, or one tensor that an operation reads. The integer input of an embedding is none.
     A normalization that is fused with the layer before it adds no edge.
+
+    Args:
+        model: the quantized model.
+        setup: where its quantizers are.
+        quantizers: id → quantizer; a disabled one's edges are float.
     """
-    total = done = 0
+    total = quantized = 0
     reached: set[str] = set()
     for name, point in setup.points.items():
         total += len(point.sites)
-        done += len(point.sites) * bool(quantizers[name].enabled)
+        quantized += len(point.sites) * bool(quantizers[name].enabled)
         if point.kind == "activation":
             reached.update(site.module for site in point.sites if site.role == "input")
     for point in setup.of_kind("weight").values():
         for site in point.sites:
             is_table = isinstance(model.get_submodule(site.module), nn.Embedding)
             total += not point.input_point and site.module not in reached and not is_table
-    return {"total": total, "quantized": done, "share_percent": 100.0 * done / max(1, total)}
+    return {"total": total, "quantized": quantized, "share_percent": 100.0 * quantized / max(1, total)}

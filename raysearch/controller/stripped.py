@@ -47,20 +47,27 @@ class Dequantize(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """The weight."""
         if torch.onnx.is_in_onnx_export():
-            axis = self.granularity.axis
-            scale = self.scale.reshape(() if axis is None else (-1,))
-            zero = torch.zeros(scale.shape, dtype=torch.int8)
-            result: Tensor = torch.onnx.ops.symbolic(
-                "DequantizeLinear",
-                (codes, scale, zero if self.zero_point is None else self.zero_point.reshape(scale.shape)),
-                {} if axis is None else {"axis": axis},
-                dtype=torch.float32,
-                shape=codes.shape,
-                version=21,
-            )
-            return result.to(self.dtype)
+            return self._onnx(codes).to(self.dtype)
         zero_point = 0 if self.zero_point is None else self.zero_point
         return dequantize(codes, self.scale, zero_point).to(self.dtype)
+
+    def _onnx(self, codes: Tensor) -> Tensor:
+        axis = self.granularity.axis
+        # ONNX takes a scalar per tensor, and one dimension per channel.
+        scale = self.scale.reshape(() if axis is None else (-1,))
+        if self.zero_point is None:
+            zero_point = torch.zeros(scale.shape, dtype=torch.int8)
+        else:
+            zero_point = self.zero_point.reshape(scale.shape)
+        result: Tensor = torch.onnx.ops.symbolic(
+            "DequantizeLinear",
+            (codes, scale, zero_point),
+            {} if axis is None else {"axis": axis},
+            dtype=torch.float32,
+            shape=codes.shape,
+            version=21,
+        )
+        return result
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,13 @@ class StrippedWeight:
 def strip(
     model: nn.Module, setup: QuantizerSetup, *, do_copy: bool, form: Literal["integer", "float"]
 ) -> nn.Module:
-    """See `QuantizationController.strip_model`.
+    """Replace fake-quantizers by what they stand for; see `QuantizationController.strip_model`.
+
+    Args:
+        model: the quantized model.
+        setup: where its quantizers are.
+        do_copy: strip a copy and leave the model as it is.
+        form: "integer" keeps codes and scales, "float" gives plain parameters on their grid.
 
     Raises:
         PlacementError: a quantizer is missing; the model is as before.
@@ -122,17 +135,18 @@ def activation_quantizer(model: nn.Module, point: QuantizationPoint) -> Quantize
     Raises:
         PlacementError: the model has none there.
     """
-    found = getattr(*quantizer_location(model, point.sites[0]), None)
-    if not isinstance(found, Quantizer):
+    owner, name = quantizer_location(model, point.sites[0])
+    quantizer = getattr(owner, name, None)
+    if not isinstance(quantizer, Quantizer):
         raise PlacementError(
             f"the model has no quantizer '{point.id}'; it was not made by create_controller."
         )
-    return found
+    return quantizer
 
 
 def stripped_weights(model: nn.Module, setup: QuantizerSetup) -> dict[str, StrippedWeight]:
     """The integer weights of a stripped module, keyed by quantizer id; float ones are left out."""
-    found: dict[str, StrippedWeight] = {}
+    weights: dict[str, StrippedWeight] = {}
     for point in setup.of_kind("weight").values():
         first = point.sites[0]
         module = model.get_submodule(first.module)
@@ -141,18 +155,19 @@ def stripped_weights(model: nn.Module, setup: QuantizerSetup) -> dict[str, Strip
         entry = _parametrizations(model, first)
         step = entry[0]
         if isinstance(step, Dequantize):
-            found[point.id] = StrippedWeight(
-                point.id,
-                entry.original,
-                step.scale,
-                step.num_bits,
-                step.granularity,
-                tuple(name for name in map(_name, point.sites) if name != point.id),
-                step.zero_point,
-                point.spec is None or point.spec.mode == "symmetric",
-                step.dtype,
+            names = [_name(site) for site in point.sites]
+            weights[point.id] = StrippedWeight(
+                name=point.id,
+                codes=entry.original,
+                scale=step.scale,
+                num_bits=step.num_bits,
+                granularity=step.granularity,
+                aliases=tuple(name for name in names if name != point.id),
+                zero_point=step.zero_point,
+                symmetric=point.grid_spec.mode == "symmetric",
+                dtype=step.dtype,
             )
-    return found
+    return weights
 
 
 def stripped_quantizers(model: nn.Module, setup: QuantizerSetup) -> dict[str, Quantizer]:
@@ -189,9 +204,9 @@ def _strip_weight(model: nn.Module, point: QuantizationPoint, form: str) -> None
 def _weight_quantizer(model: nn.Module, site: Site) -> Quantizer:
     module = model.get_submodule(site.module)
     if parametrize.is_parametrized(module, site.name):
-        found = _parametrizations(model, site)[0]
-        if isinstance(found, Quantizer):
-            return found
+        quantizer = _parametrizations(model, site)[0]
+        if isinstance(quantizer, Quantizer):
+            return quantizer
     raise PlacementError(
         f"'{_name(site)}' has no weight quantizer: the model was stripped before, or was not made by "
         f"create_controller."

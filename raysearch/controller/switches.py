@@ -37,13 +37,14 @@ class Switches:
     def frozen(self) -> list[str]:
         """Quantizers that have a range parameter which the user froze."""
         self._note()
-        return [n for n in self._quantizers if any(m == n and not t for (m, _), t in self._trainable.items())]
+        frozen = {name for (name, _), is_trainable in self._trainable.items() if not is_trainable}
+        return [name for name in self._quantizers if name in frozen]
 
     def freeze(self, names: Iterable[str]) -> None:
         """Freeze the range parameters of some quantizers, and free those of the others."""
-        wanted = set(names)
+        frozen = set(names)
         for name, key in self._trainable:
-            self._trainable[name, key] = name not in wanted
+            self._trainable[name, key] = name not in frozen
         self.refresh()
 
     def _note(self, only: str = "") -> None:

@@ -37,6 +37,11 @@ class InputHook:
 def attach_weight(model: nn.Module, point: QuantizationPoint, quantizer: nn.Module) -> None:
     """Parametrize every site of a weight by one quantizer.
 
+    Args:
+        model: the eager model; it is modified.
+        point: the weight and its sites.
+        quantizer: what the weight goes through.
+
     Raises:
         PlacementError: see `check_weight`; the model is as before.
     """
@@ -59,9 +64,9 @@ def check_weight(model: nn.Module, point: QuantizationPoint) -> None:
                 f"'{point.id}' is parametrized already; remove it first with "
                 f"torch.nn.utils.parametrize.remove_parametrizations, or pass a fresh copy of the model."
             )
-        found = module._parameters.get(site.name)
-        if found is None or tuple(found.shape) != point.shape:
-            what = "no such parameter" if found is None else f"one of shape {tuple(found.shape)}"
+        parameter = module._parameters.get(site.name)
+        if parameter is None or tuple(parameter.shape) != point.shape:
+            what = "no such parameter" if parameter is None else f"one of shape {tuple(parameter.shape)}"
             raise PlacementError(
                 f"the setup names the weight '{point.id}' of shape {point.shape}, but this "
                 f"{type(model).__name__} has {what}: it was made for another model. Place the quantizers "
@@ -73,6 +78,11 @@ def attach_activation(
     model: nn.Module, setup: QuantizerSetup, modules: Mapping[str, nn.Module]
 ) -> list[RemovableHandle]:
     """Insert one module per activation point; they become submodules at the point's first site.
+
+    Args:
+        model: the eager model; it is modified.
+        setup: its activation points.
+        modules: id of each activation point → the module that the tensor goes through.
 
     Returns:
         Handles that take the hooks off again.
@@ -99,7 +109,13 @@ def attach_activation(
 
 
 def detach_all(model: nn.Module, setup: QuantizerSetup, handles: list[RemovableHandle]) -> None:
-    """Take off what `attach_activation` put on: the hooks and the submodules."""
+    """Take off what `attach_activation` put on: the hooks and the submodules.
+
+    Args:
+        model: the model that they were put on.
+        setup: its activation points.
+        handles: what `attach_activation` gave.
+    """
     for handle in handles:
         handle.remove()
     for point in setup.of_kind("activation").values():

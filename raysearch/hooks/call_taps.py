@@ -98,8 +98,8 @@ def _through(
     in_place = func in IN_PLACE
     if in_place:
         # The quantizers keep their inputs for backward, and the target is about to be overwritten.
-        kept = args[0].clone() if torch.is_grad_enabled() else args[0]
-        positional = [kept if value is args[0] else value for value in args]
+        target = args[0].clone() if torch.is_grad_enabled() else args[0]
+        positional = [target if value is args[0] else value for value in args]
     for slot, module in zip(slots, modules, strict=True):
         if module is not None and isinstance(slot, int):
             positional[slot] = module(positional[slot])

@@ -80,20 +80,22 @@ class Call:
     """
 
     def __init__(self, kind: str, positions: tuple[int, ...], keywords: Sequence[Sequence[str]]) -> None:
-        self.kind, self.positions, self.keywords = kind, positions, keywords
+        self.kind = kind
+        self.positions = positions
+        self.keywords = keywords
 
     def slots(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int | str] | None:
         """Where this call has its operands: an index into `args` or a key of `kwargs`; None if one lacks."""
-        found: list[int | str] = []
+        slots: list[int | str] = []
         for position, names in zip(self.positions, self.keywords, strict=True):
             if position < len(args):
-                found.append(position)
+                slots.append(position)
             else:
                 name = next((n for n in names if n in kwargs), None)
                 if name is None:
                     return None
-                found.append(name)
-        return found
+                slots.append(name)
+        return slots
 
 
 EAGER_CALLS: dict[Callable[..., Any], Call] = {
@@ -102,11 +104,12 @@ EAGER_CALLS: dict[Callable[..., Any], Call] = {
     for function in functions
 }
 
+_POSITIONS = {kind: positions for kind, positions, _, _ in reversed(_EAGER)}
 ATEN_CALLS: dict[str, tuple[str, tuple[int, ...]]] = {
-    f"aten.{name}": (kind, next(call.positions for call in EAGER_CALLS.values() if call.kind == kind))
-    for kind, names in _ATEN_NAMES.items()
-    for name in names.split()
-} | {"aten.baddbmm": ("matmul", (1, 2))}
+    f"aten.{name}": (kind, _POSITIONS[kind]) for kind, names in _ATEN_NAMES.items() for name in names.split()
+}
+# Its first operand is what the product is added to.
+ATEN_CALLS["aten.baddbmm"] = ("matmul", (1, 2))
 
 
 def counts(kind: str, shapes: Sequence[tuple[int, ...]], are_float: bool) -> bool:
@@ -115,6 +118,11 @@ def counts(kind: str, shapes: Sequence[tuple[int, ...]], are_float: bool) -> boo
     Additions count when the shapes agree in all but the batch dimension. That one is left out because the
     example's batch may be 1: then `x + position` has equal shapes at capture and unequal ones later, and
     every index after it would shift.
+
+    Args:
+        kind: of the call, see `Call`.
+        shapes: of its operands.
+        are_float: whether all operands are floating-point tensors.
     """
     if not are_float:
         return False

@@ -90,10 +90,9 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> CapturedGraph:
         operations[node.name] = _operation(node, op, modules)
         if node.name not in inputs and all(source.name in constants for source in node.all_input_nodes):
             constants.add(node.name)
-    found = program.graph_signature.inputs_to_parameters
-    return CapturedGraph(
-        operations, {node: parameters[name] for node, name in found.items()}, frozenset(constants)
-    )
+    named = program.graph_signature.inputs_to_parameters
+    by_node = {node: parameters[name] for node, name in named.items()}
+    return CapturedGraph(operations, by_node, frozenset(constants))
 
 
 def first_names(named: Iterable[tuple[str, object]]) -> dict[str, str]:
@@ -125,15 +124,21 @@ def _operation(node: torch.fx.Node, op: str, modules: Mapping[str, str]) -> Oper
     paths = [str(path) for path, _ in stack.values()]
     value = node.meta.get("val")
     arguments = tuple(arg.name if isinstance(arg, torch.fx.Node) else "" for arg in node.args)
+    # A module's second call is written `path@1`.
     path = paths[-1].split("@", 1)[0] if paths else ""
+    shape: tuple[int, ...] = ()
+    is_float = False
+    if isinstance(value, torch.Tensor):
+        shape = tuple(int(size) for size in value.shape)
+        is_float = value.is_floating_point()
     return Operation(
         name=node.name,
         op=op,
         module=modules.get(path, path),
         call=str(calls[-1]) if calls else "",
         arguments=arguments,
-        shape=tuple(int(size) for size in value.shape) if isinstance(value, torch.Tensor) else (),
-        is_float=isinstance(value, torch.Tensor) and value.is_floating_point(),
+        shape=shape,
+        is_float=is_float,
         sources=tuple(source.name for source in node.all_input_nodes),
     )
 
@@ -155,7 +160,7 @@ def _explain(model: nn.Module, error: Exception) -> str:
         remedy = _AS_TUPLE
     else:
         cause = "a construct that torch.export does not take"
-        remedy = "try torch.export.export(model, example_inputs, strict=False) alone and mend what it names"
+        remedy = "try torch.export.export(model, example_inputs, strict=False) alone and fix what it names"
     return (
         f"{type(model).__name__} cannot be captured: {cause}{where} ({type(error).__name__}: {first[:300]}). "
         f"What to do: {remedy}."

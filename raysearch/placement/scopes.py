@@ -22,6 +22,11 @@ def match(pattern: str, points: Iterable[QuantizationPoint], option: str) -> lis
     `"re:[kq]_proj"` whatever the expression finds in. A tied weight is found by the name of any
     layer that holds it.
 
+    Args:
+        pattern: a name, a glob, or "re:" and a regular expression.
+        points: those that may be meant.
+        option: the setting that the pattern stands in, for messages.
+
     Raises:
         PlacementError: nothing fits (the nearest known names are told), or the expression is none.
     """
@@ -68,6 +73,11 @@ def select(
     points: Mapping[str, QuantizationPoint], targets: Sequence[str], ignored: Sequence[str]
 ) -> dict[str, QuantizationPoint]:
     """The points that `targets` fit (all, if there are none) and `ignored` do not.
+
+    Args:
+        points: all points of the model.
+        targets: scopes that alone are quantized.
+        ignored: scopes that stay float.
 
     Raises:
         PlacementError: a pattern fits nothing, or no weight is left.

@@ -30,20 +30,21 @@ def stored_tensors(model: nn.Module, points: Mapping[str, QuantizationPoint]) ->
         if point.kind == "weight"
         for site in point.sites
     }
-    seen, found = set(weights), []
+    listed = set(weights)
+    entries: list[StoredTensor] = []
     for path, module in model.named_modules():
         for name, value in _own(module):
-            if id(value) not in seen:
-                seen.add(id(value))
-                found.append(_entry(_join(path, name), value))
+            if id(value) not in listed:
+                listed.add(id(value))
+                entries.append(_entry(_join(path, name), value))
     paths = {id(module): path for path, module in model.named_modules()}
     for point in points.values():
         if point.kind == "activation":
             owner, attribute = quantizer_location(model, point.sites[0])
             path = _join(paths[id(owner)], attribute)
             for name, value in _own(make_quantizer(point)):
-                found.append(_entry(_join(path, name), value, is_quantizer=True))
-    return tuple(found)
+                entries.append(_entry(_join(path, name), value, is_quantizer=True))
+    return tuple(entries)
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -204,7 +204,13 @@ def _is_single(rules: WidthRules, point: QuantizationPoint) -> bool:
 
 
 def check_placement(table: PointTable, points: Mapping[str, QuantizationPoint], profile: Profile) -> None:
-    """Warn of weights whose input must be quantized for the profile and is not."""
+    """Warn of weights whose input must be quantized for the profile and is not.
+
+    Args:
+        table: what reads every point.
+        points: those that are quantized.
+        profile: of the hardware.
+    """
     layers = set(WEIGHT_KINDS) - {"embedding"}
     floating: list[str] = []
     for name, point in points.items():

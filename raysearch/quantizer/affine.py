@@ -18,13 +18,26 @@ def quantize(x: Tensor, scale: Tensor, zero_point: ZeroPoint, quant_min: int, qu
 
     True division and round half to even, as ONNX defines QuantizeLinear: x·(1/s) would differ by a step on
     about one element in a million.
+
+    Args:
+        x: any shape, floating point.
+        scale: step s, broadcastable to x, positive.
+        zero_point: code z of the value 0.
+        quant_min: lowest code.
+        quant_max: highest code.
     """
     low, high = _bounds(zero_point, quant_min, quant_max)
     return torch.clamp(torch.round(x / scale), low, high) + zero_point
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: ZeroPoint) -> Tensor:
-    """Values (codes − z)·s, float32."""
+    """Values (codes − z)·s, float32.
+
+    Args:
+        codes: any shape, integers in any dtype.
+        scale: step s, broadcastable to the codes.
+        zero_point: code z of the value 0.
+    """
     return (codes.to(scale.dtype) - zero_point) * scale
 
 

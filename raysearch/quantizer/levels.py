@@ -34,6 +34,12 @@ def grid_levels(
     Signed: −2^(b−1) … 2^(b−1)−1, narrow from one more. Unsigned: 0 … 2^b−1, narrow to one less. Half range
     uses b − 1 for b. An asymmetric grid is an unsigned one that is never narrow.
 
+    Args:
+        num_bits: b, 2–8.
+        signed: whether codes have a sign.
+        narrow_range: one level less.
+        half_range: the levels of b − 1 bits.
+
     Raises:
         PlacementError: the bit-width is outside 2–8, or no level above 0 is left.
 

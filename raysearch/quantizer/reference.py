@@ -47,6 +47,12 @@ def symmetric_from_min_max(
     scale = max(|low|, |high|) per channel, at least `floor`; signed = any(low < 0) over all channels, unless
     it is given. The floor of 0.1 is the reference's; it zeroes small channels, so pass 0 to do better.
 
+    Args:
+        low: least value of each channel.
+        high: greatest value of each channel.
+        signed: the sign, where it is forced; None takes it from the data.
+        floor: the least scale.
+
     Source: NNCF 2.18; golden values G11–G15.
     """
     scale = torch.maximum(low.abs(), high.abs()).clamp_min(floor)
