@@ -47,19 +47,27 @@ class BitAssignment:
             PlacementError: a group is missing or unknown, a width is not one of the group's, or a weight and
                 its input take widths that the hardware profile does not allow together.
         """
-        for name in self.bits:
+        self.check_named(setup)
+        for name in setup.groups:
+            if name not in self.bits:
+                raise PlacementError(f"the assignment gives no bit-width for the group '{name}'.")
+
+    def check_named(self, setup: QuantizerSetup) -> None:
+        """Refuse what `check` refuses, but for groups that are not named: they are float.
+
+        Raises:
+            PlacementError: as `check`.
+        """
+        for name, bits in self.bits.items():
             if name not in setup.groups:
                 raise PlacementError(
                     f"the assignment names '{name}', which is no group of this model. "
                     f"`raysearch inspect` lists the groups; there are {len(setup.groups)}."
                 )
-        for group in setup.groups.values():
-            if group.id not in self.bits:
-                raise PlacementError(f"the assignment gives no bit-width for the group '{group.id}'.")
-            if self.bits[group.id] not in group.bit_widths:
+            allowed = setup.groups[name].bit_widths
+            if bits not in allowed:
                 raise PlacementError(
-                    f"the assignment gives '{group.id}' {self.bits[group.id]} bits; allowed: "
-                    f"{', '.join(map(str, group.bit_widths))}."
+                    f"the assignment gives '{name}' {bits} bits; allowed: {', '.join(map(str, allowed))}."
                 )
         self.check_pairs(setup)
 

@@ -159,7 +159,7 @@ def _another_module(setup: QuantizerSetup, ranges: RangeTable, bits: dict[str, i
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_unknown_group, "'nowhere.weight' 4 bits; the model has no such group"),
+        (_unknown_group, "'nowhere.weight', which is no group"),
         (_wrong_width, "'head.weight' 5 bits; allowed: 4, 8"),
         (_no_range, "no calibrated range for 'head.input' at 8 bits"),
         (_range_of_another_model, "'head.weight' at 4 bits has 4 scales instead of 10"),
@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_refused_before_the_model_changes(
 def test_apply_changes_nothing_when_it_refuses() -> None:
     q = quantized("digits", 4)
     expected = run(q.model, q.inputs)
-    with pytest.raises(PlacementError, match="no such group"):
+    with pytest.raises(PlacementError, match="which is no group"):
         q.controller.apply(BitAssignment({"stem.weight": 8, "nowhere": 8}))
     assert q.controller.assignment == q.assignment
     assert torch.equal(run(q.model, q.inputs), expected)
