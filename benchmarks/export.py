@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raysearch.calibration import calibrate_model
-from raysearch.config import ExportConfig, PlacementConfig
+from raysearch.config import CalibrationConfig, ExportConfig, PlacementConfig
 from raysearch.controller import create_controller
 from raysearch.errors import ExportError
 from raysearch.export import StrippedModel, export_model
@@ -255,7 +255,10 @@ def measure(name: str, folder: Path) -> tuple[ExportManifest, Counter[str], str]
     bits = dict.fromkeys(setup.groups, 8) | {g: case.mix[i % len(case.mix)] for i, g in enumerate(weights)}
     batches = [(batch,) for batch in data]
     ranges = calibrate_model(
-        copy.deepcopy(model), setup, batches, num_samples=0, weights="min_max", activations="min_max"
+        copy.deepcopy(model),
+        setup,
+        batches,
+        CalibrationConfig(num_samples=sum(map(len, data)), weights="min_max", activations="min_max"),
     )
     assignment = BitAssignment(bits)
     plain = copy.deepcopy(model)

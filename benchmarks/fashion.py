@@ -22,7 +22,8 @@ import torch
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
-from raysearch.config import load_config
+from raysearch.config import SensitivityConfig, load_config
+from raysearch.evaluation import DataSet
 from raysearch.pipeline.inputs import check_inputs
 from raysearch.pipeline.stages import make_objective, make_replica, search_shards
 from raysearch.records import (
@@ -128,7 +129,11 @@ class Problem:
         ranges = calibrate(inputs.setup, pool, len(inputs.samples.calibration))
         self.setup: QuantizerSetup = inputs.setup
         self.table: SensitivityTable = measure_sensitivity(
-            inputs.setup, ranges, lambda part: pool, len(inputs.samples.calibration)
+            inputs.setup,
+            ranges,
+            lambda part: pool,
+            {DataSet.CALIBRATION: len(inputs.samples.calibration)},
+            SensitivityConfig(),
         )
         self.num_shards = len(shards)
         self.validation = Measured(make_objective(inputs, ranges, pool, per_sample))

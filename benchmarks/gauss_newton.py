@@ -27,9 +27,11 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.quantizer import processor
-from raysearch.evaluation import DataSet, Divergence, Replica, default_forward
+from raysearch.evaluation import DataSet, Divergence, Replica, ShardView, default_forward
 from raysearch.evaluation.forward import frozen_eval
-from raysearch.sensitivity.estimators.gauss_newton import CHUNK_SIZE, ExactGaussNewton, GaussNewton
+from raysearch.sensitivity.estimators import TraceRequest
+from raysearch.sensitivity.estimators.gauss_newton import ExactGaussNewton, GaussNewton
+from raysearch.sensitivity.estimators.sample_gradients import CHUNK_SIZE
 
 RESULT = Path(__file__).parent / "results" / "gauss_newton.md"
 CLASSES, SHARD, SAMPLES = 10, 32, 256
@@ -207,7 +209,8 @@ def traces(
     estimator: Any, replica: Replica, names: tuple[str, ...], shard: int, lo: int = 0, hi: int = 1
 ) -> np.ndarray:
     """[draws, layers, samples]."""
-    found = estimator.draw(replica, names, "divergence", 0, shard, lo, hi)
+    view = ShardView(replica, DataSet.CALIBRATION, shard)
+    found = estimator.draw(view, TraceRequest(names, "divergence", 0, range(lo, hi)))
     return np.stack([found[name] for name in names], 1)
 
 

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.responses import EncoderBlock
-from raysearch.evaluation import DataSet, Replica
+from raysearch.evaluation import DataSet, Replica, ShardView
 from raysearch.evaluation.forward import frozen_eval
-from raysearch.sensitivity.estimators.sample_gradients import SampleGradients, enable
+from raysearch.sensitivity.estimators.sample_gradients import SampleGradients, require_gradients
 
 WORDS, TOKENS, WIDTH = 32_000, 32, 128
 
@@ -74,8 +74,8 @@ def language_traces(replica: Replica, names: tuple[str, ...]) -> np.ndarray:
         model, lambda _, batch: model.hidden(model.embed(batch[0])), replica.shards, replica.divergence
     )
     with frozen_eval(model), sdpa_kernel(SDPBackend.MATH):
-        enable(body)
-        gradients = SampleGradients(body, below, batch)
+        require_gradients(body)
+        gradients = SampleGradients(ShardView(body, DataSet.CALIBRATION, 0), below, batch)
         h, table = gradients.output.detach().double(), model.head.weight.detach().double()
         p = (h @ table.T).softmax(-1)
         mean = p @ table

@@ -25,14 +25,15 @@ from benchmarks.quantizer import processor
 from benchmarks.responses import ResNet20
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
-from raysearch.config import PlacementConfig
+from raysearch.config import CalibrationConfig, PlacementConfig, SensitivityConfig
 from raysearch.evaluation import DataSet, Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.sensitivity.estimators.gauss_newton import ExactGaussNewton, GaussNewton
-from raysearch.sensitivity.responses import SKETCH_SIZE, Method, respond, units_of
+from raysearch.sensitivity.responses import Method, respond, units_of
 from raysearch.sensitivity.sketch import Sketch
 from raysearch.simulation import CACHE_BYTES
 
+SKETCH_SIZE = SensitivityConfig().sketch_size
 RESULT = Path(__file__).parent / "results" / "large_outputs.md"
 CLASSES = 1000
 RESNET, TIED, UNTIED = "ResNet-20, 1,000 classes", "language model, tied", "language model, untied"
@@ -123,7 +124,9 @@ def measure_responses(replica: Replica) -> dict[str, Any]:
         setup = place_quantizers(
             replica.model, (x,), PlacementConfig(weight_bit_widths=(2, 4), ignored_scopes=("*input*",))
         )
-    ranges = calibrate(setup, LocalPool(replica), 1, weights="min_max", activations="min_max")
+    ranges = calibrate(
+        setup, LocalPool(replica), 1, CalibrationConfig(weights="min_max", activations="min_max")
+    )
     plain, responding, rows = 0.0, 0.0, []
     for shard, options, _ in units_of(setup.options(), 1, CHUNK).values():
         plain += cpu_seconds(lambda o=options: [replica.run(replica.model, x) for _ in o])[0]

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import Key, LocalPool, UnitFunction, UnitValue
-from raysearch.config import PlacementConfig
+from raysearch.config import CalibrationConfig, PlacementConfig, SensitivityConfig
 from raysearch.evaluation import DataSet, Divergence, Replica, WorkerCache, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.records import (
@@ -162,7 +162,11 @@ def prepare(name: str, size: int, inputs: bool) -> tuple[Replica, QuantizerSetup
             PlacementConfig(weight_bit_widths=(2, 4), ignored_scopes=() if inputs else ("*input*",)),
         )
     replica = Replica(model, default_forward, {DataSet.CALIBRATION: shards}, Divergence())
-    return replica, setup, calibrate(setup, LocalPool(replica), 1, weights="min_max", activations="min_max")
+    return (
+        replica,
+        setup,
+        calibrate(setup, LocalPool(replica), 1, CalibrationConfig(weights="min_max", activations="min_max")),
+    )
 
 
 class Interleaved:
@@ -203,7 +207,7 @@ def measure(name: str, size: int, inputs: bool, rounds: int) -> tuple[int, dict[
     for _ in range(rounds):
         pool = Interleaved(replace(replica, cache=WorkerCache()))
         start = time.process_time()
-        measure_responses(setup, ranges, pool, SHARDS, option_chunk=CHUNK)
+        measure_responses(setup, ranges, pool, SHARDS, SensitivityConfig(option_chunk=CHUNK))
         spent = time.process_time() - start
         for label, seconds in pool.seconds.items():
             times[label].append(seconds)

@@ -29,7 +29,7 @@ from raysearch.cluster.pool import LocalPool, Pool
 from raysearch.cluster.ray_pool import RayPool
 from raysearch.cluster.resuming import ResumingPool
 from raysearch.cluster.session import ray_session
-from raysearch.config import Config
+from raysearch.config import Config, SensitivityConfig
 from raysearch.evaluation import Replica
 from raysearch.pipeline.inputs import check_inputs
 from raysearch.pipeline.stages import make_replica
@@ -147,15 +147,14 @@ class Stages:
             self.inputs.setup,
             pool,
             self.shards // 2,
-            estimator="hutchinson",
-            relative_error=1e-9,
-            max_draws=8,
-            draw_chunk=2,
+            SensitivityConfig(estimator="hutchinson", relative_error=1e-9, max_draws=8, draw_chunk=2),
         )
 
     def responses(self, pool: Pool) -> Any:
         """The response stage."""
-        return measure_responses(self.inputs.setup, self.ranges, pool, self.shards, option_chunk=8)
+        return measure_responses(
+            self.inputs.setup, self.ranges, pool, self.shards, SensitivityConfig(option_chunk=8)
+        )
 
 
 def measure_stages(rounds: int) -> dict[str, dict[int, list[dict[str, Any]]]]:

@@ -28,7 +28,8 @@ import torch
 from benchmarks.problems.random_layers import DisturbedForm, layer_chain, random_table
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
-from raysearch.config import load_config
+from raysearch.config import SensitivityConfig, load_config
+from raysearch.evaluation import DataSet
 from raysearch.pipeline.inputs import check_inputs
 from raysearch.pipeline.stages import make_objective, make_replica, search_shards
 from raysearch.records import (
@@ -98,7 +99,13 @@ def small_problem() -> tuple[QuantizerSetup, SensitivityTable, Recorded, int]:
     shards, per_sample = search_shards(inputs)
     pool = LocalPool(make_replica(inputs, shards))
     ranges = calibrate(inputs.setup, pool, len(inputs.samples.calibration))
-    table = measure_sensitivity(inputs.setup, ranges, lambda part: pool, len(inputs.samples.calibration))
+    table = measure_sensitivity(
+        inputs.setup,
+        ranges,
+        lambda part: pool,
+        {DataSet.CALIBRATION: len(inputs.samples.calibration)},
+        SensitivityConfig(),
+    )
     measure = make_objective(inputs, ranges, pool, per_sample)
     groups = inputs.setup.groups.values()
     every = [

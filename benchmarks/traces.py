@@ -28,7 +28,8 @@ from torch.nn import functional as F
 
 from benchmarks.quantizer import processor
 from raysearch.config.sensitivity import TraceLoss
-from raysearch.evaluation import DataSet, Divergence, Replica, default_forward
+from raysearch.evaluation import DataSet, Divergence, Replica, ShardView, default_forward
+from raysearch.sensitivity.estimators import TraceRequest
 from raysearch.sensitivity.estimators.hutchinson import Hutchinson
 from raysearch.sensitivity.estimators.joint import JointHutchinson
 from raysearch.sensitivity.estimators.products import rademacher, weight_blocks
@@ -120,7 +121,8 @@ class Case:
 
     def draw(self, method: TraceEstimator, loss: TraceLoss, count: int) -> dict[str, np.ndarray]:
         """Weight → draws."""
-        found = method.draw(self.replica, self.names, loss, 0, 0, 0, count)
+        view = ShardView(self.replica, DataSet.CALIBRATION, 0)
+        found = method.draw(view, TraceRequest(self.names, loss, 0, range(count)))
         return {name: values[:, 0] for name, values in found.items()}
 
     def timed(self, function: Callable[[], Any]) -> tuple[float, Any]:
@@ -136,7 +138,8 @@ class Case:
 
     def block_times(self, repeats: int) -> dict[str, float]:
         """CPU time of one Hessian-vector product of each block on the retained graph, with its probe."""
-        with weight_blocks(self.replica, self.names, "loss", self.batch, self.reference) as blocks:
+        request = TraceRequest(self.names, "loss", 0, range(1))
+        with weight_blocks(self.replica, request, self.batch, self.reference) as blocks:
             return {
                 name: self.seconds(lambda b=block: b.product(rademacher(b.weight, 0)), repeats)
                 for name, block in blocks.items()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.calibration import calibrate_model
-from raysearch.config import ExportConfig
+from raysearch.config import CalibrationConfig, ExportConfig
 from raysearch.controller import create_controller
 from raysearch.export import StrippedModel, export_model
 from raysearch.placement import place_quantizers
@@ -152,7 +152,7 @@ def small_folder(folder: Path) -> Path:
     torch.manual_seed(0)
     model, example = OneLayer().eval(), (torch.randn(BATCH, 4),)
     setup = place_quantizers(model, example)
-    ranges = calibrate_model(model, setup, [example], num_samples=BATCH, shard_size=BATCH)
+    ranges = calibrate_model(model, setup, [example], CalibrationConfig(num_samples=BATCH, shard_size=BATCH))
     assignment = BitAssignment.uniform(setup, 4)
     controller = create_controller(model, setup, ranges, assignment)
     stripped = StrippedModel(controller.strip_model(), setup, assignment, example)

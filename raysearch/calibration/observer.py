@@ -19,7 +19,7 @@ Collected = Mapping[str, npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ObservationPlan:
     """What an observer keeps besides the extremes of every sample.
 
     Attributes:
@@ -34,16 +34,16 @@ class Wanted:
 
 
 class Observer(nn.Module):
-    """Passes its input through and records what is wanted of every sample (dimension 0) and channel.
+    """Passes its input through and records what its plan says of every sample (dimension 0) and channel.
 
     A tensor that several readers share is the same object and is counted once. Different tensors that pass
     in one forward (a module called twice) are pooled: by sample where their sample counts match, and as
     samples of their own otherwise.
     """
 
-    def __init__(self, wanted: Wanted | None = None) -> None:
+    def __init__(self, plan: ObservationPlan | None = None) -> None:
         super().__init__()
-        self.wanted = wanted or Wanted()
+        self.plan = plan or ObservationPlan()
         self._forget()
 
     def _forget(self) -> None:
@@ -57,12 +57,12 @@ class Observer(nn.Module):
         if any(seen() is x and version == x._version for seen, version in self._seen):
             return x
         self._seen.append((weakref.ref(x), x._version))
-        rows = channel_values(x.detach(), self.wanted.axis)
+        rows = channel_values(x.detach(), self.plan.axis)
         self._extremes.append(torch.stack([rows.amin(2), rows.amax(2)], 2).double())
-        if self.wanted.percentiles is not None:
+        if self.plan.percentiles is not None:
             self._kept.append(rows.clone())
-        if self.wanted.significant_bits:
-            bits = self.wanted.significant_bits
+        if self.plan.significant_bits:
+            bits = self.plan.significant_bits
             self._counted.append([count_values(rows[:, c], bits) for c in range(rows.shape[1])])
         return x
 
@@ -73,12 +73,12 @@ class Observer(nn.Module):
         `values`, `counts`, `channels`: the distributions of all channels, one after another, if wanted.
         Without a forward there are no rows.
         """
-        wide = 2 if self.wanted.percentiles is None else 4
+        wide = 2 if self.plan.percentiles is None else 4
         if not self._extremes:
             return {"rows": np.empty((0, 1, wide))}
         rows = _pool(self._extremes)
-        if self.wanted.percentiles is not None:
-            rows = torch.cat([rows, _sample_percentiles(self._kept, self.wanted.percentiles)], 2)
+        if self.plan.percentiles is not None:
+            rows = torch.cat([rows, _sample_percentiles(self._kept, self.plan.percentiles)], 2)
         found: dict[str, npt.NDArray[np.generic]] = {"rows": rows.cpu().numpy()}
         if self._counted:
             merged = [Distribution.merge(parts) for parts in zip(*self._counted, strict=True)]

@@ -15,7 +15,7 @@ from raysearch.calibration.grid import (
     levels_of,
     symmetric_range,
 )
-from raysearch.calibration.observer import Wanted
+from raysearch.calibration.observer import ObservationPlan
 from raysearch.calibration.reference import reference_affine, reference_interval, reference_scale
 from raysearch.calibration.statistics import Statistics, interval, peak
 from raysearch.config.calibration import Estimator
@@ -49,7 +49,7 @@ class Rule:
         """Whether the reference's definition is what counts."""
         return self.reference and self.estimator in REFERENCE_ESTIMATORS
 
-    def wanted(self, axis: int | None, exact_bits: int, rounded_bits: int) -> Wanted:
+    def observation_plan(self, axis: int | None, exact_bits: int, rounded_bits: int) -> ObservationPlan:
         """What must be observed for it.
 
         Args:
@@ -60,9 +60,9 @@ class Rule:
         counted = self.estimator in ("threesigma", "percentile", "mse", "entropy")
         if self.is_reference:
             exact = counted or self.estimator == "mean_percentile"
-            return Wanted(axis, exact_bits if exact else 0)
+            return ObservationPlan(axis, exact_bits if exact else 0)
         own = self.percentiles if self.estimator == "mean_percentile" else None
-        return Wanted(axis, rounded_bits if counted else 0, own)
+        return ObservationPlan(axis, rounded_bits if counted else 0, own)
 
 
 @dataclass(frozen=True)

@@ -2,52 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import get_args
 
 from raysearch.calibration.ranges import Rule
-from raysearch.config.calibration import Estimator
+from raysearch.config.calibration import CalibrationConfig, Estimator
 from raysearch.errors import ConfigError
 from raysearch.placement.scopes import match
 from raysearch.records import QuantizerSetup
 
 
-def choose_rules(
-    setup: QuantizerSetup,
-    weights: Estimator,
-    activations: Estimator,
-    overrides: Mapping[str, Estimator],
-    percentiles: tuple[float, float] = (0.1, 99.9),
-    reference: bool = False,
-) -> dict[str, Rule]:
+def choose_rules(setup: QuantizerSetup, settings: CalibrationConfig) -> dict[str, Rule]:
     """The rule of every point: its kind's estimator, or that of the last override that fits it.
 
-    Args:
-        setup: the points.
-        weights: estimator for weights.
-        activations: estimator for activations.
-        overrides: name, glob or "re:…" → estimator, in order.
-        percentiles: lower and upper percentile.
-        reference: the reference's definitions for its six estimators.
-
     Raises:
-        ConfigError: an estimator that does not exist, or percentiles that are not ordered in 0 … 100.
+        ConfigError: an estimator that does not exist, or a lower percentile that is not below the upper.
         PlacementError: an override fits nothing; names the nearest quantizers.
     """
-    if not 0 <= percentiles[0] < percentiles[1] <= 100:
+    lower, upper = settings.percentiles
+    if not 0 <= lower < upper <= 100:
         raise ConfigError(
-            f"calibration.percentiles is {list(percentiles)}; write a lower and a higher one of 0 to 100."
+            f"calibration.percentiles is {[lower, upper]}; write a lower and a higher one of 0 to 100."
         )
-    chosen: dict[str, Estimator] = {
-        point.id: weights if point.kind == "weight" else activations for point in setup.points.values()
-    }
-    for pattern, estimator in overrides.items():
+    estimators: dict[str, Estimator] = {}
+    for point in setup.points.values():
+        estimators[point.id] = settings.weights if point.kind == "weight" else settings.activations
+    for pattern, estimator in settings.overrides.items():
         for point in match(pattern, setup.points.values(), "calibration.overrides"):
-            chosen[point.id] = estimator
-    known = get_args(Estimator)
-    for name, estimator in chosen.items():
-        if estimator not in known:
+            estimators[point.id] = estimator
+    # Settings that were not validated come here too: those of `init_range`.
+    choices = get_args(Estimator)
+    for name, estimator in estimators.items():
+        if estimator not in choices:
             raise ConfigError(
-                f"the estimator '{estimator}' of '{name}' is unknown; known: {', '.join(known)}."
+                f"the estimator '{estimator}' of '{name}' is unknown; known: {', '.join(choices)}."
             )
-    return {name: Rule(estimator, percentiles, reference) for name, estimator in chosen.items()}
+    return {
+        name: Rule(estimator, settings.percentiles, settings.reference)
+        for name, estimator in estimators.items()
+    }

@@ -85,21 +85,14 @@ class ModelInitializer:
         """
         self._take_weights(model)
         settings = _range_settings(self.settings, params or {})
-        rules = choose_rules(setup, settings.weights, settings.activations, settings.overrides)
+        rules = choose_rules(setup, settings)
         part = _part_of(setup, set(points))
         num_samples = int((params or {}).get("num_init_samples", settings.num_samples))
         replica, num_shards = self._replica(num_samples)
-        return calibrate(
-            part,
-            LocalPool(replica, deterministic=False),
-            num_shards,
-            weights=settings.weights,
-            activations=settings.activations,
-            # By id: a scope that fits one quantizer may fit none of those that are calibrated anew.
-            overrides={name: rules[name].estimator for name in part.points},
-            percentiles=settings.percentiles,
-            reference=settings.reference,
-        )
+        # By id: a scope that fits one quantizer may fit none of those that are calibrated anew.
+        overrides = {name: rules[name].estimator for name in part.points}
+        settings = settings.model_copy(update={"overrides": overrides})
+        return calibrate(part, LocalPool(replica, deterministic=False), num_shards, settings)
 
     def find_precision(
         self, model: nn.Module, setup: QuantizerSetup, ranges: RangeTable, request: PrecisionRequest
@@ -173,33 +166,21 @@ class ModelInitializer:
         self, setup: QuantizerSetup, pool: LocalPool, num_shards: int, request: HawqRequest
     ) -> dict[str, float]:
         settings = request.sensitivity
-        measured = measure_traces(
-            setup,
-            pool,
-            num_shards,
-            estimator=settings.estimator,
-            relative_error=settings.relative_error,
-            max_draws=settings.max_draws,
-            loss=settings.trace_loss,
-            seed=request.seed,
-        )
+        measured = measure_traces(setup, pool, num_shards, settings, seed=request.seed)
         for text in trace_warnings(measured, settings.relative_error):
             warnings.warn(text, stacklevel=5)
         return {name: trace.value for name, trace in measured.items()}
 
     def _search(self, setup: QuantizerSetup, ranges: RangeTable, request: SearchRequest) -> BitAssignment:
-        sensitivity, search, seed = request.sensitivity, request.search, request.seed
+        search, seed = request.search, request.seed
         replica, num_shards = self._sensed(request.num_data_points)
         pool = LocalPool(replica, deterministic=False)
         table = measure_sensitivity(
             setup,
             ranges,
             lambda part: pool,
-            num_shards,
-            estimator=sensitivity.estimator,
-            relative_error=sensitivity.relative_error,
-            max_draws=sensitivity.max_draws,
-            trace_loss=sensitivity.trace_loss,
+            {DataSet.CALIBRATION: num_shards},
+            request.sensitivity,
             seed=seed,
         )
         # In random order, as a race needs them: its first samples stand for all.

@@ -12,7 +12,7 @@ EstimatorName = Literal["hutchinson", "joint", "xnystrace", "xtrace", "ggn", "gg
 """What `sensitivity.estimator` may say."""
 
 PER_SAMPLE: tuple[EstimatorName, ...] = ("ggn", "ggn-top", "ggn-exact", "fisher")
-"""Those that see single samples, see `raysearch.sensitivity.estimators.TraceEstimator.per_sample`."""
+"""Those that see single samples; the estimators read it for `TraceEstimator.per_sample`."""
 
 TraceLoss = Literal["divergence", "loss"]
 """What is differentiated: the label-free divergence (its Hessian at the float weights is the Gauss-Newton
@@ -20,7 +20,21 @@ matrix), or the task's loss."""
 
 
 class SensitivityConfig(Section):
-    """Traces and responses."""
+    """How traces and responses are measured.
+
+    Attributes:
+        estimator: how traces are drawn.
+        relative_error: a weight's draws end when its standard error over probes is this share of its trace.
+        max_draws: the most draws per weight and shard.
+        draw_chunk: draws in a unit of work; part of the method, not of the cluster. None: what suits the
+            estimator.
+        option_chunk: options in a unit of work.
+        sketch_size: values that are kept of a sample's response; longer ones are projected at random.
+        trace_loss: what is differentiated.
+        trace_samples: samples that traces are measured on; 0: those of the calibration.
+        importance_draws: so many samples, drawn by importance, stand for all of those; 0: all are measured.
+            The traces' errors over data are then those of the drawn samples.
+    """
 
     estimator: EstimatorName = "ggn"
     relative_error: float = Field(0.05, gt=0, allow_inf_nan=False)

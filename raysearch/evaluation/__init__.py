@@ -7,6 +7,7 @@ from raysearch.evaluation.forward import Forward, Loss, default_forward, output_
 from raysearch.evaluation.measure import evaluate_model
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 from raysearch.evaluation.replica import Replica
+from raysearch.evaluation.shard_view import ShardView
 from raysearch.evaluation.worker_cache import WorkerCache
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Loss",
     "MicrobatchState",
     "Replica",
+    "ShardView",
     "WorkerCache",
     "batch_size",
     "default_forward",

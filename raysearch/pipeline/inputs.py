@@ -144,8 +144,7 @@ def _check_setup(setup: QuantizerSetup, budgets: Sequence[Budget], config: Confi
     check_targets(setup, config.export.targets or ())
     for index, bits in enumerate(search.enqueue):
         _check_enqueued(index, BitAssignment(bits), budgets, setup)
-    ranges = config.calibration
-    choose_rules(setup, ranges.weights, ranges.activations, ranges.overrides, ranges.percentiles)
+    choose_rules(setup, config.calibration)
 
 
 def _fit_divergence(task: Task, settings: ObjectiveConfig, batch: Batch) -> Divergence:

@@ -6,7 +6,7 @@ import copy
 from dataclasses import replace
 
 from raysearch.calibration import calibrate_model
-from raysearch.config import Config
+from raysearch.config import CalibrationConfig, Config
 from raysearch.controller import create_controller
 from raysearch.determinism import pinned_threads, seeded
 from raysearch.errors import ConfigError
@@ -58,16 +58,10 @@ def measure_latency(
         loaded = load_task(task)
         setup = place_quantizers(loaded.model, loaded.example_inputs, settings.placement)
         eight = _at_eight_bits(setup)
-        estimators = {"weights": "min_max", "activations": "min_max"}
-        ranges = calibrate_model(
-            loaded.model,
-            eight,
-            loaded.calibration,
-            num_samples=NUM_SAMPLES,
-            shard_size=NUM_SAMPLES,
-            forward=loaded.run,
-            **estimators,
+        calibration = CalibrationConfig(
+            num_samples=NUM_SAMPLES, shard_size=NUM_SAMPLES, weights="min_max", activations="min_max"
         )
+        ranges = calibrate_model(loaded.model, eight, loaded.calibration, calibration, forward=loaded.run)
         assignment = BitAssignment(dict.fromkeys(eight.groups, 8))
         # On a copy: the task's model is never changed.
         model = copy.deepcopy(loaded.model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -17,6 +17,7 @@ from raysearch.artifacts.codecs import Codec, Metrics
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import Pool
 from raysearch.determinism import pinned_threads
+from raysearch.evaluation import DataSet
 from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.pools import Fleet, OpenPool
 from raysearch.pipeline.progress import Progress
@@ -148,42 +149,29 @@ class Pipeline:
         return record
 
     def _calibrate(self) -> RangeTable:
-        settings = self.inputs.config.calibration
         return calibrate(
             self.inputs.setup,
             self._fleet.pool("calibration"),
             len(self.inputs.samples.calibration),
-            weights=settings.weights,
-            activations=settings.activations,
-            overrides=settings.overrides,
-            percentiles=settings.percentiles,
-            reference=settings.reference,
+            self.inputs.config.calibration,
         )
 
     def _measure(self, ranges: RangeTable) -> SensitivityTable:
-        settings = self.inputs.config.sensitivity
+        samples = self.inputs.samples
 
         def part_pool(part: str) -> Pool:
             return self._fleet.pool(f"sensitivity-{part}")
 
-        return measure_sensitivity(
+        table = measure_sensitivity(
             self.inputs.setup,
             ranges,
             part_pool,
-            len(self.inputs.samples.calibration),
-            estimator=settings.estimator,
-            relative_error=settings.relative_error,
-            max_draws=settings.max_draws,
-            draw_chunk=settings.draw_chunk,
-            option_chunk=settings.option_chunk,
-            sketch_size=settings.sketch_size,
-            cache_bytes=self.inputs.config.cluster.cache_bytes,
-            trace_loss=settings.trace_loss,
+            {DataSet.CALIBRATION: len(samples.calibration), DataSet.TRACES: len(samples.traces)},
+            self.inputs.config.sensitivity,
             seed=self.inputs.config.seed,
-            fingerprint=":".join(self.inputs.fingerprints.values()),
-            num_trace_shards=len(self.inputs.samples.traces),
-            importance_draws=settings.importance_draws,
+            cache_bytes=self.inputs.config.cluster.cache_bytes,
         )
+        return replace(table, fingerprint=":".join(self.inputs.fingerprints.values()))
 
     def _search(self, table: SensitivityTable, ranges: RangeTable) -> SearchResult:
         settings = self.inputs.config.search

@@ -19,14 +19,12 @@ import torch
 from torch import Tensor
 
 from raysearch.cluster.pool import Key, Pool, UnitValue
+from raysearch.config.sensitivity import SensitivityConfig
 from raysearch.errors import ConfigError
 from raysearch.evaluation import DataSet, Divergence, Replica
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
 from raysearch.sensitivity.sketch import Sketch
 from raysearch.simulation import CACHE_BYTES, SimulatedModel, same_bits, simulated_model
-
-SKETCH_SIZE = 4096
-"""Values of a sample's row that are kept by default; a row of up to that many outputs is exact."""
 
 ROWS_LIMIT_BYTES = 2**31
 """Rows of one shard, all options together, that the driver may have to hold."""
@@ -54,8 +52,8 @@ class Responses:
     def sketch_error(self) -> float:
         """The greatest relative standard error on the diagonal of K; 0 when nothing was projected."""
         diagonal = np.diag(self.gram)
-        some = (diagonal > 0) & np.isfinite(self.sketch_stderr)
-        return float((self.sketch_stderr[some] / diagonal[some]).max(initial=0.0))
+        is_known = (diagonal > 0) & np.isfinite(self.sketch_stderr)
+        return float((self.sketch_stderr[is_known] / diagonal[is_known]).max(initial=0.0))
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,8 @@ def measure_responses(
     ranges: RangeTable,
     pool: Pool,
     num_shards: int,
+    settings: SensitivityConfig,
     *,
-    option_chunk: int,
-    sketch_size: int = SKETCH_SIZE,
     seed: int = 0,
     cache_bytes: int = CACHE_BYTES,
 ) -> Responses:
@@ -104,8 +101,8 @@ def measure_responses(
         ranges: calibrated ranges.
         pool: runs the units.
         num_shards: calibration shards.
-        option_chunk: options in a unit.
-        sketch_size: values kept of a sample's row.
+        settings: `option_chunk`, the options in a unit, and `sketch_size`, the values that are kept of a
+            sample's row; a row of up to that many outputs is exact.
         seed: the run's seed; only sketches depend on it.
         cache_bytes: see `CACHE_BYTES`.
 
@@ -113,9 +110,9 @@ def measure_responses(
         ConfigError: the rows of a shard would take more than `ROWS_LIMIT_BYTES`; nothing was allocated.
     """
     options = setup.options()
-    method = Method(sketch_size, seed, cache_bytes)
+    method = Method(settings.sketch_size, seed, cache_bytes)
     fold = _Fold(len(options), num_shards)
-    units = units_of(options, num_shards, option_chunk)
+    units = units_of(options, num_shards, settings.option_chunk)
     for key, value in pool.run(respond, units, (setup, ranges, method)):
         fold.add(int(key[0]), int(key[1]), value)
     if fold.has_differed:
@@ -125,10 +122,11 @@ def measure_responses(
             stacklevel=3,
         )
         fold = _Fold(len(options), num_shards)
-        whole: dict[Key, tuple[object, ...]] = {
+        # By keys of their own: a resumed run must not take what was measured the other way for these.
+        full_units: dict[Key, tuple[object, ...]] = {
             (*key, "full"): (*arguments[:2], "full") for key, arguments in units.items()
         }
-        for key, value in pool.run(respond, whole, (setup, ranges, method)):
+        for key, value in pool.run(respond, full_units, (setup, ranges, method)):
             fold.add(int(key[0]), int(key[1]), value)
     return fold.responses()
 
@@ -136,7 +134,7 @@ def measure_responses(
 def units_of(
     options: tuple[Option, ...], num_shards: int, option_chunk: int
 ) -> dict[Key, tuple[object, ...]]:
-    """(shard, first option) → arguments of `respond`; shard 0 checks what it is handed."""
+    """(shard, first option) → arguments of `respond`; on shard 0 recorded outputs are checked."""
     return {
         (shard, lo): (shard, options[lo : lo + option_chunk], "later" if shard else "check")
         for shard in range(num_shards)
@@ -148,7 +146,8 @@ class _Fold:
     """Puts the rows of each shard together, and each complete shard into a Gram block."""
 
     def __init__(self, num_options: int, num_shards: int) -> None:
-        self._num_options, self._num_shards = num_options, num_shards
+        self._num_options = num_options
+        self._num_shards = num_shards
         self._rows: dict[int, npt.NDArray[np.float64]] = {}
         self._missing = dict.fromkeys(range(num_shards), num_options)
         self._alone = np.zeros((num_shards, num_options))
@@ -164,18 +163,21 @@ class _Fold:
         rows = self._rows.setdefault(shard, np.empty((self._num_options, *part.shape[1:])))
         hi = lo + len(part)
         rows[lo:hi] = part
-        self._alone[shard, lo:hi], self._variance[shard, lo:hi] = value["divergence"], value["variance"]
+        self._alone[shard, lo:hi] = value["divergence"]
+        self._variance[shard, lo:hi] = value["variance"]
         self._missing[shard] -= len(part)
         if not self._missing[shard]:
             # By torch, whose threads the run pins, and not by numpy's BLAS, whose threads it does not.
             flat = torch.from_numpy(self._rows.pop(shard).reshape(self._num_options, -1))
-            self._blocks[shard], self._sizes[shard] = (flat @ flat.T).numpy(), rows.shape[1]
+            self._blocks[shard] = (flat @ flat.T).numpy()
+            self._sizes[shard] = rows.shape[1]
 
     def responses(self) -> Responses:
         """The sums over shards, in their order."""
         total = self._sizes.sum()
         gram = np.zeros((self._num_options, self._num_options))
-        divergence, variance = np.zeros(self._num_options), np.zeros(self._num_options)
+        divergence = np.zeros(self._num_options)
+        variance = np.zeros(self._num_options)
         for shard in range(self._num_shards):
             gram += self._blocks[shard]
             divergence += self._alone[shard]
@@ -217,25 +219,27 @@ def respond(
     # The option that runs least is the one whose outputs lean most on what was kept.
     latest = max(options, key=lambda option: (model.depth(option), options.index(option)))
     rows, sums, variances = [], [], []
-    checked: dict[Option, Tensor] = {}
+    latest_outputs: Tensor | None = None
+    forward = model.outputs if mode == "full" else model.later_outputs
     for group, bits in options:
-        forward = model.outputs if mode == "full" else model.later_outputs
         outputs = forward(replica, BitAssignment({group: bits}), DataSet.CALIBRATION, shard)
         if mode == "check" and (group, bits) == latest:
-            checked[latest] = outputs
+            latest_outputs = outputs
         row, variance, alone = _judge(replica.divergence, outputs, reference, sketch)
         rows.append(row)
         variances.append(variance)
         sums.append(alone)
+    differs = latest_outputs is not None and _differs(model, replica, shard, latest, latest_outputs)
     return {
         "weighted": torch.stack(rows).numpy(),
         "divergence": np.array(sums),
         "variance": np.array(variances),
-        "differs": np.array(float(any(_differs(model, replica, shard, *pair) for pair in checked.items()))),
+        "differs": np.array(float(differs)),
     }
 
 
 def _differs(model: SimulatedModel, replica: Replica, shard: int, option: Option, later: Tensor) -> bool:
+    """Whether running all layers gives other outputs than running the later ones alone gave."""
     whole = model.outputs(replica, BitAssignment(dict([option])), DataSet.CALIBRATION, shard)
     return not same_bits(later, whole)
 
@@ -246,13 +250,14 @@ def _judge(
     """Rows [samples, k] of one option on the CPU, Σ variance of their squared norms, Σ divergence."""
     rows, variance, alone = [], 0.0, 0.0
     for lo, hi in _spans(len(reference), sketch.num_outputs):
-        judged, known = outputs[lo:hi], reference[lo:hi]
+        judged = outputs[lo:hi]
+        expected = reference[lo:hi]
         # In float64 before the subtraction: at 8 bits the two are nearly equal.
-        weighted = divergence.weighted(judged.double() - known.double(), known)
-        kept, spread = sketch.project(weighted, lo)
-        rows.append(kept.cpu())
+        weighted = divergence.weighted(judged.double() - expected.double(), expected)
+        sketches, spread = sketch.project(weighted, lo)
+        rows.append(sketches.cpu())
         variance += float(spread.sum())
-        alone += float(divergence.per_sample(judged, known).sum())
+        alone += float(divergence.per_sample(judged, expected).sum())
     return torch.cat(rows), variance, alone
 
 

@@ -38,8 +38,10 @@ class Sketch:
     """
 
     def __init__(self, num_outputs: int, size: int, seed: int, shard: int) -> None:
-        self.num_outputs, self.size = num_outputs, min(num_outputs, size)
-        self._seed, self._shard = seed, shard
+        self.num_outputs = num_outputs
+        self.size = min(num_outputs, size)
+        self._seed = seed
+        self._shard = shard
 
     @property
     def is_exact(self) -> bool:
@@ -60,22 +62,28 @@ class Sketch:
         """
         if self.is_exact:
             return rows, rows.new_zeros(len(rows))
-        found = [self._one(row, first + index) for index, row in enumerate(rows)]
-        return torch.stack([row for row, _ in found]), torch.stack([variance for _, variance in found])
+        sketches, variances = [], []
+        for index, row in enumerate(rows):
+            sketch, variance = self._project_one(row, first + index)
+            sketches.append(sketch)
+            variances.append(variance)
+        return torch.stack(sketches), torch.stack(variances)
 
-    def _one(self, row: Tensor, sample: int) -> tuple[Tensor, Tensor]:
+    def _project_one(self, row: Tensor, sample: int) -> tuple[Tensor, Tensor]:
         signs, offsets = self._draw(sample)
         blocks = torch.nn.functional.pad(row, (0, len(offsets) * self.size - self.num_outputs))
         blocks = blocks.reshape(len(offsets), self.size)
         norms = blocks.square().sum(1)
         variance = 2 * (norms.sum().square() - norms.square().sum()) / self.size
         blocks = blocks * torch.from_numpy(signs).to(row.device).reshape(blocks.shape)
-        turns, places = torch.from_numpy(offsets).to(row.device), torch.arange(self.size, device=row.device)
-        kept, step = row.new_zeros(self.size), max(1, _AT_ONCE // self.size)
+        turns = torch.from_numpy(offsets).to(row.device)
+        places = torch.arange(self.size, device=row.device)
+        total = row.new_zeros(self.size)
+        step = max(1, _AT_ONCE // self.size)
         for start in range(0, len(offsets), step):
             index = (places - turns[start : start + step, None]) % self.size
-            kept += blocks[start : start + step].gather(1, index).sum(0)
-        return kept, variance
+            total += blocks[start : start + step].gather(1, index).sum(0)
+        return total, variance
 
     def _draw(self, sample: int) -> tuple[np.ndarray, np.ndarray]:
         """Signs, int8 [m·k], and offsets, int64 [m], of the m blocks of one sample."""

@@ -51,25 +51,24 @@ def unfinished(
     Args:
         traces: estimates of all weights, with their probe errors and numbers of draws.
         setup: for the weights' sizes.
-        relative_error: wanted standard error over |trace|.
+        relative_error: largest standard error over |trace| of a finished weight.
         num_shards: shards that each estimate is a mean over.
     """
     sizes = {name: setup.points[name].num_elements for name in traces}
     totals = {name: abs(trace.value) * sizes[name] for name, trace in traces.items()}
     floor = FLOOR * max(totals.values(), default=0.0)
-    return {
-        name
-        for name, trace in traces.items()
-        if not trace.converged
-        and not _small(
-            trace.probe_stderr * sizes[name],
-            relative_error * max(totals[name], floor),
-            num_shards * (trace.num_draws - 1),
-        )
-    }
+    names = set()
+    for name, trace in traces.items():
+        stderr = trace.probe_stderr * sizes[name]
+        allowed = relative_error * max(totals[name], floor)
+        degrees = num_shards * (trace.num_draws - 1)
+        # What was finished stays so: its draws are over, though the floor may have moved since.
+        if not trace.converged and not _is_small(stderr, allowed, degrees):
+            names.add(name)
+    return names
 
 
-def _small(stderr: float, allowed: float, degrees: int) -> bool:
+def _is_small(stderr: float, allowed: float, degrees: int) -> bool:
     # One draw a shard says nothing of its error, whatever the formula gives.
     return degrees > 0 and widening(degrees) * stderr <= allowed
 
@@ -84,7 +83,8 @@ def widening(degrees: int) -> float:
         >>> round(widening(7), 3), round(widening(1000), 3)
         (1.206, 1.001)
     """
-    z, n = NORMAL_975, degrees
+    z = NORMAL_975
+    n = degrees
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,

@@ -14,11 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from raysearch.cluster.pool import Key, Pool, UnitValue
-from raysearch.config.sensitivity import PER_SAMPLE, TraceLoss
+from raysearch.config.sensitivity import PER_SAMPLE, SensitivityConfig
 from raysearch.errors import ConfigError, DataError, StorageError
 from raysearch.evaluation import DataSet, Replica, batch_size
 from raysearch.records import QuantizerSetup, Trace
-from raysearch.sensitivity.estimators import TraceEstimator, default_chunk, make_estimator
+from raysearch.sensitivity.estimators import (
+    TraceEstimator,
+    TraceRequest,
+    default_chunk,
+    make_estimator,
+)
 from raysearch.sensitivity.importance import TraceSample, draw_sample
 from raysearch.sensitivity.stopping import rounds, unfinished
 
@@ -29,15 +34,11 @@ def measure_traces(
     setup: QuantizerSetup,
     pool: Pool,
     num_shards: int,
+    settings: SensitivityConfig,
     *,
-    estimator: str | TraceEstimator = "ggn",
-    relative_error: float = 0.05,
-    max_draws: int = 256,
-    draw_chunk: int | None = None,
-    loss: TraceLoss = "divergence",
-    seed: int = 0,
+    estimator: TraceEstimator | None = None,
     data: DataSet = DataSet.CALIBRATION,
-    importance_draws: int = 0,
+    seed: int = 0,
 ) -> dict[str, Trace]:
     """Average Hessian traces of all weights over the shards of a data set.
 
@@ -53,46 +54,44 @@ def measure_traces(
         setup: the weights.
         pool: the fleet.
         num_shards: shards of the data set.
-        estimator: a name, or an estimator.
-        relative_error: wanted standard error over probes, relative to |trace|.
-        max_draws: the most draws per weight and shard.
-        draw_chunk: draws in a unit, part of the method; None: what suits the estimator.
-        loss: what is differentiated.
-        seed: the run's seed.
+        settings: estimator, errors and draws; see `SensitivityConfig`.
+        estimator: takes the place of the one that the settings name.
         data: the replica's data set.
-        importance_draws: so many samples, drawn by importance, stand for the data; 0: all are measured.
-            Their traces' errors over data are those of the drawn samples. See `importance.draw_sample`.
+        seed: the run's seed.
 
     Raises:
-        ConfigError: the estimator is unknown or does not suit the loss; fewer than two draws are allowed;
-            samples are to be drawn for an estimator that does not see single samples.
+        ConfigError: the estimator does not suit the loss; or samples are to be drawn for an estimator that
+            does not see single samples.
         DataError: a trace is not finite.
         StorageError: a resumed unit lacks a weight.
     """
-    method = make_estimator(estimator) if isinstance(estimator, str) else estimator
-    if max_draws < 2 and not method.deterministic:
-        raise ConfigError(f"max_draws is {max_draws}; an error over probes takes at least 2 draws.")
+    method = make_estimator(settings.estimator) if estimator is None else estimator
     sample = TraceSample(data)
-    if importance_draws:
+    if settings.importance_draws:
         if not method.per_sample:
             raise ConfigError(
-                f"importance_draws is {importance_draws}, but the estimator '{method.name}' does not see "
-                f"single samples, which is needed to weigh them; take one of {', '.join(PER_SAMPLE)}."
+                f"importance_draws is {settings.importance_draws}, but the estimator '{method.name}' does "
+                f"not see single samples, which is needed to weigh them; take one of {', '.join(PER_SAMPLE)}."
             )
-        sample = draw_sample(pool, data, num_shards, importance_draws, seed)
+        sample = draw_sample(pool, data, num_shards, settings.importance_draws, seed)
         num_shards = len(sample.weights)
-    chunk = draw_chunk or default_chunk(method.name)
+    chunk = settings.draw_chunk or default_chunk(method.name)
+    max_draws = settings.max_draws
+    if method.deterministic:
+        chunk, max_draws = 1, 1
     names = tuple(setup.of_kind("weight"))
     tally = _Tally(setup, method, num_shards, sample)
     active = names
-    for chunks in rounds(*((1, 1) if method.deterministic else (chunk, max_draws))):
-        units: dict[Key, tuple[object, ...]] = {
-            (shard, lo): (active, shard, lo, hi) for shard in range(num_shards) for lo, hi in chunks
-        }
-        got = dict(pool.run(draw_shard, units, (method, loss, seed, sample)))
+    for chunks in rounds(chunk, max_draws):
+        units: dict[Key, tuple[object, ...]] = {}
+        for shard in range(num_shards):
+            for first, end in chunks:
+                request = TraceRequest(active, settings.trace_loss, seed, range(first, end))
+                units[shard, first] = (request, shard)
+        answers = dict(pool.run(draw_shard, units, (method, sample)))
         for key in units:
-            tally.add(key, got[key], active)
-        active = tally.close_round(relative_error)
+            tally.add(key, answers[key], active)
+        active = tally.close_round(settings.relative_error)
         if not active:
             break
     return {name: tally.traces[name] for name in names}
@@ -104,7 +103,10 @@ class _Tally:
     def __init__(
         self, setup: QuantizerSetup, method: TraceEstimator, num_shards: int, sample: TraceSample
     ) -> None:
-        self._setup, self._method, self._num_shards, self._sample = setup, method, num_shards, sample
+        self._setup = setup
+        self._method = method
+        self._num_shards = num_shards
+        self._sample = sample
         self._draws: dict[tuple[str, int], list[Draws]] = {}
         self._sizes: dict[int, float] = {}
         self._fresh: dict[str, None] = {}
@@ -126,13 +128,15 @@ class _Tally:
 
     def close_round(self, relative_error: float) -> tuple[str, ...]:
         """Estimate anew what has new draws; the weights that need more."""
-        sizes = np.array([self._sizes[shard] for shard in range(self._num_shards)])
+        shards = range(self._num_shards)
+        sizes = np.array([self._sizes[shard] for shard in shards])
         for name in self._fresh:
-            draws = [np.concatenate(self._draws[name, shard]) for shard in range(self._num_shards)]
-            per_weight = [part / self._setup.points[name].num_elements for part in draws]
-            self.traces[name] = reduce_trace(name, self._method, per_weight, sizes)
+            num_elements = self._setup.points[name].num_elements
+            draws = [np.concatenate(self._draws[name, shard]) / num_elements for shard in shards]
+            self.traces[name] = reduce_trace(name, self._method, draws, sizes)
         open_ = unfinished(self.traces, self._setup, relative_error, self._num_shards)
-        self.traces = {n: replace(t, converged=n not in open_) for n, t in self.traces.items()}
+        for name, trace in self.traces.items():
+            self.traces[name] = replace(trace, converged=name not in open_)
         return tuple(name for name in self._fresh if name in open_)
 
 
@@ -157,7 +161,9 @@ def reduce_trace(name: str, method: TraceEstimator, draws: list[Draws], sizes: D
     by_draw = [shard.mean(axis=1) for shard in draws]
     means = np.array([shard.mean() for shard in by_draw])
     value = float((weights * means).sum())
-    within = np.array([shard.var(ddof=1) if num_draws > 1 else 0.0 for shard in by_draw])
+    within = np.zeros(len(draws))
+    if num_draws > 1:
+        within = np.array([shard.var(ddof=1) for shard in by_draw])
     probe = float(np.sqrt((weights**2 * within / num_draws).sum()))
     total = math.nan
     if method.per_sample and sizes.sum() > 1:
@@ -165,11 +171,15 @@ def reduce_trace(name: str, method: TraceEstimator, draws: list[Draws], sizes: D
         total = float(samples.std(ddof=1) / math.sqrt(len(samples)))
     elif not method.per_sample and len(draws) > 1:
         total = float(np.sqrt((weights**2 * (means - value) ** 2).sum() / (1 - (weights**2).sum())))
-    data = math.nan if math.isnan(total) else math.sqrt(max(total**2 - probe**2, 0.0))
+    data = math.nan
+    stderr = probe
+    if not math.isnan(total):
+        data = math.sqrt(max(total**2 - probe**2, 0.0))
+        stderr = max(total, probe)
     return Trace(
         point=name,
         value=value,
-        stderr=probe if math.isnan(total) else max(total, probe),
+        stderr=stderr,
         probe_stderr=probe,
         data_stderr=data,
         num_draws=num_draws,
@@ -180,26 +190,27 @@ def reduce_trace(name: str, method: TraceEstimator, draws: list[Draws], sizes: D
 
 
 def draw_shard(
-    replica: Replica,
-    method: TraceEstimator,
-    loss: TraceLoss,
-    seed: int,
-    sample: TraceSample,
-    weights: tuple[str, ...],
-    shard: int,
-    lo: int,
-    hi: int,
+    replica: Replica, method: TraceEstimator, sample: TraceSample, request: TraceRequest, shard: int
 ) -> UnitValue:
-    """Unit: Tr(H_ll) of some weights by draws lo … hi−1 on one shard, and the shard's size."""
-    replica = sample.view(replica)
-    size = batch_size(replica.shard(DataSet.CALIBRATION, shard))
-    result = {"num_samples": np.array(float(size))}
-    for name, values in method.draw(replica, weights, loss, seed, shard, lo, hi).items():
+    """Unit: the requested draws of Tr(H_ll) on one shard, and the shard's size.
+
+    Args:
+        replica: what the worker holds.
+        method: the estimator.
+        sample: the samples that traces are measured on.
+        request: weights and draws.
+        shard: of the sample.
+
+    Raises:
+        DataError: a trace is not finite.
+    """
+    view = sample.view(replica, shard)
+    result = {"num_samples": np.array(float(batch_size(view.batch())))}
+    for name, values in method.draw(view, request).items():
         result[name] = np.asarray(values, dtype=np.float64)
         if not np.isfinite(values).all():
             raise DataError(
-                f"the trace of '{name}' is not finite on calibration shard {shard}: the model's output "
-                f"or its second derivative is not. Mend the data, or leave the layer float "
-                f"(placement.ignored_scopes)."
+                f"the trace of '{name}' is not finite on {view.name}: the model's output or a derivative of "
+                f"it is not. Mend the data, or leave the layer float (placement.ignored_scopes)."
             )
     return result

@@ -7,6 +7,7 @@ import torch
 from benchmarks import language_model
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.sensitivity.estimators.gauss_newton import ExactGaussNewton
+from tests.support.trace_draws import draw
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -18,6 +19,6 @@ def test_traces_in_the_space_of_hidden_states_are_exact(tied, monkeypatch):
     shard = (torch.randint(0, 11, (2, 3)), torch.randint(0, 11, (2, 3)))
     replica = Replica(model, default_forward, {"calibration": [shard]}, Divergence("kl"))
     names = tuple(name for name, p in model.named_parameters() if p.ndim > 1)
-    truth = ExactGaussNewton().draw(replica, names, "divergence", 0, 0, 0, 1)
+    truth = draw(ExactGaussNewton(), replica, names)
     found = language_model.language_traces(replica, names)
     assert found == pytest.approx(np.array([truth[name].mean() for name in names]), rel=1e-4)

@@ -9,11 +9,11 @@ from torch import nn
 
 from raysearch.calibration.calibrate import calibrate, observe_shard, weight_ranges
 from raysearch.calibration.grid import affine_range
-from raysearch.calibration.observer import Observer, Wanted
+from raysearch.calibration.observer import ObservationPlan, Observer
 from raysearch.calibration.rules import choose_rules
 from raysearch.calibration.weights import min_max_scale, mse_scale
 from raysearch.cluster.pool import LocalPool
-from raysearch.config import PlacementConfig
+from raysearch.config import CalibrationConfig, PlacementConfig
 from raysearch.errors import DataError
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.pipeline.fingerprints import hash_model
@@ -85,7 +85,7 @@ def test_activation_ranges_are_numpys_whatever_the_batches(estimator, sizes):
     x = samples()
     replica = make_replica(x, sizes)
     setup = place(replica, activation_bit_widths=BITS)
-    ranges = calibrate(setup, LocalPool(replica), len(sizes), activations=estimator)
+    ranges = calibrate(setup, LocalPool(replica), len(sizes), CalibrationConfig(activations=estimator))
     expected = seen_by_numpy(replica.model, x)
     assert sorted(expected) == sorted(setup.of_kind("activation"))
     for name, values in expected.items():
@@ -106,7 +106,7 @@ def test_merged_shards_equal_a_single_pass(estimator):
     for sizes in ([29], [10, 10, 9], [7, 1, 21], [1] * 29):
         replica = make_replica(x, sizes)
         setup = place(replica, activation_bit_widths=BITS)
-        ranges = calibrate(setup, LocalPool(replica), len(sizes), activations=estimator)
+        ranges = calibrate(setup, LocalPool(replica), len(sizes), CalibrationConfig(activations=estimator))
         found.append({key: value for key, value in as_bytes(ranges).items() if key[0] == "a.input"})
     assert len(found[0]) == len(BITS)
     assert all(entry == found[0] for entry in found)
@@ -128,14 +128,19 @@ def test_units_in_any_order_give_the_same_bits():
 def test_weight_ranges_are_the_estimators(estimator, function):
     replica = make_replica(samples(), [29])
     setup = place(replica, weight_bit_widths=(2, 5, 8))
-    ranges = calibrate(setup, LocalPool(replica), 1, weights=estimator)
+    ranges = calibrate(setup, LocalPool(replica), 1, CalibrationConfig(weights=estimator))
     for name in ("a.weight", "b.weight", "head.weight"):
         for bits in (2, 5, 8):
             expected = function(replica.model.get_parameter(name), 0, bits)
             assert ranges[name, bits].scale.tolist() == expected.tolist()
             assert not ranges[name, bits].zero_point.any()
             assert ranges[name, bits].signed
-    unit = weight_ranges(replica, setup, choose_rules(setup, estimator, "mse", {}), "head.weight")
+    unit = weight_ranges(
+        replica,
+        setup,
+        choose_rules(setup, CalibrationConfig(weights=estimator, activations="mse")),
+        "head.weight",
+    )
     assert sorted(unit) == sorted(f"{b}|{f}" for b in (2, 5, 8) for f in ("scale", "zero_point", "signed"))
 
 
@@ -225,7 +230,7 @@ def test_the_replica_is_left_as_found_by_a_failure():
 
     replica = make_replica(samples(), [29], forward)
     setup = place(make_replica(samples(), [29]))
-    wanted = {name: Wanted(None, 12, (1, 99)) for name in setup.of_kind("activation")}
+    wanted = {name: ObservationPlan(None, 12, (1, 99)) for name in setup.of_kind("activation")}
     before = state_of(replica.model)
     with pytest.raises(Fault):
         observe_shard(replica, setup, wanted, 0)
@@ -258,7 +263,7 @@ def test_an_observer_pools_calls_by_sample_and_forgets():
 
 
 def test_an_observer_counts_a_tensor_with_several_readers_once():
-    observer = Observer(Wanted(None, 12, (0, 50)))
+    observer = Observer(ObservationPlan(None, 12, (0, 50)))
     x = torch.tensor([[1.0, 2.0, 4.0]])
     for _ in range(3):
         observer(x)

@@ -9,7 +9,7 @@ import torch
 from raysearch.calibration.clipping import SquaredError, entropy_peak, mse_interval, mse_peak
 from raysearch.calibration.distribution import EXACT_BITS, Distribution, count_values
 from raysearch.calibration.grid import affine_grid, symmetric_scale
-from raysearch.calibration.observer import Observer, Wanted
+from raysearch.calibration.observer import ObservationPlan, Observer
 from raysearch.calibration.statistics import Statistics, interval, peak
 
 PERCENTILES = (1.0, 98.0)
@@ -34,7 +34,7 @@ NAMES = ["normal", "relu", "heavy", "shifted", "negative", "tiny", "spike"]
 
 
 def look(x, axis=None, bits=EXACT_BITS, size=None):
-    observer, parts = Observer(Wanted(axis, bits, PERCENTILES)), []
+    observer, parts = Observer(ObservationPlan(axis, bits, PERCENTILES)), []
     for part in x.split(size or len(x)):
         observer(part)
         parts.append(observer.collect())

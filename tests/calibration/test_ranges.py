@@ -9,10 +9,10 @@ from torch import nn
 
 from raysearch.calibration import calibrate_model, choose_rules
 from raysearch.calibration.distribution import EXACT_BITS
-from raysearch.calibration.observer import Observer, Wanted
+from raysearch.calibration.observer import ObservationPlan, Observer
 from raysearch.calibration.ranges import Observed, Rule, find_range, warn_of_clipping
 from raysearch.calibration.statistics import Statistics
-from raysearch.config import PlacementConfig
+from raysearch.config import CalibrationConfig, PlacementConfig
 from raysearch.errors import ConfigError, DataError, PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import point_levels
@@ -31,7 +31,7 @@ def point(spec, axis=None, kind="activation", shape=(4, 50)):
 
 
 def look(x, axis=None):
-    observer = Observer(Wanted(axis, EXACT_BITS, (0.1, 99.9)))
+    observer = Observer(ObservationPlan(axis, EXACT_BITS, (0.1, 99.9)))
     observer(x)
     found = Statistics.from_units([observer.collect()])
     return Observed((found,), found)
@@ -115,7 +115,12 @@ def model_and_setup():
 def test_the_last_override_that_fits_wins():
     _, setup = model_and_setup()
     rules = choose_rules(
-        setup, "mse", "mse", {"*.input": "entropy", r"re:^2\.": "min_max", "0.weight": "percentile"}
+        setup,
+        CalibrationConfig(
+            weights="mse",
+            activations="mse",
+            overrides={"*.input": "entropy", r"re:^2\.": "min_max", "0.weight": "percentile"},
+        ),
     )
     assert {name: rule.estimator for name, rule in rules.items()} == {
         "0.weight": "percentile", "0.input": "entropy", "2.weight": "min_max", "2.input": "min_max",
@@ -125,11 +130,11 @@ def test_the_last_override_that_fits_wins():
 def test_wrong_choices_are_named():
     _, setup = model_and_setup()
     with pytest.raises(PlacementError, match=r"calibration\.overrides names '0\.inptu'.*0\.input"):
-        choose_rules(setup, "mse", "mse", {"0.inptu": "mse"})
+        choose_rules(setup, CalibrationConfig(overrides={"0.inptu": "mse"}))
     with pytest.raises(ConfigError, match=r"estimator 'best' of '0\.input'"):
-        choose_rules(setup, "mse", "mse", {"0.input": "best"})
+        choose_rules(setup, CalibrationConfig().model_copy(update={"overrides": {"0.input": "best"}}))
     with pytest.raises(ConfigError, match=r"calibration\.percentiles"):
-        choose_rules(setup, "mse", "mse", {}, (99, 1))
+        choose_rules(setup, CalibrationConfig(percentiles=(99, 1)))
 
 
 @pytest.mark.parametrize("estimator", EVERY)
@@ -137,7 +142,9 @@ def test_shards_merge_into_the_single_pass_for_every_estimator(estimator):
     model, setup = model_and_setup()
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
     tables = [
-        calibrate_model(model, setup, [x], shard_size=n, weights=estimator, activations=estimator)
+        calibrate_model(
+            model, setup, [x], CalibrationConfig(shard_size=n, weights=estimator, activations=estimator)
+        )
         for n in (40, 16, 1)
     ]
     for key in tables[0].ranges:
@@ -151,7 +158,9 @@ def test_the_sample_count_is_exact_and_the_model_stays_in_train_mode():
     model.train()
     x = torch.ones(10, 6)
     x[7:] = 5
-    found = calibrate_model(model, setup, [x], num_samples=7, shard_size=3, activations="min_max")
+    found = calibrate_model(
+        model, setup, [x], CalibrationConfig(num_samples=7, shard_size=3, activations="min_max")
+    )
     assert found["0.input", 8].scale * 255 == pytest.approx([1.0])
     assert model.training
     assert not hasattr(model[0], "input_quantizer")
@@ -175,7 +184,7 @@ def test_weights_take_every_estimator_on_every_grid(estimator, mode):
             QuantizerSpec(mode),
         )
         other = QuantizerSetup(points, setup.groups)
-        found = calibrate_model(model, other, [torch.randn(8, 6)], weights=estimator)
+        found = calibrate_model(model, other, [torch.randn(8, 6)], CalibrationConfig(weights=estimator))
         value = found["0.weight", 8]
         assert value.scale.shape == {None: (1,), 0: (5,), 1: (6,)}[axis]
         assert value.signed == (mode == "symmetric")

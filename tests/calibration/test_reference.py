@@ -9,7 +9,7 @@ from torch import nn
 
 from raysearch.calibration.calibrate import calibrate_model
 from raysearch.calibration.distribution import EXACT_BITS
-from raysearch.calibration.observer import Observer, Wanted
+from raysearch.calibration.observer import ObservationPlan, Observer
 from raysearch.calibration.ranges import Observed, Rule, find_range
 from raysearch.calibration.reference import (
     reference_affine,
@@ -17,7 +17,7 @@ from raysearch.calibration.reference import (
     reference_scale,
 )
 from raysearch.calibration.statistics import Statistics
-from raysearch.config import PlacementConfig
+from raysearch.config import CalibrationConfig, PlacementConfig
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import asymmetric_from_min_max, tune_range
 from raysearch.records import Granularity, QuantizationPoint, QuantizerSpec, Site
@@ -44,7 +44,7 @@ PERCENTILES = (10.0, 90.0)
 def batches(size, axis):
     found = []
     for part in SAMPLES.split(size):
-        observer = Observer(Wanted(axis, EXACT_BITS, PERCENTILES))
+        observer = Observer(ObservationPlan(axis, EXACT_BITS, PERCENTILES))
         observer(part)
         found.append(Statistics.from_units([observer.collect()]))
     return found
@@ -53,7 +53,7 @@ def batches(size, axis):
 def seen(size, axis):
     parts = []
     for part in SAMPLES.split(size):
-        observer = Observer(Wanted(axis, EXACT_BITS, PERCENTILES))
+        observer = Observer(ObservationPlan(axis, EXACT_BITS, PERCENTILES))
         observer(part)
         parts.append(observer.collect())
     return Observed(tuple(Statistics.from_units([part]) for part in parts), Statistics.from_units(parts))
@@ -147,7 +147,7 @@ def test_mixed_min_max_is_two_sided():
 
 def test_threesigma_keeps_the_sign_of_the_data():
     x = torch.tensor([[0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 9.0]])
-    observer = Observer(Wanted(None, EXACT_BITS))
+    observer = Observer(ObservationPlan(None, EXACT_BITS))
     observer(x)
     found = Statistics.from_units([observer.collect()])
     both = Observed((found,), found)
@@ -164,7 +164,10 @@ def test_the_parity_mode_goes_through_the_whole_stage():
     x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
     setup = place_quantizers(model, (x[:2],), PlacementConfig(weight_bit_widths=(4, 8)))
     found = calibrate_model(
-        model, setup, [x], shard_size=4, weights="mixed_min_max", activations="mixed_min_max", reference=True
+        model,
+        setup,
+        [x],
+        CalibrationConfig(shard_size=4, weights="mixed_min_max", activations="mixed_min_max", reference=True),
     )
     name = next(iter(setup.of_kind("activation")))
     low, high = x.amin(1).double().mean(), x.amax(1).double().mean()

@@ -7,10 +7,12 @@ import torch
 from raysearch.artifacts import RunStore, UnitLog
 from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.resuming import ResumingPool
-from raysearch.config import load_config
+from raysearch.config import SensitivityConfig, load_config
 from raysearch.config.sensitivity import PER_SAMPLE
 from raysearch.errors import ConfigError, DataError
+from raysearch.evaluation import DataSet, Divergence
 from raysearch.sensitivity.estimators import make_estimator
+from raysearch.sensitivity.estimators.hutchinson import Hutchinson
 from raysearch.sensitivity.estimators.make import ESTIMATORS
 from raysearch.sensitivity.importance import UNIFORM_SHARE, draw_sample
 from raysearch.sensitivity.traces import measure_traces
@@ -33,7 +35,9 @@ def confident_replica(name="relu"):
 
 
 def whole(replica, setup, estimator="ggn-exact"):
-    return measure_traces(setup, LocalPool(replica), len(SIZES), estimator=estimator, data="traces")
+    return measure_traces(
+        setup, LocalPool(replica), len(SIZES), SensitivityConfig(estimator=estimator), data=DataSet.TRACES
+    )
 
 
 def drawn(replica, setup, count, seed, estimator="ggn-exact"):
@@ -41,16 +45,15 @@ def drawn(replica, setup, count, seed, estimator="ggn-exact"):
         setup,
         LocalPool(replica),
         len(SIZES),
-        estimator=estimator,
-        data="traces",
-        importance_draws=count,
+        SensitivityConfig(estimator=estimator, importance_draws=count),
+        data=DataSet.TRACES,
         seed=seed,
     )
 
 
 def test_the_sample_weighs_back_to_the_whole():
     replica = confident_replica()
-    sample = draw_sample(LocalPool(replica), "traces", len(SIZES), 5000, seed=1)
+    sample = draw_sample(LocalPool(replica), DataSet.TRACES, len(SIZES), 5000, seed=1)
     places = [place for shard in sample.rows for place in shard]
     weights = np.concatenate(sample.weights)
     assert len(places) == len(weights) == 5000
@@ -61,8 +64,11 @@ def test_the_sample_weighs_back_to_the_whole():
         total[place] = total.get(place, 0.0) + weight / 5000
     assert sum(total.values()) == pytest.approx(1, abs=0.1)
     flat = replica.shards["traces"][0][0]
-    view = sample.view(replica)
-    for rows, batch in zip(sample.rows, view.shards["calibration"], strict=True):
+    assert len(sample.view(replica, 0).all_shards) == len(sample.rows)
+    for index, rows in enumerate(sample.rows):
+        view = sample.view(replica, index)
+        assert view.name == f"shard {index} of the trace sample data"
+        batch = view.batch()
         assert len(rows) == len(batch[0])
         for (shard, row), inputs in zip(rows, batch[0], strict=True):
             assert torch.equal(inputs, replica.shards["traces"][shard][0][row])
@@ -92,7 +98,7 @@ def test_beats_as_many_samples_taken_at_random():
         for row in range(len(inputs)):
             one = confident_replica()
             one.shards = {"calibration": [(inputs[row : row + 1], labels[row : row + 1])]}
-            found = measure_traces(setup, LocalPool(one), 1, estimator="ggn-exact")
+            found = measure_traces(setup, LocalPool(one), 1, SensitivityConfig(estimator="ggn-exact"))
             per_sample[shard, row] = {name: trace.value for name, trace in found.items()}
     for name, trace in whole(replica, setup).items():
         every = np.array([values[name] for values in per_sample.values()])
@@ -102,6 +108,20 @@ def test_beats_as_many_samples_taken_at_random():
             np.mean([(drawn(replica, setup, 12, seed)[name].value - trace.value) ** 2 for seed in range(40)])
         )
         assert by_importance < 0.6 * at_random
+
+
+def test_draws_are_by_the_curvature_of_any_divergence():
+    """Of squared errors every output has the same: samples are drawn alike, and the mean is theirs."""
+    replica = confident_replica()
+    replica.divergence = Divergence("mse")
+    setup = make_setup("relu", replica)
+    sample = draw_sample(LocalPool(replica), DataSet.TRACES, len(SIZES), 8, seed=0)
+    assert np.concatenate(sample.weights) == pytest.approx(1)
+    truth = whole(replica, setup)
+    runs = [drawn(replica, setup, 12, seed) for seed in range(40)]
+    for name, trace in truth.items():
+        values = np.array([run[name].value for run in runs])
+        assert abs(values.mean() - trace.value) < 4 * values.std(ddof=1) / np.sqrt(len(values))
 
 
 def test_the_seed_alone_decides():
@@ -115,11 +135,15 @@ def test_batches_that_cannot_be_joined_stay_apart():
     replica = confident_replica("embedding")
     texts = [(inputs_of("embedding", 4, n)[:, : 1 + n], torch.zeros(4, dtype=torch.long)) for n in range(3)]
     replica.shards = {"calibration": texts[:1], "traces": texts}
-    sample = draw_sample(LocalPool(replica), "traces", 3, 9, seed=0)
+    sample = draw_sample(LocalPool(replica), DataSet.TRACES, 3, 9, seed=0)
     assert all(len({shard for shard, _ in rows}) == 1 for rows in sample.rows)
     assert sum(map(len, sample.rows)) == 9
     traces = measure_traces(
-        make_setup("embedding", replica), LocalPool(replica), 3, data="traces", importance_draws=9
+        make_setup("embedding", replica),
+        LocalPool(replica),
+        3,
+        SensitivityConfig(importance_draws=9),
+        data=DataSet.TRACES,
     )
     assert all(np.isfinite(trace.value) for trace in traces.values())
 
@@ -132,8 +156,8 @@ def test_a_run_that_is_resumed_draws_the_same(tmp_path):
 
     def measured(pool):
         pool = ResumingPool(pool, UnitLog(store), "traces", lambda done, total: None)
-        options = {"estimator": "ggn", "data": "traces", "importance_draws": 10}
-        return measure_traces(setup, pool, len(SIZES), **options)
+        settings = SensitivityConfig(importance_draws=10)
+        return measure_traces(setup, pool, len(SIZES), settings, data=DataSet.TRACES)
 
     assert measured(LocalPool(replica)) == measured(Idle())
 
@@ -150,7 +174,14 @@ def test_what_sees_no_single_samples_is_refused():
     assert set(PER_SAMPLE) == {name for name in ESTIMATORS if make_estimator(name).per_sample}
     replica = confident_replica()
     with pytest.raises(ConfigError, match=r"importance_draws is 8.*'hutchinson'.*ggn"):
-        drawn(replica, make_setup("relu", replica), 8, 0, "hutchinson")
+        measure_traces(
+            make_setup("relu", replica),
+            LocalPool(replica),
+            len(SIZES),
+            SensitivityConfig(importance_draws=8),
+            estimator=Hutchinson(),
+            data=DataSet.TRACES,
+        )
     with pytest.raises(ConfigError, match="importance_draws is 8"):
         load_config(overrides={"sensitivity": {"importance_draws": 8, "estimator": "joint"}})
 
@@ -159,4 +190,4 @@ def test_a_sample_that_is_not_finite_is_named():
     replica = confident_replica()
     replica.shards["traces"][2][0][5] = float("nan")
     with pytest.raises(DataError, match="sample 5 of shard 2 of the traces data"):
-        draw_sample(LocalPool(replica), "traces", len(SIZES), 4, seed=0)
+        draw_sample(LocalPool(replica), DataSet.TRACES, len(SIZES), 4, seed=0)

@@ -11,6 +11,7 @@ from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.ray_pool import RayPool
 from raysearch.cluster.shipping import register_by_value
+from raysearch.config import SensitivityConfig
 from raysearch.errors import DataError
 from raysearch.evaluation import DataSet
 from raysearch.pipeline.fingerprints import hash_model
@@ -24,7 +25,7 @@ from tests.support.small_replicas import make_ranges, make_replica, make_setup
 # As a task file is: code that workers have no name for.
 register_by_value(small_replicas)
 
-METHOD = {"relative_error": 0.3, "draw_chunk": 4, "option_chunk": 3, "seed": 11, "fingerprint": "f"}
+METHOD = {"relative_error": 0.3, "draw_chunk": 4, "option_chunk": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,9 @@ def bits_of(table):
 
 
 def measure(setup, ranges, pool):
-    return measure_sensitivity(setup, ranges, lambda part: pool, 3, **METHOD)
+    return measure_sensitivity(
+        setup, ranges, lambda part: pool, {DataSet.CALIBRATION: 3}, SensitivityConfig(**METHOD), seed=11
+    )
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +161,14 @@ def test_the_table_joins_its_parts(local):
 def test_another_seed_draws_other_probes():
     replica, setup, ranges = make_case("relu")
     first = measure(setup, ranges, LocalPool(replica))
-    other = measure_sensitivity(setup, ranges, lambda part: LocalPool(replica), 3, **METHOD | {"seed": 12})
+    other = measure_sensitivity(
+        setup,
+        ranges,
+        lambda part: LocalPool(replica),
+        {DataSet.CALIBRATION: 3},
+        SensitivityConfig(**METHOD),
+        seed=12,
+    )
     assert first.traces != other.traces
     assert first.effects["0.weight", 2].divergence == other.effects["0.weight", 2].divergence
 
@@ -168,7 +178,12 @@ def test_a_negative_trace_weighs_nothing():
     # A loss that is concave in the logits.
     replica.loss = lambda outputs, batch: -outputs.square().mean()
     table = measure_sensitivity(
-        setup, ranges, lambda part: LocalPool(replica), 3, **METHOD, trace_loss="loss", estimator="hutchinson"
+        setup,
+        ranges,
+        lambda part: LocalPool(replica),
+        {DataSet.CALIBRATION: 3},
+        SensitivityConfig(trace_loss="loss", estimator="hutchinson", **METHOD),
+        seed=11,
     )
     assert table.traces["head.weight"].value < 0
     assert all(table.effects["head.weight", bits].omega == 0 for bits in (2, 3, 4, 8))

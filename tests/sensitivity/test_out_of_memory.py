@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
-from raysearch.config import PlacementConfig
+from raysearch.config import CalibrationConfig, PlacementConfig, SensitivityConfig
 from raysearch.errors import UnitError
 from raysearch.evaluation import DataSet, Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
@@ -22,6 +22,7 @@ from raysearch.sensitivity.estimators import make_estimator
 from raysearch.sensitivity.measure import measure_sensitivity
 from raysearch.simulation import Judgement, MeasuredObjective
 from raysearch.simulation.simulated_model import SimulatedModel
+from tests.support.trace_draws import draw
 
 LIMIT = [99, 99]
 """Samples that fit without a graph, and with one."""
@@ -77,9 +78,13 @@ def measure_all(estimator, limit, **options):
     replica, setup = make_case()
     LIMIT[:] = limit
     pool = LocalPool(replica)
-    ranges = calibrate(setup, pool, 2, weights="min_max", **options)
+    ranges = calibrate(setup, pool, 2, CalibrationConfig(weights="min_max", **options))
     table = measure_sensitivity(
-        setup, ranges, lambda part: pool, 2, estimator=estimator, max_draws=4, relative_error=10.0
+        setup,
+        ranges,
+        lambda part: pool,
+        {DataSet.CALIBRATION: 2},
+        SensitivityConfig(estimator=estimator, max_draws=4, relative_error=10.0),
     )
     widest = BitAssignment.extreme(setup, -1)
     found = MeasuredObjective(setup, ranges, pool, Judgement(data=DataSet.CALIBRATION))(
@@ -117,7 +122,9 @@ JUDGES = {
 @pytest.mark.parametrize("objective", JUDGES)
 def test_trials_finish_in_halves_and_a_judge_sees_the_whole_shard(objective):
     replica, setup = make_case()
-    ranges = calibrate(setup, LocalPool(replica), 2, weights="min_max", activations="min_max")
+    ranges = calibrate(
+        setup, LocalPool(replica), 2, CalibrationConfig(weights="min_max", activations="min_max")
+    )
     assignments = {0: BitAssignment.extreme(setup, 0), 1: BitAssignment.extreme(setup, -1)}
 
     def measure(held):
@@ -142,12 +149,12 @@ def test_trials_finish_in_halves_and_a_judge_sees_the_whole_shard(objective):
 def test_draws_of_pieces_are_those_of_the_shard(name):
     replica, _ = make_case()
     weights = ("conv.weight", "head.weight")
-    arguments = weights, "divergence" if name == "xnystrace" else "loss", 0, 0, 0, 2
-    whole = make_estimator(name).draw(replica, *arguments)
+    loss = "divergence" if name == "xnystrace" else "loss"
+    whole = draw(make_estimator(name), replica, weights, loss, draws=range(2))
     small, _ = make_case()
     LIMIT[:] = [99, 3]
     SIZES.clear()
-    pieces = make_estimator(name).draw(small, *arguments)
+    pieces = draw(make_estimator(name), small, weights, loss, draws=range(2))
     assert 10 in SIZES
     assert 3 in SIZES
     for weight in weights:
@@ -160,7 +167,7 @@ def test_memory_that_runs_out_between_two_products_changes_no_draw(name):
     """The graph of the whole shard is at hand when a product of it finds no room."""
     replica, _ = make_case()
     weights = ("conv.weight", "head.weight")
-    whole = make_estimator(name).draw(replica, weights, "divergence", 0, 0, 0, 2)
+    whole = draw(make_estimator(name), replica, weights, draws=range(2))
     small, _ = make_case()
     backwards = []
 
@@ -172,7 +179,7 @@ def test_memory_that_runs_out_between_two_products_changes_no_draw(name):
 
     handle = small.model.conv.weight.register_hook(scarce)
     try:
-        pieces = make_estimator(name).draw(small, weights, "divergence", 0, 0, 0, 2)
+        pieces = draw(make_estimator(name), small, weights, draws=range(2))
     finally:
         handle.remove()
     assert len(backwards) > 6
@@ -182,7 +189,9 @@ def test_memory_that_runs_out_between_two_products_changes_no_draw(name):
 
 def test_where_a_recording_does_not_fit_full_forwards_go_on():
     replica, setup = make_case()
-    ranges = calibrate(setup, LocalPool(replica), 2, weights="min_max", activations="min_max")
+    ranges = calibrate(
+        setup, LocalPool(replica), 2, CalibrationConfig(weights="min_max", activations="min_max")
+    )
     twin, plain = SimulatedModel(replica.model, setup, ranges), SimulatedModel(replica.model, setup, ranges)
     twin.record(replica, setup.options(), "calibration", 0)
     option = BitAssignment({"conv.weight": 2})
@@ -198,7 +207,9 @@ def test_where_a_recording_does_not_fit_full_forwards_go_on():
 
 def test_one_sample_that_does_not_fit_ends_the_unit_with_its_name():
     replica, setup = make_case()
-    ranges = calibrate(setup, LocalPool(replica), 2, weights="min_max", activations="min_max")
+    ranges = calibrate(
+        setup, LocalPool(replica), 2, CalibrationConfig(weights="min_max", activations="min_max")
+    )
     LIMIT[:] = [0, 0]
     twin = SimulatedModel(replica.model, setup, ranges)
     with pytest.raises(UnitError, match="shard 1 of the calibration data"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from raysearch.cluster.pool import LocalPool
+from raysearch.config import SensitivityConfig
 from raysearch.controller import create_controller
 from raysearch.evaluation import DataSet
 from raysearch.records import BitAssignment
@@ -45,7 +46,7 @@ def mean_divergence(replica, model):
 
 def test_gram_is_the_brute_force_form(case):
     replica, setup, ranges = case
-    got = measure_responses(setup, ranges, LocalPool(replica), 3, option_chunk=4)
+    got = measure_responses(setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=4))
     reference = outputs(replica, replica.model)
     curvature = output_hessian(replica, reference)
     models = [quantized(replica, setup, ranges, {group: bits}) for group, bits in setup.options()]
@@ -59,8 +60,8 @@ def test_gram_is_the_brute_force_form(case):
 
 def test_chunks_of_options_change_nothing(case):
     replica, setup, ranges = case
-    one = measure_responses(setup, ranges, LocalPool(replica), 3, option_chunk=1)
-    all_at_once = measure_responses(setup, ranges, LocalPool(replica), 3, option_chunk=99)
+    one = measure_responses(setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=1))
+    all_at_once = measure_responses(setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=99))
     assert (one.gram == all_at_once.gram).all()
     assert (one.divergence == all_at_once.divergence).all()
 
@@ -71,7 +72,7 @@ def test_superposition_and_the_quadratic_form_are_exact_for_a_linear_model():
     ranges = make_ranges(setup, replica)
     options = list(setup.options())
     assert len(options) == 4
-    got = measure_responses(setup, ranges, LocalPool(replica), 3, option_chunk=8)
+    got = measure_responses(setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=8))
     reference = outputs(replica, replica.model)
     for left in (0, 1):
         for right in (2, 3):
@@ -92,7 +93,7 @@ def test_half_k_is_the_divergence_of_a_small_perturbation(name):
     drop = () if name == "embedding" else ("*input*",)
     setup = make_setup(name, replica, weight_bit_widths=(8,), ignored_scopes=drop)
     ranges = make_ranges(setup, replica)
-    got = measure_responses(setup, ranges, LocalPool(replica), 3, option_chunk=8)
+    got = measure_responses(setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=8))
     # Third-order terms: the perturbation of the logits is about a percent of their spread.
     assert 0.5 * np.diag(got.gram) == pytest.approx(got.divergence, rel=0.05, abs=1e-12)
     assert (got.divergence > 0).all()
@@ -140,7 +141,7 @@ def test_outputs_that_are_not_finite_give_nan_and_no_error(fault, kind):
     replica.model.fault = fault
     setup = make_setup("linear", replica, weight_bit_widths=(2, 8))
     ranges = make_ranges(setup, replica)
-    got = measure_responses(setup, ranges, LocalPool(replica), 3, option_chunk=2)
+    got = measure_responses(setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=2))
     bad = np.array([group == "edge.weight" for group, _ in setup.options()])
     assert not np.isfinite(got.divergence[bad]).any()
     assert np.isfinite(got.divergence[~bad]).all()

@@ -8,7 +8,7 @@ import torch
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
-from raysearch.config import PlacementConfig
+from raysearch.config import PlacementConfig, SensitivityConfig
 from raysearch.errors import ConfigError
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
@@ -95,11 +95,13 @@ def make_case():
 def test_sketched_responses_cover_the_exact_ones_by_the_stated_error():
     replica, setup, ranges = make_case()
     pool = LocalPool(replica)
-    exact = measure_responses(setup, ranges, pool, 3, option_chunk=3)
+    exact = measure_responses(setup, ranges, pool, 3, SensitivityConfig(option_chunk=3))
     assert exact.sketch_error == 0
     deviations = []
     for seed in range(20):
-        got = measure_responses(setup, ranges, pool, 3, option_chunk=3, sketch_size=64, seed=seed)
+        got = measure_responses(
+            setup, ranges, pool, 3, SensitivityConfig(option_chunk=3, sketch_size=64), seed=seed
+        )
         assert np.linalg.eigvalsh(got.gram).min() >= -1e-12 * got.gram.max()
         assert got.divergence == pytest.approx(exact.divergence, rel=1e-12)
         assert 0 < got.sketch_error < 0.1
@@ -111,16 +113,22 @@ def test_sketched_responses_cover_the_exact_ones_by_the_stated_error():
 
 def test_chunks_and_parts_of_a_shard_change_no_bit_of_a_sketch(monkeypatch):
     replica, setup, ranges = make_case()
-    settings = {"sketch_size": 64, "seed": 2}
-    one = measure_responses(setup, ranges, LocalPool(replica), 3, option_chunk=2, **settings)
+    settings = {"sketch_size": 64}
+    one = measure_responses(
+        setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=2, **settings), seed=2
+    )
     monkeypatch.setattr(responses, "_AT_ONCE", 400)
-    other = measure_responses(setup, ranges, LocalPool(replica), 3, option_chunk=99, **settings)
+    other = measure_responses(
+        setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=99, **settings), seed=2
+    )
     assert one.gram.tobytes() == other.gram.tobytes()
 
 
 def test_rows_beyond_the_limit_are_refused_with_what_to_change(monkeypatch):
     replica, setup, ranges = make_case()
     monkeypatch.setattr(responses, "ROWS_LIMIT_BYTES", 8 * len(setup.options()) * 6 * 64)
-    measure_responses(setup, ranges, LocalPool(replica), 3, option_chunk=2, sketch_size=64)
+    measure_responses(setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=2, sketch_size=64))
     with pytest.raises(ConfigError, match=r"x 6 samples x 65 values.*sensitivity\.sketch_size"):
-        measure_responses(setup, ranges, LocalPool(replica), 3, option_chunk=2, sketch_size=65)
+        measure_responses(
+            setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=2, sketch_size=65)
+        )

@@ -10,15 +10,19 @@ import pytest
 import torch
 
 from raysearch.cluster.pool import LocalPool
+from raysearch.config import SensitivityConfig, load_config
 from raysearch.errors import ConfigError, DataError
+from raysearch.evaluation import DataSet
 from raysearch.records import Trace
 from raysearch.sensitivity.estimators import make_estimator
 from raysearch.sensitivity.estimators.hutchinson import Hutchinson
+from raysearch.sensitivity.estimators.xnystrace import XNysTrace
 from raysearch.sensitivity.measure import measure_sensitivity
 from raysearch.sensitivity.stopping import unreached
 from raysearch.sensitivity.traces import measure_traces, reduce_trace
 from tests.support.dense_matrices import gauss_newton, output_hessian
 from tests.support.small_replicas import inputs_of, make_ranges, make_replica, make_setup
+from tests.support.trace_draws import draw
 
 T_975 = {7: 2.365, 15: 2.131, 31: 2.040}
 SHARED, SINGLE = Hutchinson(), Hutchinson(probe_per_sample=True)
@@ -30,12 +34,12 @@ def dense_trace(replica, name, shard):
 
 
 @pytest.mark.parametrize("name", ["conv", "attention"])
-@pytest.mark.parametrize("estimator", ["hutchinson", "xnystrace", SINGLE])
+@pytest.mark.parametrize("estimator", [SHARED, XNysTrace(), SINGLE], ids=["shared", "xnystrace", "single"])
 def test_the_estimate_is_within_its_error_of_the_dense_trace(name, estimator):
     replica = make_replica(name)
     setup = make_setup(name, replica)
-    options = {"estimator": estimator, "relative_error": 0.2}
-    traces = measure_traces(setup, LocalPool(replica), 3, **options)
+    settings = SensitivityConfig(relative_error=0.2)
+    traces = measure_traces(setup, LocalPool(replica), 3, settings, estimator=estimator)
     assert list(traces) == list(setup.of_kind("weight"))
     for weight_id, trace in traces.items():
         truth = np.average([dense_trace(replica, weight_id, s) for s in range(3)], weights=[6, 6, 3])
@@ -43,7 +47,7 @@ def test_the_estimate_is_within_its_error_of_the_dense_trace(name, estimator):
         assert trace.converged
         assert trace.stderr == pytest.approx(math.hypot(trace.probe_stderr, trace.data_stderr))
         assert (trace.point, trace.num_samples) == (weight_id, 15)
-        assert trace.estimator == getattr(estimator, "name", estimator)
+        assert trace.estimator == estimator.name
 
 
 def test_chunks_of_draws_change_nothing():
@@ -51,8 +55,8 @@ def test_chunks_of_draws_change_nothing():
     setup = make_setup("relu", replica)
 
     def measure(chunk):
-        options = {"max_draws": 6, "relative_error": 1e-9, "loss": "loss", "seed": 3, "draw_chunk": chunk}
-        return measure_traces(setup, LocalPool(replica), 3, **options)
+        settings = SensitivityConfig(max_draws=6, relative_error=1e-9, trace_loss="loss", draw_chunk=chunk)
+        return measure_traces(setup, LocalPool(replica), 3, settings, seed=3)
 
     assert measure(1) == measure(4) == measure(6)
 
@@ -101,17 +105,17 @@ class Formula:
     def __init__(self, per_sample):
         self.per_sample = per_sample
 
-    def draw(self, replica, weights, loss, seed, shard, lo, hi):
-        inputs = replica.shards["calibration"][shard][0].double().numpy()
-        curvature = output_hessian(replica, replica.float_outputs("calibration", shard)).numpy()
+    def draw(self, view, request):
+        inputs = view.batch()[0].double().numpy()
+        curvature = output_hessian(view.replica, view.float_outputs()).numpy()
         rows = []
-        for k in range(lo, hi):
+        for k in request.draws:
             shape = (len(inputs) if self.per_sample else 1, 4, 6)
-            probe = np.random.default_rng([seed, shard, k]).choice([-1.0, 1.0], shape)
+            probe = np.random.default_rng([request.seed, view.index, k]).choice([-1.0, 1.0], shape)
             image = (probe @ inputs[:, :, None])[:, :, 0]
             rows.append(np.einsum("ni,nij,nj->n", image, curvature, image))
         found = np.array(rows)
-        return {weights[0]: found if self.per_sample else found.mean(axis=1, keepdims=True)}
+        return {request.weights[0]: found if self.per_sample else found.mean(axis=1, keepdims=True)}
 
 
 def softmax_regression(population, chosen):
@@ -134,10 +138,7 @@ def test_the_formula_is_what_hutchinson_estimates():
     assert true_trace(replica, population[:16]) == pytest.approx(
         dense_trace(replica, "0.weight", 0), rel=1e-5
     )
-    drawn = [
-        m.draw(replica, ("0.weight",), "divergence", 0, 0, 0, 300)["0.weight"]
-        for m in (SHARED, Formula(False))
-    ]
+    drawn = [draw(m, replica, ("0.weight",), draws=range(300))["0.weight"] for m in (SHARED, Formula(False))]
     for values in drawn:
         error = values.std(ddof=1) / math.sqrt(300)
         assert values.mean() / 24 == pytest.approx(true_trace(replica, population[:16]), abs=4 * error / 24)
@@ -153,9 +154,9 @@ def test_intervals_of_whole_measurements_cover_the_truth_at_their_rate(per_sampl
     for seed in range(200):
         chosen = torch.from_numpy(np.random.default_rng(seed).choice(20_000, 256, replace=False))
         replica = softmax_regression(population, chosen)
-        trace = measure_traces(setup, LocalPool(replica), 16, estimator=Formula(per_sample), seed=seed)[
-            "0.weight"
-        ]
+        trace = measure_traces(
+            setup, LocalPool(replica), 16, SensitivityConfig(), estimator=Formula(per_sample), seed=seed
+        )["0.weight"]
         sample = true_trace(replica, population[chosen])
         # Two standard errors; the total one is known from 16 shards where samples are not seen singly.
         inside.append(abs(trace.value - sample) <= 2 * trace.probe_stderr)
@@ -175,12 +176,13 @@ def test_one_shard_and_a_deterministic_estimator():
     class Known:
         name, deterministic, per_sample = "known", True, True
 
-        def draw(self, replica, weights, loss, seed, shard, lo, hi):
-            return {name: np.array([[6.0, 12.0, 18.0]]) for name in weights}
+        def draw(self, view, request):
+            return {name: np.array([[6.0, 12.0, 18.0]]) for name in request.weights}
 
     replica = make_replica("linear", sizes=(3, 3))
     setup = make_setup("linear", replica)
-    found = measure_traces(setup, LocalPool(replica), 2, estimator=Known(), max_draws=1)["0.weight"]
+    traces = measure_traces(setup, LocalPool(replica), 2, SensitivityConfig(), estimator=Known())
+    found = traces["0.weight"]
     per_weight = np.array([6, 12, 18] * 2) / 24
     error = float(per_weight.std(ddof=1) / math.sqrt(6))
     assert found == Trace("0.weight", 0.5, error, 0.0, error, 1, 6, "known", True)
@@ -191,7 +193,10 @@ def test_a_negative_trace_keeps_its_sign():
     # A loss that is concave in the logits.
     replica.loss = lambda outputs, batch: -outputs.square().mean()
     trace = measure_traces(
-        make_setup("embedding", replica), LocalPool(replica), 3, loss="loss", estimator="hutchinson"
+        make_setup("embedding", replica),
+        LocalPool(replica),
+        3,
+        SensitivityConfig(trace_loss="loss", estimator="hutchinson"),
     )["head.weight"]
     assert trace.value < 0
     assert trace.converged
@@ -204,7 +209,11 @@ def test_an_unreached_weight_has_trace_zero_and_is_named(loss):
     ranges = make_ranges(setup, replica)
     with pytest.warns(UserWarning, match="'idle.weight'.*trace is 0") as caught:
         table = measure_sensitivity(
-            setup, ranges, lambda part: LocalPool(replica), 3, relative_error=0.5, trace_loss=loss
+            setup,
+            ranges,
+            lambda part: LocalPool(replica),
+            {DataSet.CALIBRATION: 3},
+            SensitivityConfig(relative_error=0.5, trace_loss=loss),
         )
     assert len(caught) == 1
     assert unreached(table.traces) == ["idle.weight"]
@@ -218,7 +227,9 @@ def test_a_loss_that_reaches_no_weight_gives_zeros():
     replica = make_replica("linear")
     replica.loss = lambda outputs, batch: torch.zeros(())
     setup = make_setup("linear", replica)
-    found = measure_traces(setup, LocalPool(replica), 3, loss="loss", estimator="hutchinson")
+    found = measure_traces(
+        setup, LocalPool(replica), 3, SensitivityConfig(trace_loss="loss", estimator="hutchinson")
+    )
     assert unreached(found) == ["0.weight"]
     assert found["0.weight"].num_draws == 8
 
@@ -232,28 +243,37 @@ def test_errors_that_stay_large_are_warned_of_once():
         r"3 of 3 traces did not reach a standard error of 0% over probes in 4 draws; the worst: '\w+\.weight'"
     )
     with pytest.warns(UserWarning, match=text) as caught:
-        table = measure_sensitivity(setup, ranges, lambda part: LocalPool(replica), 3, **options)
+        table = measure_sensitivity(
+            setup,
+            ranges,
+            lambda part: LocalPool(replica),
+            {DataSet.CALIBRATION: 3},
+            SensitivityConfig(**options),
+        )
     assert len(caught) == 1
     assert not any(trace.converged for trace in table.traces.values())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        measure_sensitivity(setup, ranges, lambda part: LocalPool(replica), 3, relative_error=0.5)
+        measure_sensitivity(
+            setup,
+            ranges,
+            lambda part: LocalPool(replica),
+            {DataSet.CALIBRATION: 3},
+            SensitivityConfig(relative_error=0.5),
+        )
 
 
 def test_what_cannot_be_measured_is_refused():
     replica = make_replica("relu")
     setup = make_setup("relu", replica)
     with pytest.raises(ConfigError, match="'hutchinsen' is unknown; known: hutchinson"):
-        measure_traces(setup, LocalPool(replica), 3, estimator="hutchinsen")
-    with pytest.raises(ConfigError, match="takes at least 2 draws"):
-        measure_traces(setup, LocalPool(replica), 3, max_draws=1)
+        make_estimator("hutchinsen")
+    with pytest.raises(ConfigError, match=r"sensitivity\.max_draws.*greater than or equal to 2"):
+        load_config(assignments=["sensitivity.max_draws=1"])
     replica.shards["calibration"][2][0][1, 0] = float("nan")
-    with pytest.raises(DataError, match="output is not finite on calibration shard 2"):
-        measure_traces(setup, LocalPool(replica), 3)
-    with pytest.raises(DataError, match=r"trace of '0\.weight' is not finite on calibration shard 2"):
-        measure_traces(setup, LocalPool(replica), 3, estimator="hutchinson")
-
-
-@pytest.mark.parametrize("name", ["hutchinson", "joint", "xnystrace", "xtrace"])
-def test_an_estimator_is_made_by_its_name(name):
-    assert make_estimator(name).name == name
+    with pytest.raises(DataError, match="output is not finite on shard 2 of the calibration data"):
+        measure_traces(setup, LocalPool(replica), 3, SensitivityConfig())
+    with pytest.raises(
+        DataError, match=r"trace of '0\.weight' is not finite on shard 2 of the calibration data"
+    ):
+        measure_traces(setup, LocalPool(replica), 3, SensitivityConfig(estimator="hutchinson"))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
-from raysearch.config import PlacementConfig
+from raysearch.config import CalibrationConfig, PlacementConfig, SensitivityConfig
 from raysearch.evaluation import Divergence, Replica, WorkerCache, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
@@ -173,7 +173,9 @@ def placed(net):
     setup = place_quantizers(
         model, (shards[0],), PlacementConfig(weight_bit_widths=(2, 3), activation_bit_widths=(3,))
     )
-    ranges = calibrate(setup, LocalPool(replica), 2, weights="min_max", activations="min_max")
+    ranges = calibrate(
+        setup, LocalPool(replica), 2, CalibrationConfig(weights="min_max", activations="min_max")
+    )
     return replica, setup, ranges
 
 
@@ -319,7 +321,7 @@ def test_what_cannot_be_seen_is_found_by_the_check_and_measured_in_full():
     replica, setup, ranges = make_case(Hidden)
     pool = LocalPool(replica)
     with pytest.warns(UserWarning, match="full forwards"):
-        got = measure_responses(setup, ranges, pool, 2, option_chunk=99)
+        got = measure_responses(setup, ranges, pool, 2, SensitivityConfig(option_chunk=99))
     twin = SimulatedModel(replica.model, setup, ranges, 0)
     rows = []
     for option in setup.options():

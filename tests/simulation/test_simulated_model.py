@@ -10,7 +10,7 @@ import torch
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
-from raysearch.config import PlacementConfig
+from raysearch.config import CalibrationConfig, PlacementConfig
 from raysearch.controller import create_controller
 from raysearch.errors import PlacementError
 from raysearch.evaluation import Divergence, Replica, WorkerCache
@@ -42,7 +42,9 @@ def make_case(name, weights_only=False, **options):
                 weight_bit_widths=(2, 4), activation_bit_widths=(4,), ignored_scopes=drop, **options
             ),
         )
-    ranges = calibrate(setup, LocalPool(replica), 2, weights="min_max", activations="min_max")
+    ranges = calibrate(
+        setup, LocalPool(replica), 2, CalibrationConfig(weights="min_max", activations="min_max")
+    )
     return replica, setup, ranges
 
 
@@ -167,6 +169,6 @@ def test_the_twin_is_built_once_for_equal_content_and_anew_for_other():
     assert simulated_model(replica, setup, ranges) is twin
     same = QuantizerSetup.from_json(setup.to_json())
     assert simulated_model(replica, same, RangeTable(dict(ranges.ranges))) is twin
-    other = calibrate(setup, LocalPool(replica), 3, weights="min_max")
+    other = calibrate(setup, LocalPool(replica), 3, CalibrationConfig(weights="min_max"))
     assert simulated_model(replica, setup, other) is not twin
     assert copy.deepcopy(replica).__getstate__()["cache"] == WorkerCache()

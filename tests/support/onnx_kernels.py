@@ -7,7 +7,7 @@ import onnxruntime as ort
 import torch
 
 from raysearch.calibration import calibrate_model
-from raysearch.config import PlacementConfig
+from raysearch.config import CalibrationConfig, PlacementConfig
 from raysearch.controller import create_controller
 from raysearch.export import StrippedModel
 from raysearch.export.onnx_qdq.session import OnnxModel
@@ -28,7 +28,9 @@ def export(model, inputs, path, *, activation=8, overrides=None, left_out=(), pr
     weights = [g for g in setup.groups if setup.group_kind(g) == "weight"]
     bits = {g: MIX[index % 4] for index, g in enumerate(weights) if g not in left_out}
     bits |= {g: activation for g in setup.groups if setup.group_kind(g) == "activation"}
-    ranges = calibrate_model(model, setup, [inputs], num_samples=0, weights="min_max", activations="min_max")
+    ranges = calibrate_model(
+        model, setup, [inputs], CalibrationConfig(weights="min_max", activations="min_max")
+    )
     controller = create_controller(model, setup, ranges, BitAssignment(bits))
     stripped = controller.strip_model()
     write_onnx(StrippedModel(stripped, setup, BitAssignment(bits), inputs), path)

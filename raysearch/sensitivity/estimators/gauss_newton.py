@@ -12,18 +12,17 @@ factors); Hutchinson 1990 (random signs).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raysearch.config.sensitivity import TraceLoss
+from raysearch.config.sensitivity import PER_SAMPLE
 from raysearch.errors import ConfigError, DataError
-from raysearch.evaluation import DataSet, Replica, batch_size, run_in_microbatches
+from raysearch.evaluation import ShardView, batch_size
 from raysearch.evaluation.batches import map_tensors
-from raysearch.evaluation.forward import frozen_eval
 from raysearch.seeding import derive_seed
 from raysearch.sensitivity.estimators.loss_at_outputs import is_one_position, loss_curvature
 from raysearch.sensitivity.estimators.output_factor import (
@@ -33,20 +32,20 @@ from raysearch.sensitivity.estimators.output_factor import (
     divergence_factor,
     random_signs,
 )
+from raysearch.sensitivity.estimators.protocol import TraceRequest
 from raysearch.sensitivity.estimators.sample_gradients import (
+    CHUNK_SIZE,
     COLUMNS_PER_PASS,
     SampleGradients,
-    enable,
+    measure_in_chunks,
     samples_at_once,
 )
 
-CHUNK_SIZE = 8
-"""Samples whose graph is held at once; fewer where outputs are large (`samples_at_once`)."""
 MAX_EXACT_OUTPUTS = 64
-
+"""Most outputs of a sample for `ExactGaussNewton`, which takes a backward for each."""
 
 Column = tuple[Tensor, range]
-"""A cotangent by position, [n, P, C], and the draws that it counts for."""
+"""A cotangent by position, [n, P, C], and the rows of the request's draws that it counts for."""
 
 
 class _GaussNewton(ABC):
@@ -54,7 +53,7 @@ class _GaussNewton(ABC):
 
     name: str
     deterministic: bool
-    per_sample = True
+    per_sample: bool
 
     def __init__(self, chunk_size: int = CHUNK_SIZE) -> None:
         if chunk_size < 1:
@@ -62,38 +61,28 @@ class _GaussNewton(ABC):
                 f"chunk_size of the estimator '{self.name}' is {chunk_size}; it must be at least 1."
             )
         self.chunk_size = chunk_size
+        self.per_sample = self.name in PER_SAMPLE
 
-    def draw(
-        self,
-        replica: Replica,
-        weights: tuple[str, ...],
-        loss: TraceLoss,
-        seed: int,
-        shard: int,
-        lo: int,
-        hi: int,
-    ) -> Mapping[str, np.ndarray]:
-        """Draws lo … hi−1 on one calibration shard, sample by sample; see `TraceEstimator`.
-
-        Where a chunk does not fit in memory, halves of it are taken.
+    def draw(self, view: ShardView, request: TraceRequest) -> Mapping[str, np.ndarray]:
+        """The requested draws, sample by sample; see `TraceEstimator`.
 
         Raises:
             TaskError: see `loss_curvature`; or the output has not one row a sample.
-            DataError: a trace is not finite.
+            DataError: the model's output is not finite.
         """
-        curvature = _Curvature(replica, loss, shard)
+        curvature = _Curvature(view, request)
         generators = [
-            torch.Generator().manual_seed(derive_seed(seed, "ggn", shard, index)) for index in range(lo, hi)
+            torch.Generator().manual_seed(derive_seed(request.seed, "ggn", view.index, index))
+            for index in request.draws
         ]
-        found = self._measure(curvature, weights, torch.arange(curvature.num_samples), generators)
-        for name, values in found.items():
-            if not np.isfinite(values).all():
-                raise DataError(
-                    f"the trace of '{name}' is not finite on calibration shard {shard}: the model's output "
-                    f"or its derivative is not. Mend the data, or leave the layer float "
-                    f"(placement.ignored_scopes)."
-                )
-        return found
+        samples = torch.arange(curvature.num_samples)
+        step = samples_at_once(view, curvature.batch_of(samples[:1]), self.chunk_size)
+        return measure_in_chunks(
+            view,
+            samples,
+            step,
+            lambda part: self._measure(curvature, request.weights, part, generators),
+        )
 
     @abstractmethod
     def _columns(self, factor: OutputFactor, generators: list[torch.Generator]) -> Iterator[Column]:
@@ -106,48 +95,25 @@ class _GaussNewton(ABC):
         samples: Tensor,
         generators: list[torch.Generator],
     ) -> dict[str, np.ndarray]:
-        replica = curvature.replica
-        chunks: list[dict[str, np.ndarray]] = []
-        step = samples_at_once(replica, curvature.batch_of(samples[:1]), self.chunk_size)
-        with frozen_eval(replica.model):
-            enable(replica)
-            for start in range(0, len(samples), step):
-                chosen = samples[start : start + step]
-                chunks.append(
-                    run_in_microbatches(
-                        lambda part: self._measure_chunk(curvature, weights, part, generators),
-                        chosen,
-                        replica.microbatches("gradients"),
-                        combine=side_by_side,
-                        name=f"calibration shard {curvature.shard} with its gradients",
-                    )
-                )
-        return side_by_side(chunks)
-
-    def _measure_chunk(
-        self,
-        curvature: _Curvature,
-        weights: tuple[str, ...],
-        chosen: Tensor,
-        generators: list[torch.Generator],
-    ) -> dict[str, np.ndarray]:
         """Weight → [draws, samples]; where it fails, the generators are as before."""
-        found = {name: np.zeros((len(generators), len(chosen))) for name in weights}
+        draws = {name: np.zeros((len(generators), len(samples))) for name in weights}
         before = [generator.get_state() for generator in generators]
         try:
-            gradients = SampleGradients(curvature.replica, weights, curvature.batch_of(chosen))
+            gradients = SampleGradients(curvature.view, weights, curvature.batch_of(samples))
             outputs = gradients.output.detach()
-            columns = self._columns(curvature.factor(outputs, chosen), generators)
+            columns = self._columns(curvature.factor(outputs, samples), generators)
             while part := list(islice(columns, COLUMNS_PER_PASS)):
-                norms = gradients.squared_norms([curvature.restored(c, outputs) for c, _ in part])
+                cotangents = [curvature.as_cotangent(column, outputs) for column, _ in part]
+                norms = gradients.squared_norms(cotangents)
                 for name, values in norms.items():
-                    for value, (_, counts_for) in zip(values.numpy(), part, strict=True):
-                        found[name][counts_for.start : counts_for.stop] += value
+                    for value, (_, rows) in zip(values.numpy(), part, strict=True):
+                        draws[name][rows.start : rows.stop] += value
         except Exception:
+            # Out of memory, perhaps: the halves of the chunk must draw what the whole would have drawn.
             for generator, state in zip(generators, before, strict=True):
                 generator.set_state(state)
             raise
-        return found
+        return draws
 
 
 class GaussNewton(_GaussNewton):
@@ -178,7 +144,9 @@ class GaussNewton(_GaussNewton):
     ) -> None:
         self.name = name
         super().__init__(chunk_size)
-        self.num_exact = num_exact if num_exact is not None else (2 if name == "ggn-top" else 1)
+        if num_exact is None:
+            num_exact = 2 if name == "ggn-top" else 1
+        self.num_exact = num_exact
 
     def _columns(self, factor: OutputFactor, generators: list[torch.Generator]) -> Iterator[Column]:
         _, positions, size = factor.shape
@@ -195,6 +163,7 @@ class GaussNewton(_GaussNewton):
                     yield factor.apply(basis[..., index] * of_positions), range(draw, draw + 1)
             if factor.rank > count:
                 rest = signs[..., :size, None]
+                # (I − WWᵀ)ε: what the exact directions account for is not drawn again.
                 rest = rest - basis @ (basis.mT @ rest)
                 yield factor.apply(rest[..., 0]), range(draw, draw + 1)
 
@@ -229,33 +198,40 @@ class ExactGaussNewton(_GaussNewton):
 
 
 class _Curvature:
-    """Λ of the samples of one shard."""
+    """Λ of the samples of one shard: of the divergence, or of the task's loss.
 
-    def __init__(self, replica: Replica, loss: TraceLoss, shard: int) -> None:
-        self.replica, self.shard = replica, shard
-        self._batch = replica.shard(DataSet.CALIBRATION, shard)
+    Args:
+        view: the shard.
+        request: what is differentiated.
+
+    Raises:
+        TaskError: see `loss_curvature`.
+    """
+
+    def __init__(self, view: ShardView, request: TraceRequest) -> None:
+        self.view = view
+        self._batch = view.batch()
         self.num_samples = batch_size(self._batch)
-        self._matrices = loss_curvature(replica, self._batch) if loss == "loss" else None
+        # The divergence's Λ follows from a chunk's own outputs; the loss is known of whole batches only.
+        self._matrices = loss_curvature(view.replica, self._batch) if request.loss == "loss" else None
 
     def batch_of(self, samples: Tensor) -> object:
+        """The batch of some samples, given by their rows."""
         return map_tensors(self._batch, lambda t: t[samples.to(t.device)] if t.ndim else t)
 
     def factor(self, outputs: Tensor, samples: Tensor) -> OutputFactor:
+        """The factor of Λ for some samples with these outputs."""
         if not bool(torch.isfinite(outputs).all()):
             raise DataError(
-                f"the model's output is not finite on calibration shard {self.shard}, so no trace is. Mend "
-                f"the data or the model."
+                f"the model's output is not finite on {self.view.name}, so no trace is. Mend the data or the "
+                f"model."
             )
         if self._matrices is None:
-            return divergence_factor(outputs, self.replica.divergence)
+            return divergence_factor(outputs, self.view.replica.divergence)
         return EigenFactor(self._matrices[samples.to(self._matrices.device)])
 
-    def restored(self, grouped: Tensor, outputs: Tensor) -> Tensor:
+    def as_cotangent(self, column: Tensor, outputs: Tensor) -> Tensor:
+        """A column of the factor, [n, P, C], in the shape of the outputs."""
         if self._matrices is not None and is_one_position(outputs):
-            return grouped.reshape(outputs.shape).to(outputs)
-        return as_outputs(grouped, outputs, self.replica.divergence)
-
-
-def side_by_side(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Traces [draws, samples] of several pieces, sample after sample."""
-    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+            return column.reshape(outputs.shape).to(outputs)
+        return as_outputs(column, outputs, self.view.replica.divergence)

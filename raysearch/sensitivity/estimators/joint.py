@@ -1,8 +1,10 @@
 """Joint Hutchinson: one probe for all weights at once, read block by block; for comparison.
 
 With v = (v_1 … v_L) the block v_lᵀ (Hv)_l has the mean Tr(H_ll), but Σ_{k≠l} v_lᵀ H_lk v_k comes on top as
-noise: about 90 % of the variance. It is the scheme of NNCF's HAWQ initialisation and of PyHessian read per
-block.
+noise: about 90 % of the variance.
+
+Source: the scheme of NNCF's HAWQ initialisation, and of PyHessian (Yao et al., IEEE BigData 2020,
+arXiv:1912.07145) read per block.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysearch.config.sensitivity import TraceLoss
-from raysearch.evaluation import Batch, Replica
+from raysearch.config.sensitivity import PER_SAMPLE
+from raysearch.evaluation import Batch, ShardView
 from raysearch.seeding import derive_seed
 from raysearch.sensitivity.estimators.products import Block, in_pieces, rademacher, weight_blocks
+from raysearch.sensitivity.estimators.protocol import TraceRequest
 
 
 class JointHutchinson:
@@ -28,41 +31,35 @@ class JointHutchinson:
 
     name = "joint"
     deterministic = False
-    per_sample = False
+    per_sample = name in PER_SAMPLE
 
-    def draw(
-        self,
-        replica: Replica,
-        weights: tuple[str, ...],
-        loss: TraceLoss,
-        seed: int,
-        shard: int,
-        lo: int,
-        hi: int,
-    ) -> Mapping[str, np.ndarray]:
+    def draw(self, view: ShardView, request: TraceRequest) -> Mapping[str, np.ndarray]:
         """See `TraceEstimator.draw`."""
 
         def probe(batch: Batch, reference: Tensor) -> dict[str, np.ndarray]:
-            found = {name: np.zeros((hi - lo, 1)) for name in weights}
-            with weight_blocks(replica, weights, loss, batch, reference) as blocks:
+            forms = {name: np.zeros((len(request.draws), 1)) for name in request.weights}
+            with weight_blocks(view.replica, request, batch, reference) as blocks:
                 reached = {name: block for name, block in blocks.items() if block.gradient is not None}
-                for k in range(lo, hi):
-                    seeds = {name: derive_seed(seed, "traces", name, shard, k) for name in reached}
-                    for name, value in _probe(reached, seeds).items():
-                        found[name][k - lo, 0] = value
-            return found
+                for row, index in enumerate(request.draws):
+                    seeds = {
+                        name: derive_seed(request.seed, "traces", name, view.index, index) for name in reached
+                    }
+                    for name, value in _quadratic_forms(reached, seeds).items():
+                        forms[name][row, 0] = value
+            return forms
 
-        return in_pieces(replica, shard, probe)
+        return in_pieces(view, probe)
 
 
-def _probe(blocks: Mapping[str, Block], seeds: Mapping[str, int]) -> dict[str, float]:
+def _quadratic_forms(blocks: Mapping[str, Block], seeds: Mapping[str, int]) -> dict[str, float]:
+    """v_lᵀ (Hv)_l of every weight l, by one product with the Hessian of all of them."""
     gradients = [block.gradient for block in blocks.values() if block.gradient is not None]
     if not gradients:
         return {}
-    probes = [rademacher(block.weight, seeds[name]) for name, block in blocks.items()]
     weights = [block.weight for block in blocks.values()]
-    found = torch.autograd.grad(gradients, weights, probes, retain_graph=True, materialize_grads=True)
+    probes = [rademacher(block.weight, seeds[name]) for name, block in blocks.items()]
+    products = torch.autograd.grad(gradients, weights, probes, retain_graph=True, materialize_grads=True)
     return {
         name: float((product.double() * v.double()).sum())
-        for name, product, v in zip(blocks, found, probes, strict=True)
+        for name, product, v in zip(blocks, products, probes, strict=True)
     }

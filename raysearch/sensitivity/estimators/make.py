@@ -44,7 +44,7 @@ def make_estimator(name: str) -> TraceEstimator:
     """The estimator of a name, with its defaults.
 
     Raises:
-        ConfigError: the name is unknown; the known ones are listed.
+        ConfigError: the name is unknown; the message lists those that are not.
     """
     entry = _entry(name)
     module = import_module(f"raysearch.sensitivity.estimators.{entry.module}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -16,9 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raysearch.config.sensitivity import TraceLoss
 from raysearch.errors import TaskError
-from raysearch.evaluation import DataSet, Replica, output_tensor, run_in_microbatches
+from raysearch.evaluation import Replica, ShardView, output_tensor, run_in_microbatches
 from raysearch.evaluation.batches import Batch
 from raysearch.evaluation.forward import frozen_eval
+from raysearch.sensitivity.estimators.protocol import TraceRequest
 
 _Value = TypeVar("_Value", np.ndarray, Tensor)
 Multiply = Callable[[Tensor], Tensor]
@@ -53,7 +54,7 @@ class Block:
 
 @contextmanager
 def weight_blocks(
-    replica: Replica, weights: tuple[str, ...], loss: TraceLoss, batch: Batch, reference: Tensor
+    replica: Replica, request: TraceRequest, batch: Batch, reference: Tensor
 ) -> Iterator[Mapping[str, Block]]:
     """The blocks of some weights on one batch; flags, generators and the model are put back afterwards.
 
@@ -61,37 +62,34 @@ def weight_blocks(
 
     Args:
         replica: the float model and its losses.
-        weights: ids of the weights.
-        loss: what is differentiated; its mean over the batch.
+        request: the weights, and what is differentiated: its mean over the batch.
         batch: the samples.
         reference: the float model's outputs on them.
 
     Raises:
-        TaskError: the task's loss is wanted and there is none, or it is no scalar.
+        TaskError: the task's loss is to be differentiated, and there is none, or it is no scalar.
     """
-    parameters = {name: replica.model.get_parameter(name) for name in weights}
+    parameters = {name: replica.model.get_parameter(name) for name in request.weights}
     # The fused attention kernels have no double backward on CPU.
     with frozen_eval(replica.model), sdpa_kernel(SDPBackend.MATH):
         replica.model.requires_grad_(False)
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        value = mean_loss(replica, loss, batch, reference)
-        found: tuple[Tensor | None, ...] = (None,) * len(parameters)
+        value = mean_loss(replica, request.loss, batch, reference)
+        gradients: tuple[Tensor | None, ...] = (None,) * len(parameters)
         if value.requires_grad:
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 value, list(parameters.values()), create_graph=True, allow_unused=True
             )
-        yield {
-            name: Block(parameter, g if g is not None and g.requires_grad else None)
-            for (name, parameter), g in zip(parameters.items(), found, strict=True)
-        }
+        blocks = {}
+        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+            # A gradient that does not depend on the weights has no graph: the loss is linear in this one.
+            is_curved = gradient is not None and gradient.requires_grad
+            blocks[name] = Block(parameter, gradient if is_curved else None)
+        yield blocks
 
 
-def in_pieces(
-    replica: Replica,
-    shard: int,
-    draw: Callable[[Batch, Tensor], Mapping[str, _Value]],
-) -> dict[str, _Value]:
+def in_pieces(view: ShardView, draw: Callable[[Batch, Tensor], Mapping[str, _Value]]) -> dict[str, _Value]:
     """Draws on a shard and its float outputs; where the graph does not fit in memory, on pieces of it.
 
     The mean loss of a shard is the mean of its pieces' weighted by their samples, and so is its Hessian. What
@@ -99,35 +97,32 @@ def in_pieces(
     pieces', up to rounding.
 
     Args:
-        replica: holds the shard.
-        shard: calibration shard.
+        view: the shard.
         draw: (samples, their float outputs) → weight id → values linear in the Hessian, of the same shape for
             any samples.
     """
 
-    def sized(part: tuple[Batch, Tensor]) -> tuple[int, Mapping[str, _Value]]:
+    def sized_draw(part: tuple[Batch, Tensor]) -> tuple[int, Mapping[str, _Value]]:
         return len(part[1]), draw(*part)
 
-    def weighted(parts: Sequence[tuple[int, Mapping[str, _Value]]]) -> tuple[int, Mapping[str, _Value]]:
-        total = sum(size for size, _ in parts)
-        (first, values), *others = parts
-        sums = {name: first * value for name, value in values.items()}
-        for size, got in others:
-            sums = {name: value + size * got[name] for name, value in sums.items()}
-        return total, {name: value / total for name, value in sums.items()}
+    _, values = run_in_microbatches(
+        sized_draw,
+        (view.batch(), view.float_outputs()),
+        view.replica.microbatches("products"),
+        combine=_weighted_mean,
+        name=f"{view.name} with its second derivatives",
+    )
+    return dict(values)
 
-    batch, reference = (
-        replica.shard(DataSet.CALIBRATION, shard),
-        replica.float_outputs(DataSet.CALIBRATION, shard),
-    )
-    _, found = run_in_microbatches(
-        sized,
-        (batch, reference),
-        replica.microbatches("products"),
-        combine=weighted,
-        name=f"calibration shard {shard} with its second derivatives",
-    )
-    return dict(found)
+
+def _weighted_mean(parts: Sequence[tuple[int, Mapping[str, _Value]]]) -> tuple[int, Mapping[str, _Value]]:
+    """Of (samples, values of each weight) of the pieces of a shard."""
+    total = sum(size for size, _ in parts)
+    first_size, first_values = parts[0]
+    sums = {name: first_size * value for name, value in first_values.items()}
+    for size, values in parts[1:]:
+        sums = {name: value + size * values[name] for name, value in sums.items()}
+    return total, {name: value / total for name, value in sums.items()}
 
 
 class ShardProducts:
@@ -135,12 +130,18 @@ class ShardProducts:
 
     The graph of the whole shard is kept between calls, until the context ends. One that does not fit is built
     anew in each call, piece by piece; its cost is that of a few products beside the m of the call.
+
+    Args:
+        view: the shard.
+        request: the weights, and what is differentiated.
     """
 
-    def __init__(self, replica: Replica, weights: tuple[str, ...], loss: TraceLoss, shard: int) -> None:
-        self._replica, self._weights, self._loss, self._shard = replica, weights, loss, shard
-        self._size = len(replica.float_outputs(DataSet.CALIBRATION, shard))
-        self._stack, self._kept = ExitStack(), dict[str, Block]()
+    def __init__(self, view: ShardView, request: TraceRequest) -> None:
+        self._view = view
+        self._request = request
+        self._size = len(view.float_outputs())
+        self._stack = ExitStack()
+        self._blocks: dict[str, Block] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -148,45 +149,44 @@ class ShardProducts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._let_go()
+        self._drop_graph()
 
     def of(self, name: str, directions: Tensor) -> Tensor:
         """H_ll V for the columns of V, [n, m], float64; zeros where the loss does not reach the weight."""
 
         def multiply(batch: Batch, reference: Tensor) -> dict[str, Tensor]:
-            with self._blocks(name, batch, reference) as blocks:
+            with self._blocks_on(name, batch, reference) as blocks:
                 columns = [blocks[name].product(column.contiguous()) for column in directions.unbind(1)]
             return {name: torch.stack(columns, dim=1)}
 
-        return in_pieces(self._replica, self._shard, multiply)[name]
+        return in_pieces(self._view, multiply)[name]
 
     @contextmanager
-    def _blocks(self, name: str, batch: Batch, reference: Tensor) -> Iterator[Mapping[str, Block]]:
+    def _blocks_on(self, name: str, batch: Batch, reference: Tensor) -> Iterator[Mapping[str, Block]]:
+        replica = self._view.replica
         if len(reference) < self._size:
-            with weight_blocks(self._replica, (name,), self._loss, batch, reference) as blocks:
+            only = replace(self._request, weights=(name,))
+            with weight_blocks(replica, only, batch, reference) as blocks:
                 yield blocks
             return
         try:
-            if not self._kept:
-                whole = weight_blocks(self._replica, self._weights, self._loss, batch, reference)
-                self._kept = dict(self._stack.enter_context(whole))
-            yield self._kept
+            if not self._blocks:
+                entered = weight_blocks(replica, self._request, batch, reference)
+                self._blocks = dict(self._stack.enter_context(entered))
+            yield self._blocks
         except Exception:
-            # Smaller pieces find no room either while the graph of all samples is held.
-            self._let_go()
+            # Smaller pieces find no room either while the graph of all samples is there.
+            self._drop_graph()
             raise
 
-    def _let_go(self) -> None:
-        self._kept = {}
+    def _drop_graph(self) -> None:
+        self._blocks = {}
         self._stack.close()
 
 
 def estimate_blocks(
-    replica: Replica,
-    weights: tuple[str, ...],
-    loss: TraceLoss,
-    shard: int,
-    draws: Iterable[int],
+    view: ShardView,
+    request: TraceRequest,
     estimate: Callable[[Tensor, Multiply, str, int], float],
     exact_size: int,
 ) -> dict[str, np.ndarray]:
@@ -196,33 +196,40 @@ def estimate_blocks(
     products that are put together from the pieces, see `ShardProducts`.
 
     Args:
-        replica: the float model and its losses.
-        weights: ids of the weights.
-        loss: what is differentiated.
-        shard: calibration shard.
-        draws: indices of the draws.
+        view: the shard.
+        request: weights and draws.
         estimate: (weight, product with its block, weight id, index of the draw) → Tr(H_ll).
         exact_size: weights of at most so many elements are measured by all their columns instead.
 
     Returns:
         weight id → float64 [draws, 1]; 0 where the loss does not reach the weight.
     """
-    indices = list(draws)
-    found = {}
-    with ShardProducts(replica, weights, loss, shard) as products:
-        for name in weights:
-            weight, multiply = replica.model.get_parameter(name), partial(products.of, name)
+    draws = {}
+    with ShardProducts(view, request) as products:
+        for name in request.weights:
+            weight = view.replica.model.get_parameter(name)
+            multiply = partial(products.of, name)
             if weight.numel() <= exact_size:
                 eye = torch.eye(weight.numel(), dtype=torch.float64, device=weight.device)
-                values = [float(multiply(eye).trace())] * len(indices)
+                values = [float(multiply(eye).trace())] * len(request.draws)
             else:
-                values = [estimate(weight, multiply, name, index) for index in indices]
-            found[name] = np.array(values, dtype=np.float64)[:, None]
-    return found
+                values = [estimate(weight, multiply, name, index) for index in request.draws]
+            draws[name] = np.array(values, dtype=np.float64)[:, None]
+    return draws
 
 
 def mean_loss(replica: Replica, loss: TraceLoss, batch: Batch, reference: Tensor) -> Tensor:
-    """The scalar that is differentiated: the mean divergence from `reference`, or the task's loss."""
+    """The scalar that is differentiated: the mean divergence from `reference`, or the task's loss.
+
+    Args:
+        replica: the float model and its losses.
+        loss: which of the two.
+        batch: the samples.
+        reference: the float model's outputs on them, without graph.
+
+    Raises:
+        TaskError: the task has no loss, or it is no scalar.
+    """
     outputs = replica.forward(replica.model, batch)
     if loss == "divergence":
         return replica.divergence.per_sample(output_tensor(outputs), reference).mean()
@@ -238,8 +245,8 @@ def rademacher(weight: Tensor, seed: int) -> Tensor:
     """Independent ±1 in the weight's shape, type and place."""
     # Drawn on the CPU whatever the device, so that every worker draws the same probe.
     generator = torch.Generator().manual_seed(seed)
-    draw = torch.randint(0, 2, weight.shape, generator=generator)
-    return draw.to(weight.device, weight.dtype) * 2 - 1
+    bits = torch.randint(0, 2, weight.shape, generator=generator)
+    return bits.to(weight.device, weight.dtype) * 2 - 1
 
 
 def orthonormal(rows: int, columns: int, seed: int, device: torch.device) -> Tensor:

@@ -12,17 +12,19 @@ of its normalised Gaussian one: the law of every tᵢ is the same, and ΩᵀAΩ 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raysearch.config.sensitivity import TraceLoss
+from raysearch.config.sensitivity import PER_SAMPLE
 from raysearch.errors import ConfigError
-from raysearch.evaluation import Replica
+from raysearch.evaluation import ShardView
 from raysearch.seeding import derive_seed
 from raysearch.sensitivity.estimators.products import Multiply, estimate_blocks, orthonormal
+from raysearch.sensitivity.estimators.protocol import TraceRequest
 
 
 class XNysTrace:
@@ -37,36 +39,27 @@ class XNysTrace:
 
     name = "xnystrace"
     deterministic = False
-    per_sample = False
+    per_sample = name in PER_SAMPLE
 
     def __init__(self, num_products: int = 16) -> None:
         if num_products < 2:
             raise ConfigError(f"XNysTrace needs at least 2 products a draw, not {num_products}.")
         self.num_products = num_products
 
-    def draw(
-        self,
-        replica: Replica,
-        weights: tuple[str, ...],
-        loss: TraceLoss,
-        seed: int,
-        shard: int,
-        lo: int,
-        hi: int,
-    ) -> Mapping[str, np.ndarray]:
+    def draw(self, view: ShardView, request: TraceRequest) -> Mapping[str, np.ndarray]:
         """See `TraceEstimator.draw`."""
-        if loss != "divergence":
+        if request.loss != "divergence":
             raise ConfigError(
                 "the estimator 'xnystrace' is for positive semi-definite blocks, and those of the task's "
                 "loss need not be; take 'xtrace', or set sensitivity.trace_loss to 'divergence'."
             )
 
         def estimate(weight: Tensor, multiply: Multiply, name: str, index: int) -> float:
-            drawn = derive_seed(seed, "xnystrace", name, shard, index)
-            omega = orthonormal(weight.numel(), self.num_products, drawn, weight.device)
+            seed = derive_seed(request.seed, "xnystrace", name, view.index, index)
+            omega = orthonormal(weight.numel(), self.num_products, seed, weight.device)
             return xnystrace(omega, multiply(omega), torch.finfo(weight.dtype).eps)
 
-        return estimate_blocks(replica, weights, loss, shard, range(lo, hi), estimate, self.num_products)
+        return estimate_blocks(view, request, estimate, self.num_products)
 
 
 def xnystrace(omega: Tensor, y: Tensor, precision: float) -> float:
@@ -81,6 +74,9 @@ def xnystrace(omega: Tensor, y: Tensor, precision: float) -> float:
     norm = float(torch.linalg.matrix_norm(y))
     if norm == 0:
         return 0.0
+    if not math.isfinite(norm):
+        # No shift would ever make such a matrix definite.
+        return math.nan
     # A + νI in place of A makes ΩᵀAΩ definite where A has a lower rank; its trace is νn too large.
     shift = 10 * precision * norm
     while True:
@@ -91,9 +87,11 @@ def xnystrace(omega: Tensor, y: Tensor, precision: float) -> float:
             break
         shift *= 10
     # A⟨Ω⟩ = BBᵀ with B = YC⁻ᵀ, H = CCᵀ; leaving ωᵢ out takes sᵢsᵢᵀ away, sᵢ = YH⁻¹eᵢ/√(H⁻¹)ᵢᵢ.
+    # So Tr A⟨Ω₋ᵢ⟩ = ‖B‖² − ‖sᵢ‖², and ωᵢᵀ(A − A⟨Ω₋ᵢ⟩)ωᵢ = ⟨sᵢ, ωᵢ⟩².
     b = torch.linalg.solve_triangular(factor, shifted.T, upper=False).T
     inverse = torch.cholesky_inverse(factor)
     s = shifted @ inverse / inverse.diagonal().sqrt()
-    left = (size - m + 1) * (s * omega).sum(0).square()
-    estimates = b.square().sum() - s.square().sum(0) + left - shift * size
+    residuals = (size - m + 1) * (s * omega).sum(0).square()
+    known = b.square().sum() - s.square().sum(0)
+    estimates = known + residuals - shift * size
     return float(estimates.mean())

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysearch.config.sensitivity import TraceLoss
+from raysearch.config.sensitivity import PER_SAMPLE
 from raysearch.errors import ConfigError
-from raysearch.evaluation import Replica
+from raysearch.evaluation import ShardView
 from raysearch.seeding import derive_seed
 from raysearch.sensitivity.estimators.products import Multiply, estimate_blocks, gaussian
+from raysearch.sensitivity.estimators.protocol import TraceRequest
 
 
 class XTrace:
@@ -36,7 +37,7 @@ class XTrace:
 
     name = "xtrace"
     deterministic = False
-    per_sample = False
+    per_sample = name in PER_SAMPLE
 
     def __init__(self, num_products: int = 16) -> None:
         if num_products < 4 or num_products % 2:
@@ -45,32 +46,31 @@ class XTrace:
             )
         self.num_products = num_products
 
-    def draw(
-        self,
-        replica: Replica,
-        weights: tuple[str, ...],
-        loss: TraceLoss,
-        seed: int,
-        shard: int,
-        lo: int,
-        hi: int,
-    ) -> Mapping[str, np.ndarray]:
+    def draw(self, view: ShardView, request: TraceRequest) -> Mapping[str, np.ndarray]:
         """See `TraceEstimator.draw`."""
 
         def estimate(weight: Tensor, multiply: Multiply, name: str, index: int) -> float:
-            drawn = derive_seed(seed, "xtrace", name, shard, index)
-            omega = gaussian(weight.numel(), self.num_products // 2, drawn, weight.device)
+            seed = derive_seed(request.seed, "xtrace", name, view.index, index)
+            omega = gaussian(weight.numel(), self.num_products // 2, seed, weight.device)
             y = multiply(omega)
             if not bool(y.any()):
                 return 0.0
             q, r = torch.linalg.qr(y)
             return xtrace(omega, y, q, r, multiply(q))
 
-        return estimate_blocks(replica, weights, loss, shard, range(lo, hi), estimate, self.num_products)
+        return estimate_blocks(view, request, estimate, self.num_products)
 
 
 def xtrace(omega: Tensor, y: Tensor, q: Tensor, r: Tensor, z: Tensor) -> float:
-    """The estimate from Y = AΩ = QR and Z = AQ, all [n, k] but R [k, k], float64."""
+    """The estimate from Y = AΩ = QR and Z = AQ.
+
+    Args:
+        omega: Ω, [n, k], float64, as all of these.
+        y: AΩ, [n, k].
+        q: orthonormal basis of the range of Y, [n, k].
+        r: upper triangular, [k, k].
+        z: AQ, [n, k].
+    """
     size, k = omega.shape
     # Where the rank is below k, R is singular; a diagonal of rounding size leaves the spanned range as it is.
     floor = torch.finfo(torch.float64).eps * float(torch.linalg.matrix_norm(r))
@@ -82,9 +82,11 @@ def xtrace(omega: Tensor, y: Tensor, q: Tensor, r: Tensor, z: Tensor) -> float:
     s = s / torch.linalg.vector_norm(s, dim=0)
     h = q.T @ z
     w = q.T @ omega
-    kept = w - s * (s * w).sum(0)
-    rest, image = omega - q @ kept, y - z @ kept
-    lengths = rest.square().sum(0)
-    left = (size - k + 1) * (rest * image).sum(0) / lengths
-    estimates = h.trace() - (s * (h @ s)).sum(0) + left
+    # Coordinates in Q of the part of ωᵢ that lies in the span of Qᵢ; ρᵢ is the rest of ωᵢ.
+    spanned = w - s * (s * w).sum(0)
+    rho = omega - q @ spanned
+    a_rho = y - z @ spanned
+    residuals = (size - k + 1) * (rho * a_rho).sum(0) / rho.square().sum(0)
+    known = h.trace() - (s * (h @ s)).sum(0)
+    estimates = known + residuals
     return float(estimates.mean())

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from raysearch.errors import DataError, TaskError
+from raysearch.errors import TaskError
 from raysearch.sensitivity.estimators.empirical_fisher import EmpiricalFisher
+from tests.contracts.estimator_contract import EstimatorContract
 from tests.support.small_replicas import cross_entropy, make_replica, make_setup
+from tests.support.trace_draws import draw
 from tests.support.weight_use_models import build, weights_of
 
 
@@ -22,11 +24,18 @@ def by_loop(replica, weight, batch):
     return found
 
 
+class TestEmpiricalFisher(EstimatorContract):
+    name = "fisher"
+
+    def true_trace(self, replica, weight, shard):
+        return float(np.mean(by_loop(replica, weight, replica.shards["calibration"][shard])))
+
+
 @pytest.mark.parametrize("name", ["relu", "conv", "tied", "embedding", "attention"])
 def test_it_is_the_squared_gradient_of_each_samples_loss(name):
     replica = make_replica(name, sizes=(5,))
     weights = tuple(make_setup(name, replica).of_kind("weight"))
-    found = EmpiricalFisher(chunk_size=2).draw(replica, weights, "divergence", 0, 0, 3, 5)
+    found = draw(EmpiricalFisher(chunk_size=2), replica, weights, draws=range(3, 5))
     for weight in weights:
         truth = by_loop(replica, weight, replica.shards["calibration"][0])
         assert found[weight].shape == (2, 5)
@@ -36,7 +45,7 @@ def test_it_is_the_squared_gradient_of_each_samples_loss(name):
 def test_it_needs_a_loss_of_the_judged_output():
     replica = build("merged")
     with pytest.raises(TaskError, match="'fisher', but the Task has no loss"):
-        EmpiricalFisher().draw(replica, weights_of(replica), "loss", 0, 0, 0, 1)
+        draw(EmpiricalFisher(), replica, weights_of(replica), "loss")
     replica.loss = lambda outputs, batch: cross_entropy(outputs["logits"] + outputs["other"], batch)
 
     def both(model, batch):
@@ -45,16 +54,9 @@ def test_it_needs_a_loss_of_the_judged_output():
 
     replica.forward = both
     with pytest.raises(TaskError, match="alone"):
-        EmpiricalFisher().draw(replica, weights_of(replica), "loss", 0, 0, 0, 1)
+        draw(EmpiricalFisher(), replica, weights_of(replica), "loss")
     replica.loss = lambda outputs, batch: cross_entropy(outputs["logits"], batch)
-    found = EmpiricalFisher().draw(replica, weights_of(replica), "loss", 0, 0, 0, 1)
+    found = draw(EmpiricalFisher(), replica, weights_of(replica), "loss")
     replica.loss, replica.forward = cross_entropy, lambda model, batch: model(batch[0])
     expected = by_loop(replica, "head.weight", replica.shards["calibration"][0])
     assert found["head.weight"][0] == pytest.approx(expected, rel=1e-4)
-
-
-def test_gradients_that_are_not_finite_are_refused():
-    replica = make_replica("relu")
-    replica.loss = lambda outputs, batch: (outputs * float("inf")).sum()
-    with pytest.raises(DataError, match=r"'0.weight' is not finite"):
-        EmpiricalFisher().draw(replica, ("0.weight",), "loss", 0, 0, 0, 1)

@@ -9,8 +9,10 @@ from raysearch.errors import TaskError
 from raysearch.evaluation.batches import take
 from raysearch.seeding import derive_seed
 from raysearch.sensitivity.estimators.hutchinson import Hutchinson
+from tests.contracts.estimator_contract import EstimatorContract
 from tests.support.dense_matrices import gauss_newton, hessian
 from tests.support.small_replicas import make_replica, make_setup
+from tests.support.trace_draws import draw
 
 MODELS = ["linear", "relu", "conv", "depthwise", "tied", "embedding", "attention"]
 
@@ -20,12 +22,16 @@ def probe_of(weight, seed, *key):
     return (torch.randint(0, 2, weight.shape, generator=generator) * 2.0 - 1).reshape(-1).double()
 
 
+class TestHutchinson(EstimatorContract):
+    name = "hutchinson"
+
+
 @pytest.mark.parametrize("loss", ["divergence", "loss"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_draw_is_the_dense_quadratic_form(name, loss):
     replica = make_replica(name)
     names = tuple(make_setup(name, replica).of_kind("weight"))
-    got = Hutchinson().draw(replica, names, loss, 5, 1, 2, 6)
+    got = draw(Hutchinson(), replica, names, loss, draws=range(2, 6), seed=5, shard=1)
     for weight_id in names:
         weight = replica.model.get_parameter(weight_id)
         dense = hessian(replica, weight_id, 1, loss).double()
@@ -41,7 +47,7 @@ def test_every_draw_is_the_dense_quadratic_form(name, loss):
 def test_a_probe_per_sample_is_the_quadratic_form_of_that_sample(name, loss):
     replica = make_replica(name)
     names = tuple(make_setup(name, replica).of_kind("weight"))
-    got = Hutchinson(probe_per_sample=True).draw(replica, names, loss, 5, 2, 1, 3)
+    got = draw(Hutchinson(probe_per_sample=True), replica, names, loss, draws=range(1, 3), seed=5, shard=2)
     singles = make_replica(name)
     batch = singles.shards["calibration"][2]
     singles.shards = {"calibration": [take(batch, i, i + 1) for i in range(3)]}
@@ -82,7 +88,7 @@ def test_a_task_without_a_scalar_loss_is_refused():
     replica = make_replica("linear")
     replica.loss = lambda outputs, batch: outputs.sum(1)
     with pytest.raises(TaskError, match=r"loss has shape \(6,\)"):
-        Hutchinson().draw(replica, ("0.weight",), "loss", 0, 0, 0, 1)
+        draw(Hutchinson(), replica, ("0.weight",), "loss")
     replica.loss = None
     with pytest.raises(TaskError, match="the Task has no loss"):
-        Hutchinson().draw(replica, ("0.weight",), "loss", 0, 0, 0, 1)
+        draw(Hutchinson(), replica, ("0.weight",), "loss")

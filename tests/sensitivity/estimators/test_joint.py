@@ -10,9 +10,11 @@ from torch.func import functional_call
 
 from raysearch.sensitivity.estimators.hutchinson import Hutchinson
 from raysearch.sensitivity.estimators.joint import JointHutchinson
+from tests.contracts.estimator_contract import EstimatorContract
 from tests.sensitivity.estimators.test_hutchinson import probe_of
 from tests.support.dense_matrices import hessian
 from tests.support.small_replicas import make_replica
+from tests.support.trace_draws import draw
 
 NAMES = ("0.weight", "2.weight")
 
@@ -31,9 +33,13 @@ def full_hessian(replica, shard):
     return torch.autograd.functional.hessian(value, tuple(weight.reshape(-1) for weight in weights))
 
 
+class TestJointHutchinson(EstimatorContract):
+    name = "joint"
+
+
 def test_every_draw_is_a_block_of_the_dense_product():
     replica = make_replica("relu")
-    got = JointHutchinson().draw(replica, NAMES, "loss", 3, 1, 4, 7)
+    got = draw(JointHutchinson(), replica, NAMES, "loss", draws=range(4, 7), seed=3, shard=1)
     dense = full_hessian(replica, 1)
     for k in range(4, 7):
         probes = [probe_of(replica.model.get_parameter(name), 3, name, 1, k) for name in NAMES]
@@ -45,8 +51,8 @@ def test_every_draw_is_a_block_of_the_dense_product():
 def test_the_mean_is_the_trace_and_the_noise_is_larger_than_block_wise():
     replica = make_replica("conv")
     names = tuple(name for name, p in replica.model.named_parameters() if p.ndim > 1)
-    joint = JointHutchinson().draw(replica, names, "divergence", 0, 0, 0, 150)
-    alone = Hutchinson().draw(replica, names, "divergence", 0, 0, 0, 150)
+    joint = draw(JointHutchinson(), replica, names, draws=range(150))
+    alone = draw(Hutchinson(), replica, names, draws=range(150))
     for name in names:
         truth = float(torch.trace(hessian(replica, name, 0, "divergence")))
         for found in (joint, alone):
@@ -57,8 +63,8 @@ def test_the_mean_is_the_trace_and_the_noise_is_larger_than_block_wise():
 
 def test_weights_that_are_not_reached_have_draws_of_zero():
     replica = make_replica("unreached")
-    got = JointHutchinson().draw(replica, ("used.weight", "idle.weight"), "divergence", 0, 0, 0, 3)
+    got = draw(JointHutchinson(), replica, ("used.weight", "idle.weight"), draws=range(3))
     assert (got["idle.weight"] == 0).all()
     assert (got["used.weight"] > 0).all()
-    only = JointHutchinson().draw(replica, ("idle.weight",), "divergence", 0, 0, 0, 3)
+    only = draw(JointHutchinson(), replica, ("idle.weight",), draws=range(3))
     assert (only["idle.weight"] == 0).all()

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from raysearch.errors import TaskError
+from raysearch.evaluation import DataSet, ShardView
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.sensitivity.estimators import layer_norms
-from raysearch.sensitivity.estimators.sample_gradients import Plans, SampleGradients, enable
+from raysearch.sensitivity.estimators.sample_gradients import Plans, SampleGradients, require_gradients
 from tests.support.weight_use_models import CASES, build, weights_of
 
 
@@ -25,8 +26,8 @@ def by_loop(replica, weights, batch, columns):
 
 def norms(replica, weights, batch, columns):
     with frozen_eval(replica.model):
-        enable(replica)
-        gradients = SampleGradients(replica, weights, batch)
+        require_gradients(replica)
+        gradients = SampleGradients(ShardView(replica, DataSet.CALIBRATION, 0), weights, batch)
         assert gradients.output.shape == columns[0].shape
         return gradients.squared_norms(columns)
 
@@ -41,7 +42,7 @@ def test_norms_are_those_of_each_sample_alone(case, gram, monkeypatch):
     columns = list(torch.randn(3, *replica.model(batch[0]).shape))
     expected = by_loop(replica, weights, batch, columns)
     found = norms(replica, weights, batch, columns)
-    assert replica.cache.of(Plans).by_weights[weights].looped == CASES[case][2]
+    assert replica.cache.of(Plans).by_weights[DataSet.CALIBRATION, weights].looped == CASES[case][2]
     for name, truth in zip(weights, expected, strict=True):
         assert found[name].numpy() == pytest.approx(truth.numpy(), rel=2e-5, abs=1e-6 * float(truth.max())), (
             name
@@ -66,7 +67,7 @@ def test_a_model_that_takes_another_way_for_a_batch_is_followed():
         assert found["a.weight"].numpy() == pytest.approx(
             by_loop(replica, ("a.weight",), batch, columns)[0].numpy(), rel=1e-5
         )
-    assert not replica.cache.of(Plans).by_weights["a.weight",].looped
+    assert not replica.cache.of(Plans).by_weights[DataSet.CALIBRATION, ("a.weight",)].looped
 
 
 def test_an_output_without_a_row_a_sample_is_refused():

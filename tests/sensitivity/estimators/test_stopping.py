@@ -6,15 +6,17 @@ import pytest
 
 from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.resuming import ResumingPool
+from raysearch.config import SensitivityConfig
 from raysearch.errors import StorageError
 from raysearch.records import QuantizationPoint, QuantizerGroup, QuantizerSetup, Site, Trace
 from raysearch.sensitivity.estimators.hutchinson import Hutchinson
+from raysearch.sensitivity.estimators.joint import JointHutchinson
 from raysearch.sensitivity.stopping import rounds, trace_warnings, unfinished, widening
 from raysearch.sensitivity.traces import measure_traces
 from tests.support.shuffled_pool import ShuffledPool
 from tests.support.small_replicas import make_replica, make_setup
 
-METHOD = {"relative_error": 0.12, "draw_chunk": 2, "max_draws": 400, "seed": 4}
+METHOD = {"relative_error": 0.12, "draw_chunk": 2, "max_draws": 400}
 
 
 class Memory:
@@ -52,12 +54,15 @@ class Watched(LocalPool):
         self.seen = {}
 
     def run(self, function, units, shared=()):
-        self.seen |= {key: arguments[0] for key, arguments in units.items()}
+        self.seen |= {key: arguments[0].weights for key, arguments in units.items()}
         return super().run(function, units, shared)
 
 
-def measure(pool, estimator="hutchinson", name="conv"):
-    return measure_traces(make_setup(name, make_replica(name)), pool, 3, estimator=estimator, **METHOD)
+def measure(pool, estimator=None):
+    setup = make_setup("conv", make_replica("conv"))
+    return measure_traces(
+        setup, pool, 3, SensitivityConfig(**METHOD), estimator=estimator or Hutchinson(), seed=4
+    )
 
 
 def test_weights_leave_when_they_are_known_and_not_before():
@@ -73,7 +78,7 @@ def test_weights_leave_when_they_are_known_and_not_before():
     assert len(pool.seen) == 3 * max(draws.values()) / 2
 
 
-@pytest.mark.parametrize("estimator", ["hutchinson", "joint", Hutchinson(probe_per_sample=True)])
+@pytest.mark.parametrize("estimator", [Hutchinson(), JointHutchinson(), Hutchinson(probe_per_sample=True)])
 def test_the_order_in_which_units_finish_changes_nothing(estimator):
     expected = measure(LocalPool(make_replica("conv")), estimator)
     for seed in range(2):

@@ -13,8 +13,10 @@ from raysearch.sensitivity.estimators.hutchinson import Hutchinson
 from raysearch.sensitivity.estimators.products import gaussian, orthonormal
 from raysearch.sensitivity.estimators.xnystrace import XNysTrace, xnystrace
 from raysearch.sensitivity.estimators.xtrace import XTrace, xtrace
+from tests.contracts.estimator_contract import EstimatorContract
 from tests.support.dense_matrices import hessian
 from tests.support.small_replicas import make_replica, make_setup
+from tests.support.trace_draws import draw
 
 CPU = torch.device("cpu")
 SIZE = 32
@@ -45,6 +47,14 @@ def basis_draw(a, m, seed):
     y = product_of(a)(omega)
     q, r = torch.linalg.qr(y)
     return xtrace(omega, y, q, r, product_of(a)(q))
+
+
+class TestXNysTrace(EstimatorContract):
+    name = "xnystrace"
+
+
+class TestXTrace(EstimatorContract):
+    name = "xtrace"
 
 
 @pytest.mark.parametrize(
@@ -86,8 +96,8 @@ def test_a_block_of_zeros_has_trace_zero():
 def test_draws_of_a_model_lie_around_the_dense_trace(name, make, loss):
     replica = make_replica(name)
     names = tuple(make_setup(name, replica).of_kind("weight"))
-    got = make(6).draw(replica, names, loss, 0, 1, 0, 25)
-    one = Hutchinson().draw(replica, names, loss, 0, 1, 0, 25)
+    got = draw(make(6), replica, names, loss, draws=range(25), shard=1)
+    one = draw(Hutchinson(), replica, names, loss, draws=range(25), shard=1)
     for weight_id in names:
         truth = float(torch.trace(hessian(replica, weight_id, 1, loss)))
         values = got[weight_id][:, 0]
@@ -100,7 +110,7 @@ def test_draws_of_a_model_lie_around_the_dense_trace(name, make, loss):
 @pytest.mark.parametrize("make", [XNysTrace, XTrace])
 def test_a_small_weight_is_exact(make):
     replica = make_replica("attention")
-    got = make(16).draw(replica, ("head.weight", "qkv.weight"), "divergence", 0, 0, 3, 5)
+    got = draw(make(16), replica, ("head.weight", "qkv.weight"), draws=range(3, 5))
     truth = float(torch.trace(hessian(replica, "head.weight", 0, "divergence")))
     assert got["head.weight"].tolist() == [[pytest.approx(truth, rel=1e-5)]] * 2
     assert got["qkv.weight"][0] != got["qkv.weight"][1]
@@ -109,7 +119,7 @@ def test_a_small_weight_is_exact(make):
 @pytest.mark.parametrize("make", [XNysTrace, XTrace])
 def test_an_unreached_weight_has_trace_zero(make):
     replica = make_replica("unreached")
-    got = make(4).draw(replica, ("used.weight", "idle.weight"), "divergence", 0, 0, 0, 2)
+    got = draw(make(4), replica, ("used.weight", "idle.weight"), draws=range(2))
     assert (got["idle.weight"] == 0).all()
     assert (got["used.weight"] > 0).all()
 
@@ -117,7 +127,7 @@ def test_an_unreached_weight_has_trace_zero(make):
 def test_what_does_not_suit_is_refused():
     replica = make_replica("linear")
     with pytest.raises(ConfigError, match="take 'xtrace'"):
-        XNysTrace().draw(replica, ("0.weight",), "loss", 0, 0, 0, 1)
+        draw(XNysTrace(), replica, ("0.weight",), "loss")
     with pytest.raises(ConfigError, match="at least 2 products a draw, not 1"):
         XNysTrace(1)
     with pytest.raises(ConfigError, match="even number of products a draw from 4 on, not 7"):
