@@ -12,16 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from raysearch.artifacts import RunStore, Storage, codecs, new_run_id, resolve_run, retrieve, valid_run_id
-from raysearch.cluster.jobs import (
-    JobState,
-    find_job,
-    follow_job_logs,
-    job_logs,
-    job_status,
-    stop_job,
-    submit_job,
-)
+from raysearch.artifacts import Storage, codecs, new_run_id, resolve_run, retrieve, valid_run_id
+from raysearch.cluster.jobs import LOOPBACK, JobRequest, JobsClient, JobState
 from raysearch.errors import ConfigError, JobError, StorageError
 from raysearch.records import TERMINAL_STATES, RunStatus, parse_budgets
 
@@ -32,51 +24,127 @@ START_SECONDS = 20.0
 """For which a cancelled job that is about to start is waited for."""
 POLL_SECONDS = 2.0
 MAX_COMMAND_BYTES = 120_000
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A submitted run.
+    """A submitted run: its folder, and the newest of its jobs on a cluster.
 
     Attributes:
         run_id: the run.
         storage: where its folder is.
-        address: the cluster's dashboard.
+        address: the cluster's dashboard; None asks the folder alone, which knows neither logs nor a job that
+            ended without a word.
         token_file: file with the cluster's token, if it is not in one of the usual places.
     """
 
     run_id: str
     storage: str
-    address: str
+    address: str | None = None
     token_file: str | None = None
 
     def status(self) -> RunStatus:
-        """The run's status; before the run has a folder, the job's."""
-        return job_run_status(self.run_id, self.storage, self.address, token_file=self.token_file)
+        """The run's status from its folder, and with an address also the cluster's word on it.
+
+        Raises:
+            StorageError: there is no such run, and no address to ask.
+            JobError: the cluster does not know the job.
+        """
+        try:
+            status = resolve_run(self.run_id, self.storage).load(codecs.STATUS)
+        except StorageError:
+            # A job that has not begun, or whose environment failed, leaves no folder.
+            if self.address is None:
+                raise
+            return self._status_of(self._client().newest_state(self.run_id))
+        if self.address is None or status.state == "done":
+            return status
+        if status.state == "running":
+            job = self._client().newest_state(self.run_id)
+            if not job.is_final:
+                return status
+            return replace(self._status_of(job), stage=status.stage, seconds=status.seconds)
+        # A run that was stopped or failed may have been submitted again, and its new job not yet begun.
+        with suppress(JobError):
+            job = self._client().newest_state(self.run_id)
+            if not job.is_final:
+                return replace(self._status_of(job), seconds=status.seconds)
+        return status
 
     def wait(self, timeout: float | None = None) -> RunStatus:
-        """Wait until the run ends; see `wait_for`."""
-        return wait_for(self.run_id, self.storage, self.address, timeout=timeout, token_file=self.token_file)
+        """Wait until the run is done, failed or cancelled.
+
+        With an address a job that ended without a word (killed, or its environment failed) is noticed too.
+
+        Args:
+            timeout: seconds after which to give up; None waits for ever.
+
+        Raises:
+            JobError: the timeout passed.
+        """
+        started = time.monotonic()
+        while True:
+            status = self.status()
+            if status.state in TERMINAL_STATES:
+                return status
+            if timeout is not None and time.monotonic() - started > timeout:
+                raise JobError(
+                    f"the run '{self.run_id}' is still {status.state} ({status.stage}) after {timeout:g} s."
+                )
+            time.sleep(POLL_SECONDS)
 
     def logs(self) -> str:
         """All that the job has printed so far."""
-        return job_logs(self.address, self._job(), token_file=self.token_file)
+        client = self._client()
+        return client.logs(client.find(self.run_id))
 
     def follow(self) -> Iterator[str]:
         """What the job prints, as it comes, until it ends."""
-        return follow_job_logs(self.address, self._job(), token_file=self.token_file)
+        client = self._client()
+        return client.follow_logs(client.find(self.run_id))
 
     def cancel(self) -> RunStatus:
-        """Stop the job; see `cancel`."""
-        return cancel(self.run_id, self.storage, self.address, token_file=self.token_file)
+        """Stop the job; what the run finished stays, and `--resume` goes on with it.
+
+        Raises:
+            JobError: the cluster does not know the job.
+        """
+        client = self._client()
+        job_id = client.find(self.run_id)
+        # Ray can lose the process of a job that is stopped before it runs.
+        deadline = time.monotonic() + START_SECONDS
+        while client.state(job_id).status == "PENDING" and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS / 4)
+        client.stop(job_id)
+        while not client.state(job_id).is_final:
+            time.sleep(POLL_SECONDS / 4)
+        try:
+            store = resolve_run(self.run_id, self.storage)
+            status = store.load(codecs.STATUS)
+        except StorageError:
+            return RunStatus(self.run_id, "cancelled", message="stopped before it had a folder")
+        if status.state not in TERMINAL_STATES:
+            # A job is killed three seconds after it is asked to stop, maybe too soon for its own word.
+            status = replace(status, state="cancelled", updated=time.time(), message="stopped from outside")
+            store.save(codecs.STATUS, status)
+        return status
 
     def retrieve(self, to: str | os.PathLike[str]) -> Path:
         """Copy the finished run to a local folder; see `raysearch.retrieve`."""
         return retrieve(self.run_id, self.storage, to)
 
-    def _job(self) -> str:
-        return find_job(self.address, self.run_id, token_file=self.token_file)
+    def _client(self) -> JobsClient:
+        if self.address is None:
+            raise ConfigError(
+                f"the job of the run '{self.run_id}' is asked for, and no cluster is named; give the address "
+                "of its dashboard, such as http://HEAD:8265."
+            )
+        return JobsClient(self.address, self.token_file)
+
+    def _status_of(self, job: JobState) -> RunStatus:
+        states = {"SUCCEEDED": "done", "STOPPED": "cancelled", "FAILED": "failed"}
+        state = states.get(job.status, "running")
+        return RunStatus(self.run_id, state, stage=f"job {job.status.lower()}", message=job.message)
 
 
 def submit(
@@ -136,110 +204,20 @@ def submit(
     if texts or settings.search.minimized_kind is None:
         parse_budgets(texts)
     name = valid_run_id(run_id) if run_id else new_run_id()
-    where = _storage_for(storage, address, shared_fs)
+    location = _storage_uri(storage, address, shared_fs)
     folder, spec = _working_dir(task, working_dir)
-    command = [python, "-m", "raysearch", "run", spec, "--storage", where, "--run-id", name]
+    command = [python, "-m", "raysearch", "run", spec, "--storage", location, "--run-id", name]
     command += ["--address", "auto"]
     command += [part for text in texts for part in ("--budget", text)]
     command += [part for text in settings_as_text(settings) for part in ("--set", text)]
     if resume:
         command.append("--resume")
     _check_length(command)
-    submit_job(
-        address,
-        command,
-        name,
-        job_id=f"{name}-{new_run_id()}" if resume else name,
-        working_dir=folder,
-        env_vars=env_vars,
-        pip=pip,
-        token_file=token_file,
-    )
-    return Job(name, where, address, token_file)
-
-
-def job_run_status(
-    run: str, storage: str | None, address: str | None = None, *, token_file: str | None = None
-) -> RunStatus:
-    """A run's status from its folder; with an address also the job's word on it.
-
-    Raises:
-        StorageError: no such run, and no address to ask.
-        JobError: the cluster does not know the job.
-    """
-    try:
-        status = resolve_run(run, storage).load(codecs.STATUS)
-    except StorageError:
-        if address is None:
-            raise
-        return _from_job(run, _newest(run, address, token_file))
-    if address is None or status.state == "done":
-        return status
-    if status.state == "running":
-        job = _newest(run, address, token_file)
-        ended = replace(_from_job(run, job), stage=status.stage, seconds=status.seconds)
-        return ended if job.is_final else status
-    # A run that was stopped or failed may have been submitted again, and its new job not yet begun.
-    with suppress(JobError):
-        job = _newest(run, address, token_file)
-        if not job.is_final:
-            return replace(_from_job(run, job), seconds=status.seconds)
-    return status
-
-
-def wait_for(
-    run: str,
-    storage: str | None,
-    address: str | None = None,
-    *,
-    timeout: float | None = None,
-    token_file: str | None = None,
-) -> RunStatus:
-    """Wait until a run is done, failed or cancelled.
-
-    With an address a job that ended without a word (killed, or its environment failed) is noticed too.
-
-    Raises:
-        JobError: the timeout passed.
-    """
-    started = time.monotonic()
-    while True:
-        status = job_run_status(run, storage, address, token_file=token_file)
-        if status.state in TERMINAL_STATES:
-            return status
-        if timeout is not None and time.monotonic() - started > timeout:
-            raise JobError(f"the run '{run}' is still {status.state} ({status.stage}) after {timeout:g} s.")
-        time.sleep(POLL_SECONDS)
-
-
-def cancel(run: str, storage: str | None, address: str, *, token_file: str | None = None) -> RunStatus:
-    """Stop a run's job; what it finished stays, and `--resume` goes on with it.
-
-    Raises:
-        JobError: the cluster does not know the job.
-    """
-    job_id = find_job(address, run, token_file=token_file)
-    # Ray can lose the process of a job that is stopped before it runs.
-    deadline = time.monotonic() + START_SECONDS
-    while job_status(address, job_id, token_file=token_file).status == "PENDING":
-        if time.monotonic() > deadline:
-            break
-        time.sleep(POLL_SECONDS / 4)
-    stop_job(address, job_id, token_file=token_file)
-    while not job_status(address, job_id, token_file=token_file).is_final:
-        time.sleep(POLL_SECONDS / 4)
-    try:
-        store: RunStore | None = resolve_run(run, storage)
-        status = store.load(codecs.STATUS) if store is not None else None
-    except StorageError:
-        store, status = None, None
-    if status is None or store is None:
-        return RunStatus(run, "cancelled", message="stopped before it had a folder")
-    if status.state not in TERMINAL_STATES:
-        # A job is killed three seconds after it is asked to stop, which may be too soon for its own word.
-        status = replace(status, state="cancelled", updated=time.time(), message="stopped from outside")
-        store.save(codecs.STATUS, status)
-    return status
+    # The cluster remembers the job that is resumed, so the new one needs a name of its own.
+    job_id = f"{name}-{new_run_id()}" if resume else name
+    request = JobRequest(command, name, job_id, folder, env_vars or {}, pip)
+    JobsClient(address, token_file).submit(request)
+    return Job(name, location, address, token_file)
 
 
 def _check_length(command: Sequence[str]) -> None:
@@ -252,7 +230,14 @@ def _check_length(command: Sequence[str]) -> None:
         )
 
 
-def _storage_for(storage: str | os.PathLike[str], address: str, shared_fs: bool) -> str:
+def _storage_uri(storage: str | os.PathLike[str], address: str, shared_fs: bool) -> str:
+    """Where the cluster finds the storage.
+
+    Args:
+        storage: as the user names it here.
+        address: of the cluster's dashboard.
+        shared_fs: whether a folder of this machine is the same one on all nodes.
+    """
     place = Storage(storage)
     host = urlsplit(address if "://" in address else f"//{address}").hostname
     if place.is_local and host not in LOOPBACK and not shared_fs:
@@ -264,25 +249,18 @@ def _storage_for(storage: str | os.PathLike[str], address: str, shared_fs: bool)
     return place.uri
 
 
-def _working_dir(task: str, given: str | os.PathLike[str] | None) -> tuple[Path | None, str]:
+def _working_dir(task: str, working_dir: str | os.PathLike[str] | None) -> tuple[Path | None, str]:
+    """The folder to upload, None for none, and the task as it is called from there."""
     location, _, factory = task.rpartition(":")
     if not location.endswith(".py"):
-        return (Path(given).absolute() if given else None), task
+        # A module that the nodes can import.
+        return (Path(working_dir).absolute() if working_dir else None), task
     file = Path(location).expanduser().resolve()
     if not file.is_file():
         raise ConfigError(f"the task file '{location}' does not exist (looked at {file}).")
-    here = Path.cwd().resolve()
-    folder = Path(given).resolve() if given else (here if file.is_relative_to(here) else file.parent)
+    folder = Path(working_dir or Path.cwd()).resolve()
+    if not working_dir and not file.is_relative_to(folder):
+        folder = file.parent
     if not file.is_relative_to(folder):
         raise ConfigError(f"the task file {file} is not below the working directory {folder}.")
     return folder, f"{file.relative_to(folder)}:{factory}"
-
-
-def _newest(run: str, address: str, token_file: str | None) -> JobState:
-    return job_status(address, find_job(address, run, token_file=token_file), token_file=token_file)
-
-
-def _from_job(run: str, job: JobState) -> RunStatus:
-    states = {"SUCCEEDED": "done", "STOPPED": "cancelled", "FAILED": "failed"}
-    state = states.get(job.status, "running")
-    return RunStatus(run, state, stage=f"job {job.status.lower()}", message=job.message)

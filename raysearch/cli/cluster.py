@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from raysearch import job
 from raysearch.artifacts import DEFAULT_STORAGE
 from raysearch.cli import console
 from raysearch.cli.choices import cost_kinds, listing
@@ -32,6 +31,9 @@ from raysearch.cli.options import (
     app,
     read_settings,
 )
+from raysearch.job import Job
+from raysearch.job import submit as submit_run
+from raysearch.records import RunStatus
 
 
 @app.command(cls=listing(front=cost_kinds, minimize=cost_kinds))
@@ -61,7 +63,7 @@ def submit(
 ) -> None:
     """Start a run on a Ray cluster; prints the run id."""
     with command(as_json) as show:
-        submitted = job.submit(
+        job = submit_run(
             task,
             budget,
             storage,
@@ -76,8 +78,8 @@ def submit(
             token_file=token_file,
         )
         show(
-            {"run_id": submitted.run_id, "storage": submitted.storage, "address": submitted.address},
-            lambda out: out.print(submitted.run_id),
+            {"run_id": job.run_id, "storage": job.storage, "address": job.address},
+            lambda out: out.print(job.run_id),
         )
 
 
@@ -91,8 +93,7 @@ def status(
 ) -> None:
     """State, stage and progress of a run."""
     with command(as_json) as show:
-        found = job.job_run_status(run, storage, address, token_file=token_file)
-        _show_status(found, show)
+        _show_status(Job(run, storage, address, token_file).status(), show)
 
 
 @app.command()
@@ -106,9 +107,9 @@ def wait(
 ) -> None:
     """Wait until a run ends; exit code 0 only when it is done."""
     with command(as_json) as show:
-        found = job.wait_for(run, storage, address, timeout=timeout, token_file=token_file)
-        _show_status(found, show)
-    if found.state != "done":
+        end = Job(run, storage, address, token_file).wait(timeout)
+        _show_status(end, show)
+    if end.state != "done":
         raise typer.Exit(1)
 
 
@@ -123,13 +124,13 @@ def logs(
 ) -> None:
     """What a run's job printed."""
     with command(as_json) as show:
-        handle = job.Job(run, storage, address, token_file)
+        job = Job(run, storage, address, token_file)
         if follow and not as_json:
-            for piece in handle.follow():
+            for piece in job.follow():
                 sys.stdout.write(piece)
                 sys.stdout.flush()
             return
-        text = handle.logs()
+        text = job.logs()
         show({"run_id": run, "logs": text}, lambda out: out.out(text))
 
 
@@ -143,13 +144,13 @@ def cancel(
 ) -> None:
     """Stop a run's job; finished work is kept."""
     with command(as_json) as show:
-        _show_status(job.cancel(run, storage, address, token_file=token_file), show)
+        _show_status(Job(run, storage, address, token_file).cancel(), show)
 
 
-def _show_status(found: Any, show: Show) -> None:
+def _show_status(status: RunStatus, show: Show) -> None:
     def draw(out: Console) -> None:
-        out.print(f"{found.run_id}: {found.state}, {console.progress_text(found)}")
-        if found.message:
-            out.print(found.message)
+        out.print(f"{status.run_id}: {status.state}, {console.progress_text(status)}")
+        if status.message:
+            out.print(status.message)
 
-    show(json.loads(found.to_json()), draw)
+    show(json.loads(status.to_json()), draw)

@@ -5,8 +5,10 @@ import sys
 import pytest
 
 from raysearch.cluster import jobs
+from raysearch.cluster.jobs import JobRequest, JobsClient
 from raysearch.errors import ConfigError, JobError
-from tests.support.ray_head import free_ports, wait_until
+from tests.support.patience import HANG_SECONDS, wait_until
+from tests.support.ray_head import free_ports
 
 
 @pytest.mark.ray
@@ -25,25 +27,26 @@ def test_a_job_from_submission_to_the_end(ray_head, tmp_path, monkeypatch):
     for folder in (".git", "runs", "kept"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file").touch()
-    token = {"token_file": ray_head.token_file}
+    client = JobsClient(ray_head.address, ray_head.token_file)
     command = [sys.executable, "job.py", "two words", "$HOME; false"]
-    options = {"working_dir": tmp_path, "env_vars": {"COLOUR": "blue"}, **token}
-    assert jobs.submit_job(ray_head.address, command, "run-1", **options) == "run-1"
+    request = JobRequest(command, "run-1", working_dir=tmp_path, env_vars={"COLOUR": "blue"})
+    assert client.submit(request) == "run-1"
     with pytest.raises(JobError, match="already has a job run-1"):
-        jobs.submit_job(ray_head.address, command, "run-1", **options)
-    text = "".join(jobs.follow_job_logs(ray_head.address, "run-1", poll_seconds=0.3, **token))
+        client.submit(request)
+    assert client.find("run-1") == "run-1"
+    text = "".join(client.follow_logs("run-1", poll_seconds=0.3))
     assert "['two words', '$HOME; false'] blue ['job.py', 'kept']" in text
     assert "CPUs 2.0 False" in text
-    assert jobs.job_logs(ray_head.address, "run-1", **token) == text
-    state = jobs.job_status(ray_head.address, "run-1", **token)
+    assert client.logs("run-1") == text
+    state = client.newest_state("run-1")
     assert (state.status, state.is_final, state.exit_code) == ("FAILED", True, 3)
 
-    assert not jobs.stop_job(ray_head.address, "run-1", **token)
-    jobs.submit_job(ray_head.address, ["sleep", "300"], "run-2", **token)
-    wait_until(lambda: jobs.job_status(ray_head.address, "run-2", **token).status == "RUNNING", 300)
-    assert jobs.stop_job(ray_head.address, "run-2", **token)
-    wait_until(lambda: jobs.job_status(ray_head.address, "run-2", **token).is_final, 300)
-    assert jobs.job_status(ray_head.address, "run-2", **token).status == "STOPPED"
+    assert not client.stop("run-1")
+    client.submit(JobRequest(["sleep", "100000"], "run-2"))
+    wait_until(lambda: client.state("run-2").status == "RUNNING")
+    assert client.stop("run-2")
+    wait_until(lambda: client.state("run-2").is_final)
+    assert client.state("run-2").status == "STOPPED"
 
 
 @pytest.mark.ray
@@ -53,10 +56,10 @@ def test_the_token_is_wanted_and_checked(ray_head, tmp_path, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(JobError, match=r"wants a token \(HTTP 401\)"):
-        jobs.job_status(ray_head.address, "run-1")
+        JobsClient(ray_head.address).state("run-1")
     monkeypatch.setenv("RAYSEARCH_TOKEN", "wrong")
     with pytest.raises(JobError, match=r"refuses this token \(HTTP 403\)"):
-        jobs.job_status(ray_head.address, "run-1")
+        JobsClient(ray_head.address).state("run-1")
 
 
 @pytest.mark.ray
@@ -75,7 +78,7 @@ def test_a_cluster_is_joined_by_its_address(ray_head, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
     environment |= {"RIGHT": ray_head.token_file.read_text(), "HOME": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=HANG_SECONDS
     )
     missing, wrong, joined = done.stdout.splitlines()
     assert "wants a token, and none was found" in missing
@@ -86,7 +89,7 @@ def test_a_cluster_is_joined_by_its_address(ray_head, tmp_path):
 @pytest.mark.parametrize("address", ["ray://head:10001", "auto", "local", "", "http://", "file:///tmp"])
 def test_other_forms_of_address_are_refused(address):
     with pytest.raises(ConfigError, match="is none of a cluster's dashboard"):
-        jobs.job_status(address, "run-1")
+        JobsClient(address).state("run-1")
 
 
 @pytest.mark.parametrize(
@@ -105,4 +108,4 @@ def test_addresses_are_completed(address, url):
 def test_an_unreachable_cluster_is_explained():
     (port,) = free_ports(1)
     with pytest.raises(JobError, match=f"no Ray dashboard answers at http://127.0.0.1:{port}"):
-        jobs.submit_job(f"127.0.0.1:{port}", ["true"], "run-1")
+        JobsClient(f"127.0.0.1:{port}").submit(JobRequest(["true"], "run-1"))

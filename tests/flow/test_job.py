@@ -7,7 +7,7 @@ import torch
 import raysearch
 from tests.support import toy_task
 from tests.support.command_line import QUICK, TOY, document, run_command
-from tests.support.ray_head import wait_until
+from tests.support.patience import HANG_SECONDS, wait_until
 
 ENDLESS = (
     "sensitivity.estimator=hutchinson",
@@ -31,7 +31,7 @@ def test_a_search_is_submitted_watched_and_retrieved(ray_head, tmp_path):
 
     early = document(run_command("status", "job", *head, "--json"))
     assert early["state"] in ("running", "done")
-    waited = run_command("wait", "job", *head, "--timeout", "280", "--json")
+    waited = run_command("wait", "job", *head, "--timeout", HANG_SECONDS, "--json")
     logs = run_command("logs", "job", *head)
     assert waited.returncode == 0, f"{waited.stdout}\n{waited.stderr}\n{logs.stdout}"
     assert document(waited)["state"] == "done"
@@ -56,13 +56,13 @@ def test_a_cancelled_search_says_so_and_an_unknown_one_is_named(ray_head, tmp_pa
         "token_file": str(ray_head.token_file),
     }
     job = raysearch.submit(spec, "avg_bits<=3.5", tmp_path, **options)
-    wait_until(lambda: job.status().stage.startswith("sensitivity"), 120)
+    wait_until(lambda: job.status().stage.startswith("sensitivity"))
     assert job.cancel().state == "cancelled"
-    assert job.wait(30).state == "cancelled"
+    assert job.wait().state == "cancelled"
     again = raysearch.submit(spec, "avg_bits<=3.5", tmp_path, run_id=job.run_id, resume=True, **options)
     assert again.status().state == "running", "the new job counts, not the state that the old one left"
     # A job that is stopped while its process starts can leave that process behind.
-    wait_until(lambda: again.status().stage.startswith("sensitivity"), 120)
+    wait_until(lambda: again.status().stage.startswith("sensitivity"))
     assert again.cancel().state == "cancelled"
     unknown = raysearch.Job("nothing", str(tmp_path), ray_head.address, str(ray_head.token_file))
     with pytest.raises(raysearch.RunError, match="no job of the run nothing"):

@@ -9,12 +9,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from raysearch.cluster import jobs
+from raysearch.cluster.jobs import JobsClient
 from raysearch.errors import JobError
+from tests.support.patience import wait_until
 
 
 @dataclass(frozen=True)
@@ -38,30 +38,23 @@ def free_ports(count):
     They lie above those of Ray's workers and below those that the system gives to outgoing connections, of
     which other clusters open many meanwhile.
     """
-    found = []
+    ports = []
     for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
-        with contextlib.suppress(OSError), socket.socket() as held:
-            held.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            return found
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            ports.append(port)
+        if len(ports) == count:
+            return ports
     raise OSError(f"fewer than {count} free ports between 20,000 and 32,000")
 
 
-def wait_until(is_so, seconds):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-
-
 def processes_of(folder):
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if str(folder) in path.read_text():
-                found.append(int(path.parent.name))
-    return found
+                pids.append(int(path.parent.name))
+    return pids
 
 
 @contextlib.contextmanager
@@ -98,12 +91,12 @@ def started_head():
     def is_up():
         assert process.poll() is None, (folder / "log").read_text()
         try:
-            jobs.job_status(head.address, "none", token_file=head.token_file)
+            JobsClient(head.address, head.token_file).state("none")
         except JobError as error:
             return "none does not exist" in str(error)
 
     try:
-        wait_until(is_up, 300)
+        wait_until(is_up)
         yield head
     finally:
         process.send_signal(signal.SIGTERM)
