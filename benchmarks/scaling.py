@@ -29,7 +29,7 @@ from raysearch.cluster.pool import LocalPool, Pool
 from raysearch.cluster.ray_pool import RayPool
 from raysearch.cluster.resuming import ResumingPool
 from raysearch.cluster.session import ray_session
-from raysearch.config import Config, SensitivityConfig
+from raysearch.config import ClusterConfig, Config, SensitivityConfig
 from raysearch.evaluation import Replica
 from raysearch.pipeline.inputs import check_inputs
 from raysearch.pipeline.stages import make_replica
@@ -163,7 +163,7 @@ def measure_stages(rounds: int) -> dict[str, dict[int, list[dict[str, Any]]]]:
     found: dict[str, dict[int, list[dict[str, Any]]]] = {"traces": {}, "responses": {}}
     with contextlib.ExitStack() as stack:
         pools = {
-            n: stack.enter_context(contextlib.closing(RayPool(stages.replica(), num_workers=n)))
+            n: stack.enter_context(contextlib.closing(RayPool(stages.replica(), ClusterConfig(workers=n))))
             for n in (1, 2)
         }
         for number in range(rounds + 1):
@@ -182,7 +182,10 @@ def measure_driver(num_units: int, rounds: int) -> dict[str, list[tuple[float, f
     """Case → (units a second, CPU milliseconds of the driver per unit) of each round, with no-op units."""
     found: dict[str, list[tuple[float, float]]] = {"pool alone": [], "with the unit log on disk": []}
     units: dict[tuple[str | int, ...], tuple[int]] = {(n,): (n,) for n in range(num_units)}
-    with contextlib.closing(RayPool(None, num_workers=2)) as pool, tempfile.TemporaryDirectory() as folder:
+    with (
+        contextlib.closing(RayPool(None, ClusterConfig(workers=2))) as pool,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         list(pool.run(nothing, {(n,): (n,) for n in range(100)}))
         store = RunStore(folder, "run")
         store.create({}, {}, {})

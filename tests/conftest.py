@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
-from raysearch.errors import PoolError
+from tests.support.patience import started_ray
 from tests.support.ray_head import Head, started_head
 
 # How long an example takes says how busy the machine is, and nothing about the code.
@@ -49,15 +48,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One embedded Ray with four logical CPUs, for the whole suite: starting one takes ten seconds."""
-    from raysearch.cluster.session import ray_session
-
-    options = {"num_train_workers": 1, "object_store_bytes": 80 << 20}
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(ray_session("local", 2, **options))
-        except PoolError:
-            # Ray gives its processes 30 seconds, also while all cores compile or read from a cold disk.
-            stack.enter_context(ray_session("local", 2, **options))
+    with started_ray("local", 2, num_train_workers=1, object_store_bytes=80 << 20):
         yield
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -19,6 +18,9 @@ from raysearch.errors import PoolError
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
+
+Clock = Callable[[], float]
+"""Seconds since some moment, as `time.monotonic` counts them."""
 
 
 class ReplicaWorker:
@@ -51,6 +53,44 @@ class ReplicaWorker:
         return owned_value(key, self._function(self._replica, *self._shared, *loads(arguments)))
 
 
+class FleetSettings(Protocol):
+    """How many actors, and what each has: the section `cluster` of the settings is one."""
+
+    @property
+    def workers(self) -> int:
+        """How many actors."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """Of torch in each worker; results may depend on it, so it is not derived."""
+        ...
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether operations without a deterministic implementation are refused."""
+        ...
+
+    @property
+    def cpus_per_worker(self) -> float:
+        """Logical CPUs that an actor reserves."""
+        ...
+
+    @property
+    def unit_timeout_seconds(self) -> float:
+        """How long a unit may take, counted from when its worker starts on it."""
+        ...
+
+    @property
+    def startup_timeout_seconds(self) -> float:
+        """How long a worker may take to get ready, counted only while a run waits."""
+        ...
+
+    def num_gpus(self, cluster_has_gpus: bool) -> float:
+        """GPUs that an actor reserves, and the only ones it sees; a fraction shares one."""
+        ...
+
+
 @dataclass
 class Call:
     """A unit on its way; `clock` is the earliest time at which its worker can have started on it."""
@@ -70,37 +110,26 @@ class Member:
     is_ready: bool = False
     calls: list[Call] = field(default_factory=list)
 
-    def is_overdue(self, startup_timeout: float, unit_timeout: float) -> bool:
-        """Whether it has been getting ready, or busy with its oldest call, for too many seconds."""
-        now = time.monotonic()
-        if not self.is_ready:
-            return now - self.clock > startup_timeout
-        return bool(self.calls) and now - self.calls[0].clock > unit_timeout
-
 
 class Fleet:
-    """The actors that are alive or on their way, up to a fixed number, each with the same replica."""
+    """The actors that are alive or on their way, up to a fixed number, each with the same replica.
 
-    def __init__(
-        self,
-        replica: Any,
-        *,
-        size: int,
-        threads: int,
-        deterministic: bool,
-        num_cpus: float,
-        num_gpus: float,
-        startup_timeout: float,
-    ) -> None:
-        self.startup_timeout = startup_timeout
-        self._size = size
-        self._settings = (threads, deterministic, num_gpus > 0)
-        self._asked = {name: amount for name, amount in (("CPU", num_cpus), ("GPU", num_gpus)) if amount}
+    Args:
+        replica: what each actor gets a copy of.
+        settings: how many actors, and what each has.
+        clock: seconds since some moment; what is overdue is judged by it.
+    """
+
+    def __init__(self, replica: Any, settings: FleetSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        cluster: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        self._num_gpus = settings.num_gpus(cluster.get("GPU", 0) > 0)
         # Ray's own restarts lose the constructor's arguments the second time, so the driver respawns.
         # Spread over the nodes, so that memory and bandwidth are, and one lost node costs few workers.
         self._actor_class: Any = ray.remote(
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
+            num_cpus=settings.cpus_per_worker,
+            num_gpus=self._num_gpus,
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy="SPREAD",
@@ -117,9 +146,19 @@ class Fleet:
 
     def top_up(self) -> None:
         """Ask for as many actors as are missing, without waiting for them."""
-        while len(self.members) < self._size:
-            actor = self._actor_class.remote(self._replica_ref, *self._settings)
-            self.members.append(Member(actor, actor.__ray_ready__.remote(), time.monotonic()))
+        settings = self._settings
+        while len(self.members) < settings.workers:
+            actor = self._actor_class.remote(
+                self._replica_ref, settings.threads, settings.deterministic, self._num_gpus > 0
+            )
+            self.members.append(Member(actor, actor.__ray_ready__.remote(), self._clock()))
+
+    def is_overdue(self, member: Member) -> bool:
+        """Whether it has been getting ready, or busy with its oldest call, for too many seconds."""
+        now = self._clock()
+        if not member.is_ready:
+            return now - member.clock > self._settings.startup_timeout_seconds
+        return bool(member.calls) and now - member.calls[0].clock > self._settings.unit_timeout_seconds
 
     def muster(self) -> None:
         """Get ready for other work.
@@ -136,7 +175,7 @@ class Fleet:
             elif member.is_ready:
                 member.calls, member.is_ready = [], False
                 member.ready_ref = member.actor.__ray_ready__.remote()
-            member.clock = time.monotonic()
+            member.clock = self._clock()
         self.top_up()
 
     def wait(self) -> set[ray.ObjectRef[Any]]:
@@ -157,24 +196,26 @@ class Fleet:
         Raises:
             PoolError: no other actor is ready.
         """
+        seconds = self._settings.startup_timeout_seconds
         if not any(other.is_ready for other in self.members):
-            raise self.nowhere_to_run(f"no worker was ready within {self.startup_timeout:g} seconds")
+            raise self.nowhere_to_run(f"no worker was ready within {seconds:g} seconds")
         self.kill(member)
         _log.warning(
             "a worker was not ready within %g seconds; the run goes on with %d of %d",
-            self.startup_timeout,
+            seconds,
             len(self.members),
-            self._size,
+            self._settings.workers,
         )
 
     def nowhere_to_run(self, reason: str) -> PoolError:
         """The error of a cluster that does not give what was asked for."""
+        requested = _amounts({"CPU": self._settings.cpus_per_worker, "GPU": self._num_gpus})
         free = _amounts(ray.available_resources())  # type: ignore[no-untyped-call]
         total = _amounts(ray.cluster_resources())  # type: ignore[no-untyped-call]
         return PoolError(
-            f"{reason}: asked for {self._size} workers with {self._asked} each; the cluster has {total}, of "
-            f"which {free} are free. Ask for less, free the cluster, or raise startup_timeout if the "
-            "cluster is still growing or the model takes long to build"
+            f"{reason}: asked for {self._settings.workers} workers with {requested} each; the cluster has "
+            f"{total}, of which {free} are free. Ask for less, free the cluster, or raise "
+            "cluster.startup_timeout_seconds if the cluster is still growing or the model takes long to build"
         )
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from raysearch.cluster.fleet import Call, Fleet, Member
+from raysearch.cluster.fleet import Call, Clock, Fleet, FleetSettings, Member
 from raysearch.cluster.metrics import FleetMetrics
 from raysearch.cluster.pool import (
     Key,
@@ -43,6 +43,20 @@ _log = logging.getLogger(__name__)
 # OutOfMemoryError is no RayActorError: it is what a worker killed by Ray's memory monitor leaves behind.
 # ObjectLostError: the answer was ready, but its node died before the driver fetched it.
 _WORKER_LOST = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError, ObjectLostError)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a run survives.
+
+    Attributes:
+        unit_retries: how often a unit that lost its worker runs again.
+        deaths: how many workers may die during one run, beside one death of each: a node takes all of its
+            workers along.
+    """
+
+    unit_retries: int = 2
+    deaths: int = 8
 
 
 @dataclass
@@ -74,64 +88,41 @@ class RayPool:
     def __init__(
         self,
         replica: Any,
+        settings: FleetSettings,
         *,
-        num_workers: int,
-        threads: int = 1,
-        deterministic: bool = True,
-        cpus_per_worker: float = 1.0,
-        gpus_per_worker: float = 0.0,
         depth: int = 2,
-        unit_timeout: float = 3600.0,
-        startup_timeout: float = 300.0,
-        max_unit_retries: int = 2,
-        max_deaths: int = 8,
+        tolerance: Tolerance = Tolerance(),
+        clock: Clock = time.monotonic,
     ) -> None:
         """Ship the replica and ask Ray for the workers, without waiting for them.
 
         Args:
             replica: the first argument of every unit; each worker holds a private copy on the CPU.
-            num_workers: how many actors.
-            threads: of torch in each worker; results may depend on it, so it is not derived.
-            deterministic: whether operations without a deterministic implementation are refused.
-            cpus_per_worker: logical CPUs that an actor reserves.
-            gpus_per_worker: GPUs that an actor reserves, and the only ones it sees; a fraction shares one.
+            settings: how many workers, what each has, and for how long it is waited.
             depth: units in flight per worker; with 2 a worker never waits for the driver.
-            unit_timeout: seconds a unit may take, counted from when its worker starts on it.
-            startup_timeout: seconds until a worker must be ready, counted only while a run waits.
-            max_unit_retries: how often a unit that lost its worker runs again.
-            max_deaths: how many workers may die during one run, beside one death of each: a node takes
-                all of its workers along.
+            tolerance: how many losses a run survives.
+            clock: seconds since some moment, by which timeouts are judged.
 
         Raises:
-            ConfigError: a count or time that is not positive.
+            ConfigError: there is no worker, or no unit in flight.
             PoolError: Ray has not been started in this process.
             TaskError: the replica cannot be shipped.
         """
-        for name, value in (("num_workers", num_workers), ("threads", threads), ("depth", depth)):
+        for name, value in (("cluster.workers", settings.workers), ("depth", depth)):
             if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
-        for name, seconds in (("unit_timeout", unit_timeout), ("startup_timeout", startup_timeout)):
-            if not seconds > 0:
-                raise ConfigError(f"{name} is {seconds} seconds; it must be more than 0")
+                raise ConfigError(f"{name} is {value}; a pool of actors needs at least 1")
         if not ray.is_initialized():
             raise PoolError(
                 "Ray is not running in this process; make the pool inside `with ray_session(...)`"
             )
         self._depth = depth
-        self._unit_timeout = unit_timeout
-        self._max_unit_retries = max_unit_retries
-        self._max_deaths = num_workers + max_deaths
+        self._unit_timeout = settings.unit_timeout_seconds
+        self._max_unit_retries = tolerance.unit_retries
+        self._max_deaths = settings.workers + tolerance.deaths
+        self._clock = clock
         self._num_batches = 0
         self._metrics = FleetMetrics()
-        self._fleet = Fleet(
-            replica,
-            size=num_workers,
-            threads=threads,
-            deterministic=deterministic,
-            num_cpus=cpus_per_worker,
-            num_gpus=gpus_per_worker,
-            startup_timeout=startup_timeout,
-        )
+        self._fleet = Fleet(replica, settings, clock)
 
     def run(
         self, function: UnitFunction, units: Mapping[Key, tuple[Any, ...]], shared: tuple[Any, ...] = ()
@@ -197,7 +188,7 @@ class RayPool:
     def _send(self, member: Member, batch: _Batch, key: Key) -> None:
         arguments = dumps(tuple(batch.units[key]), f"the arguments of the unit {key}")
         ref = member.actor.run.remote(batch.number, batch.call_ref, key, arguments)
-        member.calls.append(Call(ref, key, time.monotonic()))
+        member.calls.append(Call(ref, key, self._clock()))
 
     def _can_take(self, member: Member, batch: _Batch, key: Key) -> bool:
         if not member.is_ready:
@@ -219,7 +210,7 @@ class RayPool:
             return
         except ActorUnschedulableError as error:
             raise self._fleet.nowhere_to_run(str(error)) from error
-        if member.is_overdue(self._fleet.startup_timeout, self._unit_timeout):
+        if self._fleet.is_overdue(member):
             if member.is_ready:
                 self._replace(member, batch, TimeoutError(f"no answer in {self._unit_timeout:g} seconds"))
             else:
@@ -234,7 +225,7 @@ class RayPool:
         except RayTaskError as task_error:
             error = task_error
         del member.calls[0]
-        now = time.monotonic()
+        now = self._clock()
         if member.calls:
             # A queued unit starts when the one before it ends.
             member.calls[0].clock = now
@@ -269,7 +260,7 @@ class RayPool:
         batch.blame[key] += 1
         if batch.blame[key] > self._max_unit_retries:
             raise UnitError(
-                f"the unit {key} lost its worker {batch.blame[key]} times (max_unit_retries is "
+                f"the unit {key} lost its worker {batch.blame[key]} times (retries: "
                 f"{self._max_unit_retries}); the last time: {reason}. Look for memory or native code "
-                "that fails in this unit, or raise unit_timeout if it is only slow"
+                "that fails in this unit, or raise cluster.unit_timeout_seconds if it is only slow"
             ) from reason

@@ -72,18 +72,8 @@ def pool_session(config: Config, address: str) -> Iterator[OpenPool]:
         cluster.workers,
         cpus_per_worker=max(cluster.cpus_per_worker, config.training.cpus_per_worker),
         num_train_workers=config.training.num_workers,
-    ) as session:
-        has_gpus = session.resources.get("GPU", 0) > 0
-        yield partial(
-            RayPool,
-            num_workers=cluster.workers,
-            threads=cluster.threads,
-            cpus_per_worker=cluster.cpus_per_worker,
-            gpus_per_worker=cluster.num_gpus(has_gpus),
-            deterministic=cluster.deterministic,
-            unit_timeout=cluster.unit_timeout_seconds,
-            startup_timeout=cluster.startup_timeout_seconds,
-        )
+    ):
+        yield partial(RayPool, settings=cluster)
 
 
 def _open_local_pool(replica: Replica, deterministic: bool) -> Pool:

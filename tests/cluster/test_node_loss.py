@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tests.support.patience import HANG_SECONDS
+
 
 @pytest.mark.ray
 @pytest.mark.slow
@@ -15,7 +17,7 @@ def test_workers_are_spread_over_nodes_of_which_one_may_be_lost_and_share_gpus()
         env=environment | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=HANG_SECONDS,
     )
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("FACTS ")] or [done.stderr]
     facts = json.loads(line.removeprefix("FACTS "))

@@ -8,13 +8,14 @@ import ray
 
 from raysearch.cluster.session import ray_session
 from raysearch.errors import ConfigError, PoolError
+from tests.support.patience import HANG_SECONDS
 
 
 @pytest.fixture
 def free_port():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        yield listener.getsockname()[1]
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "head:", ":6379", "head:x"])
@@ -62,9 +63,9 @@ def test_a_running_ray_is_used_and_left(ray_cluster, caplog):
 def test_an_embedded_ray_leaves_nothing_behind(tmp_path):
     code = """
 import os
-from raysearch.cluster.session import ray_session
+from tests.support.patience import started_ray
 before = dict(os.environ)
-with ray_session("local", 1, object_store_bytes=80 << 20) as session:
+with started_ray("local", 1, object_store_bytes=80 << 20) as session:
     assert session.is_embedded and session.resources["CPU"] == 3, session
     import ray
     folder = ray._private.worker._global_node.get_session_dir_path()
@@ -79,7 +80,7 @@ assert {name for name in os.environ if "TOKEN" in name or "AUTH" in name} <= set
         env=environment | {"HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""

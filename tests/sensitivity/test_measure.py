@@ -11,7 +11,7 @@ from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.ray_pool import RayPool
 from raysearch.cluster.shipping import register_by_value
-from raysearch.config import SensitivityConfig
+from raysearch.config import ClusterConfig, SensitivityConfig
 from raysearch.errors import DataError
 from raysearch.evaluation import DataSet
 from raysearch.pipeline.fingerprints import hash_model
@@ -90,7 +90,7 @@ def test_the_order_of_units_changes_nothing(local):
 def test_the_number_of_actors_changes_nothing(local, num_workers):
     setup, ranges, table, values = local
     fresh, *_ = make_case()
-    with contextlib.closing(RayPool(fresh, num_workers=num_workers, threads=1)) as pool:
+    with contextlib.closing(RayPool(fresh, ClusterConfig(workers=num_workers))) as pool:
         assert ranges_bytes(calibrate(setup, pool, 3)) == ranges_bytes(ranges)
         assert bits_of(measure(setup, ranges, pool)) == bits_of(table)
         measured = MeasuredObjective(setup, ranges, pool, Judgement(data=DataSet.CALIBRATION))(

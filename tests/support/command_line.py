@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from raysearch.cli import main
+from tests.support.patience import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 TOY = "tests/support/toy_task.py"
@@ -38,11 +39,11 @@ def run_command(*arguments):
                 code = 0
             except SystemExit as ended:
                 code = ended.code
-        found = []
+        texts = []
         for stream in (stdout, stderr):
             stream.seek(0)
-            found.append(stream.read())
-    return subprocess.CompletedProcess(command, code, *found)
+            texts.append(stream.read())
+    return subprocess.CompletedProcess(command, code, *texts)
 
 
 @contextlib.contextmanager
@@ -67,7 +68,7 @@ def run_process(*arguments, **environment):
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_SECONDS,
         check=False,
     )
 

@@ -9,7 +9,8 @@ import contextlib
 import json
 import logging
 import os
-import time
+import tempfile
+from pathlib import Path
 
 os.environ |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "8"}
 
@@ -18,7 +19,10 @@ from ray.cluster_utils import Cluster
 
 from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.ray_pool import RayPool
+from raysearch.config import ClusterConfig
 from tests.support import pool_units
+
+PATIENT = {"unit_timeout_seconds": 1e9, "startup_timeout_seconds": 1e9}
 
 
 class Counting(logging.Handler):
@@ -45,36 +49,36 @@ def main() -> None:
     counting = Counting()
     logging.getLogger("raysearch.cluster").addHandler(counting)
     work = pool_units.trace_units(5, 4)
-    nodes: set[str] = set()
-    removed_after = 0
-    got: dict[str, list[float]] = {}
-    started = time.monotonic()
-    with contextlib.closing(RayPool(pool_units.small_model(), num_workers=2)) as pool:
-        pool_units.wait_for_workers(pool, 2)
-        for key, value in pool.run(pool_units.trace_and_nap, work, (0.3,)):
-            got[repr(key)] = value["probes"].tolist()
-            nodes.add(str(value["node"]))
-            if len(nodes) == 2 and not removed_after:
-                removed_after = len(got)
+    removed_after, num_nodes = 0, 0
+    answers: dict[str, list[float]] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(RayPool(pool_units.small_model(), ClusterConfig(workers=2, **PATIENT))) as pool,
+    ):
+        Path(folder, "nodes").mkdir()
+        for key, value in pool.run(pool_units.trace_on_nodes, work, (folder,)):
+            answers[repr(key)] = value["probes"].tolist()
+            if not removed_after:
+                # An answer means that both nodes had a unit; the later ones wait until a node is gone.
+                removed_after, num_nodes = len(answers), len(list(Path(folder, "nodes").iterdir()))
                 cluster.remove_node(second, allow_graceful=False)
-    seconds = time.monotonic() - started
+                Path(folder, "removed").touch()
     # Ray takes a node's word for its GPUs, so the bookkeeping can be seen without one.
-    with contextlib.closing(RayPool(None, num_workers=2, gpus_per_worker=0.5)) as pool:
-        pool_units.wait_for_workers(pool, 2)
-        naps = [value for _, value in pool.run(pool_units.nap, {(n,): (0.5,) for n in range(8)})]
+    sharing = ClusterConfig(workers=2, gpus_per_worker=0.5, device="cuda", **PATIENT)
+    with contextlib.closing(RayPool(None, sharing)) as pool:
+        workers = pool_units.meet_workers(pool, 2)
     reference = {
         repr(key): value["probes"].tolist()
         for key, value in LocalPool(pool_units.small_model()).run(pool_units.trace, work, (1.0,))
     }
     facts = {
-        "is_equal": got == reference,
-        "nodes": len(nodes),
+        "is_equal": answers == reference,
+        "nodes": num_nodes,
         "removed_after": removed_after,
         "units": len(work),
         "replaced": counting.replaced,
-        "seconds": seconds,
-        "sharing_workers": len({int(value["pid"]) for value in naps}),
-        "their_gpus": sorted({str(value["gpus"]) for value in naps}),
+        "sharing_workers": len({int(worker["pid"]) for worker in workers}),
+        "their_gpus": sorted({str(worker["gpus"]) for worker in workers}),
     }
     print("FACTS", json.dumps(facts), flush=True)
     ray.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from raysearch.cluster.pool import Pool
+from raysearch.cluster.pool import Pool, UnitValue
 from raysearch.errors import DataError
 from raysearch.seeding import derive_seed
+from tests.support.patience import wait_until
 
 
 def small_model() -> nn.Sequential:
@@ -22,15 +24,16 @@ def small_model() -> nn.Sequential:
 
 
 class SlowModel(nn.Linear):
-    """Takes `seconds` to arrive on a worker."""
+    """Tells that it is on its way to a worker, and arrives when it may."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(2, 2)
-        self.seconds = seconds
+        self.folder = folder
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        time.sleep(self.seconds)
+        (self.folder / "on its way").touch()
+        wait_until((self.folder / "may arrive").exists)
 
 
 class BrokenReplica:
@@ -72,23 +75,33 @@ def trace_with_trouble(
     low: int,
     high: int,
 ) -> dict[str, np.ndarray]:
-    """`trace`, but a unit named in `trouble` dies or hangs the first time it runs."""
+    """`trace`, but a unit named in `trouble` dies or hangs the first time it runs; its marker says so."""
     marker = Path(folder, f"{layer}-{low}")
     if (layer, low) in trouble and not marker.exists():
         marker.touch()
         if trouble[layer, low] == "die":
             os._exit(1)
-        time.sleep(300)
+        hang(model)
     return trace(model, scale, layer, low, high)
 
 
-def trace_and_nap(model: nn.Module, seconds: float, layer: str, low: int, high: int) -> dict[str, np.ndarray]:
-    """`trace`, slowly, with the node it ran on."""
+def trace_on_nodes(model: nn.Module, folder: str, layer: str, low: int, high: int) -> dict[str, np.ndarray]:
+    """`trace`, of the first two units when both nodes have a unit, of later ones when a node was removed."""
     from ray import get_runtime_context
 
-    time.sleep(seconds)
     node = get_runtime_context().get_node_id()
-    return {**trace(model, 1.0, layer, low, high), "node": np.array(node)}
+    Path(folder, "nodes", node).touch()
+    if (layer, low) in (("layer0", 0), ("layer0", 2)):
+        wait_until(lambda: len(list(Path(folder, "nodes").iterdir())) == 2)
+    else:
+        wait_until(Path(folder, "removed").exists)
+    return trace(model, 1.0, layer, low, high)
+
+
+def hang(_: Any) -> dict[str, np.ndarray]:
+    """A unit that never answers."""
+    while True:
+        time.sleep(1000)
 
 
 def die_if(_: Any, is_poison: bool) -> dict[str, np.ndarray]:
@@ -101,6 +114,10 @@ def double(_: Any, number: float) -> dict[str, np.ndarray]:
     return {"double": np.array(2 * number)}
 
 
+def double_or_hang(_: Any, number: float | None) -> dict[str, np.ndarray]:
+    return hang(_) if number is None else double(_, number)
+
+
 def add(_: Any, first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
     return {"sum": first + second}
 
@@ -109,8 +126,10 @@ def weights(model: nn.Module) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
-def nap(_: Any, seconds: float) -> dict[str, np.ndarray]:
-    time.sleep(seconds)
+def meet(_: Any, folder: str, count: int) -> dict[str, np.ndarray]:
+    """Answers when so many workers are in this unit at once, with facts about its own."""
+    (Path(folder) / str(os.getpid())).touch()
+    wait_until(lambda: len(list(Path(folder).iterdir())) >= count)
     return {
         "pid": np.array(os.getpid()),
         "threads": np.array(torch.get_num_threads()),
@@ -119,12 +138,11 @@ def nap(_: Any, seconds: float) -> dict[str, np.ndarray]:
     }
 
 
-def wait_for_workers(pool: Pool, count: int) -> None:
-    """Until so many answer: on a busy machine one may start when the others have done all there is."""
-    seen: set[int] = set()
-    deadline = time.monotonic() + 240
-    while len(seen) < count and time.monotonic() < deadline:
-        seen |= {int(value["pid"]) for _, value in pool.run(nap, {(n,): (0.1,) for n in range(3 * count)})}
+def meet_workers(pool: Pool, count: int) -> list[UnitValue]:
+    """The facts of each of so many workers, all of which take part: none can do another's unit."""
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = pool.run(meet, {("meet", number): (folder, count) for number in range(count)})
+        return [value for _, value in meeting]
 
 
 def raise_value_error(_: Any, number: int, folder: str) -> dict[str, np.ndarray]:
