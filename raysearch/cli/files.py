@@ -31,24 +31,28 @@ def verify(
     from raysearch.task import load_task
 
     with command(as_json) as show:
+        # Without a task the inputs are generated.
         batches, forward = None, None
         if task is not None:
             loaded = load_task(task)
-            data = loaded.calibration if loaded.validation is None else loaded.validation
-            batches, forward = materialise(data, NUM_SAMPLES, 64, "validation"), loaded.run
-        found = verify_folder(
+            data = loaded.validation
+            if data is None:
+                data = loaded.calibration
+            batches = materialise(data, NUM_SAMPLES, 64, "validation")
+            forward = loaded.run
+        result = verify_folder(
             directory, batches=batches, forward=forward, factory=factory, targets=target or None
         )
 
         def draw(out: Console) -> None:
-            out.print(f"{found.num_files} files, {found.size_bytes:,} bytes, as the manifest lists them")
-            for check in found.checks:
+            out.print(f"{result.num_files} files, {result.size_bytes:,} bytes, as the manifest lists them")
+            for check in result.checks:
                 out.print(
-                    f"{check.target}: {check.runtime}, {check.num_samples} {found.inputs} samples, max "
+                    f"{check.target}: {check.runtime}, {check.num_samples} {result.inputs} samples, max "
                     f"difference {check.max_abs_difference:.3g}, mean {check.mean_abs_difference:.3g}, "
                     f"agreement {check.agreement:.4f}"
                 )
-            for note in found.notes:
+            for note in result.notes:
                 out.print(f"note: {note}")
 
-        show(found.to_dict(), draw)
+        show(result.to_dict(), draw)

@@ -42,11 +42,11 @@ def profile(
             raise ConfigError(
                 f"--out is '{out}', and there is no folder '{path.absolute().parent}'; make it."
             )
-        found, _ = measure_latency(
+        times, _ = measure_latency(
             task, load_config(config, settings), target=target, batch=batch, threads=threads, rounds=rounds
         )
-        path.write_text(found.to_json() + "\n")
-        show({"out": str(path), **found.as_dict()}, lambda console: _draw(console, found, path))
+        path.write_text(times.to_json() + "\n")
+        show({"out": str(path), **times.as_dict()}, lambda console: _draw(console, times, path))
 
 
 def _draw(console: Console, profile: LatencyProfile, path: Path) -> None:
@@ -67,31 +67,39 @@ def _draw(console: Console, profile: LatencyProfile, path: Path) -> None:
 def layers_table(profile: LatencyProfile) -> Table:
     """Times and kernels of every layer."""
     table = Table(title="least milliseconds of a forward")
-    for column in ("layer", "float", "8 bit", "ratio", "kernels"):
-        table.add_column(column, justify="left" if column in ("layer", "kernels") else "right")
+    table.add_column("layer", justify="left")
+    for column in ("float", "8 bit", "ratio"):
+        table.add_column(column, justify="right")
+    table.add_column("kernels", justify="left")
     for name, levels in profile.layers.items():
-        plain, eight = levels["float"], levels["8"]
+        float_seconds, eight_seconds = levels["float"], levels["8"]
         kernels = profile.kernels.get(name, {})
-        shown = f"{kernels.get('float', '')} -> {kernels.get('8', '')}"
-        table.add_row(name, _ms(plain), _ms(eight), _ratio(eight, plain), shown)
-    table.add_row("other", _ms(profile.other_seconds), _ms(profile.other_seconds), "", "")
+        change = f"{kernels.get('float', '')} -> {kernels.get('8', '')}"
+        ratio = _ratio(eight_seconds, float_seconds)
+        table.add_row(name, _milliseconds(float_seconds), _milliseconds(eight_seconds), ratio, change)
+    # What no layer owns runs the same at any width.
+    other = _milliseconds(profile.other_seconds)
+    table.add_row("other", other, other, "", "")
     return table
 
 
 def checks_table(profile: LatencyProfile) -> Table:
     """The profile's sums beside whole models that were timed on their own."""
     table = Table(title="whole model, milliseconds")
-    for column in ("", "predicted", "measured", "ratio"):
-        table.add_column(column, justify="right" if column else "left")
+    table.add_column("", justify="left")
+    for column in ("predicted", "measured", "ratio"):
+        table.add_column(column, justify="right")
     for name, values in profile.checks.items():
         predicted, measured = values["predicted"], values["measured"]
-        table.add_row(name, _ms(predicted), _ms(measured), _ratio(predicted, measured))
+        ratio = _ratio(predicted, measured)
+        table.add_row(name, _milliseconds(predicted), _milliseconds(measured), ratio)
     return table
 
 
-def _ms(seconds: float) -> str:
+def _milliseconds(seconds: float) -> str:
+    # All rows in one unit and to the same digit, unlike a cost that stands alone.
     return f"{seconds * 1e3:.3f}"
 
 
-def _ratio(part: float, whole: float) -> str:
-    return f"{part / whole:.2f}" if whole else ""
+def _ratio(seconds: float, reference: float) -> str:
+    return f"{seconds / reference:.2f}" if reference else ""

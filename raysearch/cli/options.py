@@ -59,14 +59,26 @@ def read_settings(
     minimize: str | None = None,
     max_drop: str | None = None,
 ) -> Config:
-    """The configuration of a file and `--set`, with what has options of its own."""
+    """The configuration of a file and `--set`, with what has options of its own.
+
+    Args:
+        path: of a TOML file.
+        assignments: texts "section.key=value"; they win over the file.
+        latency_profile: of the section `search`, as the next ones; None leaves each as it is.
+        front: see `latency_profile`.
+        minimize: see `latency_profile`.
+        max_drop: see `latency_profile`.
+
+    Raises:
+        ConfigError: a setting is unknown, or its value is not allowed.
+    """
     from raysearch.config import load_config
 
-    asked = {
+    options = {
         "latency_profile": latency_profile,
         "front": front,
         "minimize": minimize,
         "max_drop": max_drop,
     }
-    given = {name: value for name, value in asked.items() if value is not None}
-    return load_config(path, assignments, {"search": given} if given else None)
+    search = {name: value for name, value in options.items() if value is not None}
+    return load_config(path, assignments, {"search": search})

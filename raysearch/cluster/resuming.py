@@ -44,9 +44,10 @@ class ResumingPool:
         self._stage = stage
         self._on_progress = on_progress
         self._is_read = False
-        self._held: dict[Key, UnitValue] = {}
+        # Read from the log and not handed out yet.
+        self._logged: dict[Key, UnitValue] = {}
         self._finished: set[Key] = set()
-        self._asked: set[Key] = set()
+        self._requested: set[Key] = set()
 
     def run(
         self, function: UnitFunction, units: Mapping[Key, tuple[Any, ...]], shared: tuple[Any, ...] = ()
@@ -56,28 +57,30 @@ class ResumingPool:
         The log is read by the first run; again only if a unit is asked for that was handed out before.
         """
         self._read(units)
-        self._asked |= units.keys()
+        self._requested |= units.keys()
         missing = {key: arguments for key, arguments in units.items() if key not in self._finished}
-        self._tell()
+        self._report()
         for key in units:
             if key not in missing:
-                yield key, self._held.pop(key)
+                yield key, self._logged.pop(key)
         if not missing:
             return
         for key, value in self._inner.run(function, missing, shared):
             self._log.append(self._stage, key, value)
             self._finished.add(key)
-            self._tell()
+            self._report()
             yield key, value
 
     def _read(self, units: Mapping[Key, tuple[Any, ...]]) -> None:
         # What was handed out is not kept here: the rows of a stage may be larger than memory.
-        if not self._is_read or any(key in self._finished and key not in self._held for key in units):
-            self._held = dict(self._log.read(self._stage))
-            self._finished, self._is_read = set(self._held), True
+        was_handed_out = self._finished - self._logged.keys()
+        if not self._is_read or not was_handed_out.isdisjoint(units):
+            self._logged = dict(self._log.read(self._stage))
+            self._finished = set(self._logged)
+            self._is_read = True
 
-    def _tell(self) -> None:
-        self._on_progress(len(self._asked & self._finished), len(self._asked))
+    def _report(self) -> None:
+        self._on_progress(len(self._requested & self._finished), len(self._requested))
 
     def close(self) -> None:
         """See `Pool.close`; closes the inner pool, not the log."""

@@ -20,7 +20,7 @@ from raysearch.records import (
     SensitivityTable,
     drop_of,
 )
-from raysearch.reporting import render_report
+from raysearch.reporting import ReportRecords, render_report
 
 NO_VALIDATION = (
     "The task has no validation data: trials, metrics and the surrogates' agreement rest on the calibration "
@@ -97,7 +97,7 @@ def save_report(
     Raises:
         ConfigError: the `report` extra is not installed.
     """
-    page = render_report(
+    reported = ReportRecords(
         result,
         setup,
         records.search,
@@ -106,7 +106,7 @@ def save_report(
         manifest=records.manifest,
         metrics=records.metrics,
     )
-    store.save(codecs.REPORT, page)
+    store.save(codecs.REPORT, render_report(reported))
     return replace(result, report=f"{store.uri}/{codecs.REPORT.files[0]}")
 
 

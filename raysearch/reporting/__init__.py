@@ -1,6 +1,6 @@
 """The HTML report and the tables of a run, from saved records only."""
 
-from raysearch.reporting.page import render_report
+from raysearch.reporting.page import ReportRecords, render_report
 from raysearch.reporting.sensitivity_view import (
     predicted_shares,
     sensitivity_grid,
@@ -8,4 +8,11 @@ from raysearch.reporting.sensitivity_view import (
     sketch_note,
 )
 
-__all__ = ["predicted_shares", "render_report", "sensitivity_grid", "sensitivity_rows", "sketch_note"]
+__all__ = [
+    "ReportRecords",
+    "predicted_shares",
+    "render_report",
+    "sensitivity_grid",
+    "sensitivity_rows",
+    "sketch_note",
+]

@@ -142,10 +142,9 @@ def times_grid(result: RunResult) -> Grid:
 def comparison_grid(rows: Sequence[Mapping[str, object]]) -> Grid:
     """Rows handed over by the caller; the first key of the first row names them."""
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
-    return Grid(
-        columns,
-        tuple(
-            Row(str(row.get(columns[0], "")), tuple(number(row.get(name)) for name in columns[1:]))
-            for row in rows
-        ),
-    )
+    first, *others = columns
+    grid_rows = []
+    for row in rows:
+        cells = tuple(number(row.get(name)) for name in others)
+        grid_rows.append(Row(str(row.get(first, "")), cells))
+    return Grid(columns, tuple(grid_rows))

@@ -11,7 +11,7 @@ from raysearch.cli.console import inspection, layers_table, result_table
 from raysearch.config import PlacementConfig
 from raysearch.placement import place_quantizers
 from raysearch.records import CostModel, QuantizerSetup, packed_bytes
-from raysearch.reporting import render_report
+from raysearch.reporting import ReportRecords, render_report
 from raysearch.reporting.format import cost
 from tests.support.run_records import make_result, make_search, make_setup
 
@@ -67,7 +67,7 @@ def test_the_terminal_and_the_page_print_a_cost_the_same_way():
     result = make_result(setup, make_search(setup, 12))
     stream = io.StringIO()
     Console(file=stream, width=200).print(result_table(result))
-    page = render_report(result, setup, make_search(setup, 12))
+    page = render_report(ReportRecords(result, setup, make_search(setup, 12)))
     for kind, value in result.costs.items():
         assert cost(kind, value) in stream.getvalue()
         assert cost(kind, value) in page

@@ -16,7 +16,7 @@ from raysearch.records import (
     SensitivityTable,
     Trace,
 )
-from raysearch.reporting import render_report
+from raysearch.reporting import ReportRecords, render_report
 from tests.support.run_records import (
     make_fine_tune,
     make_manifest,
@@ -27,6 +27,7 @@ from tests.support.run_records import (
 )
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
+COMPARISON = [{"method": "uniform 4", "accuracy": 0.5}, {"method": "searched", "size": 12.5}]
 
 
 class Page(HTMLParser):
@@ -58,14 +59,14 @@ class Page(HTMLParser):
 def render(num_layers=4, negative=False, **changes):
     setup = make_setup(num_layers, changes.pop("name", "blocks.{}.linear"))
     search = make_search(setup, 12)
+    comparison = changes.pop("comparison", COMPARISON)
     values = {
         "sensitivity": make_sensitivity(setup, negative),
         "fine_tune": make_fine_tune(),
         "manifest": make_manifest(),
-        "comparison": [{"method": "uniform 4", "accuracy": 0.5}, {"method": "searched", "size": 12.5}],
         **changes,
     }
-    return render_report(make_result(setup, search), setup, search, **values)
+    return render_report(ReportRecords(make_result(setup, search), setup, search, **values), comparison)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,7 @@ def test_odd_numbers_do_not_break_a_figure():
     only = SearchTrial(0, BitAssignment.extreme(setup, 0), {"size": 10.0}, {}, 0.0, float("nan"), "exact")
     search = SearchResult(only, (only,), (only,), float("-inf"), {})
     result = make_result(setup, search, notes=(), seconds={}, float_metrics={"a": float("nan")})
-    html = render_report(result, setup, search, sensitivity=table)
+    html = render_report(ReportRecords(result, setup, search, sensitivity=table))
     Page(html)
     assert "−∞" in html
     assert ">nan<" not in html
