@@ -132,19 +132,25 @@ def layers_table(setup: QuantizerSetup) -> Table:
     for group in setup.groups.values():
         points = [setup.points[name] for name in group.points]
         first = points[0]
-        num_macs = f"{sum(point.macs for point in points):,}"
-        pairs = [f"{weight_bits}/{activation_bits}" for weight_bits, activation_bits in _pairs(setup, group)]
-        table.add_row(
+        shape = "×".join(map(str, first.shape))
+        num_elements = sum(point.num_elements for point in points)
+        # The MACs of an activation are those of the weight that it meets.
+        macs = f"{sum(point.macs for point in points):,}" if first.kind == "weight" else ""
+        widths = ", ".join(map(str, group.bit_widths))
+        pairs = " ".join(f"{weight_bits}/{input_bits}" for weight_bits, input_bits in _pairs(setup, group))
+        others = ", ".join(group.points[1:])
+        row = (
             group.id,
             first.kind,
-            "×".join(map(str, first.shape)),
-            f"{sum(point.num_elements for point in points):,}",
-            num_macs if first.kind == "weight" else "",
+            shape,
+            f"{num_elements:,}",
+            macs,
             grid_text(first),
-            ", ".join(map(str, group.bit_widths)),
-            " ".join(pairs),
-            ", ".join(group.points[1:]),
+            widths,
+            pairs,
+            others,
         )
+        table.add_row(*row)
     for name in setup.unsupported:
         table.add_row(name, "weight", "", "", "", "none: a recurrent layer", "float", "", "")
     return table
@@ -165,26 +171,30 @@ def _pairs(setup: QuantizerSetup, group: QuantizerGroup) -> list[tuple[int, int]
     return sorted({pair for name in group.points for pair in setup.pairs.get(name, ())})
 
 
-def _weight_widths(setup: QuantizerSetup) -> list[int]:
-    """All bit-widths that some weight may take."""
-    groups = [group for group in setup.groups.values() if setup.group_kind(group.id) == "weight"]
-    return sorted({num_bits for group in groups for num_bits in group.bit_widths})
-
-
 def widths_table(setup: QuantizerSetup, model: CostModel) -> Table:
     """Costs at each uniform weight width, and what every budget can reach."""
     kinds = list(model.lowest)
-    table = Table("weights at", *kinds, *(f"{kind} %" for kind in model.reference))
-    rows = {f"{bits} bits": model.costs(BitAssignment.uniform(setup, bits)) for bits in _weight_widths(setup)}
+    percentages = [f"{kind} %" for kind in model.reference]
+    table = Table("weights at", *kinds, *percentages)
+    rows = {f"{bits} bits": costs for bits, costs in _uniform_costs(setup, model).items()}
     for name, costs in {**rows, "lowest": model.lowest, "highest": model.highest}.items():
-        relative = [f"{costs[kind] / base:.2%}" if base else "" for kind, base in model.reference.items()]
-        table.add_row(name, *(cost(kind, costs[kind]) for kind in kinds), *relative)
+        texts = [cost(kind, costs[kind]) for kind in kinds]
+        # A model without such layers has a reference of 0, of which nothing is a share.
+        shares = [f"{costs[kind] / base:.2%}" if base else "" for kind, base in model.reference.items()]
+        table.add_row(name, *texts, *shares)
     return table
+
+
+def _uniform_costs(setup: QuantizerSetup, model: CostModel) -> dict[int, dict[str, float]]:
+    """Each bit-width that some weight may take → what all weights at it, or next to it, cost."""
+    groups = [group for group in setup.groups.values() if setup.group_kind(group.id) == "weight"]
+    widths = sorted({num_bits for group in groups for num_bits in group.bit_widths})
+    return {bits: model.costs(BitAssignment.uniform(setup, bits)) for bits in widths}
 
 
 def inspection(setup: QuantizerSetup, model: CostModel) -> dict[str, object]:
     """What `inspect --json` prints."""
-    uniform = {str(bits): model.costs(BitAssignment.uniform(setup, bits)) for bits in _weight_widths(setup)}
+    uniform = {str(bits): costs for bits, costs in _uniform_costs(setup, model).items()}
     return {
         "groups": {group.id: _group_facts(setup, group) for group in setup.groups.values()},
         "unsupported": list(setup.unsupported),

@@ -16,7 +16,13 @@ class UnitLog(Protocol):
         ...
 
     def append(self, stage: str, key: Key, value: UnitValue) -> None:
-        """Keep one finished unit of `stage`; when this returns, it survives a crash."""
+        """Keep one finished unit; when this returns, it survives a crash.
+
+        Args:
+            stage: the part of a run that the unit belongs to.
+            key: the unit's, unique within the stage.
+            value: what the unit answered.
+        """
         ...
 
 

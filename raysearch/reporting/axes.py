@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -44,19 +45,29 @@ def label_layers(axes: Axes, names: Sequence[str]) -> None:
         axes.grid(visible=False, axis="y")
 
 
-def set_scale(axes: Axes, which: str, values: Sequence[float]) -> None:
-    """A logarithmic axis where the values span decades; linear around 0 when some are not positive."""
-    finite = np.abs([v for v in values if math.isfinite(v) and v != 0])
-    if finite.size == 0 or finite.max() < 20 * finite.min():
+def set_scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float]) -> None:
+    """A logarithmic axis where the values span decades; linear around 0 when some are not positive.
+
+    Args:
+        axes: of the figure.
+        which: the axis that the values lie along.
+        values: what is drawn; those that are not finite count for nothing.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    sizes = np.abs([value for value in finite if value != 0])
+    if sizes.size == 0 or sizes.max() < 20 * sizes.min():
         return
+    median = float(np.median(sizes))
     scale = axes.set_xscale if which == "x" else axes.set_yscale
-    if min(v for v in values if math.isfinite(v)) > 0:
+    if min(finite) > 0:
         scale("log", nonpositive="clip")
-    elif finite.max() > 20 * np.median(finite):
-        scale("symlog", linthresh=float(np.median(finite)))
+    elif sizes.max() > 20 * median:
+        # Logarithmic to either side of 0, and linear where most of the values are.
+        scale("symlog", linthresh=median)
     else:
         return
-    plain_ticks(axes.xaxis if which == "x" else axes.yaxis)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    plain_ticks(axis)
 
 
 def plain_ticks(axis: Axis) -> None:

@@ -23,7 +23,13 @@ _COLOURS = "viridis_r"
 
 
 def bits_figure(setup: QuantizerSetup, widths: Mapping[str, int], kind: str) -> str:
-    """Bit-width of every quantizer of one kind that is quantized, in graph order."""
+    """Bit-width of every quantizer of one kind that is quantized, in graph order.
+
+    Args:
+        setup: the points.
+        widths: point → bit-width; the others stay float and have no bar.
+        kind: "weight" or "activation".
+    """
     points = [point for point in setup.points.values() if point.kind == kind]
     names = [point.id for point in points if point.id in widths]
     values = [widths[name] for name in names]

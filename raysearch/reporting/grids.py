@@ -37,7 +37,13 @@ class Grid:
 def summary_grid(
     setup: QuantizerSetup, result: RunResult, metrics: Mapping[str, Mapping[str, float]]
 ) -> Grid:
-    """Metrics and costs of the float and of the quantized model."""
+    """Metrics and costs of the float and of the quantized model.
+
+    Args:
+        setup: what the float model's costs are of.
+        result: the quantized model's costs.
+        metrics: "float" and "quantized" → metric → value.
+    """
     before, after = metrics.get("float", {}), metrics.get("quantized", {})
     rows = []
     for name in dict.fromkeys([*before, *after]):

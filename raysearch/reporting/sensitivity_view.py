@@ -52,10 +52,11 @@ def sensitivity_rows(
     shares = predicted_shares(table, assignment) if assignment else {}
     rows = []
     for group in setup.groups.values():
+        traces = [table.traces[point] for point in group.points if point in table.traces]
         row: dict[str, Any] = {
             "group": group.id,
             "kind": setup.group_kind(group.id),
-            "traces": [asdict(table.traces[point]) for point in group.points if point in table.traces],
+            "traces": [asdict(trace) for trace in traces],
             "widths": {},
         }
         for bits in group.bit_widths:
@@ -86,7 +87,7 @@ def sketch_note(table: SensitivityTable) -> str:
 def sensitivity_grid(
     setup: QuantizerSetup, table: SensitivityTable, assignment: Mapping[str, int] | None = None
 ) -> Grid:
-    """The same as text: a column a width for perturbations and for response norms."""
+    """The same as text: a column a width for perturbations and for response norms; arguments as there."""
     widths = sorted({bits for group in setup.groups.values() for bits in group.bit_widths})
     columns = (
         "group",
