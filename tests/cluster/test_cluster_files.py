@@ -51,8 +51,8 @@ def test_a_job_brings_its_own_cluster_and_its_script_gets_what_it_asks_for():
     script = CLUSTERS / "kuberay" / "run.sh"
     assert spec["entrypoint"].split() == ["bash", f"/home/ray/raysearch/{script.relative_to(ROOT)}"]
     (head,) = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
-    asked = set(re.findall(r'"\$\{(\w+):\?', script.read_text()))
-    assert asked == {entry["name"] for entry in head["env"]}
+    required = set(re.findall(r'"\$\{(\w+):\?', script.read_text()))
+    assert required == {entry["name"] for entry in head["env"]}
     assert all(isinstance(entry["value"], str) for entry in head["env"])
 
 

@@ -25,11 +25,11 @@ class MemoryLog:
 class CountingPool(LocalPool):
     def __init__(self, replica):
         super().__init__(replica)
-        self.asked = []
+        self.keys_of_runs = []
         self.is_closed = False
 
     def run(self, function, units, shared=()):
-        self.asked.append(list(units))
+        self.keys_of_runs.append(list(units))
         return super().run(function, units, shared)
 
     def close(self):
@@ -52,14 +52,14 @@ def test_only_missing_units_run():
     inner, progress = CountingPool(model), []
     pool = ResumingPool(inner, log, "traces", lambda done, total: progress.append((done, total)))
     resumed = dict(pool.run(pool_units.trace, work, (1.0,)))
-    assert inner.asked == [keys[3:]]
+    assert inner.keys_of_runs == [keys[3:]]
     assert progress == [(3, 4), (4, 4)]
     assert {key: value["probes"].tolist() for key, value in resumed.items()} == {
         key: value["probes"].tolist() for key, value in reference.items()
     }
 
     assert dict(pool.run(pool_units.trace, work, (1.0,))).keys() == work.keys()
-    assert len(inner.asked) == 1
+    assert len(inner.keys_of_runs) == 1
     pool.close()
     assert inner.is_closed
 
@@ -82,9 +82,9 @@ def test_rounds_read_the_log_once_and_count_on():
             log.append("traces", key, value)
     log.reads, progress = 0, []
     pool = ResumingPool(LocalPool(model), log, "traces", lambda done, total: progress.append((done, total)))
-    found = {}
+    values = {}
     for part in rounds:
-        found |= dict(pool.run(pool_units.trace, part, (1.0,)))
-    assert list(found) == keys
+        values |= dict(pool.run(pool_units.trace, part, (1.0,)))
+    assert list(values) == keys
     assert log.reads == 1
     assert progress == [(1, 2), (2, 2), (4, 4), (4, 6), (5, 6), (6, 6)]

@@ -46,21 +46,21 @@ class PoolContract:
     def test_an_answer_belongs_to_the_caller(self, make_pool: MakePool) -> None:
         model = torch.nn.Linear(2, 2)
         pool = make_pool(model)
-        kept = model.weight.detach().clone()
+        weight = model.weight.detach().clone()
         for _, value in pool.run(pool_units.weights, {("weights",): ()}):
             assert value["weight"].dtype == np.float32
             value["weight"][...] = 9
         for _, value in pool.run(pool_units.weights, {("weights",): ()}):
-            assert torch.equal(torch.from_numpy(value["weight"]), kept)
+            assert torch.equal(torch.from_numpy(value["weight"]), weight)
 
     def test_an_exception_names_the_unit(self, make_pool: MakePool, tmp_path: Path) -> None:
         pool = make_pool(None)
         work = {("number", number): (number, str(tmp_path)) for number in range(4)}
         with pytest.raises(
             UnitError, match=r"\('number', 2\).*raise_value_error.*two is not a number"
-        ) as caught:
+        ) as error:
             list(pool.run(pool_units.raise_value_error, work))
-        assert isinstance(caught.value.__cause__, ValueError)
+        assert isinstance(error.value.__cause__, ValueError)
         assert (tmp_path / "calls").read_text().splitlines().count("2") == 1
         assert len(list(pool.run(pool_units.double, {("after",): (1,)}))) == 1
 

@@ -38,9 +38,9 @@ def test_the_least_size_keeps_the_drop_and_says_what_became_of_it(finished):
     assert least["drop"] <= least["allowed"] + 1e-9
     bar = least["float_value"] + least["allowed"] + 1e-9
     done = [trial for trial in search.trials if trial.state == "COMPLETE"]
-    held = [trial.costs["size"] for trial in done if trial.value <= bar]
-    assert len(held) < len(done)
-    assert least["cost"] == result["costs"]["size"] == min(held)
+    sizes = [trial.costs["size"] for trial in done if trial.value <= bar]
+    assert len(sizes) < len(done)
+    assert least["cost"] == result["costs"]["size"] == min(sizes)
     metrics = store.load(codecs.METRICS)
     trained = metrics["quantized"]["loss"] - metrics["float"]["loss"]
     assert least["trained_drop"] == pytest.approx(trained)
@@ -116,11 +116,11 @@ def test_a_profile_travels_with_the_settings(tmp_path):
     file = tmp_path / "latency.json"
     levels = '{"float": 1e-3, "8": 0.5}'
     file.write_text(f'{{"layers": {{"block.conv.weight": {levels}}}, "machine": {{"cpu": "a \\"b\\""}}}}')
-    given = load_config(overrides={"search": {"latency_profile": str(file), "max_drop": "accuracy=1%",
+    config = load_config(overrides={"search": {"latency_profile": str(file), "max_drop": "accuracy=1%",
                                               "minimize": "latency"}})  # fmt: skip
     file.unlink()
-    assert load_config(assignments=settings_as_text(given)) == given
-    assert given.search.latency_profile["layers"]["block.conv.weight"]["8"] == 0.5
+    assert load_config(assignments=settings_as_text(config)) == config
+    assert config.search.latency_profile["layers"]["block.conv.weight"]["8"] == 0.5
 
 
 def test_settings_that_no_command_line_holds_are_refused(tmp_path):

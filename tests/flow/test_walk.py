@@ -43,15 +43,15 @@ def test_the_json_document_holds_everything(finished):
 
 def test_the_folder_is_the_one_of_the_architecture(finished):
     folder = finished[0] / "toy"
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     expected = {
         "run.json", "status.json", "setup.json", "ranges.safetensors", "sensitivity.parquet",
         "traces.parquet", "responses.arrow", "trials.parquet", "study.journal", "front.parquet", "best.json",
         "finetune.json", "metrics.json", "result.json", "report.html", "checkpoints/best.safetensors",
         "model/model.safetensors", "model/config.json", "model/manifest.json", "model/model.onnx",
     }  # fmt: skip
-    assert expected <= found
-    assert not [name for name in found if name.startswith("units/")], "finished units are cleared"
+    assert expected <= files
+    assert not [name for name in files if name.startswith("units/")], "finished units are cleared"
     assert json.loads((folder / "status.json").read_text())["state"] == "done"
 
 
