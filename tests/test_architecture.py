@@ -13,8 +13,8 @@ PACKAGE = ROOT / "raysearch"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {
     "artifacts", "calibration", "cli", "cluster", "compression", "config", "controller", "evaluation",
-    "export", "hooks", "pipeline", "placement", "quantizer", "records", "reporting", "search", "sensitivity",
-    "simulation", "training",
+    "export", "hooks", "pipeline", "placement", "quantizer", "records", "reporting", "rounding", "search",
+    "sensitivity", "simulation", "training",
 }  # fmt: skip
 
 

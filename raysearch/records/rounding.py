@@ -1,0 +1,225 @@
+"""The integer codes and scales that will be deployed, of every weight at every scheme."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from raysearch.errors import PlacementError, StorageError
+from raysearch.records.granularity import Granularity
+from raysearch.records.ranges import QuantizerRange
+from raysearch.records.scheme import Scheme
+
+_INFO = "info"
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedWeight:
+    """One weight at one scheme: a code q stands for the value (q − zero_point)·scale.
+
+    All arrays are read-only.
+
+    Attributes:
+        codes: in the shape of the weight; int8 when signed, else uint8.
+        scale: float32, positive, [num_scales].
+        zero_point: int32, [num_scales]; all 0 for a symmetric quantizer.
+        signed: whether the codes are signed.
+        granularity: which elements of the weight share a scale.
+        error_nearest: tr(ΔW H ΔWᵀ) of nearest rounding at the calibrated range: the mean over samples of
+            the squared change of the layer's output, summed over its positions. NaN where no second moments
+            were taken.
+        error: the same of these codes.
+        method: what chose the codes, "gptq" or "nearest".
+        notes: what a user should know, such as a damping that had to be raised.
+    """
+
+    codes: npt.NDArray[np.int8] | npt.NDArray[np.uint8]
+    scale: npt.NDArray[np.float32]
+    zero_point: npt.NDArray[np.int32]
+    signed: bool
+    granularity: Granularity
+    error_nearest: float
+    error: float
+    method: str
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        dtype = np.int8 if self.signed else np.uint8
+        if self.codes.dtype != dtype:
+            raise ValueError(f"codes are {self.codes.dtype} where {np.dtype(dtype)} is due")
+        if not np.isfinite(self.scale).all() or (self.scale <= 0).any():
+            raise ValueError(f"scales must be finite and positive, got {self.scale}")
+        num_scales = (self.granularity.num_scales(self.codes.shape),)
+        if self.scale.shape != num_scales or self.zero_point.shape != num_scales:
+            raise ValueError(
+                f"a weight of shape {self.codes.shape} has {num_scales} scales {self.granularity}, not "
+                f"{self.scale.shape} with {self.zero_point.shape} zero points"
+            )
+        for name in ("codes", "scale", "zero_point"):
+            array = np.array(getattr(self, name), order="C")
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+
+    @property
+    def range(self) -> QuantizerRange:
+        """Scale, zero point and sign, as a quantizer takes them."""
+        return QuantizerRange(self.scale, self.zero_point, self.signed)
+
+    def values(self) -> npt.NDArray[np.float32]:
+        """(codes − zero_point)·scale, float32, in the shape of the weight: what the quantizer computes."""
+        scale, zero_point = self._spread(self.scale), self._spread(self.zero_point)
+        values: npt.NDArray[np.float32] = (self.codes.astype(np.float32) - zero_point) * scale
+        return values.astype(np.float32)
+
+    def _spread(self, array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """One entry a scale as what broadcasts to the weight."""
+        shape = self.codes.shape
+        if self.granularity.axis is None:
+            return array.astype(np.float32).reshape((1,) * len(shape))
+        places = self.granularity.normalized(shape)
+        values = array.astype(np.float32).reshape(places.scale_shape(shape))
+        if places.group_axis is None or places.group_size is None:
+            return values
+        groups = np.arange(shape[places.group_axis]) // places.group_size
+        return np.take(values, groups, axis=places.group_axis)
+
+
+@dataclass(frozen=True)
+class RoundingTable:
+    """Rounded weights keyed by (quantizer id, scheme); each depends on no other.
+
+    Attributes:
+        weights: (quantizer id, scheme) → codes and scales.
+    """
+
+    weights: Mapping[tuple[str, Scheme], RoundedWeight]
+
+    def __getitem__(self, key: tuple[str, int | str | Scheme]) -> RoundedWeight:
+        """One weight at one scheme, which may be written as a bit-width or a text.
+
+        Raises:
+            PlacementError: the table does not hold it; says what it holds.
+        """
+        point, value = key
+        scheme = Scheme.of(value)
+        if (point, scheme) in self.weights:
+            return self.weights[point, scheme]
+        schemes = self.schemes(point)
+        if not schemes:
+            raise PlacementError(
+                f"the rounding table holds no weight '{point}': it is of another model or setup. Round anew; "
+                f"it holds {len(self.points())} weights."
+            )
+        raise PlacementError(
+            f"the rounding table holds '{point}' at {', '.join(map(str, schemes))}, not at '{scheme}'. Round "
+            f"anew with this scheme among the group's."
+        )
+
+    def __contains__(self, key: object) -> bool:
+        """Whether (quantizer id, scheme) is in it."""
+        if not isinstance(key, tuple) or len(key) != 2:
+            return False
+        return (key[0], Scheme.of(key[1])) in self.weights
+
+    def __iter__(self) -> Iterator[tuple[str, Scheme]]:
+        """Its keys."""
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        """Number of (weight, scheme) pairs."""
+        return len(self.weights)
+
+    def points(self) -> tuple[str, ...]:
+        """Its quantizer ids, each once."""
+        return tuple(dict.fromkeys(point for point, _ in self.weights))
+
+    def schemes(self, point: str) -> tuple[Scheme, ...]:
+        """The schemes of one weight, ascending."""
+        return tuple(sorted(scheme for name, scheme in self.weights if name == point))
+
+    def of(self, point: str) -> RoundingTable:
+        """The part of one weight."""
+        return RoundingTable({key: value for key, value in self.weights.items() if key[0] == point})
+
+    @classmethod
+    def merge(cls, tables: Iterable[RoundingTable]) -> RoundingTable:
+        """All weights of several tables."""
+        weights: dict[tuple[str, Scheme], RoundedWeight] = {}
+        for table in tables:
+            weights.update(table.weights)
+        return cls(weights)
+
+    def digest(self) -> str:
+        """A short hash of everything in it."""
+        return blake2b(self.to_bytes(), digest_size=8).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The table in the safetensors format; `from_bytes` reads it back.
+
+        Keys are "id|scheme|codes", "…|scale" and "…|zero_point"; "info" is a JSON text of the rest.
+        """
+        tensors: dict[str, np.ndarray] = {}
+        info: dict[str, dict[str, Any]] = {}
+        for (point, scheme), weight in self.weights.items():
+            name = f"{point}|{scheme}"
+            for field in ("codes", "scale", "zero_point"):
+                tensors[f"{name}|{field}"] = getattr(weight, field)
+            info[name] = {
+                "signed": weight.signed,
+                "granularity": asdict(weight.granularity),
+                "errors": [_number(weight.error_nearest), _number(weight.error)],
+                "method": weight.method,
+                "notes": list(weight.notes),
+            }
+        tensors[_INFO] = np.frombuffer(json.dumps(info).encode(), np.uint8)
+        return bytes(save(tensors))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> RoundingTable:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            StorageError: the bytes are no rounding table.
+        """
+        try:
+            tensors = load(data)
+            info = json.loads(tensors[_INFO].tobytes())
+            weights = {_key_from(name): _weight_from(name, entry, tensors) for name, entry in info.items()}
+        except (SafetensorError, PlacementError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise StorageError(
+                f"the rounding table is damaged: {error!r:.300}. Start the run anew."
+            ) from error
+        return cls(weights)
+
+
+def _number(value: float) -> float | None:
+    # JSON knows no NaN.
+    return value if np.isfinite(value) else None
+
+
+def _key_from(name: str) -> tuple[str, Scheme]:
+    point, scheme = name.rsplit("|", 1)
+    return point, Scheme.of(scheme)
+
+
+def _weight_from(name: str, entry: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> RoundedWeight:
+    before, after = (np.nan if value is None else float(value) for value in entry["errors"])
+    return RoundedWeight(
+        codes=tensors[f"{name}|codes"],
+        scale=tensors[f"{name}|scale"],
+        zero_point=tensors[f"{name}|zero_point"],
+        signed=bool(entry["signed"]),
+        granularity=Granularity(**entry["granularity"]),
+        error_nearest=before,
+        error=after,
+        method=str(entry["method"]),
+        notes=tuple(map(str, entry["notes"])),
+    )

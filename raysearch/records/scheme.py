@@ -1,0 +1,81 @@
+"""How one tensor is stored: bit-width, granularity, symmetric or asymmetric; written `4`, `4g64`, `3g32a`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from raysearch.errors import PlacementError
+
+LEAST_BITS, MOST_BITS = 2, 8
+
+_FORM = re.compile(r"([1-9][0-9]*)(?:g([1-9][0-9]*))?(a?)")
+
+
+@dataclass(frozen=True, order=True)
+class Scheme:
+    """One way to store the values of a quantizer.
+
+    A plain scheme is a bit-width alone: granularity and mode are those of the quantization point. Schemes
+    are ordered by their bit-width, then by granularity.
+
+    Attributes:
+        num_bits: 2–8.
+        group_size: inputs of a row that share a scale; 0 leaves the granularity to the point.
+        is_asymmetric: whether each scale has a zero point; False leaves the mode to the point.
+
+    Raises:
+        PlacementError: the bit-width is outside 2–8, or the group size is negative.
+
+    Example:
+        >>> [str(Scheme.of(value)) for value in (4, "4g64", Scheme(3, 32, is_asymmetric=True))]
+        ['4', '4g64', '3g32a']
+    """
+
+    num_bits: int
+    group_size: int = 0
+    is_asymmetric: bool = False
+
+    def __post_init__(self) -> None:
+        if not LEAST_BITS <= self.num_bits <= MOST_BITS:
+            raise PlacementError(
+                f"the scheme '{self}' has {self.num_bits} bits; a bit-width is {LEAST_BITS}–{MOST_BITS}."
+            )
+        if self.group_size < 0:
+            raise PlacementError(
+                f"the scheme '{self}' has groups of {self.group_size} inputs; give 1 or more."
+            )
+
+    @classmethod
+    def of(cls, value: int | str | Scheme) -> Scheme:
+        """The scheme that a bit-width or a text stands for.
+
+        Raises:
+            PlacementError: it stands for none; says how a scheme is written.
+        """
+        if isinstance(value, Scheme):
+            return value
+        match = _FORM.fullmatch(str(value))
+        if isinstance(value, bool) or match is None:
+            raise PlacementError(
+                f"'{value}' is no scheme. Write a bit-width, `g` and a group size where inputs share scales "
+                f"in groups, and `a` for asymmetric: 4, 4g64 or 3g32a."
+            )
+        num_bits, group_size, mode = match.groups()
+        return cls(int(num_bits), int(group_size or 0), mode == "a")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a bit-width and nothing else."""
+        return not self.group_size and not self.is_asymmetric
+
+    @property
+    def as_json(self) -> int | str:
+        """The number where it is plain, as assignments have it; else the text."""
+        return self.num_bits if self.is_plain else str(self)
+
+    def __str__(self) -> str:
+        """The text that `of` reads back."""
+        groups = f"g{self.group_size}" if self.group_size else ""
+        mode = "a" if self.is_asymmetric else ""
+        return f"{self.num_bits}{groups}{mode}"

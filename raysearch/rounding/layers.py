@@ -1,0 +1,183 @@
+"""What the weight of a layer is multiplied with: the vectors u of y = W u, one a position of the output.
+
+N  samples    P  output positions    G  groups    d  inputs of one output channel, kernel positions included
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PATCH_BYTES = 2**26
+"""Vectors that are held at once; more are made in pieces of whole samples, whose sums are added in order."""
+
+LayerKind = Literal["linear", "conv", "transposed", "embedding"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """All that decides which vectors a layer reads from its input.
+
+    Attributes:
+        kind: the operation.
+        groups: convolution groups; 1 of other layers.
+        kernel: spatial sizes of the kernel.
+        stride: per spatial dimension.
+        dilation: per spatial dimension.
+        padding: zeros before and after, per spatial dimension.
+    """
+
+    kind: LayerKind
+    groups: int = 1
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    padding: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One call of a function that reads a weight."""
+
+    geometry: Geometry
+    input: Tensor
+    weight: Tensor
+
+
+def read_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> LayerCall | None:
+    """What a torch function was called with; None where it is no layer."""
+    entry = _LAYERS.get(function)
+    if entry is None:
+        return None
+    kind, names = entry
+    values = {**dict(zip(names, args, strict=False)), **kwargs}
+    source, weight = values.get("input"), values.get("weight")
+    if not isinstance(source, Tensor) or not isinstance(weight, Tensor):
+        return None
+    if kind in ("linear", "embedding"):
+        return LayerCall(Geometry(kind), source, weight)
+    return LayerCall(_convolution(kind, weight, values), source, weight)
+
+
+def vectors(geometry: Geometry, source: Tensor) -> Iterator[Tensor]:
+    """The vectors that a layer's weight is multiplied with, [G, d, vectors] a piece; float32, or the input's.
+
+    Linear: rows of the input over all leading axes. Convolution: patches of the padded input, channels
+    first, per group. Transposed convolution: an output position reads those inputs whose kernel covers it,
+    which are the patches of the input with stride − 1 zeros put between its values, under the kernel turned
+    round; so d is again (channels of a group) · (kernel positions), as the weight has them.
+    """
+    if geometry.kind == "linear":
+        yield _computable(source.reshape(-1, source.shape[-1]).T)[None]
+        return
+    dims = len(geometry.kernel)
+    samples = source if source.ndim == dims + 2 else source[None]
+    size = (
+        prod(samples.shape[2:]) if geometry.kind == "transposed" else prod(_output_sizes(geometry, samples))
+    )
+    stuffing = prod(geometry.stride) if geometry.kind == "transposed" else 1
+    sample_bytes = 4 * samples.shape[1] * prod(geometry.kernel) * size * stuffing
+    for part in torch.split(samples, max(1, PATCH_BYTES // max(1, sample_bytes))):
+        yield _patches(geometry, part)
+
+
+def counts(source: Tensor, num_rows: int) -> Tensor:
+    """How often each row of an embedding is read, float64, [rows]."""
+    return torch.bincount(source.reshape(-1), minlength=num_rows).double()
+
+
+def _patches(geometry: Geometry, samples: Tensor) -> Tensor:
+    """[N, channels, sizes…] → [G, d, N·P]."""
+    stride, padding = geometry.stride, geometry.padding
+    if geometry.kind == "transposed":
+        samples = _stuffed(samples, stride)
+        stride = (1,) * len(stride)
+    # F.pad takes the last dimension first.
+    amounts = [amount for pair in reversed(padding) for amount in pair]
+    windows = F.pad(samples, amounts)
+    for dim, (size, step, gap) in enumerate(zip(geometry.kernel, stride, geometry.dilation, strict=True)):
+        windows = windows.unfold(2 + dim, gap * (size - 1) + 1, step)
+        windows = windows[..., ::gap]
+    dims = len(geometry.kernel)
+    if geometry.kind == "transposed":
+        windows = windows.flip(tuple(range(-dims, 0)))
+    # [N, channels, P…, kernel…] → [channels, kernel…, N, P…]
+    order = (1, *range(2 + dims, 2 + 2 * dims), 0, *range(2, 2 + dims))
+    ordered = _computable(windows.permute(order))
+    per_group = samples.shape[1] // geometry.groups * prod(geometry.kernel)
+    return ordered.reshape(geometry.groups, per_group, -1)
+
+
+def _computable(values: Tensor) -> Tensor:
+    """Half precision as float32: sums of its products would lose what the damping does not cover."""
+    return values.float() if values.element_size() < 4 else values
+
+
+def _stuffed(samples: Tensor, stride: Sequence[int]) -> Tensor:
+    """The samples with stride − 1 zeros between neighbours."""
+    if all(step == 1 for step in stride):
+        return samples
+    sizes = [(size - 1) * step + 1 for size, step in zip(samples.shape[2:], stride, strict=True)]
+    result = samples.new_zeros((*samples.shape[:2], *sizes))
+    places = tuple(slice(None, None, step) for step in stride)
+    result[(slice(None), slice(None), *places)] = samples
+    return result
+
+
+def _output_sizes(geometry: Geometry, samples: Tensor) -> list[int]:
+    sizes = []
+    for dim, size in enumerate(samples.shape[2:]):
+        reach = geometry.dilation[dim] * (geometry.kernel[dim] - 1) + 1
+        sizes.append((size + sum(geometry.padding[dim]) - reach) // geometry.stride[dim] + 1)
+    return sizes
+
+
+def _convolution(kind: LayerKind, weight: Tensor, values: Mapping[str, Any]) -> Geometry:
+    kernel = tuple(weight.shape[2:])
+    dims = len(kernel)
+    stride = _each(values.get("stride", 1), dims)
+    dilation = _each(values.get("dilation", 1), dims)
+    reach = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
+    asked = values.get("padding", 0)
+    if asked == "valid":
+        padding = [(0, 0)] * dims
+    elif asked == "same":
+        # torch puts the odd zero behind.
+        padding = [(total // 2, total - total // 2) for total in reach]
+    else:
+        padding = [(amount, amount) for amount in _each(asked, dims)]
+    if kind == "transposed":
+        behind = _each(values.get("output_padding", 0), dims)
+        padding = [
+            (total - front, total - back + more)
+            for total, (front, back), more in zip(reach, padding, behind, strict=True)
+        ]
+    return Geometry(kind, int(values.get("groups", 1)), kernel, stride, dilation, tuple(padding))
+
+
+def _each(value: Any, dims: int) -> tuple[int, ...]:
+    """One number a dimension, of a number or of a tuple that may have one entry for all."""
+    entries = tuple(value) if isinstance(value, Sequence) else (value,)
+    return tuple(map(int, entries * dims if len(entries) == 1 else entries))
+
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_LAYERS: dict[Callable[..., Any], tuple[LayerKind, tuple[str, ...]]] = {
+    F.linear: ("linear", ("input", "weight", "bias")),
+    F.embedding: ("embedding", ("input", "weight")),
+    torch.embedding: ("embedding", ("weight", "input")),
+    F.conv1d: ("conv", _CONV),
+    F.conv2d: ("conv", _CONV),
+    F.conv3d: ("conv", _CONV),
+    F.conv_transpose1d: ("transposed", _TRANSPOSED),
+    F.conv_transpose2d: ("transposed", _TRANSPOSED),
+    F.conv_transpose3d: ("transposed", _TRANSPOSED),
+}
+"""Function → the operation, and the names of its arguments in order."""

@@ -1,0 +1,61 @@
+"""A weight as rows, one an output channel, and which rows share a scale.
+
+G  convolution groups    R  rows of a group    d  inputs of a row    S  scales
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from raysearch.records.granularity import Granularity
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a weight lie in its tensor.
+
+    Attributes:
+        is_transposed: whether it is [inputs, outputs, kernel…], as transposed convolutions have it; else
+            [outputs, inputs, kernel…].
+        groups: convolution groups; the outputs of one read only its inputs.
+    """
+
+    is_transposed: bool = False
+    groups: int = 1
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """[G, R, d] of a weight."""
+        if not self.is_transposed:
+            return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
+        inputs, outputs = weight.shape[:2]
+        split = weight.reshape(self.groups, inputs // self.groups, outputs, -1)
+        return split.transpose(1, 2).reshape(self.groups, outputs, -1)
+
+    def weight(self, rows_grd: Tensor, shape: Sequence[int]) -> Tensor:
+        """The weight of such a shape that has these rows."""
+        if not self.is_transposed:
+            return rows_grd.reshape(tuple(shape))
+        inputs, outputs = shape[:2]
+        split = rows_grd.reshape(self.groups, outputs, inputs // self.groups, prod(shape[2:]))
+        return split.transpose(1, 2).reshape(tuple(shape))
+
+    def scale_ids(self, shape: Sequence[int], granularity: Granularity) -> Tensor | None:
+        """Index of the scale that each row has, [G, R]; None where a row has several.
+
+        Groups of a transposed convolution share their scales: channel 0 of every group has scale 0.
+        """
+        own = 1 if self.is_transposed else 0
+        num_rows = shape[own] if self.is_transposed else shape[own] // self.groups
+        places = granularity.normalized(shape)
+        if places.axis is None:
+            return torch.zeros(self.groups, num_rows, dtype=torch.long)
+        if places.axis != own or places.group_axis is not None:
+            return None
+        if self.is_transposed:
+            return torch.arange(num_rows).repeat(self.groups, 1)
+        return torch.arange(shape[own]).reshape(self.groups, num_rows)

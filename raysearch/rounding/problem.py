@@ -1,0 +1,214 @@
+"""What the rounding of one weight starts from: the weight, its schemes, and what its rows read.
+
+G  convolution groups    R  rows of a group    d  inputs of a row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raysearch.config.rounding import RoundingConfig
+from raysearch.errors import DataError
+from raysearch.quantizer import Quantizer, make_quantizer
+from raysearch.records import QuantizationPoint, QuantizerRange
+from raysearch.records.scheme import Scheme
+from raysearch.rounding.compensation import Factor, factorise
+from raysearch.rounding.layout import Layout
+from raysearch.rounding.second_moments import Moment, Reader
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that read the same.
+
+    Attributes:
+        first: the first of them, in each group.
+        last: one more than the last.
+        factor: of their H; None for rows of an embedding, whose inputs are the unit vectors.
+    """
+
+    first: int
+    last: int
+    factor: Factor | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the rows of a weight are multiplied with.
+
+    Attributes:
+        layout: how the rows lie in the weight.
+        blocks: all rows, in order.
+        row_weights: how much the error of each row counts, [G, R]; of an embedding how often it is read.
+    """
+
+    layout: Layout
+    blocks: tuple[Block, ...]
+    row_weights: Tensor
+
+    def times_moments(self, rows: Tensor) -> Tensor:
+        """Each row, […, G, R, d], times the H of its block."""
+        parts = []
+        for block in self.blocks:
+            part = rows[..., block.first : block.last, :]
+            parts.append(part if block.factor is None else part @ block.factor.moments_gdd)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One scheme that a weight is rounded to.
+
+    Attributes:
+        scheme: the scheme.
+        levels: lowest and highest code.
+        start: the calibrated range; its zero points stay as they are.
+    """
+
+    scheme: Scheme
+    levels: tuple[int, int]
+    start: QuantizerRange
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One weight and all its schemes.
+
+    Attributes:
+        point: its quantization point.
+        weight: the float weight.
+        targets: the schemes.
+        inputs: what its rows read; None where nothing is known of it.
+        num_samples: samples that `inputs` is the sum over.
+        notes: what happened on the way here.
+    """
+
+    point: QuantizationPoint
+    weight: Tensor
+    targets: tuple[Target, ...]
+    inputs: Inputs | None = None
+    num_samples: int = 1
+    notes: tuple[str, ...] = ()
+
+    def quantizer(self, target: Target) -> Quantizer:
+        """The point's quantizer with the calibrated range of a target."""
+        quantizer = make_quantizer(self.point).to(self.weight.device)
+        quantizer.set_range(target.scheme.num_bits, target.start)
+        return quantizer
+
+
+def gather_inputs(
+    point: QuantizationPoint,
+    parts: Sequence[tuple[Reader, Moment]],
+    settings: RoundingConfig,
+    device: torch.device | str = "cpu",
+) -> tuple[Inputs | None, tuple[str, ...]]:
+    """Put together what all uses of a weight read, factored; and notes on what was out of the ordinary.
+
+    The moments of several uses are added; uses of different rows leave blocks of rows with their own. An
+    embedding that is tied to another layer adds the mean of its counts to that layer's diagonal. Of fewer
+    vectors than inputs H is singular: the damping is raised by the ratio of the two, up to 1.
+
+    Args:
+        point: the weight.
+        parts: every use: which part of the weight, and the sum over what it reads.
+        settings: damping and order.
+        device: where the weight is.
+
+    Raises:
+        DataError: an input is NaN or infinite; names the weight.
+    """
+    for _, moment in parts:
+        if not np.isfinite(moment.values).all():
+            raise DataError(
+                f"what the weight '{point.id}' reads takes NaN or infinity on the calibration data; mend the "
+                f"data, or leave the layer float (placement.ignored_scopes)."
+            )
+    if not parts:
+        return None, ("the calibration data never reach this weight: rounded to nearest",)
+    tables = [(reader, moment) for reader, moment in parts if reader.kind == "embedding"]
+    layers = [(reader, moment) for reader, moment in parts if reader.kind != "embedding"]
+    layouts = {Layout(reader.kind == "transposed", reader.groups) for reader, _ in layers} or {Layout()}
+    layout = next(iter(layouts))
+    has_parts = any(_is_part(reader, point.shape) for reader, _ in layers)
+    if len(layouts) > 1 or (layout.groups > 1 and has_parts):
+        return None, ("uses of this weight lay its rows out in different ways: rounded to nearest",)
+    counts = torch.zeros(point.shape[0], dtype=torch.float64, device=device)
+    for reader, moment in tables:
+        counts[slice(*reader.rows)] += torch.from_numpy(moment.values).to(device)
+    if not layers:
+        return Inputs(layout, (Block(0, point.shape[0], None),), counts[None]), ()
+    sums = _blocks(point.shape, layout, layers, device)
+    alike = torch.ones(layout.groups, sums[-1][1], dtype=torch.float64, device=device)
+    num_vectors = min(moment.num_vectors for _, moment in layers)
+    num_inputs = sums[0][2].shape[1]
+    damping = min(settings.damping * max(1.0, num_inputs / max(1, num_vectors)), 1.0)
+    blocks = []
+    for first, last, matrix in sums:
+        if tables:
+            matrix.diagonal(dim1=1, dim2=2).add_(counts.mean())
+        factor = factorise(matrix, damping, act_order=settings.act_order)
+        blocks.append(Block(first, last, factor))
+    inputs = Inputs(layout, tuple(blocks), alike)
+    return inputs, _notes(inputs, num_vectors, settings.damping, damping)
+
+
+def _notes(inputs: Inputs, num_vectors: int, asked: float, damping: float) -> tuple[str, ...]:
+    factors = [block.factor for block in inputs.blocks if block.factor is not None]
+    num_inputs = factors[0].order_gd.shape[1]
+    notes = []
+    if damping > asked:
+        notes.append(
+            f"{num_vectors} calibration vectors for {num_inputs} inputs: damping raised from {asked:g} to "
+            f"{damping:.3g}"
+        )
+    raised = max(factor.damping for factor in factors)
+    if raised > damping:
+        notes.append(f"the second moments are singular: damping raised from {damping:.3g} to {raised:.3g}")
+    num_dead = sum(factor.num_dead for factor in factors)
+    if num_dead:
+        total = sum(factor.order_gd.numel() for factor in factors)
+        notes.append(f"{num_dead} of {total} inputs are always 0: their weights are rounded to nearest")
+    return tuple(notes)
+
+
+def _blocks(
+    shape: Sequence[int],
+    layout: Layout,
+    layers: Iterable[tuple[Reader, Moment]],
+    device: torch.device | str,
+) -> list[tuple[int, int, Tensor]]:
+    """Blocks of rows, each with the sum over all that reads its rows."""
+    kernel = prod(shape[2:])
+    uses = []
+    for reader, moment in layers:
+        outputs, inputs = (
+            (reader.columns, reader.rows) if layout.is_transposed else (reader.rows, reader.columns)
+        )
+        uses.append((outputs, inputs, torch.from_numpy(moment.values).to(device)))
+    num_rows = shape[1] if layout.is_transposed else shape[0] // layout.groups
+    num_inputs = shape[0] // layout.groups if layout.is_transposed else shape[1]
+    if layout.groups > 1:
+        total = sum((matrix for _, _, matrix in uses[1:]), start=uses[0][2].clone())
+        return [(0, num_rows, total)]
+    edges = sorted({0, num_rows} | {edge for outputs, _, _ in uses for edge in outputs})
+    blocks = []
+    for first, last in pairwise(edges):
+        matrix = torch.zeros(1, num_inputs * kernel, num_inputs * kernel, dtype=torch.float64, device=device)
+        for outputs, inputs, values in uses:
+            if outputs[0] <= first and last <= outputs[1]:
+                span = slice(inputs[0] * kernel, inputs[1] * kernel)
+                matrix[:, span, span] += values
+        blocks.append((first, last, matrix))
+    return blocks
+
+
+def _is_part(reader: Reader, shape: Sequence[int]) -> bool:
+    return reader.rows != (0, shape[0]) or reader.columns != (0, shape[1])

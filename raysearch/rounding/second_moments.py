@@ -1,0 +1,299 @@
+"""Second moments H = Σ u uᵀ of what every weight is multiplied with, on the calibration data.
+
+G  groups of rows that read different inputs    d  inputs of a row    rows  output channels
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from raysearch.cluster.pool import UnitValue
+from raysearch.errors import DataError
+from raysearch.evaluation import Batch, DataSet, Replica, batch_size, run_in_microbatches, shard_name
+from raysearch.evaluation.forward import frozen_eval
+from raysearch.hooks.functions import OPENED
+from raysearch.rounding.layers import Geometry, LayerKind, counts, read_call, vectors
+
+FloatArray = npt.NDArray[np.float64]
+
+NUM_BLOCKS, LEAST_BLOCK = 4, 64
+"""A symmetric product is taken in so many blocks of rows, each from the diagonal on: 5/8 of the work."""
+
+_READERS, _SAMPLES = "readers", "num_samples"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A weight, or a part of one, that reads an input: attention splits its `in_proj_weight` by rows.
+
+    Attributes:
+        weight: quantizer id.
+        kind: the operation.
+        groups: convolution groups.
+        rows: first and last-but-one entry along dimension 0.
+        columns: the same along dimension 1; (0, 0) of a weight with one dimension.
+    """
+
+    weight: str
+    kind: LayerKind
+    groups: int
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+
+@dataclass
+class Moment:
+    """The sum over all inputs that the same readers read.
+
+    Attributes:
+        values: H, [G, d, d], of which the upper half counts, or of an embedding how often each row is read,
+            [rows]; float64.
+        num_vectors: how many vectors were added.
+    """
+
+    values: FloatArray
+    num_vectors: int
+
+
+@dataclass
+class Moments:
+    """What some of the calibration data gives.
+
+    Attributes:
+        sums: readers → the sum over what they read together.
+        num_samples: samples that were run.
+    """
+
+    sums: dict[tuple[Reader, ...], Moment] = field(default_factory=dict)
+    num_samples: int = 0
+
+    def to_value(self) -> UnitValue:
+        """As arrays: one a moment, of a symmetric matrix the upper half."""
+        arrays: dict[str, np.ndarray] = {_SAMPLES: np.array(self.num_samples)}
+        described = []
+        for index, (readers, moment) in enumerate(self.sums.items()):
+            arrays[f"moment{index}"] = _packed(moment.values)
+            described.append(
+                {"readers": [asdict(reader) for reader in readers], "num_vectors": moment.num_vectors}
+            )
+        arrays[_READERS] = np.frombuffer(json.dumps(described).encode(), np.uint8)
+        return arrays
+
+    @classmethod
+    def from_value(cls, value: UnitValue) -> Moments:
+        """Read what `to_value` gave."""
+        sums: dict[tuple[Reader, ...], Moment] = {}
+        for index, entry in enumerate(json.loads(value[_READERS].tobytes())):
+            readers = tuple(_reader_from(reader) for reader in entry["readers"])
+            sums[readers] = Moment(_unpacked(value[f"moment{index}"]), entry["num_vectors"])
+        return cls(sums, int(value[_SAMPLES]))
+
+
+def merge_moments(parts: Sequence[Moments]) -> Moments:
+    """The sum of several, added in the order given."""
+    return reduce(_added, parts, Moments())
+
+
+def _added(one: Moments, other: Moments) -> Moments:
+    sums = dict(one.sums)
+    for readers, moment in other.sums.items():
+        before = sums.get(readers)
+        if before is not None:
+            moment = Moment(before.values + moment.values, before.num_vectors + moment.num_vectors)
+        sums[readers] = moment
+    return Moments(sums, one.num_samples + other.num_samples)
+
+
+def observe_moments(replica: Replica, weights: Sequence[str], first: int, last: int) -> UnitValue:
+    """Unit: the second moments of all weights on the calibration shards first … last−1.
+
+    One forward a shard. Products over `PATCH_BYTES` of vectors are in the model's precision, at least
+    float32; their sums are float64. Memory: 8·d² bytes a distinct input (and group) of the model, the inputs
+    of one forward, and the vectors. A shard that does not fit is run in pieces, which are added in order.
+    """
+
+    def collect(part: Batch) -> Moments:
+        tap = MomentTap(parameters)
+        with torch.no_grad(), tap:
+            replica.forward(replica.model, part)
+        return tap.finish(batch_size(part))
+
+    parameters = {name: replica.model.get_parameter(name) for name in weights}
+    parts = []
+    for index in range(first, last):
+        with frozen_eval(replica.model):
+            moments: Moments = run_in_microbatches(
+                collect,
+                replica.shard(DataSet.CALIBRATION, index),
+                replica.microbatches("moments"),
+                combine=merge_moments,
+                name=shard_name(DataSet.CALIBRATION, index),
+            )
+        parts.append(moments)
+    return merge_moments(parts).to_value()
+
+
+@dataclass
+class _Input:
+    """A tensor that a layer read, for as long as another layer may read the same."""
+
+    reference: weakref.ref[Tensor]
+    version: int
+    geometry: Geometry
+    moment: Moment
+    readers: list[Reader]
+
+    def is_of(self, source: Tensor, geometry: Geometry) -> bool:
+        return self.reference() is source and self.version == source._version and self.geometry == geometry
+
+
+class MomentTap(TorchFunctionMode):
+    """While active, takes the second moments of what the given parameters are multiplied with.
+
+    Layers are known by the parameter that they read, whole or a part of it, wherever the call is made: within
+    a module of torch, in a model's own forward, or inside `F.multi_head_attention_forward`. Layers that read
+    one tensor share its moment, which is then computed once.
+
+    Args:
+        parameters: quantizer id → the parameter.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._places: dict[int, list[tuple[str, Tensor]]] = {}
+        for name, parameter in parameters.items():
+            storage = parameter.untyped_storage().data_ptr()
+            self._places.setdefault(storage, []).append((name, parameter))
+        self._open: list[_Input] = []
+        self._moments = Moments()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Look at the operands of a layer's call, and make the call as it is."""
+        kwargs = kwargs or {}
+        if func in OPENED:
+            with self:
+                return OPENED[func](*args, **kwargs)
+        call = read_call(func, args, kwargs)
+        if call is not None:
+            self._observe(call.geometry, call.input.detach(), call.weight, call.input)
+        return func(*args, **kwargs)
+
+    def finish(self, num_samples: int) -> Moments:
+        """The sums of the forward that has ended, of so many samples."""
+        self._close(self._open)
+        self._open = []
+        self._moments.num_samples = num_samples
+        return self._moments
+
+    def _observe(self, geometry: Geometry, values: Tensor, weight: Tensor, source: Tensor) -> None:
+        reader = self._reader_of(weight, geometry)
+        if reader is None:
+            return
+        for entry in self._open:
+            if entry.is_of(source, geometry):
+                entry.readers.append(reader)
+                return
+        self._close_finished()
+        moment = _moment_of(geometry, values, weight)
+        self._open.append(_Input(weakref.ref(source), source._version, geometry, moment, [reader]))
+
+    def _close_finished(self) -> None:
+        # Only from the front: sums are then always added in the order of the calls, whenever a tensor dies.
+        count = 0
+        while count < len(self._open) and self._open[count].reference() is None:
+            count += 1
+        self._close(self._open[:count])
+        self._open = self._open[count:]
+
+    def _close(self, entries: Iterable[_Input]) -> None:
+        for entry in entries:
+            part = Moments({tuple(entry.readers): entry.moment})
+            self._moments = _added(self._moments, part)
+
+    def _reader_of(self, weight: Tensor, geometry: Geometry) -> Reader | None:
+        for name, parameter in self._places.get(weight.untyped_storage().data_ptr(), ()):
+            place = _part_of(parameter, weight)
+            if place is not None:
+                return Reader(name, geometry.kind, geometry.groups, *place)
+        return None
+
+
+def _part_of(parameter: Tensor, weight: Tensor) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Rows and columns of a parameter that a view of it holds; None where it is no such part."""
+    if weight.dtype != parameter.dtype or weight.stride() != parameter.stride():
+        return None
+    offset = weight.storage_offset() - parameter.storage_offset()
+    starts = []
+    for stride in parameter.stride():
+        starts.append(offset // stride if stride else 0)
+        offset -= starts[-1] * stride
+    spans = [(start, start + size) for start, size in zip(starts, weight.shape, strict=True)]
+    fits = all(0 <= low < high <= size for (low, high), size in zip(spans, parameter.shape, strict=True))
+    whole = all(span == (0, size) for span, size in zip(spans[2:], parameter.shape[2:], strict=True))
+    if offset or not fits or not whole:
+        return None
+    return spans[0], spans[1] if len(spans) > 1 else (0, 0)
+
+
+def _moment_of(geometry: Geometry, source: Tensor, weight: Tensor) -> Moment:
+    if geometry.kind == "embedding":
+        values = counts(source, weight.shape[0])
+        return Moment(values.cpu().numpy(), source.numel())
+    total: Tensor | None = None
+    num_vectors = 0
+    for piece_gdv in vectors(geometry, source):
+        size = piece_gdv.shape[1]
+        if total is None:
+            total = torch.zeros(len(piece_gdv), size, size, dtype=torch.float64, device=piece_gdv.device)
+        _add_products(total, piece_gdv)
+        num_vectors += piece_gdv.shape[2]
+    if total is None:
+        raise DataError("a layer was called with no samples; give batches of at least one.")
+    return Moment(total.cpu().numpy(), num_vectors)
+
+
+def _add_products(total_gdd: Tensor, piece_gdv: Tensor) -> None:
+    """Add Σ u uᵀ of a piece to the upper half of a sum; what lies below it is left incomplete."""
+    size = piece_gdv.shape[1]
+    step = max(LEAST_BLOCK, -(-size // NUM_BLOCKS))
+    for start in range(0, size, step):
+        rows = slice(start, start + step)
+        product = piece_gdv[:, rows] @ piece_gdv[:, start:].transpose(1, 2)
+        total_gdd[:, rows, start:] += product
+
+
+def _packed(values: FloatArray) -> FloatArray:
+    """The upper halves of symmetric matrices [G, d, d], [G, d(d+1)/2]; counts stay as they are."""
+    if values.ndim == 1:
+        return values
+    upper = np.triu(np.ones(values.shape[1:], bool))
+    return values[:, upper]
+
+
+def _unpacked(packed: np.ndarray) -> FloatArray:
+    if packed.ndim == 1:
+        return np.asarray(packed, np.float64)
+    size = int(np.sqrt(2 * packed.shape[1]))
+    upper = np.triu(np.ones((size, size), bool))
+    values = np.zeros((len(packed), size, size))
+    values[:, upper] = packed
+    mirrored = values.transpose(0, 2, 1).copy()
+    mirrored[:, upper] = packed
+    return mirrored
+
+
+def _reader_from(entry: Mapping[str, Any]) -> Reader:
+    return Reader(**{**entry, "rows": tuple(entry["rows"]), "columns": tuple(entry["columns"])})

@@ -1,0 +1,53 @@
+"""Schemes as text, numbers and records."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysearch.errors import PlacementError
+from raysearch.records.scheme import Scheme
+
+SCHEMES = st.builds(Scheme, st.integers(2, 8), st.integers(0, 10**6), st.booleans())
+
+
+@given(SCHEMES)
+def test_what_is_written_is_read_back(scheme):
+    assert Scheme.of(str(scheme)) == scheme
+    assert Scheme.of(scheme.as_json) == scheme
+    assert Scheme.of(scheme) is scheme
+
+
+@given(SCHEMES)
+def test_a_plain_scheme_is_a_number_in_json(scheme):
+    assert isinstance(scheme.as_json, int) == scheme.is_plain
+    assert scheme.is_plain == (scheme == Scheme(scheme.num_bits))
+
+
+@given(st.text(alphabet="0123456789ga -+.", max_size=8))
+def test_any_text_is_read_as_it_is_written_or_refused(text):
+    with contextlib.suppress(PlacementError):
+        assert str(Scheme.of(text)) == text
+
+
+@pytest.mark.parametrize(
+    "value", ["", "4g", "g64", "4a64", "04", "4g064", "4G64", "4 ", "four", True, 4.0, None]
+)
+def test_what_is_no_scheme_is_refused_with_how_to_write_one(value):
+    with pytest.raises(PlacementError, match="4g64"):
+        Scheme.of(value)
+
+
+@pytest.mark.parametrize("value", [1, 9, "16g128", "1a"])
+def test_widths_outside_2_to_8_are_refused(value):
+    with pytest.raises(PlacementError, match="2–8"):
+        Scheme.of(value)
+
+
+def test_schemes_ascend_by_their_width():
+    assert sorted(map(Scheme.of, ("8", "3g32a", "3", "2g16"))) == list(
+        map(Scheme.of, ("2g16", "3", "3g32a", "8"))
+    )

@@ -1,0 +1,30 @@
+"""What second moments say of a weight, by the readers that they were taken of."""
+
+from __future__ import annotations
+
+import torch
+
+from raysearch.rounding.layout import Layout
+
+
+def values_of(moments, weight):
+    """Every (reader, H) of a weight."""
+    return [
+        (reader, torch.from_numpy(moment.values))
+        for readers, moment in moments.sums.items()
+        for reader in readers
+        if reader.weight == weight
+    ]
+
+
+def quadratic(moments, weight, delta):
+    """tr(Δ H Δᵀ) by the moments, one number for the whole weight."""
+    total = torch.zeros(())
+    for reader, matrix in values_of(moments, weight):
+        layout = Layout(reader.kind == "transposed", reader.groups)
+        part = delta[slice(*reader.rows)]
+        if reader.columns != (0, 0):
+            part = part[:, slice(*reader.columns)]
+        rows = layout.rows(part)
+        total = total + ((rows @ matrix) * rows).sum()
+    return total
