@@ -57,21 +57,21 @@ def adapt_batch_norm(
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm) and module.track_running_stats and module.running_mean is not None
     }
-    with _buffers_kept(model), frozen_eval(model), _training(norms.values(), cumulative), torch.no_grad():
+    with _restored_buffers(model), frozen_eval(model), _training(norms.values(), cumulative), torch.no_grad():
         if norms and num_samples:
             _feed(model, batches, forward, num_samples)
-        found = {
+        statistics = {
             f"{name}.{field}" if name else field: getattr(module, field).detach().cpu().clone()
             for name, module in norms.items()
             for field in _FIELDS
         }
-    for name, value in found.items():
+    for name, value in statistics.items():
         if not bool(torch.isfinite(value).all()):
             raise DataError(
                 f"adapting the BatchNorm statistics makes '{name}' NaN or infinite; mend the data or the "
                 f"weights before that layer."
             )
-    return found
+    return statistics
 
 
 def apply_batch_norm(model: nn.Module, statistics: Mapping[str, Tensor]) -> None:
@@ -94,7 +94,8 @@ def apply_batch_norm(model: nn.Module, statistics: Mapping[str, Tensor]) -> None
 
 def _feed(model: nn.Module, batches: Iterable[Batch], forward: Forward, num_samples: int) -> None:
     first = next(model.parameters(), None)
-    left, seen = num_samples, 0
+    left = num_samples
+    num_read = 0
     for batch in batches:
         size = min(batch_size(batch), left)
         if size > 1:
@@ -103,11 +104,11 @@ def _feed(model: nn.Module, batches: Iterable[Batch], forward: Forward, num_samp
                 device = first.device
                 part = map_tensors(part, lambda tensor, to=device: tensor.to(to))  # type: ignore[misc]
             forward(model, part)
-            seen += size
+            num_read += size
         left -= size
         if left <= 0:
             break
-    if not seen:
+    if not num_read:
         raise DataError(
             "BatchNorm statistics cannot be adapted: there is no batch of at least two samples. Give larger "
             "batches, or set the number of samples to 0."
@@ -116,24 +117,24 @@ def _feed(model: nn.Module, batches: Iterable[Batch], forward: Forward, num_samp
 
 @contextmanager
 def _training(norms: Iterable[_BatchNorm], cumulative: bool) -> Iterator[None]:
-    found = [(norm, norm.momentum) for norm in norms]
+    momenta = [(norm, norm.momentum) for norm in norms]
     try:
-        for norm, _ in found:
+        for norm, _ in momenta:
             norm.training = True
             if cumulative:
                 norm.reset_running_stats()
                 norm.momentum = None
         yield
     finally:
-        # The flags are put back by `frozen_eval`, the buffers by `_buffers_kept`.
-        for norm, momentum in found:
+        # The flags are put back by `frozen_eval`, the buffers by `_restored_buffers`.
+        for norm, momentum in momenta:
             norm.momentum = momentum
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
+def _restored_buffers(model: nn.Module) -> Iterator[None]:
     # Objects and values: a forward may write into a buffer, or put another tensor in its place.
-    kept = [
+    saved = [
         (module, name, buffer, None if buffer is None else buffer.detach().clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
@@ -142,7 +143,7 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for module, name, buffer, value in kept:
+            for module, name, buffer, value in saved:
                 if buffer is not None and value is not None:
                     buffer.copy_(value)
                 module._buffers[name] = buffer

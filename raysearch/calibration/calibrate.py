@@ -188,8 +188,8 @@ def _observe_weight(point: QuantizationPoint, weight: Tensor, rule: Rule) -> Obs
     observer = Observer(plan)
     # A weight is one sample.
     observer(weight.detach()[None])
-    whole = Statistics.from_units([observer.collect()])
-    return Observed.check(point, [whole], whole)
+    statistics = Statistics.from_units([observer.collect()])
+    return Observed.check(point, [statistics], statistics)
 
 
 def _needs_counts(point: QuantizationPoint, weight: Tensor) -> bool:

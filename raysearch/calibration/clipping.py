@@ -30,8 +30,8 @@ class SquaredError:
     sums are float64, so the answer is right to about 1e-16 of Σx².
     """
 
-    def __init__(self, found: Distribution) -> None:
-        counts, values = found.counts.astype(np.float64), found.values
+    def __init__(self, distribution: Distribution) -> None:
+        counts, values = distribution.counts.astype(np.float64), distribution.values
         self._values = values
         self._sums = np.concatenate(
             [np.zeros((3, 1)), np.cumsum([counts, counts * values, counts * values**2], axis=1)], axis=1
@@ -47,7 +47,7 @@ class SquaredError:
 
 
 def mse_interval(
-    found: Distribution, low: float, high: float, levels: tuple[int, int]
+    distribution: Distribution, low: float, high: float, levels: tuple[int, int]
 ) -> tuple[float, float]:
     """The interval within [low, high] whose affine grid has the least Σ (Q(x) − x)².
 
@@ -58,37 +58,37 @@ def mse_interval(
     Cost: about 1,000 evaluations when both ends move, 75 when one does; 2^b·log₂(values) each.
     """
     low, high = min(low, 0.0), max(high, 0.0)
-    error = SquaredError(found)
-    known: dict[tuple[float, float], float] = {}
+    error = SquaredError(distribution)
+    errors: dict[tuple[float, float], float] = {}
 
     def judge(a: float, b: float) -> float:
-        if (a, b) not in known:
-            known[a, b] = error(*affine_grid(low * a, high * b, levels), levels)
-        return known[a, b]
+        if (a, b) not in errors:
+            errors[a, b] = error(*affine_grid(low * a, high * b, levels), levels)
+        return errors[a, b]
 
-    first, second = low < 0, high > 0
+    has_low, has_high = low < 0, high > 0
     best = (1.0, 1.0)
-    count = NUM_CLIPS // 2 if first and second else NUM_CLIPS
+    count = NUM_CLIPS // 2 if has_low and has_high else NUM_CLIPS
     step = 1 / count
-    whole = np.arange(count, 0, -1) / count
-    lows, highs = (whole if first else [1.0]), (whole if second else [1.0])
+    raster = np.arange(count, 0, -1) / count
+    lows, highs = (raster if has_low else [1.0]), (raster if has_high else [1.0])
     for _ in range(NUM_ROUNDS + 1):
         pairs = [(float(a), float(b)) for a in lows for b in highs]
         # Ties go to the wider interval, which comes first.
         best = min([best, *pairs], key=lambda pair: judge(*pair))
         step /= 8
         near = np.arange(8, -9, -1) * step
-        lows = np.clip(best[0] + near, step, 1.0) if first else [1.0]
-        highs = np.clip(best[1] + near, step, 1.0) if second else [1.0]
+        lows = np.clip(best[0] + near, step, 1.0) if has_low else [1.0]
+        highs = np.clip(best[1] + near, step, 1.0) if has_high else [1.0]
     return low * best[0], high * best[1]
 
 
-def mse_peak(found: Distribution, top: float, levels: tuple[int, int]) -> float:
+def mse_peak(distribution: Distribution, top: float, levels: tuple[int, int]) -> float:
     """The magnitude up to 1.1·`top` whose symmetric grid has the least Σ (Q(x) − x)².
 
     Above `top`, because a signed grid reaches one level further down than up.
     """
-    error = SquaredError(found)
+    error = SquaredError(distribution)
     best, step = 1.0, 1 / NUM_CLIPS
     tried = np.concatenate([[1.0], np.arange(1.1, step / 2, -step)])
     for _ in range(NUM_ROUNDS + 1):
@@ -99,7 +99,7 @@ def mse_peak(found: Distribution, top: float, levels: tuple[int, int]) -> float:
     return top * best
 
 
-def entropy_peak(found: Distribution, num_levels: int) -> float:
+def entropy_peak(distribution: Distribution, num_levels: int) -> float:
     """The threshold T on |x| that loses least information on `num_levels` levels of 0 … T.
 
     |x| without exact zeros (they are on every grid) is counted in NUM_BINS bins of 0 … max |x|. For each T,
@@ -111,7 +111,7 @@ def entropy_peak(found: Distribution, num_levels: int) -> float:
 
     Source: Migacz, 8-bit inference with TensorRT, GTC 2017.
     """
-    sizes = found.magnitudes()
+    sizes = distribution.magnitudes()
     sizes = sizes.where(sizes.values > 0)
     if not len(sizes.values):
         return 0.0
@@ -135,5 +135,5 @@ def _relative_entropy(bins: FloatArray, stop: int, num_levels: int) -> float:
     if not inner.any() or (clipped[-1] > 0 and spread[-1] == 0):
         return float("inf")
     p, q = clipped / clipped.sum(), spread / spread.sum()
-    seen = p > 0
-    return float((p[seen] * np.log(p[seen] / q[seen])).sum())
+    occurs = p > 0
+    return float((p[occurs] * np.log(p[occurs] / q[occurs])).sum())

@@ -89,8 +89,8 @@ def count_values(x: Tensor, significant_bits: int = SIGNIFICANT_BITS) -> Distrib
     """
     flat = x.detach().float().reshape(-1)
     if significant_bits >= EXACT_BITS:
-        found, counts = torch.unique(flat, return_counts=True)
-        return _distinct(found.cpu().numpy(), counts.cpu().numpy())
+        values, counts = torch.unique(flat, return_counts=True)
+        return _distinct(values.cpu().numpy(), counts.cpu().numpy())
     drop = EXACT_BITS - significant_bits
     zero = 1 << (31 - drop)
 
@@ -101,15 +101,15 @@ def count_values(x: Tensor, significant_bits: int = SIGNIFICANT_BITS) -> Distrib
         return torch.where(bits < 0, -sizes, sizes)
 
     if flat.numel() < _FEW:
-        seen, counts = torch.unique(keys(flat), return_counts=True)
+        present, counts = torch.unique(keys(flat), return_counts=True)
     else:
         bins = torch.zeros(2 * zero + 1, dtype=torch.int64, device=flat.device)
         for chunk in torch.split(flat, _CHUNK):
             bins += torch.bincount(keys(chunk) + zero, minlength=2 * zero + 1)
         filled = bins.nonzero().reshape(-1)
-        seen, counts = filled - zero, bins[filled]
-    magnitudes = (seen.abs() << drop).to(torch.int32).cpu().numpy().view(np.float32)
-    return _distinct(magnitudes * np.sign(seen.cpu().numpy()), counts.cpu().numpy())
+        present, counts = filled - zero, bins[filled]
+    magnitudes = (present.abs() << drop).to(torch.int32).cpu().numpy().view(np.float32)
+    return _distinct(magnitudes * np.sign(present.cpu().numpy()), counts.cpu().numpy())
 
 
 def _distinct(values: npt.NDArray[np.floating], counts: npt.NDArray[np.int64]) -> Distribution:

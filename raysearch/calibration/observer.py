@@ -48,19 +48,21 @@ class Observer(nn.Module):
 
     def _forget(self) -> None:
         self._extremes: list[Tensor] = []
-        self._kept: list[Tensor] = []
+        self._rows: list[Tensor] = []
         self._counted: list[list[Distribution]] = []
-        self._seen: list[tuple[weakref.ref[Tensor], int]] = []
+        # Weak, so that an observer keeps no activation alive; with the version, since an in-place operation
+        # makes another tensor of the same object.
+        self._observed: list[tuple[weakref.ref[Tensor], int]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """The input, unchanged."""
-        if any(seen() is x and version == x._version for seen, version in self._seen):
+        if any(tensor() is x and version == x._version for tensor, version in self._observed):
             return x
-        self._seen.append((weakref.ref(x), x._version))
+        self._observed.append((weakref.ref(x), x._version))
         rows = channel_values(x.detach(), self.plan.axis)
         self._extremes.append(torch.stack([rows.amin(2), rows.amax(2)], 2).double())
         if self.plan.percentiles is not None:
-            self._kept.append(rows.clone())
+            self._rows.append(rows.clone())
         if self.plan.significant_bits:
             bits = self.plan.significant_bits
             self._counted.append([count_values(rows[:, c], bits) for c in range(rows.shape[1])])
@@ -78,21 +80,24 @@ class Observer(nn.Module):
             return {"rows": np.empty((0, 1, wide))}
         rows = _pool(self._extremes)
         if self.plan.percentiles is not None:
-            rows = torch.cat([rows, _sample_percentiles(self._kept, self.plan.percentiles)], 2)
-        found: dict[str, npt.NDArray[np.generic]] = {"rows": rows.cpu().numpy()}
+            rows = torch.cat([rows, _sample_percentiles(self._rows, self.plan.percentiles)], 2)
+        arrays: dict[str, npt.NDArray[np.generic]] = {"rows": rows.cpu().numpy()}
         if self._counted:
             merged = [Distribution.merge(parts) for parts in zip(*self._counted, strict=True)]
-            found |= _packed(merged)
+            arrays |= _packed(merged)
         self._forget()
-        return found
+        return arrays
 
 
 def merge_collected(parts: Sequence[Collected]) -> Collected:
     """What one observer would have collected of several pieces of a shard, in their order."""
-    whole = Statistics.from_units(parts)
-    if not len(whole.rows):
+    merged = Statistics.from_units(parts)
+    if not len(merged.rows):
         return parts[0]
-    return {"rows": whole.rows, **(_packed(whole.distributions) if whole.distributions else {})}
+    arrays: dict[str, npt.NDArray[np.generic]] = {"rows": merged.rows}
+    if merged.distributions:
+        arrays |= _packed(merged.distributions)
+    return arrays
 
 
 def _packed(channels: Sequence[Distribution]) -> dict[str, npt.NDArray[np.generic]]:
@@ -120,7 +125,7 @@ def _pool(calls: list[Tensor]) -> Tensor:
 
 def _sample_percentiles(calls: list[Tensor], percentiles: tuple[float, float]) -> Tensor:
     alike = len({call.shape[0] for call in calls}) == 1
-    found = []
+    parts = []
     for rows in [torch.cat(calls, 2)] if alike else calls:
         ordered = rows.sort(2).values.double()
         last = ordered.shape[2] - 1
@@ -130,5 +135,5 @@ def _sample_percentiles(calls: list[Tensor], percentiles: tuple[float, float]) -
             below = min(int(position), last)
             low, high = ordered[..., below], ordered[..., min(below + 1, last)]
             columns.append(low + (high - low) * (position - below))
-        found.append(torch.stack(columns, 2))
-    return torch.cat(found)
+        parts.append(torch.stack(columns, 2))
+    return torch.cat(parts)

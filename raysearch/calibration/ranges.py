@@ -105,7 +105,7 @@ class Observed:
         return cls(tuple(batch for batch in batches if len(batch.rows)), whole)
 
 
-def find_range(point: QuantizationPoint, seen: Observed, rule: Rule, num_bits: int) -> QuantizerRange:
+def find_range(point: QuantizationPoint, observed: Observed, rule: Rule, num_bits: int) -> QuantizerRange:
     """The range of a point at a width, on the levels of its own quantizer.
 
     Symmetric: signed when the data has negative values in any channel (one flag a quantizer), unless the
@@ -119,38 +119,38 @@ def find_range(point: QuantizationPoint, seen: Observed, rule: Rule, num_bits: i
     spec = point.grid_spec
     if spec.mode == "asymmetric":
         levels = levels_of(point, num_bits, signed=False)
-        low, high = _interval(point, seen, rule, levels)
+        low, high = _interval(point, observed, rule, levels)
         low, high = _filled(point, rule, np.minimum(low, 0.0), np.maximum(high, 0.0))
         return (reference_affine if rule.is_reference else affine_range)(low, high, levels)
-    signed = bool((seen.whole.low < 0).any()) if spec.signed is None else spec.signed
+    signed = bool((observed.whole.low < 0).any()) if spec.signed is None else spec.signed
     if not rule.is_reference:
         levels = levels_of(point, num_bits, signed=signed)
-        magnitude = _peak(point, seen, rule, levels, signed)
+        magnitude = _peak(point, observed, rule, levels, signed)
         _, magnitude = _filled(point, rule, np.zeros_like(magnitude), magnitude)
         return symmetric_range(magnitude, levels, signed=signed)
-    low, high = _reference(point, seen, rule, symmetric=True)
+    low, high = _reference(point, observed, rule, symmetric=True)
     magnitude, signed = reference_scale(low, high, spec.signed)
     return symmetric_range(magnitude, levels_of(point, num_bits, signed=signed), signed=signed)
 
 
-def warn_of_clipping(point: QuantizationPoint, seen: Observed) -> None:
+def warn_of_clipping(point: QuantizationPoint, observed: Observed) -> None:
     """Say so when an unsigned symmetric quantizer was asked for and the data has negative values."""
     spec = point.grid_spec
-    if spec.mode == "symmetric" and spec.signed is False and (seen.whole.low < 0).any():
+    if spec.mode == "symmetric" and spec.signed is False and (observed.whole.low < 0).any():
         warnings.warn(
             f"the quantizer '{point.id}' is unsigned, but its tensor goes down to "
-            f"{float(seen.whole.low.min()):.4g}: negative values become 0. Leave `signed` out to take the "
-            f"sign from the data.",
+            f"{float(observed.whole.low.min()):.4g}: negative values become 0. Leave `signed` out to "
+            f"take the sign from the data.",
             stacklevel=2,
         )
 
 
 def _interval(
-    point: QuantizationPoint, seen: Observed, rule: Rule, levels: tuple[int, int]
+    point: QuantizationPoint, observed: Observed, rule: Rule, levels: tuple[int, int]
 ) -> tuple[FloatArray, FloatArray]:
-    whole = seen.whole
+    whole = observed.whole
     if rule.is_reference:
-        return _reference(point, seen, rule, symmetric=False)
+        return _reference(point, observed, rule, symmetric=False)
     if rule.estimator == "mse":
         ends = [
             mse_interval(distribution, float(a), float(b), levels)
@@ -169,9 +169,9 @@ def _interval(
 
 
 def _peak(
-    point: QuantizationPoint, seen: Observed, rule: Rule, levels: tuple[int, int], signed: bool
+    point: QuantizationPoint, observed: Observed, rule: Rule, levels: tuple[int, int], signed: bool
 ) -> FloatArray:
-    whole = seen.whole
+    whole = observed.whole
     if rule.estimator not in ("mse", "entropy"):
         per_channel = point.granularity != PER_TENSOR
         return peak(whole, rule.estimator, rule.percentiles, per_channel=per_channel, signed=signed)
@@ -179,16 +179,16 @@ def _peak(
     if rule.estimator == "mse":
         pairs = zip(whole.distributions, tops, strict=True)
         return np.array([mse_peak(distribution, float(top), levels) for distribution, top in pairs])
-    kept = [d if signed else d.where(d.values >= 0) for d in whole.distributions]
-    return np.array([entropy_peak(distribution, levels[1] + 1) for distribution in kept])
+    judged = [d if signed else d.where(d.values >= 0) for d in whole.distributions]
+    return np.array([entropy_peak(distribution, levels[1] + 1) for distribution in judged])
 
 
 def _reference(
-    point: QuantizationPoint, seen: Observed, rule: Rule, *, symmetric: bool
+    point: QuantizationPoint, observed: Observed, rule: Rule, *, symmetric: bool
 ) -> tuple[FloatArray, FloatArray]:
     use_means = point.kind == "activation" and point.granularity == PER_TENSOR
     return reference_interval(
-        seen.batches, rule.estimator, rule.percentiles, symmetric=symmetric, use_means=use_means
+        observed.batches, rule.estimator, rule.percentiles, symmetric=symmetric, use_means=use_means
     )
 
 

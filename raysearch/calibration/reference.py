@@ -61,14 +61,14 @@ def reference_interval(
         tops = [np.maximum(np.abs(b.low), np.abs(b.high)) if symmetric else b.high for b in batches]
         return np.mean([batch.low for batch in batches], 0), np.mean(tops, 0)
     if estimator == "mean_percentile":
-        found = np.array([[_percentiles(d, percentiles) for d in batch.distributions] for batch in batches])
-        return found[..., 0].mean(0), found[..., 1].mean(0)
-    whole = [Distribution.merge(parts) for parts in zip(*(b.distributions for b in batches), strict=True)]
+        ends = np.array([[_percentiles(d, percentiles) for d in batch.distributions] for batch in batches])
+        return ends[..., 0].mean(0), ends[..., 1].mean(0)
+    merged = [Distribution.merge(parts) for parts in zip(*(b.distributions for b in batches), strict=True)]
     if estimator == "threesigma":
-        found = np.array([three_sigma(distribution) for distribution in whole])
+        ends = np.array([three_sigma(distribution) for distribution in merged])
     else:
-        found = np.array([_percentiles(distribution, percentiles) for distribution in whole])
-    return found[:, 0], found[:, 1]
+        ends = np.array([_percentiles(distribution, percentiles) for distribution in merged])
+    return ends[:, 0], ends[:, 1]
 
 
 def reference_scale(low: FloatArray, high: FloatArray, signed: bool | None = None) -> tuple[FloatArray, bool]:

@@ -36,13 +36,13 @@ class Statistics:
     @classmethod
     def from_units(cls, parts: Sequence[Mapping[str, npt.NDArray[np.generic]]]) -> Statistics:
         """Merge what the observers of several shards collected, in the order given."""
-        seen = [part for part in parts if len(part["rows"])]
-        if not seen:
+        filled = [part for part in parts if len(part["rows"])]
+        if not filled:
             return cls(np.empty((0, 1, 2)))
-        rows = np.concatenate([np.asarray(part["rows"], np.float64) for part in seen])
-        if "values" not in seen[0]:
+        rows = np.concatenate([np.asarray(part["rows"], np.float64) for part in filled])
+        if "values" not in filled[0]:
             return cls(rows)
-        split = [_distributions(part, rows.shape[1]) for part in seen]
+        split = [_distributions(part, rows.shape[1]) for part in filled]
         return cls(rows, tuple(Distribution.merge(parts) for parts in zip(*split, strict=True)))
 
     @property
@@ -64,7 +64,7 @@ def _distributions(part: Mapping[str, npt.NDArray[np.generic]], channels: int) -
 
 
 def interval(
-    found: Statistics, estimator: Estimator, percentiles: tuple[float, float], *, per_channel: bool
+    statistics: Statistics, estimator: Estimator, percentiles: tuple[float, float], *, per_channel: bool
 ) -> tuple[FloatArray, FloatArray]:
     """The (low, high) of every channel by one of the six statistical estimators.
 
@@ -85,24 +85,24 @@ def interval(
     Error: medians and percentiles read values rounded to 12 significant bits, so each order statistic is off
     by at most 2⁻¹² of itself; the other statistics are exact.
     """
-    rows = found.rows
+    rows = statistics.rows
     if estimator == "mixed_min_max":
         estimator = "min_max" if per_channel else "mean_min_max"
     if estimator == "min_max":
-        return found.low, found.high
+        return statistics.low, statistics.high
     if estimator == "mean_min_max":
         return rows[..., 0].mean(0), rows[..., 1].mean(0)
     if estimator == "mean_percentile":
         return rows[..., 2].mean(0), rows[..., 3].mean(0)
     if estimator == "threesigma":
-        low, high = _each(found, three_sigma)
+        low, high = _each(statistics, three_sigma)
     else:
-        low, high = _each(found, lambda d: (d.percentile(percentiles[0]), d.percentile(percentiles[1])))
-    return np.clip(low, found.low, found.high), np.clip(high, found.low, found.high)
+        low, high = _each(statistics, lambda d: (d.percentile(percentiles[0]), d.percentile(percentiles[1])))
+    return np.clip(low, statistics.low, statistics.high), np.clip(high, statistics.low, statistics.high)
 
 
 def peak(
-    found: Statistics,
+    statistics: Statistics,
     estimator: Estimator,
     percentiles: tuple[float, float],
     *,
@@ -115,29 +115,29 @@ def peak(
     max(|low|, |high|). Unsigned: high, where negative values count as 0.
     """
     if not signed:
-        floor = Statistics(np.maximum(found.rows, 0.0), found.distributions)
+        floor = Statistics(np.maximum(statistics.rows, 0.0), statistics.distributions)
         return np.maximum(interval(floor, estimator, percentiles, per_channel=per_channel)[1], 0.0)
     mixed_mean = estimator == "mixed_min_max" and not per_channel
     if estimator in ("mean_min_max", "mean_percentile") or mixed_mean:
-        ends = found.rows[..., 2:] if estimator == "mean_percentile" else found.rows[..., :2]
+        ends = statistics.rows[..., 2:] if estimator == "mean_percentile" else statistics.rows[..., :2]
         return np.asarray(np.abs(ends).max(2).mean(0), np.float64)
-    low, high = interval(found, estimator, percentiles, per_channel=per_channel)
+    low, high = interval(statistics, estimator, percentiles, per_channel=per_channel)
     return np.maximum(np.abs(low), np.abs(high))
 
 
-def three_sigma(found: Distribution) -> tuple[float, float]:
+def three_sigma(distribution: Distribution) -> tuple[float, float]:
     """M − 3σ and M + 3σ; 0 and 0 when there is nothing but zeros."""
-    inner = found.where(np.abs(found.values) >= SMALLEST_VALUE)
+    inner = distribution.where(np.abs(distribution.values) >= SMALLEST_VALUE)
     if not len(inner.values):
         return 0.0, 0.0
     middle = inner.median()
-    shifted = Distribution(found.values - middle, found.counts)
+    shifted = Distribution(distribution.values - middle, distribution.counts)
     spread = SIGMAS * shifted.magnitudes().median()
     return middle - spread, middle + spread
 
 
 def _each(
-    found: Statistics, function: Callable[[Distribution], tuple[float, float]]
+    statistics: Statistics, function: Callable[[Distribution], tuple[float, float]]
 ) -> tuple[FloatArray, FloatArray]:
-    ends = np.array([function(distribution) for distribution in found.distributions])
+    ends = np.array([function(distribution) for distribution in statistics.distributions])
     return ends[:, 0], ends[:, 1]

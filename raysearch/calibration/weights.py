@@ -100,5 +100,5 @@ def mse_affine(weight: Tensor, axis: int | None, levels: tuple[int, int]) -> Qua
 
 def _array(scale: Tensor) -> npt.NDArray[np.float32]:
     # The floor is the quantizer's own, so that the table holds what is deployed.
-    found: npt.NDArray[np.float32] = scale.clamp_min(SMALLEST_SCALE).cpu().numpy().astype(np.float32)
-    return found
+    array: npt.NDArray[np.float32] = scale.clamp_min(SMALLEST_SCALE).cpu().numpy().astype(np.float32)
+    return array

@@ -124,22 +124,22 @@ def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list
             place is named).
     """
     shards: list[Batch] = []
-    seen = 0
+    num_read = 0
     with _seeded(0):
         for index, batch in enumerate(_batches(data, shard_size, name)):
             where = f"the {name} data, batch {index}"
             _check_sizes(batch, where)
             size = batch_size(batch)
             if num_samples:
-                size = min(size, num_samples - seen)
+                size = min(size, num_samples - num_read)
             _check_finite(take(batch, 0, size), where)
             for start in range(0, size, shard_size):
                 part = take(batch, start, min(start + shard_size, size))
                 shards.append(map_tensors(part, lambda tensor: tensor.detach().clone()))
-            seen += size
-            if num_samples and seen >= num_samples:
+            num_read += size
+            if num_samples and num_read >= num_samples:
                 break
-    if not seen:
+    if not num_read:
         raise DataError(
             f"the {name} data is empty: no batch came out of the {type(data).__name__}. A generator that was "
             f"read before is empty too; pass a list, a DataLoader or a Dataset."

@@ -49,14 +49,14 @@ class Divergence:
         if self.kind != "nmse":
             return self
         flat = reference.double().reshape(reference.shape[0], -1)
-        found = float(flat.var(0, correction=1).mean()) if len(flat) > 1 else 0.0
-        if not 0 < found < math.inf:
+        variance = float(flat.var(0, correction=1).mean()) if len(flat) > 1 else 0.0
+        if not 0 < variance < math.inf:
             raise DataError(
-                f"objective.divergence 'nmse' divides by the variance of the float outputs, which is {found} "
-                f"over the {len(flat)} samples of the first calibration shard; it needs two samples or more "
-                f"whose outputs differ. Raise calibration.shard_size, or use 'mse'."
+                f"objective.divergence 'nmse' divides by the variance of the float outputs, which is "
+                f"{variance} over the {len(flat)} samples of the first calibration shard; it needs two samples "
+                f"or more whose outputs differ. Raise calibration.shard_size, or use 'mse'."
             )
-        return replace(self, variance=found)
+        return replace(self, variance=variance)
 
     def per_sample(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """D for each sample, shape [N], float64; differentiable in `outputs`."""

@@ -35,20 +35,20 @@ def output_tensor(outputs: Any) -> Tensor:
     Raises:
         TaskError: there is no floating-point tensor; a task's own `forward` can return one.
     """
-    found = outputs
+    output = outputs
     if isinstance(outputs, Mapping):
-        found = outputs.get("logits", next(iter(outputs.values()), None))
+        output = outputs.get("logits", next(iter(outputs.values()), None))
     elif hasattr(outputs, "logits"):
-        found = outputs.logits
+        output = outputs.logits
     elif isinstance(outputs, tuple | list) and outputs:
-        found = outputs[0]
-    if not isinstance(found, Tensor) or not found.is_floating_point() or not found.ndim:
-        what = f"tensor of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+        output = outputs[0]
+    if not isinstance(output, Tensor) or not output.is_floating_point() or not output.ndim:
+        what = f"tensor of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
         raise TaskError(
             f"the model's output is a {what}, not a floating-point tensor with one row a sample; give "
             f"Task(forward=...) a function (model, batch) that returns the logits."
         )
-    return found
+    return output
 
 
 def check_finite_forward(model: nn.Module, forward: Forward, batch: Batch) -> None:

@@ -155,9 +155,11 @@ def _concatenated(results: Sequence[Any], sizes: Sequence[int], name: str) -> An
         return type(first)(*joined) if hasattr(first, "_fields") else type(first)(joined)
     if hasattr(first, "logits"):
         # An output object of a model's own; see `output_tensor`.
-        whole = copy.copy(first)
+        combined = copy.copy(first)
         for key in vars(first):
             # Past a frozen dataclass's own setter: the copy is not yet anyone's.
-            object.__setattr__(whole, key, _concatenated([vars(part)[key] for part in results], sizes, name))
-        return whole
+            object.__setattr__(
+                combined, key, _concatenated([vars(part)[key] for part in results], sizes, name)
+            )
+        return combined
     return first

@@ -30,18 +30,18 @@ def random_shards(
     generator = torch.Generator().manual_seed(seed % 2**63)
     forms = {joinable_form(batch) for batch in batches}
     if len(forms) > 1 or "" in forms:
-        kept: list[Batch] = []
+        chosen: list[Batch] = []
         count = 0
         for index in torch.randperm(len(batches), generator=generator).tolist():
-            kept.append(batches[index])
+            chosen.append(batches[index])
             count += batch_size(batches[index])
             if num_samples and count >= num_samples:
                 break
-        return kept, False
+        return chosen, False
     joined = join(batches)
     total = batch_size(joined)
     order = torch.randperm(total, generator=generator)[: num_samples or total]
-    whole = map_tensors(joined, lambda tensor: tensor[order])
+    shuffled = map_tensors(joined, lambda tensor: tensor[order])
     starts = range(0, len(order), shard_size)
     # Cloned, so that a shard does not carry the whole sample's memory to the workers.
-    return [map_tensors(take(whole, i, i + shard_size), torch.clone) for i in starts], True
+    return [map_tensors(take(shuffled, i, i + shard_size), torch.clone) for i in starts], True

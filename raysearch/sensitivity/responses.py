@@ -240,8 +240,8 @@ def respond(
 
 def _differs(model: SimulatedModel, replica: Replica, shard: int, option: Option, later: Tensor) -> bool:
     """Whether running all layers gives other outputs than running the later ones alone gave."""
-    whole = model.outputs(replica, BitAssignment(dict([option])), DataSet.CALIBRATION, shard)
-    return not same_bits(later, whole)
+    full = model.outputs(replica, BitAssignment(dict([option])), DataSet.CALIBRATION, shard)
+    return not same_bits(later, full)
 
 
 def _judge(

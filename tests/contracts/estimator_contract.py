@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from raysearch.config.sensitivity import PER_SAMPLE
 from raysearch.errors import DataError
@@ -34,8 +35,12 @@ class EstimatorContract:
 
     @pytest.fixture
     def replica(self) -> Replica:
-        # Wide enough that no estimator takes a weight by all its columns.
-        return make_replica("relu", sizes=(5, 4))
+        replica = make_replica("relu", sizes=(5, 4))
+        torch.manual_seed(0)
+        # Weights too large to be taken by all their columns, and more classes than any estimator has exact
+        # directions.
+        replica.model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7)).eval()
+        return replica
 
     def true_trace(self, replica: Replica, weight: str, shard: int) -> float:
         """Tr(H_ll) of the divergence on a shard, from the dense matrix."""

@@ -134,17 +134,17 @@ def reached_otherwise(output: Tensor, calls: list[Call], weights: Mapping[str, T
     sources = {call.output.node: call.sources for call in calls}
     leaves = {get_gradient_edge(weight).node: name for name, weight in weights.items()}
     waiting = [get_gradient_edge(output).node]
-    seen = set(waiting)
+    visited = set(waiting)
     while waiting:
         node = waiting.pop()
         following = sources.get(node)
         if following is None:
             following = tuple(below for below, _ in node.next_functions if below is not None)
         for below in following:
-            if below not in seen:
-                seen.add(below)
+            if below not in visited:
+                visited.add(below)
                 waiting.append(below)
-    return {leaves[node] for node in seen if node in leaves}
+    return {leaves[node] for node in visited if node in leaves}
 
 
 def parts_are_apart(calls: list[Call]) -> bool:

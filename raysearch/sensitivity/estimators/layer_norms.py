@@ -91,24 +91,24 @@ def _product_norms(uses: list[Use], cotangents: list[list[Tensor]], num_samples:
         [layout.arrange(d, num_samples) for d, (_, layout) in zip(column, uses, strict=True)]
         for column in cotangents
     ]
-    found = torch.zeros(len(cotangents), num_samples, dtype=torch.float64)
+    norms = torch.zeros(len(cotangents), num_samples, dtype=torch.float64)
     for cut in _sample_parts(uses, num_samples):
-        a = (
-            torch.cat([_input_side(call, x[cut]) for (call, _), x in zip(uses, inputs, strict=True)], 3)
-            if len(uses) > 1
-            else _input_side(uses[0][0], inputs[0][cut])
-        )
+        a = _side_by_side([_input_side(call, x[cut]) for (call, _), x in zip(uses, inputs, strict=True)])
         gram: Tensor | None = None
         for number, column in enumerate(outputs):
-            sides = [_output_side(call, d[cut]) for (call, _), d in zip(uses, column, strict=True)]
-            b = torch.cat(sides, 3) if len(sides) > 1 else sides[0]
+            b = _side_by_side([_output_side(call, d[cut]) for (call, _), d in zip(uses, column, strict=True)])
             if prefers_gram(a.shape[2], b.shape[2], a.shape[3]):
                 gram = a.transpose(2, 3) @ a if gram is None else gram
                 value = (gram * (b.transpose(2, 3) @ b)).sum((1, 2, 3)).clamp(min=0)
             else:
                 value = (a @ b.transpose(2, 3)).square().sum((1, 2, 3))
-            found[number, cut] = value.double().cpu()
-    return found
+            norms[number, cut] = value.double().cpu()
+    return norms
+
+
+def _side_by_side(sides: list[Tensor]) -> Tensor:
+    """Several uses of one weight as one: A Bᵀ of the positions of all is the sum of their gradients."""
+    return torch.cat(sides, 3) if len(sides) > 1 else sides[0]
 
 
 def prefers_gram(num_inputs: int, num_outputs: int, num_positions: int) -> bool:
@@ -128,12 +128,10 @@ def _sample_parts(uses: list[Use], num_samples: int) -> Iterator[slice]:
         rows = weight[0] // groups if call.kind != "conv_transpose" else weight[1]
         columns = int(torch.Size(weight).numel()) // (rows * groups)
         features = weight[0] if call.kind == "linear" else call.shape[1]
-        whole = call.input if call.kind == "conv_transpose" else None
-        count = (
-            (whole.numel() // whole.shape[1])
-            if whole is not None
-            else (int(torch.Size(call.shape).numel()) // features)
-        )
+        if call.kind == "conv_transpose":
+            count = call.input.numel() // call.input.shape[1]
+        else:
+            count = int(torch.Size(call.shape).numel()) // features
         positions = -(-count // num_samples)
         square = positions**2 if prefers_gram(columns, rows, positions) else rows * columns
         largest = max(largest, groups * max(columns * positions, square))
@@ -210,14 +208,14 @@ def _each(value: Any, rank: int) -> tuple[int, ...]:
 
 def _tokens(uses: list[Use], num_samples: int) -> Tensor:
     """[N, T]; −1 where the padding token stands, which has no gradient."""
-    found = []
+    parts = []
     for call, layout in uses:
         tokens = layout.arrange(call.input, num_samples).reshape(num_samples, -1)
         padding = call.settings.get("padding_idx")
         if padding is not None:
             tokens = tokens.masked_fill(tokens == padding % call.part[1][0], -1)
-        found.append(tokens)
-    return torch.cat(found, 1)
+        parts.append(tokens)
+    return torch.cat(parts, 1)
 
 
 def _embedded(column: list[Tensor], uses: list[Use], tokens: Tensor, num_samples: int) -> Tensor:
@@ -228,12 +226,12 @@ def _embedded(column: list[Tensor], uses: list[Use], tokens: Tensor, num_samples
 
 def _table_norms(tokens: Tensor, d: Tensor) -> Tensor:
     """Σ_v ‖Σ_{t: token t is v} d_t‖² = Σ_{t, u: equal tokens} ⟨d_t, d_u⟩."""
-    found = []
+    norms = []
     for words, rows in zip(tokens, d, strict=True):
         _, places = words.unique(return_inverse=True)
         summed = rows.new_zeros(len(words), rows.shape[-1]).index_add_(0, places, rows)
-        found.append(summed.double().square().sum())
-    return torch.stack(found)
+        norms.append(summed.double().square().sum())
+    return torch.stack(norms)
 
 
 def _cross_terms(

@@ -111,10 +111,10 @@ def _loss_of_outputs(replica: Replica, batch: Batch, user: str) -> tuple[Tensor,
     value = replica.loss(_replaced(outputs, judged, leaf), batch)
     if value.numel() != 1:
         raise TaskError(f"the task's loss has shape {tuple(value.shape)}; it must be a scalar.")
-    found: tuple[Tensor | None, ...] = (None,)
+    gradients: tuple[Tensor | None, ...] = (None,)
     if value.requires_grad:
-        found = torch.autograd.grad(value, [leaf, *others], retain_graph=True, allow_unused=True)
-    if found[0] is None or any(g is not None and bool(g.any()) for g in found[1:]):
+        gradients = torch.autograd.grad(value, [leaf, *others], retain_graph=True, allow_unused=True)
+    if gradients[0] is None or any(g is not None and bool(g.any()) for g in gradients[1:]):
         raise TaskError(
             f"the task's loss does not depend on the model's output of shape {tuple(judged.shape)} alone. "
             f"Give Task(loss=...) a function of the judged output (the tensor, its logits or its first "

@@ -22,6 +22,7 @@ MAX_DENSE_POSITIONS = 16
 CANDIDATES = 16
 """Most probable classes that are told apart in the leading directions of a softmax; the others are one."""
 NEGATIVE_TOLERANCE = 1e-4
+"""Largest negative eigenvalue, over the largest magnitude, that counts as rounding of a 0."""
 
 
 class OutputFactor(ABC):
@@ -102,10 +103,14 @@ class SoftmaxFactor(OutputFactor):
     """
 
     def __init__(self, p: Tensor, scale: float) -> None:
-        self._p, self._root, self._scale = p, p.sqrt(), scale
+        self._p = p
+        self._root = p.sqrt()
+        self._scale = scale
         n, positions, outputs = p.shape
         self.shape = (n, positions, outputs)
-        self.rank, self.num_columns = outputs - 1, outputs
+        # F√p = 0: moving all logits alike changes no probability.
+        self.rank = outputs - 1
+        self.num_columns = outputs
 
     def apply(self, x: Tensor) -> Tensor:
         """√s (√p x − p ⟨√p, x⟩)."""
@@ -124,20 +129,23 @@ class SoftmaxFactor(OutputFactor):
         """
         top, places = self._p.topk(min(max(count, CANDIDATES), self.shape[-1]), dim=-1)
         tail = self._p.scatter(-1, places, 0.0)
-        share, square = tail.sum(-1, keepdim=True), tail.square().sum(-1, keepdim=True)
+        share = tail.sum(-1, keepdim=True)
+        square = tail.square().sum(-1, keepdim=True)
         mean = (square / share).nan_to_num(0.0)
-        values, roots = torch.cat([top, mean], -1), torch.cat([top, share], -1).sqrt()
+        # The most probable classes one by one, then all others as a single direction.
+        values = torch.cat([top, mean], -1)
+        roots = torch.cat([top, share], -1).sqrt()
         total = top.square().sum(-1, keepdim=True) + square
         cross = roots[..., :, None] * (values * roots)[..., None, :]
         ritz = torch.diag_embed(values) - cross - cross.mT
         ritz += total[..., None] * roots[..., :, None] * roots[..., None, :]
         # Where no class is left, the direction of the others is none.
         ritz[..., -1, -1].masked_fill_(share[..., 0] == 0, -1.0)
-        found = torch.linalg.eigh(ritz).eigenvectors.flip(-1)[..., :count]
-        scale = (found[..., -1:, :] / share.sqrt()[..., None]).nan_to_num(0.0, 0.0, 0.0)
+        vectors = torch.linalg.eigh(ritz).eigenvectors.flip(-1)[..., :count]
+        scale = (vectors[..., -1:, :] / share.sqrt()[..., None]).nan_to_num(0.0, 0.0, 0.0)
         basis: Tensor = tail.sqrt_()[..., None] * scale
         places = places[..., None].expand(*places.shape, count)
-        return basis.scatter_(2, places, found[..., :-1, :])
+        return basis.scatter_(2, places, vectors[..., :-1, :])
 
     def trace(self) -> Tensor:
         """S Σ (1 − ‖p‖²) over the positions."""
@@ -155,10 +163,13 @@ class SphereFactor(OutputFactor):
 
     def __init__(self, vectors: Tensor, scale: float) -> None:
         length = vectors.norm(dim=-1, keepdim=True)
-        self._unit, self._weight = vectors / length, scale**0.5 / length
+        self._unit = vectors / length
+        self._weight = scale**0.5 / length
         n, positions, outputs = vectors.shape
         self.shape = (n, positions, outputs)
-        self.rank, self.num_columns = outputs - 1, outputs
+        # Fu = 0: the length of a vector changes no angle.
+        self.rank = outputs - 1
+        self.num_columns = outputs
 
     def apply(self, x: Tensor) -> Tensor:
         """√s (x − u ⟨u, x⟩)/‖z‖."""
@@ -196,12 +207,12 @@ def divergence_factor(outputs: Tensor, divergence: Divergence) -> OutputFactor:
     is_small = classes <= MAX_DENSE and positions <= MAX_DENSE_POSITIONS
     if divergence.kind == "cosine":
         length = grouped.norm(dim=-1, keepdim=True)
-        u, eye = grouped / length, torch.eye(classes, dtype=torch.float64, device=grouped.device)
-        if is_small:
-            return EigenFactor(
-                (eye - u[..., :, None] * u[..., None, :]) / (positions * length[..., None] ** 2)
-            )
-        return SphereFactor(grouped, 1 / positions)
+        if not is_small:
+            return SphereFactor(grouped, 1 / positions)
+        u = grouped / length
+        eye = torch.eye(classes, dtype=torch.float64, device=grouped.device)
+        projection = eye - u[..., :, None] * u[..., None, :]
+        return EigenFactor(projection / (positions * length[..., None] ** 2))
     p = grouped.softmax(-1)
     if is_small:
         return EigenFactor((torch.diag_embed(p) - p[..., :, None] * p[..., None, :]) / positions)

@@ -34,13 +34,13 @@ class Layout:
 def candidates(call: Call, num_samples: int) -> list[Layout]:
     """Layouts that the shape of a call's output allows, the usual one first."""
     axes = range(len(call.shape) - 1) if call.kind in ("linear", "embedding") else range(1)
-    found = []
+    layouts = []
     for axis in axes:
         if call.shape[axis] and call.shape[axis] % num_samples == 0:
-            found.append(Layout(axis))
+            layouts.append(Layout(axis))
             if call.shape[axis] > num_samples > 1:
-                found.append(Layout(axis, is_minor=True))
-    return found
+                layouts.append(Layout(axis, is_minor=True))
+    return layouts
 
 
 def fits(layout: Layout, cotangents: list[Tensor]) -> bool:

@@ -92,6 +92,6 @@ def xnystrace(omega: Tensor, y: Tensor, precision: float) -> float:
     inverse = torch.cholesky_inverse(factor)
     s = shifted @ inverse / inverse.diagonal().sqrt()
     residuals = (size - m + 1) * (s * omega).sum(0).square()
-    known = b.square().sum() - s.square().sum(0)
-    estimates = known + residuals - shift * size
+    spanned = b.square().sum() - s.square().sum(0)
+    estimates = spanned + residuals - shift * size
     return float(estimates.mean())

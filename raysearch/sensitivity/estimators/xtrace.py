@@ -87,6 +87,6 @@ def xtrace(omega: Tensor, y: Tensor, q: Tensor, r: Tensor, z: Tensor) -> float:
     rho = omega - q @ spanned
     a_rho = y - z @ spanned
     residuals = (size - k + 1) * (rho * a_rho).sum(0) / rho.square().sum(0)
-    known = h.trace() - (s * (h @ s)).sum(0)
-    estimates = known + residuals
+    of_basis = h.trace() - (s * (h @ s)).sum(0)
+    estimates = of_basis + residuals
     return float(estimates.mean())

@@ -195,7 +195,9 @@ def test_a_draw_is_the_same_whatever_it_is_computed_with(case, estimator):
         part = draw(ESTIMATORS[estimator], replica, weights, draws=range(lo, hi), seed=7)
         for weight in weights:
             assert (part[weight] == together[weight][lo:hi]).all()
-    assert any((together[w][0] != together[w][1]).any() for w in weights)
+    if estimator == "ggn":
+        # Of four classes Λ has rank 3: beyond two exact directions one is left, whose sign changes nothing.
+        assert any((together[w][0] != together[w][1]).any() for w in weights)
 
 
 def test_the_chunk_of_samples_changes_rounding_only():
