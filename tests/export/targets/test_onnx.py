@@ -4,12 +4,18 @@ import torch
 
 from raysearch.controller import stripped_weights
 from raysearch.errors import ExportError
+from raysearch.export import TARGETS
 from raysearch.export.onnx_qdq.capture import capture
 from raysearch.export.onnx_qdq.session import OnnxModel
 from raysearch.export.outputs import tensor_leaves
 from raysearch.export.targets.qdq_target import container_notes
 from raysearch.export.verification.verify import compare, reference_outputs, within_tolerance
+from tests.contracts.target_contract import TargetContract
 from tests.support.export_cases import case, forward_all, write_onnx
+
+
+class TestOnnxTarget(TargetContract):
+    target = TARGETS["onnx"]
 
 
 def write(net, folder):

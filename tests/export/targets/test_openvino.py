@@ -3,10 +3,16 @@ import pytest
 import torch
 
 from raysearch.errors import ExportError, StorageError
+from raysearch.export import TARGETS
 from raysearch.export.extras import Extra
 from raysearch.export.targets import openvino as openvino_target
 from raysearch.export.targets.openvino import OpenVinoModel, OpenVinoTarget
+from tests.contracts.target_contract import TargetContract
 from tests.support.export_cases import case, forward_all
+
+
+class TestOpenVinoTarget(TargetContract):
+    target = TARGETS["openvino"]
 
 
 def test_the_file_runs_in_openvino_in_its_containers(tmp_path):

@@ -9,12 +9,18 @@ from raysearch.calibration import calibrate_model
 from raysearch.config import PlacementConfig
 from raysearch.controller import create_controller, stripped_weights
 from raysearch.errors import ExportError, StorageError
+from raysearch.export import TARGETS
 from raysearch.export.load import load_model
 from raysearch.export.outputs import tensor_leaves
 from raysearch.export.targets.packed import weights_bytes, write_packed
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, CostModel
+from tests.contracts.target_contract import TargetContract
 from tests.support.export_cases import NETS, WIDTHS, Case, case
+
+
+class TestPackedTarget(TargetContract):
+    target = TARGETS["packed"]
 
 
 def assert_equal(model, net: Case, counts=(1, 2, 9)):

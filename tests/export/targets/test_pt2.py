@@ -2,8 +2,15 @@ import pytest
 import torch
 
 from raysearch.errors import ExportError
+from raysearch.export import TARGETS
 from raysearch.export.targets.pt2 import Pt2Target, load_pt2, write_pt2
+from tests.contracts.target_contract import TargetContract
 from tests.support.export_cases import case, forward_all
+
+
+class TestPt2Target(TargetContract):
+    target = TARGETS["pt2"]
+
 
 (FILE,) = Pt2Target.files
 
