@@ -8,10 +8,7 @@ forward. Codes are decoded in the graph, by the very operations of the stripped 
 from __future__ import annotations
 
 import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from raysearch.controller import StrippedWeight
 from raysearch.errors import ExportError, StorageError
+from raysearch.evaluation.quiet import quiet
 from raysearch.export.archive import checked_archive, compact_archive
 from raysearch.export.outputs import plain
 
@@ -212,21 +210,3 @@ def _batch_of(example_inputs: tuple[Any, ...]) -> int:
 
 def _counts(value: Tensor, batch: int) -> bool:
     return value.ndim > 0 and value.shape[0] == batch
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch's own deprecation warnings and log lines about exporting to itself."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.onnx", "torch.__trace")
-    ]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

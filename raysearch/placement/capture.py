@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +11,7 @@ from torch import nn
 
 from raysearch.errors import CaptureError
 from raysearch.evaluation.forward import frozen_eval
+from raysearch.evaluation.quiet import quiet
 
 _AS_TUPLE = "give Task(example_inputs=...) as a tuple of the positional arguments"
 _MISFIT = ("forward", "required argument", "positional argument", "unexpected keyword")
@@ -74,7 +72,7 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> CapturedGraph:
             f"{type(example_inputs).__name__}. What to do: {_AS_TUPLE}."
         )
     try:
-        with frozen_eval(model), _quiet(), torch.no_grad():
+        with frozen_eval(model), quiet(), torch.no_grad():
             program = torch.export.export(model, example_inputs, strict=False)
     except Exception as error:
         raise CaptureError(_explain(model, error)) from error
@@ -99,23 +97,6 @@ def first_names(named: Iterable[tuple[str, object]]) -> dict[str, str]:
     """Every name of a thing → its first name; what is registered twice, or tied, has several."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(value), name) for name, value in named}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # What fails is told in a CaptureError; torch would print its own graphs and tracebacks besides.
-    names = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _operation(node: torch.fx.Node, op: str, modules: Mapping[str, str]) -> Operation:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from raysearch.errors import ExportError, StorageError
-from raysearch.export.program import load_program, quiet, tensor_slots, widen
+from raysearch.evaluation.quiet import quiet
+from raysearch.export.program import load_program, tensor_slots, widen
 from raysearch.export.targets.packed import write_packed
 from tests.support.export_cases import case
 

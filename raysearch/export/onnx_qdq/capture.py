@@ -16,10 +16,11 @@ from torch import nn
 
 from raysearch.controller import StrippedWeight
 from raysearch.errors import ExportError
+from raysearch.evaluation.quiet import quiet
 from raysearch.export.onnx_qdq.file_module import OUTPUT_KEY
 from raysearch.export.onnx_qdq.storage import OPSET, code_readers
 from raysearch.export.outputs import plain
-from raysearch.export.program import capture_open_batch, quiet
+from raysearch.export.program import capture_open_batch
 from raysearch.quantizer import Quantizer
 
 SCOPES = "pkg.torch.onnx.name_scopes"

@@ -11,7 +11,8 @@ from torch.export import ExportedProgram
 
 from raysearch.artifacts import Storage
 from raysearch.errors import ExportError
-from raysearch.export.program import capture_open_batch, load_program, program_bytes, quiet
+from raysearch.evaluation.quiet import quiet
+from raysearch.export.program import capture_open_batch, load_program, program_bytes
 from raysearch.export.targets.capability import EVERY_WIDTH, Capability
 from raysearch.export.targets.target import ExportJob, Target, Written
 
