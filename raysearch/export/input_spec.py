@@ -10,14 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raysearch.placement.stored_tensors import TORCH_DTYPES
+
 MAX_INPUT_ELEMENTS = 1 << 28
 
-_TYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool,
-}  # fmt: skip
-_NAMES = {dtype: name for name, dtype in _TYPES.items()}
+_TORCH_TYPES = {name: dtype for dtype, name in TORCH_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class InputSpec:
         return own + sum(part.num_elements for _, part in self.parts)
 
     def _tensor(self, generator: torch.Generator) -> Tensor:
-        dtype = _TYPES[self.dtype]
+        dtype = _TORCH_TYPES[self.dtype]
         if dtype.is_floating_point:
             values = torch.rand(self.shape, generator=generator) * (self.high - self.low) + self.low
             return values.to(dtype)
@@ -81,12 +78,12 @@ class InputSpec:
 def input_spec(value: Any) -> InputSpec | None:
     """Describe an argument; None where it holds something that JSON cannot."""
     if isinstance(value, Tensor):
-        if value.dtype not in _NAMES:
+        if value.dtype not in TORCH_DTYPES:
             return None
         finite = value.detach().double().reshape(-1)
         finite = finite[torch.isfinite(finite)]
         ends = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)
-        return InputSpec("tensor", tuple(value.shape), _NAMES[value.dtype], *ends)
+        return InputSpec("tensor", tuple(value.shape), TORCH_DTYPES[value.dtype], *ends)
     if value is None or isinstance(value, bool | int | float | str):
         return InputSpec("value", value=value)
     if type(value) not in (tuple, list) and not isinstance(value, Mapping):
@@ -107,7 +104,7 @@ def input_spec_from(entry: Mapping[str, Any]) -> InputSpec:
     if "shape" in entry:
         spec = InputSpec("tensor", _sizes(entry["shape"]), entry["dtype"], entry["low"], entry["high"])
         bounds = all(type(end) in (int, float) and abs(end) < 2**62 for end in (spec.low, spec.high))
-        if spec.dtype not in _TYPES or not bounds or spec.low > spec.high:
+        if spec.dtype not in _TORCH_TYPES or not bounds or spec.low > spec.high:
             raise ValueError(f"{dict(entry)!r:.200} describes no tensor")
         return spec
     if "value" in entry:

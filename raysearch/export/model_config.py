@@ -19,10 +19,10 @@ from raysearch.export.checked_values import (
 from raysearch.export.input_spec import InputSpec, input_spec_from
 from raysearch.quantizer import MAX_BITS, MIN_BITS
 from raysearch.records import QuantizerSpec, Site
+from raysearch.records.dtypes import STORED_DTYPES
 
 FORMAT = "bitstream-le"
 VERSION = 1
-DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -273,8 +273,10 @@ def _spec(entry: dict[str, Any]) -> QuantizerSpec:
 
 
 def _tensor(name: str, entry: dict[str, Any]) -> TensorSpec:
-    if entry["dtype"] not in DTYPES:
-        raise ValueError(f"'{name:.100}' is of type {entry['dtype']!r:.50}; allowed: {', '.join(DTYPES)}")
+    if entry["dtype"] not in STORED_DTYPES:
+        raise ValueError(
+            f"'{name:.100}' is of type {entry['dtype']!r:.50}; allowed: {', '.join(STORED_DTYPES)}"
+        )
     return TensorSpec(checked_shape(entry["shape"], name), entry["dtype"])
 
 

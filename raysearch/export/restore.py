@@ -16,7 +16,7 @@ from raysearch.controller import create_controller, stripped_weights
 from raysearch.errors import PlacementError, StorageError, TaskError
 from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight
 from raysearch.export.program import tensor_slots
-from raysearch.placement.stored_tensors import DTYPES
+from raysearch.placement.stored_tensors import TORCH_DTYPES
 from raysearch.records import (
     BitAssignment,
     Granularity,
@@ -113,7 +113,7 @@ def _check_fit(model: nn.Module, config: ModelConfig) -> None:
         (shape, dtype), value = wanted[name], found[name]
         if tuple(value.shape) != shape:
             shapes.append(f"'{name}' {list(value.shape)} instead of {list(shape)}")
-        if (given := DTYPES.get(value.dtype, str(value.dtype))) != dtype:
+        if (given := TORCH_DTYPES.get(value.dtype, str(value.dtype))) != dtype:
             types.append(f"'{name}' {given} instead of {dtype}")
     if missing or unexpected or shapes or types:
         raise TaskError(

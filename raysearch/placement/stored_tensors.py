@@ -10,13 +10,10 @@ from torch import Tensor, nn
 from raysearch.hooks.locations import module_of, quantizer_location
 from raysearch.quantizer import make_quantizer
 from raysearch.records import QuantizationPoint, StoredTensor
+from raysearch.records.dtypes import DTYPES
 
-DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-    torch.bool: "BOOL",
-}  # fmt: skip
-"""The types that the packed file holds, by the names of safetensors."""
+TORCH_DTYPES: dict[torch.dtype, str] = {getattr(torch, name): stored for name, stored in DTYPES.items()}
+"""The types that the packed file holds → their names in safetensors."""
 
 
 def stored_tensors(model: nn.Module, points: Mapping[str, QuantizationPoint]) -> tuple[StoredTensor, ...]:
@@ -57,5 +54,5 @@ def _join(path: str, name: str) -> str:
 
 
 def _entry(name: str, value: Tensor, is_quantizer: bool = False) -> StoredTensor:
-    dtype = DTYPES.get(value.dtype, str(value.dtype).removeprefix("torch."))
+    dtype = TORCH_DTYPES.get(value.dtype, str(value.dtype).removeprefix("torch."))
     return StoredTensor(name, dtype, tuple(value.shape), value.numel() * value.element_size(), is_quantizer)

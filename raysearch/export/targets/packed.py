@@ -22,7 +22,7 @@ from raysearch.export.packing import pack_codes
 from raysearch.export.program import capture_program, program_bytes, tensor_slots, weight_parts
 from raysearch.export.targets.capability import EVERY_WIDTH, Capability
 from raysearch.export.targets.target import ExportJob, Target, Written
-from raysearch.placement.stored_tensors import DTYPES
+from raysearch.placement.stored_tensors import TORCH_DTYPES
 from raysearch.records import FLOAT_BITS, PER_TENSOR, CostModel, QuantizerSetup, packed_bytes
 from raysearch.version import __version__
 
@@ -104,12 +104,12 @@ def write_packed(
                 tuple(w.codes.shape),
                 w.aliases,
                 _zero_point(w),
-                DTYPES[w.dtype],
+                TORCH_DTYPES[w.dtype],
             )
             for name, w in weights.items()
         },
         activations=_activations(stripped, setup),
-        tensors={n: TensorSpec(tuple(t.shape), DTYPES[t.dtype]) for n, t in others.items()},
+        tensors={n: TensorSpec(tuple(t.shape), TORCH_DTYPES[t.dtype]) for n, t in others.items()},
         example_inputs=_example_inputs(example_inputs),
         versions={"raysearch": __version__, "torch": torch.__version__},
         source=source or {},
@@ -184,10 +184,10 @@ def _zero_point(weight: StrippedWeight) -> int | Literal["stored"]:
 
 def _check_types(tensors: dict[str, Tensor]) -> None:
     for name, value in tensors.items():
-        if value.dtype not in DTYPES:
+        if value.dtype not in TORCH_DTYPES:
             raise ExportError(
                 f"'{name}' is of type {value.dtype}, which the target 'packed' cannot store; allowed: "
-                f"{', '.join(sorted(DTYPES.values()))}. Convert it, or export other targets."
+                f"{', '.join(sorted(TORCH_DTYPES.values()))}. Convert it, or export other targets."
             )
 
 

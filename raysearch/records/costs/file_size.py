@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from raysearch.records.dtypes import STORED_DTYPES
 from raysearch.records.setup import FLOAT_BITS, QuantizationPoint, QuantizerSetup, StoredTensor
 
 SCALE_BYTES = 4
 ZERO_POINT_BYTES = 1
-_ORDER = ("U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "I8", "U8", "BOOL")
-"""The types as safetensors orders tensors in the file; those of one type are ordered by name."""
 _ENDS = '{"__metadata__":{"format":"pt"}}'
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
@@ -112,7 +111,7 @@ def _header_bytes(tensors: Iterable[StoredTensor]) -> int:
     """Length of the header before it is padded."""
 
     def place(tensor: StoredTensor) -> tuple[int, bytes]:
-        order = _ORDER.index(tensor.dtype) if tensor.dtype in _ORDER else len(_ORDER)
+        order = STORED_DTYPES.index(tensor.dtype) if tensor.dtype in STORED_DTYPES else len(STORED_DTYPES)
         return order, tensor.name.encode()
 
     total, begin = len(_ENDS), 0
