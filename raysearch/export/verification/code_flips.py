@@ -7,15 +7,15 @@ very codes that the integer kernels gave it, and computes its next codes as the 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
+from raysearch.export.onnx_qdq.file_module import Arrays
 from raysearch.export.onnx_qdq.session import load_session
+from raysearch.export.verification.flip_counts import FlipCounts
 from raysearch.records import LayerFlips
 
-Arrays = dict[str, npt.NDArray[Any]]
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
 
 
 def count_flips(path: Path, feeds: list[Arrays]) -> tuple[LayerFlips, ...]:
@@ -24,7 +24,7 @@ def count_flips(path: Path, feeds: list[Arrays]) -> tuple[LayerFlips, ...]:
     Work: two forwards a batch; all codes of a batch are held at once, one byte each.
 
     Args:
-        path: a file of `write_onnx`.
+        path: a file of the target `onnx`.
         feeds: arrays by input name, one dict a batch.
 
     Returns:
@@ -36,48 +36,50 @@ def count_flips(path: Path, feeds: list[Arrays]) -> tuple[LayerFlips, ...]:
     names = _code_values(model.graph)
     fused = load_session(_with_outputs(model, names).SerializeToString())
     single = load_session(cut_at(model, names).SerializeToString(), optimized=False)
-    totals = {name: [0, 0, 0] for name in names}
+    required = {entry.name for entry in single.get_inputs()}
+    values = list(names)
+    counts = FlipCounts(names.values())
     for feed in feeds:
-        codes = dict(zip(names, fused.run(list(names), feed), strict=True))
-        held = {f"{name}.given": value for name, value in codes.items()}
-        wanted = {entry.name for entry in single.get_inputs()}
-        given = {name: value for name, value in {**feed, **held}.items() if name in wanted}
-        for name, expected in zip(names, single.run(list(names), given), strict=True):
-            steps = np.abs(codes[name].astype(np.int16) - expected)
-            total = totals[name]
-            total[0] += int(np.count_nonzero(steps))
-            total[1] += steps.size
-            total[2] = max(total[2], int(steps.max(initial=0)))
-    return tuple(LayerFlips(names[name], *total) for name, total in totals.items())
+        codes = dict(zip(values, fused.run(values, feed), strict=True))
+        available = {**feed, **{cut_input(value): array for value, array in codes.items()}}
+        inputs = {name: array for name, array in available.items() if name in required}
+        for value, expected in zip(values, single.run(values, inputs), strict=True):
+            counts.add(names[value], codes[value], expected)
+    return counts.layers()
 
 
-def _code_values(graph: Any) -> dict[str, str]:
+def _code_values(graph: GraphProto) -> dict[str, str]:
     """Value of finished codes → name of its QuantizeLinear; a Min and Max after it are part of it."""
-    readers: dict[str, list[Any]] = {}
+    readers: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    found = {}
+    quantizers: dict[str, str] = {}
     for node in graph.node:
         if node.op_type == "QuantizeLinear":
             value = node.output[0]
             while len(readers.get(value, ())) == 1 and readers[value][0].op_type in ("Min", "Max"):
                 value = readers[value][0].output[0]
-            found[value] = node.name or value
-    return found
+            quantizers[value] = node.name or value
+    return quantizers
 
 
-def _with_outputs(model: Any, names: dict[str, str]) -> Any:
+def _with_outputs(model: ModelProto, names: dict[str, str]) -> ModelProto:
     import onnx
 
-    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    copy: ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
     copy.graph.output.extend(
         onnx.helper.make_tensor_value_info(n, onnx.TensorProto.UINT8, None) for n in names
     )
     return copy
 
 
-def cut_at(model: Any, names: dict[str, str]) -> Any:
+def cut_input(value: str) -> str:
+    """The input that takes the place of a value in a model of `cut_at`."""
+    return f"{value}.given"
+
+
+def cut_at(model: ModelProto, names: dict[str, str]) -> ModelProto:
     """The model with every reader of the named codes reading a new input `<value>.given` instead.
 
     The codes become outputs.
@@ -89,10 +91,10 @@ def cut_at(model: Any, names: dict[str, str]) -> Any:
     for node in copy.graph.node:
         for index, name in enumerate(node.input):
             if name in names:
-                node.input[index] = f"{name}.given"
+                node.input[index] = cut_input(name)
                 read.add(name)
     copy.graph.input.extend(
-        onnx.helper.make_tensor_value_info(f"{name}.given", onnx.TensorProto.UINT8, None)
+        onnx.helper.make_tensor_value_info(cut_input(name), onnx.TensorProto.UINT8, None)
         for name in names
         if name in read
     )

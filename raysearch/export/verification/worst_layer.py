@@ -10,20 +10,24 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from raysearch.evaluation import Batch, Forward
 from raysearch.evaluation.forward import frozen_eval
+from raysearch.export.onnx_qdq.file_module import Arrays
 from raysearch.export.onnx_qdq.session import load_session
-from raysearch.export.verification.code_flips import Arrays, cut_at
+from raysearch.export.verification.code_flips import cut_at, cut_input
+from raysearch.export.verification.flip_counts import FlipCounts
 from raysearch.export.verification.verify import MAX_FLIP_RATE
 from raysearch.quantizer import Quantizer
 from raysearch.records import LayerFlips
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
 
 MOVES = ("Min", "Max", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
 
@@ -34,7 +38,7 @@ def compare_layers(
     """Compare codes that the file's layers compute with those of a module's quantizers.
 
     Args:
-        path: a file of `write_onnx`.
+        path: a file of the target `onnx`.
         model: the stripped module; it is left as it was.
         batches: what to run on.
         feeds: the same as arrays by input name of the file.
@@ -52,24 +56,21 @@ def compare_layers(
     file = onnx.load(path)
     names = _read_codes(file.graph)
     session = load_session(cut_at(file, names).SerializeToString(), optimized=False)
-    wanted = {entry.name for entry in session.get_inputs()}
-    totals: dict[str, list[int]] = {}
+    required = {entry.name for entry in session.get_inputs()}
+    counts = FlipCounts()
     for batch, feed in zip(batches, feeds, strict=True):
         with _recorded(model) as codes, frozen_eval(model), torch.no_grad():
             forward(model, batch)
-        given = {f"{value}.given": codes[name] for value, name in names.items() if name in codes}
-        if not wanted <= {*feed, *given}:
+        module_codes = {cut_input(value): codes[name] for value, name in names.items() if name in codes}
+        available = {**feed, **module_codes}
+        if not required <= set(available):
             return ()
-        found = session.run(list(names), {k: v for k, v in {**feed, **given}.items() if k in wanted})
-        for name, ours in zip(names.values(), found, strict=True):
-            if name not in codes or codes[name].shape != ours.shape:
-                continue
-            steps = np.abs(codes[name].astype(np.int16) - ours)
-            total = totals.setdefault(name, [0, 0, 0])
-            total[0] += int(np.count_nonzero(steps))
-            total[1] += steps.size
-            total[2] = max(total[2], int(steps.max(initial=0)))
-    return tuple(LayerFlips(name, *total) for name, total in totals.items())
+        inputs = {name: array for name, array in available.items() if name in required}
+        for name, file_codes in zip(names.values(), session.run(list(names), inputs), strict=True):
+            # Where a quantizer moved over a reshape, codes of the two cannot be told apart one by one.
+            if name in codes and codes[name].shape == file_codes.shape:
+                counts.add(name, codes[name], file_codes)
+    return counts.layers()
 
 
 def tell_worst(layers: tuple[LayerFlips, ...]) -> str:
@@ -77,22 +78,22 @@ def tell_worst(layers: tuple[LayerFlips, ...]) -> str:
     if not layers:
         return ""
     worst = max(layers, key=lambda layer: ((layer.rate > MAX_FLIP_RATE) * layer.max_steps, layer.rate))
-    told = (
+    figures = (
         f"{worst.num_flips} of {worst.num_codes} codes differ from the module's by up to {worst.max_steps} "
         f"steps, each layer being given the module's own codes; allowed is {MAX_FLIP_RATE:.1%}"
     )
     if worst.rate > MAX_FLIP_RATE:
-        return f"The worst layer is '{worst.name}': {told}"
-    return f"No layer before the last quantizer is at fault; of the worst, '{worst.name}', {told}"
+        return f"The worst layer is '{worst.name}': {figures}"
+    return f"No layer before the last quantizer is at fault; of the worst, '{worst.name}', {figures}"
 
 
-def _read_codes(graph: Any) -> dict[str, str]:
+def _read_codes(graph: GraphProto) -> dict[str, str]:
     """Value of codes that a DequantizeLinear reads → name of the QuantizeLinear it comes from.
 
     There the codes have the shape that the module's quantizer sees: a quantizer may have moved up.
     """
     makers = {name: node for node in graph.node for name in node.output}
-    found = {}
+    quantizers: dict[str, str] = {}
     for node in graph.node:
         if node.op_type != "DequantizeLinear":
             continue
@@ -100,8 +101,8 @@ def _read_codes(graph: Any) -> dict[str, str]:
         while maker is not None and maker.op_type in MOVES:
             maker = makers.get(maker.input[0])
         if maker is not None and maker.op_type == "QuantizeLinear":
-            found[node.input[0]] = maker.name
-    return found
+            quantizers[node.input[0]] = maker.name
+    return quantizers
 
 
 @contextmanager
@@ -110,16 +111,16 @@ def _recorded(model: nn.Module) -> Iterator[Arrays]:
     codes: dict[str, npt.NDArray[Any]] = {}
     calls: Counter[str] = Counter()
 
-    def keep(quantizer: nn.Module, given: tuple[Tensor, ...], _: Tensor) -> None:
+    def record(quantizer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         assert isinstance(quantizer, Quantizer)
         calls[quantizer.name] += 1
         count = calls[quantizer.name]
         name = quantizer.name + (f"#{count}" if count > 1 else "")
-        moved = quantizer.codes(given[0]).to(torch.int16) - quantizer.levels[0]
+        moved = quantizer.codes(inputs[0]).to(torch.int16) - quantizer.levels[0]
         codes[name] = moved.to(torch.uint8).contiguous().numpy()
 
     hooks = [
-        module.register_forward_hook(keep)
+        module.register_forward_hook(record)
         for module in model.modules()
         if isinstance(module, Quantizer) and module.kind == "activation" and module.enabled
     ]
