@@ -53,8 +53,8 @@ class Divergence:
         if not 0 < variance < math.inf:
             raise DataError(
                 f"objective.divergence 'nmse' divides by the variance of the float outputs, which is "
-                f"{variance} over the {len(flat)} samples of the first calibration shard; it needs two samples "
-                f"or more whose outputs differ. Raise calibration.shard_size, or use 'mse'."
+                f"{variance} over the {len(flat)} samples of the first calibration shard; it needs two "
+                f"samples or more whose outputs differ. Raise calibration.shard_size, or use 'mse'."
             )
         return replace(self, variance=variance)
 
