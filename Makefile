@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PROCESSES ?= 3
 
-.PHONY: install demo test lint types fences bench docs clean
+.PHONY: install demo test quick lint types fences bench docs clean
 
 install: $(INSTALLED)
 
@@ -22,6 +22,9 @@ demo: install  ## train a small net, search under avg_bits<=3, compare with unif
 
 test: install lint types fences  ## lint, types, import fences, tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --no-loadscope-reorder
+
+quick: install  ## the tests that start neither Ray nor a process and take no ten seconds: under 90 s on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not ray and not process and not slow"
 
 lint: install
 	$(BIN)/ruff check .

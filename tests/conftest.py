@@ -13,11 +13,24 @@ from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.patience import started_ray
+from tests.support.process_watch import ProcessWatch
 from tests.support.ray_head import Head, started_head
 
 # How long an example takes says how busy the machine is, and nothing about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+PROCESSES = ProcessWatch()
+
+
+@pytest.fixture(autouse=True)
+def _processes_are_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What starts a process says so, for `make quick` leaves it out."""
+    yield
+    started = PROCESSES.take()
+    markers = {marker.name for marker in request.node.iter_markers()}
+    assert not started or markers & {"ray", "process"}, f"mark it `ray` or `process`: it starts {started}"
 
 
 @pytest.fixture(autouse=True)

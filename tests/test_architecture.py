@@ -73,6 +73,7 @@ def test_every_test_asserts():
     assert silent == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "banned"),
     [

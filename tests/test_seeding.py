@@ -1,12 +1,14 @@
 import subprocess
 import sys
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raysearch.seeding import derive_seed
 
 
+@pytest.mark.process
 def test_a_seed_is_the_same_in_every_process():
     code = "from raysearch.seeding import derive_seed; print(derive_seed(0, 'traces', 'conv.weight', 3, 1))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

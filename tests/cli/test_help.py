@@ -36,6 +36,7 @@ def test_what_an_option_takes_is_listed_from_where_it_is_registered(command, cho
     assert "{choices}" not in text
 
 
+@pytest.mark.process
 def test_the_list_of_commands_imports_nothing_heavy():
     code = f"""
 import sys

@@ -75,11 +75,13 @@ def test_rays_launcher_accepts_its_files(name):
         util.validate_config(util.prepare_config({**config, "max_wrokers": 3}))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("path", ["slurm/run.sbatch", "kuberay/run.sh"])
 def test_the_shell_reads_the_scripts(path):
     assert subprocess.run(["bash", "-n", CLUSTERS / path]).returncode == 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("path", ["slurm/run.sbatch", "kuberay/run.sh"])
 @pytest.mark.parametrize("is_known", [False, True])
 def test_the_scripts_ask_for_the_run_and_resume_a_known_one(tmp_path, path, is_known):

@@ -13,6 +13,7 @@ class TestLocalPool(PoolContract):
         return LocalPool
 
 
+@pytest.mark.process
 def test_the_protocol_needs_no_ray():
     code = "import sys, raysearch.cluster.pool, raysearch.cluster.resuming; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -41,6 +41,7 @@ def work(rank: int, port: int, out: str) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.process
 def test_two_ranks_hold_what_rank_0_held(tmp_path):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -35,6 +35,7 @@ def reconfigure(folder, change):
     (folder / "config.json").write_text(json.dumps(data))
 
 
+@pytest.mark.process
 def test_a_fresh_process_needs_neither_ray_nor_optuna_nor_the_models_code(exported, residual, tmp_path):
     inputs = residual.inputs(5)[0]
     torch.save(inputs, tmp_path / "in.pt")

@@ -174,6 +174,7 @@ def test_folders_that_are_not_the_run(tmp_path):
     assert "unknown scheme" in refuse("status", "r", "--storage", "nowhere://bucket")
 
 
+@pytest.mark.process
 def test_json_errors_are_one_document(tmp_path):
     process = run_process("status", "nope", "--storage", tmp_path, "--json")
     assert process.returncode == 2

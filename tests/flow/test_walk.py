@@ -10,18 +10,18 @@ import raysearch
 from raysearch.artifacts import codecs, resolve_run
 from raysearch.records import CostModel
 from tests.support import toy_task
-from tests.support.command_line import QUICK, TOY, document, run_arguments, run_command, run_process
+from tests.support.command_line import QUICK, TOY, document, run_arguments, run_command
 
 SETTINGS = raysearch.load_config(assignments=QUICK)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One whole walk by the command line, in a process of its own, without Ray."""
+    """One whole walk by the command line, without Ray."""
     storage = tmp_path_factory.mktemp("runs")
-    process = run_process(*run_arguments(storage, "toy", "--json"))
-    assert process.returncode == 0, process.stderr
-    return storage, document(process)
+    done = run_command(*run_arguments(storage, "toy", "--json"))
+    assert done.returncode == 0, done.stderr
+    return storage, document(done)
 
 
 def test_the_json_document_holds_everything(finished):

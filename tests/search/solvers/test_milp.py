@@ -23,6 +23,7 @@ print("after")
 """
 
 
+@pytest.mark.process
 def test_what_a_library_prints_stays_off_standard_output():
     done = subprocess.run([sys.executable, "-c", NOISY], capture_output=True, text=True, check=True)
     assert sorted(done.stdout.split()) == ["after", "before", "kept"]
