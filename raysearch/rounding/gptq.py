@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from raysearch.rounding.scales import Sharing, as_deployed, fitted_scale, least_
 NEIGHBOURS = (0.97, 1.0, 1.03)
 """Multiples of a fitted scale that are tried with it."""
 
-NUM_SETTLING = 16
+NUM_SETTLING = 4
 """How often a logarithmic scale is taken to its logarithm and back until it stays."""
 
 CANDIDATE_BYTES = 2**28
@@ -134,7 +135,7 @@ class _Search:
         error = float(torch.minimum(error_s, nearest_error_s).sum()) / problem.num_samples
         return RoundedWeight(
             codes=codes.cpu().numpy(),
-            scale=self._held_scale(target, scale_s),
+            scale=self._held_scale(scale_s),
             zero_point=zero_s.cpu().numpy().astype(np.int32),
             signed=target.start.signed,
             granularity=problem.point.granularity,
@@ -204,17 +205,14 @@ class _Search:
         scale_s = self._tensor(target.start.scale).double()
         return _Best(torch.zeros_like(scale_s), scale_s, zero_s, relative_grd)
 
-    def _held_scale(self, target: Target, scale_s: Tensor) -> np.ndarray:
+    def _held_scale(self, scale_s: Tensor) -> npt.NDArray[np.float32]:
         """The scale as the quantizer holds it: one that is stored as a logarithm comes back a little off."""
-        scale = scale_s.cpu().numpy().astype(np.float32)
-        if not self._problem.point.grid_spec.logarithm_scale:
-            return scale
-        for _ in range(NUM_SETTLING):
-            again = np.exp(np.log(scale))
-            if (again == scale).all():
-                break
-            scale = again
-        return scale
+        scale_s = scale_s.float()
+        if self._problem.point.grid_spec.logarithm_scale:
+            for _ in range(NUM_SETTLING):
+                scale_s = scale_s.log().exp()
+        held: npt.NDArray[np.float32] = scale_s.cpu().numpy()
+        return held
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array.copy()).to(self._rows_grd.device)

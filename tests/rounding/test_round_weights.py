@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from raysearch.errors import DataError
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import make_quantizer
+from raysearch.records import QuantizerSpec
 from raysearch.rounding import latent_weight, round_weights
 from raysearch.rounding.second_moments import Moments, observe_moments
 from tests.support.moments import quadratic
@@ -201,6 +203,18 @@ def test_every_kind_of_grid_is_the_quantizers(granularity, mode):
             assert np.array_equal(quantizer(latent).numpy(), rounded.values())
         assert rounded.error <= rounded.error_nearest
         assert nearest[name, scheme].codes.dtype == rounded.codes.dtype
+
+
+def test_a_logarithmic_scale_is_stored_as_the_quantizer_holds_it():
+    model = nn.Sequential(nn.Linear(16, 64))
+    replica, setup, ranges = make_problem(model, list(torch.randn(40, 16).split(10)))
+    spec = QuantizerSpec("symmetric", signed=True, logarithm_scale=True)
+    points = {name: replace(point, spec=spec) for name, point in setup.of_kind("weight").items()}
+    setup = replace(setup, points={**setup.points, **points})
+    for (name, scheme), rounded in round_all((replica, setup, ranges)).weights.items():
+        quantizer = make_quantizer(setup.points[name])
+        quantizer.set_range(scheme.num_bits, rounded.range)
+        assert np.array_equal(quantizer.effective_scale().detach().numpy().reshape(-1), rounded.scale)
 
 
 def test_a_layer_that_is_never_reached_is_nearest_and_says_so():
