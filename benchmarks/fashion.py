@@ -22,7 +22,7 @@ import torch
 
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
-from raysearch.config import SensitivityConfig, load_config
+from raysearch.config import SearchConfig, SensitivityConfig, load_config
 from raysearch.evaluation import DataSet
 from raysearch.pipeline.inputs import check_inputs
 from raysearch.pipeline.stages import make_objective, make_replica, search_shards
@@ -36,7 +36,7 @@ from raysearch.records import (
     parse_budgets,
 )
 from raysearch.search import (
-    Decoder,
+    BudgetSolver,
     OptionSpace,
     Race,
     ShardValues,
@@ -201,20 +201,18 @@ def greedy(problem: Problem, budgets: Sequence[Budget]) -> tuple[BitAssignment, 
 def hawq_optimum(problem: Problem, budgets: Sequence[Budget]) -> BitAssignment:
     """The exact optimum of Σ trace · ‖ΔW‖² within the budgets (Dong et al., 2020); nothing is measured."""
     space = OptionSpace(problem.setup)
-    decoder = Decoder(space, make_limits(space, budgets, problem.model))
-    return space.assignment(
-        decoder.optimum(make_surrogate("hawq", problem.table, space).option_costs).choices
-    )
+    solver = BudgetSolver(space, make_limits(space, budgets, problem.model))
+    return space.assignment(solver.exact(make_surrogate("hawq", problem.table, space).option_costs).choices)
 
 
 def random_search(problem: Problem, budgets: Sequence[Budget], count: int, seed: int) -> BitAssignment:
     """The best of so many random assignments, each repaired to fit as the search's own are."""
     space = OptionSpace(problem.setup)
-    decoder = Decoder(space, make_limits(space, budgets, problem.model))
+    solver = BudgetSolver(space, make_limits(space, budgets, problem.model))
     rng = np.random.default_rng(seed)
     flat = np.zeros(space.valid.shape)
     drawn = [
-        space.assignment(decoder.repair(rng.integers(space.valid.sum(axis=1)), flat)) for _ in range(count)
+        space.assignment(solver.repair(rng.integers(space.valid.sum(axis=1)), flat)) for _ in range(count)
     ]
     values = problem.validation.mean(drawn, problem.num_shards)
     return drawn[int(np.argmin(values))]
@@ -234,9 +232,8 @@ def compare(problem: Problem, seeds: Iterable[int], num_trials: int) -> dict[str
                 problem.setup,
                 budgets,
                 race,
-                num_trials=num_trials,
+                SearchConfig(num_trials=num_trials, objective="loss"),
                 seed=seed,
-                objective="loss",
             )
             work = problem.validation.asked // problem.num_shards
             rows["raysearch"].append(problem.judge(result.best.assignment, work))

@@ -21,7 +21,7 @@ from benchmarks.problems.hawq_v3 import instances
 from benchmarks.problems.random_layers import every_assignment, hardware_layers, layer_chain, random_table
 from raysearch.errors import BudgetError
 from raysearch.records import BitAssignment, CostModel, is_feasible, parse_budgets
-from raysearch.search import Decoder, OptionSpace, make_limits, make_surrogate
+from raysearch.search import BudgetSolver, OptionSpace, make_limits, make_surrogate
 from raysearch.search.solvers.quadratic import solve_quadratic
 
 RESULT = Path(__file__).parent / "results" / "search.md"
@@ -73,11 +73,11 @@ def large() -> list[str]:
         ["avg_bits<=4.2", "act_bits<=4.5", "bops<=30%"],
         ["effective>=1.6"],
     ):
-        decoder = Decoder(space, make_limits(space, parse_budgets(texts), model))
+        solver = BudgetSolver(space, make_limits(space, parse_budgets(texts), model))
         start = time.process_time()
-        decoded = float(space.take(costs, decoder.decode(costs)).sum())
+        decoded = float(space.take(costs, solver.heuristic(costs)).sum())
         middle = time.process_time()
-        found = decoder.optimum(costs)
+        found = solver.exact(costs)
         end = time.process_time()
         lines.append(
             f"| {', '.join(f'`{t}`' for t in texts)} | {decoded:.5f} | {found.value:.5f} | "
@@ -104,20 +104,20 @@ def random_instances(count: int) -> list[str]:
         costs = rng.exponential(size=space.valid.shape) * 4.0**-space.widths
         costs[~space.valid] = 0.0
         try:
-            decoder = Decoder(space, make_limits(space, budgets, model))
-            choices = decoder.decode(costs)
+            solver = BudgetSolver(space, make_limits(space, budgets, model))
+            choices = solver.heuristic(costs)
         except BudgetError:
             refused += 1
             continue
         found = space.assignment(choices)
         broken += not is_feasible(budgets, model, found) or bool(setup.broken_pairs(found.bits))
-        idle += _has_useful_move(decoder, choices, costs)
-        every = decoder.feasible(20_000)
+        idle += _has_useful_move(solver, choices, costs)
+        every = solver.feasible_choices(20_000)
         assert every is not None
         best = float(costs[space.rows, every].sum(axis=1).min())
         gaps.append(float(space.take(costs, choices).sum()) / best - 1)
         if number % 10 == 0:
-            optimum = decoder.optimum(costs)
+            optimum = solver.exact(costs)
             milp_gaps.append(optimum.value / best - 1)
             not_best += optimum.value > best * (1 + 2e-4) or optimum.lower_bound > best * (1 + 1e-9)
     return [
@@ -140,8 +140,8 @@ def random_instances(count: int) -> list[str]:
             f"{np.percentile(gaps, 99):.1%} |"
         ),
         (
-            f"| `Decoder.optimum` (every 10th): worse than its tolerance, or its bound wrong | {not_best} of "
-            f"{len(milp_gaps)} |"
+            f"| `BudgetSolver.exact` (every 10th): worse than its tolerance, or its bound wrong | {not_best} "
+            f"of {len(milp_gaps)} |"
         ),
     ]
 
@@ -157,11 +157,11 @@ def quadratic() -> list[str]:
         setup = layer_chain(layers, (2, 4, 8), (8,), 1)
         space, model = OptionSpace(setup), CostModel(setup)
         surrogate = make_surrogate("response", random_table(setup, 1, 0.5), space)
-        decoder = Decoder(space, make_limits(space, parse_budgets(["avg_bits<=4"]), model))
+        solver = BudgetSolver(space, make_limits(space, parse_budgets(["avg_bits<=4"]), model))
         start = time.process_time()
-        found = solve_quadratic(surrogate, decoder)
+        found = solve_quadratic(surrogate, solver)
         seconds = time.process_time() - start
-        additive = float(surrogate.predict(decoder.optimum(surrogate.option_costs).choices))
+        additive = float(surrogate.predict(solver.exact(surrogate.option_costs).choices))
         lines.append(f"| {layers} | {additive / found.value:.3f} | {found.gap:.1%} | {seconds:.1f} |")
     return lines
 
@@ -182,11 +182,11 @@ def _budgets(rng: np.random.Generator, model: CostModel, witness: BitAssignment)
     return parse_budgets(texts)
 
 
-def _has_useful_move(decoder: Decoder, choices: np.ndarray, costs: np.ndarray) -> bool:
-    fits = decoder.space.valid.copy()
-    for limit in decoder.limits:
+def _has_useful_move(solver: BudgetSolver, choices: np.ndarray, costs: np.ndarray) -> bool:
+    fits = solver.space.valid.copy()
+    for limit in solver.limits:
         fits &= limit.changes(choices) <= limit.capacity - int(limit.use(choices))
-    gain = decoder.space.take(costs, choices)[:, None] - costs
+    gain = solver.space.take(costs, choices)[:, None] - costs
     return bool((fits & (gain > 0)).any())
 
 

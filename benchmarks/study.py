@@ -28,7 +28,7 @@ import torch
 from benchmarks.problems.random_layers import DisturbedForm, layer_chain, random_table
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
-from raysearch.config import SensitivityConfig, load_config
+from raysearch.config import SearchConfig, SensitivityConfig, load_config
 from raysearch.evaluation import DataSet
 from raysearch.pipeline.inputs import check_inputs
 from raysearch.pipeline.stages import make_objective, make_replica, search_shards
@@ -41,7 +41,7 @@ from raysearch.records import (
     parse_budgets,
 )
 from raysearch.search import (
-    Decoder,
+    BudgetSolver,
     KnapsackThompsonSampler,
     OptionSpace,
     Race,
@@ -50,7 +50,8 @@ from raysearch.search import (
     make_surrogate,
     search_assignment,
 )
-from raysearch.search.optuna_bridge import make_distributions, quiet_optuna
+from raysearch.search.optuna_bridge import quiet_optuna
+from raysearch.search.samplers.base import make_distributions
 from raysearch.sensitivity import measure_sensitivity
 
 ROOT = Path(__file__).parents[1]
@@ -147,7 +148,12 @@ def compare(
                 recorded.forwards = 0
                 race = Race(recorded, num_shards, error)
                 found = search_assignment(
-                    table, setup, budgets, race, num_trials=num_trials, sampler=sampler, seed=seed
+                    table,
+                    setup,
+                    budgets,
+                    race,
+                    SearchConfig(num_trials=num_trials, sampler=sampler),
+                    seed=seed,
                 )
                 ratios.append(found.best.value / feasible[0])
                 own = {"thompson", "tpe", "random", "finalist"}
@@ -177,12 +183,12 @@ def overhead(counts: Sequence[int], asks: int) -> tuple[list[str], float]:
     setup = layer_chain(28, (2, 3, 4, 8), (3, 4, 6, 8), seed=0)
     table = random_table(setup)
     space, measure = OptionSpace(setup), DisturbedForm(table, 0.4)
-    decoder = Decoder(space, make_limits(space, parse_budgets(["avg_bits<=4"]), CostModel(setup)))
+    solver = BudgetSolver(space, make_limits(space, parse_budgets(["avg_bits<=4"]), CostModel(setup)))
     lines, worst = [], 0.0
     for surrogate in ("response", "hawq"):
         for count in counts:
             scores = make_surrogate(surrogate, table, space)
-            sampler = KnapsackThompsonSampler(scores, decoder, seed=0)
+            sampler = KnapsackThompsonSampler(scores, solver, seed=0)
             distributions = make_distributions(space)
             rng = np.random.default_rng(0)
             times = []
@@ -190,7 +196,7 @@ def overhead(counts: Sequence[int], asks: int) -> tuple[list[str], float]:
                 study = optuna.create_study(sampler=sampler)
                 for _ in range(count):
                     drawn = rng.integers(space.valid.sum(axis=1))
-                    assignment = space.assignment(decoder.repair(drawn, scores.option_costs))
+                    assignment = space.assignment(solver.repair(drawn, scores.option_costs))
                     study.add_trial(
                         optuna.trial.create_trial(
                             value=measure.value(assignment),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raysearch.artifacts import RunStore, codecs, copy_run, resolve_run
-from raysearch.config import load_config
+from raysearch.config import SearchConfig, load_config
 from raysearch.determinism import pinned_threads, seeded
 from raysearch.errors import RunError, TaskError
 from raysearch.export import verify_folder
@@ -33,6 +33,7 @@ from raysearch.records import (
 )
 from raysearch.search import (
     OptionSpace,
+    PlainEvaluator,
     Race,
     check_budgets,
     make_surrogate,
@@ -116,7 +117,8 @@ class SavedRun:
         def predict(assignments: Mapping[int, BitAssignment]) -> dict[int, float]:
             return {n: float(scores.predict(space.choices(a))) for n, a in assignments.items()}
 
-        return search_assignment(table, setup, budgets, predict, num_trials=1, surrogate=surrogate).best
+        settings = SearchConfig().model_copy(update={"num_trials": 1, "surrogate": surrogate})
+        return search_assignment(table, setup, budgets, PlainEvaluator(predict), settings).best
 
     def resolve_measured(
         self,
@@ -169,11 +171,10 @@ class SavedRun:
                     store.load(codecs.SENSITIVITY),
                     inputs.setup,
                     budgets,
-                    measure,
+                    PlainEvaluator(measure),
+                    inputs.config.search.model_copy(update={"surrogate": surrogate}),
                     first=first.assignment,
                     count=count,
-                    surrogate=surrogate,
-                    maximize=inputs.config.search.maximize,
                 )
         if not trials:
             raise RunError(f"none of {count} assignments gave a finite {inputs.config.search.measured}.")

@@ -197,10 +197,7 @@ class ModelInitializer:
             setup,
             parse_budgets(request.budget),
             Race(measure, len(drawn), search.racing_error),
-            num_trials=search.num_trials,
-            batch_size=search.batch_size,
-            surrogate=search.surrogate,
-            sampler=search.sampler,
+            search,
             seed=seed,
         )
         return result.best.assignment

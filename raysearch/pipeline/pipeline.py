@@ -6,9 +6,8 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 from torch import nn
 
@@ -35,7 +34,6 @@ from raysearch.records import (
     BitAssignment,
     ExportManifest,
     FineTuneResult,
-    MaxDrop,
     RangeTable,
     RunResult,
     SearchResult,
@@ -43,9 +41,9 @@ from raysearch.records import (
     SensitivityTable,
 )
 from raysearch.search import (
-    MeasureShards,
     Race,
     ShardValues,
+    TrialLog,
     minimize_cost,
     search_assignment,
     write_journal,
@@ -184,52 +182,38 @@ class Pipeline:
             objective = make_objective(self.inputs, ranges, pool, self._per_sample)
             return objective(assignments, shards)
 
-        front = settings.front_kind
-        options: dict[str, Any] = {
-            "num_trials": settings.num_trials,
-            "batch_size": settings.batch_size,
-            "surrogate": settings.surrogate,
-            "sampler": settings.sampler,
-            "seed": self.inputs.config.seed,
-            "on_batch": partial(self.store.save, codecs.TRIALS),
-            "enqueue": [BitAssignment(bits) for bits in settings.enqueue],
-            "maximize": settings.maximize,
-            "num_finalists": settings.num_finalists,
-        }
-        if settings.drop is not None:
-            result = self._least_cost(table, measure, settings.drop, options)
+        race = Race(measure, len(self._shards), settings.racing_error, settings.maximize)
+        if settings.minimized_kind is not None:
+            result = self._least_cost(table, race)
         else:
             result = search_assignment(
                 table,
                 self.inputs.setup,
                 self.inputs.budgets,
-                Race(measure, len(self._shards), settings.racing_error, settings.maximize),
-                previous=self._earlier_trials(),
-                objective=settings.objective,
-                front=front,
-                **options,
+                race,
+                settings,
+                seed=self.inputs.config.seed,
+                log=TrialLog(self._earlier_trials(), self._save_trials),
             )
-        self._save_journal(result, front)
+        self._save_journal(result, settings.front_kind)
         return result
+
+    def _save_trials(self, trials: tuple[SearchTrial, ...]) -> None:
+        self.store.save(codecs.TRIALS, trials)
 
     def _earlier_trials(self) -> tuple[SearchTrial, ...]:
         """What an interrupted search measured; empty when no batch was finished yet."""
         return self.store.load(codecs.TRIALS) if self.store.has(codecs.TRIALS) else ()
 
-    def _least_cost(
-        self, table: SensitivityTable, measure: MeasureShards, drop: MaxDrop, options: Mapping[str, Any]
-    ) -> SearchResult:
-        settings = self.inputs.config.search
+    def _least_cost(self, table: SensitivityTable, race: Race) -> SearchResult:
         result, least = minimize_cost(
             table,
             self.inputs.setup,
             self.inputs.budgets,
-            measure,
-            len(self._shards),
-            settings.minimize,
-            drop,
-            racing_error=settings.racing_error,
-            **options,
+            race,
+            self.inputs.config.search,
+            seed=self.inputs.config.seed,
+            on_batch=self._save_trials,
         )
         self.store.save(codecs.LEAST_COST, least)
         return result

@@ -29,7 +29,7 @@ from raysearch.records.results import (
     TargetCheck,
 )
 from raysearch.records.run import TERMINAL_STATES, RunResult, RunStatus
-from raysearch.records.search import SearchResult, SearchTrial, trials_from_table, trials_to_table
+from raysearch.records.search import SearchResult, SearchTrial, TrialState, trials_from_table, trials_to_table
 from raysearch.records.sensitivity import Option, OptionEffect, SensitivityTable, Trace
 from raysearch.records.setup import (
     FLOAT_BITS,
@@ -82,6 +82,7 @@ __all__ = [
     "StoredTensor",
     "TargetCheck",
     "Trace",
+    "TrialState",
     "check_achievable",
     "compression_ratio",
     "drop_of",

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
@@ -32,23 +33,31 @@ _ADDED = {"num_samples": 0, "rounds": "{}", "system_attrs": "{}"}
 """Columns that tables of older runs lack, and what they mean there."""
 
 
+class TrialState(StrEnum):
+    """How the measurement of an assignment ended; the words are Optuna's."""
+
+    COMPLETE = "COMPLETE"
+    """It was measured on all samples."""
+    PRUNED = "PRUNED"
+    """It was stopped early: worse than the best one with a stated error rate."""
+    FAIL = "FAIL"
+    """It gave no finite value."""
+
+
 @dataclass(frozen=True)
 class SearchTrial:
     """One assignment that was measured.
-
-    States: "COMPLETE" (measured on all samples), "PRUNED" (stopped early: worse than the best one with a
-    stated error rate), "FAIL" (no finite value).
 
     Attributes:
         number: the trial's number in the study.
         assignment: group id → bit-width.
         costs: kind → cost.
         excess: budget expression → (cost − limit)/limit; all ≤ 0, since every trial is feasible.
-        value: the measured objective, mean per sample; NaN when `state` is "FAIL". Of a stopped trial the
-            estimate: the best one's mean on all samples plus the mean difference on those it was given.
+        value: the measured objective, mean per sample; NaN of a failed trial. Of a stopped one the estimate:
+            the best one's mean on all samples plus the mean difference on those that were measured.
         predicted: what the surrogate predicted.
         source: who proposed it: a warm start's name or the sampler's.
-        state: "COMPLETE", "PRUNED" or "FAIL".
+        state: see `TrialState`.
         num_samples: samples the value rests on; 0 when they were not counted.
         rounds: samples seen → mean on them, for each round of the race.
         system_attrs: what Optuna's sampler noted about the trial and needs again to go on from it.
@@ -61,10 +70,30 @@ class SearchTrial:
     value: float
     predicted: float
     source: str
-    state: str = "COMPLETE"
+    state: TrialState = TrialState.COMPLETE
     num_samples: int = 0
     rounds: Mapping[int, float] = field(default_factory=dict)
     system_attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it was measured on all samples."""
+        return self.state == TrialState.COMPLETE
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped early, so that its value is an estimate."""
+        return self.state == TrialState.PRUNED
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it gave no finite value."""
+        return self.state == TrialState.FAIL
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether it keeps every budget."""
+        return all(excess <= 0 for excess in self.excess.values())
 
 
 @dataclass(frozen=True)
@@ -166,7 +195,7 @@ def trials_to_table(trials: tuple[SearchTrial, ...]) -> pa.Table:
     rows: list[dict[str, Any]] = [
         {
             "number": trial.number,
-            "state": trial.state,
+            "state": str(trial.state),
             "value": trial.value,
             "predicted": trial.predicted,
             "source": trial.source,
@@ -198,7 +227,7 @@ def trials_from_table(table: pa.Table) -> tuple[SearchTrial, ...]:
                 value=row["value"],
                 predicted=row["predicted"],
                 source=row["source"],
-                state=row["state"],
+                state=TrialState(row["state"]),
                 num_samples=row["num_samples"],
                 rounds={int(seen): mean for seen, mean in json.loads(row["rounds"]).items()},
                 system_attrs=json.loads(row["system_attrs"]),

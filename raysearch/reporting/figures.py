@@ -126,8 +126,8 @@ def _positive_range(cells: np.ndarray) -> tuple[float, float]:
 def trials_figure(search: SearchResult) -> str:
     """Measured value over the trial's number and the front's cost; stopped trials by their estimates."""
     finite = [trial for trial in search.trials if math.isfinite(trial.value)]
-    complete = [trial for trial in finite if trial.state == "COMPLETE"]
-    stopped = [trial for trial in finite if trial.state == "PRUNED"]
+    complete = [trial for trial in finite if trial.is_complete]
+    stopped = [trial for trial in finite if trial.is_stopped]
     with style("trials"):
         figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
         over_number, over_cost = figure.subplots(1, 2, sharey=True)

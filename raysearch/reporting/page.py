@@ -15,6 +15,7 @@ from raysearch.records import (
     RunResult,
     SearchResult,
     SensitivityTable,
+    TrialState,
 )
 from raysearch.reporting import grids
 from raysearch.reporting.format import number, size
@@ -82,8 +83,8 @@ def render_report(records: ReportRecords, comparison: Sequence[Mapping[str, obje
         manifest=records.manifest,
         # A note of the export stands in the run's notes too.
         notes=list(dict.fromkeys([*result.notes, *export_notes])),
-        failed=states.count("FAIL"),
-        stopped=states.count("PRUNED"),
+        failed=states.count(TrialState.FAIL),
+        stopped=states.count(TrialState.PRUNED),
         comparison=grids.comparison_grid(comparison) if comparison else None,
         **_tables(records, widths),
         **figures,

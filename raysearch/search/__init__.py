@@ -1,40 +1,38 @@
-"""Which width for which group: cost limits, surrogates, exact decoding, and the measured search."""
+"""Which width for which group: cost limits, surrogates, exact solvers, and the measured search."""
 
-from raysearch.search.agreement import rank_correlation, surrogate_agreement
-from raysearch.search.ask_tell import Evaluate, OnBatch
+from raysearch.search.ask_tell import OnBatch, TrialLog
 from raysearch.search.candidates import measured_candidates
+from raysearch.search.evaluator import Evaluator, Measured, PlainEvaluator
 from raysearch.search.feasibility import best_cost, check_budgets
-from raysearch.search.journal import STUDY_NAME, write_journal
 from raysearch.search.least_cost import check_minimized, minimize_cost
 from raysearch.search.nncf_ratio import check_ratio, solve_ratio
-from raysearch.search.problem.limits import Limit, make_limits
-from raysearch.search.problem.solution import Solution
-from raysearch.search.problem.space import OptionSpace
-from raysearch.search.problem.surrogates import SURROGATES, Surrogate, make_surrogate
-from raysearch.search.racing import Measured, MeasureShards, Race, ShardValues
-from raysearch.search.samplers.make import SAMPLERS, check_sampler
-from raysearch.search.samplers.thompson import KnapsackThompsonSampler
-from raysearch.search.solvers.decoder import Decoder
-from raysearch.search.solvers.knapsack import Knapsack
+from raysearch.search.optuna_bridge import STUDY_NAME, write_journal
+from raysearch.search.problem import Limit, OptionSpace, Solution, Surrogate, make_limits, make_surrogate
+from raysearch.search.problem.surrogates import SURROGATES
+from raysearch.search.racing import MeasureShards, Race, ShardValues
+from raysearch.search.samplers import SAMPLERS, KnapsackThompsonSampler, check_sampler
+from raysearch.search.solvers import BudgetSolver
 from raysearch.search.study import search_assignment
+from raysearch.search.summary import rank_correlation, surrogate_agreement
 
 __all__ = [
     "SAMPLERS",
     "STUDY_NAME",
     "SURROGATES",
-    "Decoder",
-    "Evaluate",
-    "Knapsack",
+    "BudgetSolver",
+    "Evaluator",
     "KnapsackThompsonSampler",
     "Limit",
     "MeasureShards",
     "Measured",
     "OnBatch",
     "OptionSpace",
+    "PlainEvaluator",
     "Race",
     "ShardValues",
     "Solution",
     "Surrogate",
+    "TrialLog",
     "best_cost",
     "check_budgets",
     "check_minimized",

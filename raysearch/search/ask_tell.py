@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from optuna.trial import Trial, TrialState
+import optuna
+from optuna.trial import Trial
 
+from raysearch.config import SearchConfig
 from raysearch.errors import RunError, StorageError
-from raysearch.records import BitAssignment, Budget, CostModel, SearchTrial, excesses
+from raysearch.records import BitAssignment, SearchTrial
+from raysearch.search.evaluator import Evaluator, Measured
 from raysearch.search.optuna_bridge import (
     freeze_trial,
-    make_distributions,
+    intermediate_values,
     make_study,
-    own_system_attrs,
+    objective_values,
     quiet_optuna,
-    reported,
-    told_values,
+    sampler_attributes,
     user_attributes,
 )
-from raysearch.search.problem.surrogates import Surrogate
-from raysearch.search.racing import Measured, Race
+from raysearch.search.problem.space import IntArray
+from raysearch.search.samplers.base import make_distributions
 from raysearch.search.samplers.make import MakeSampler
-from raysearch.search.solvers.decoder import SMALL_SPACE, Decoder
+from raysearch.search.solvers.budget_solver import SMALL_SPACE, BudgetSolver
 from raysearch.search.summary import best_of, completed, ranked
+from raysearch.search.trials import TrialMaker
 from raysearch.search.warm_starts import WarmStart
 
-Evaluate = Callable[[Mapping[int, BitAssignment]], Mapping[int, float]]
-"""Measures a batch: trial number → assignment in, trial number → value out (NaN: it failed)."""
-
 OnBatch = Callable[[tuple[SearchTrial, ...]], None]
-"""Told all trials so far after each batch, so that they can be saved."""
+"""Gets all trials so far after each batch, so that they can be saved."""
 
 PATIENCE = 32
 """Trials without a new assignment after which the search ends."""
@@ -39,181 +39,235 @@ PATIENCE = 32
 FINALIST = "finalist"
 """Source of the trials that measure on all samples what was stopped before."""
 
+Batch = list[tuple[Trial, BitAssignment]]
+
+
+@dataclass(frozen=True)
+class TrialLog:
+    """What a search continues, and who hears of its trials.
+
+    Attributes:
+        previous: trials of an interrupted run with the same other arguments.
+        on_batch: called after each batch.
+    """
+
+    previous: Sequence[SearchTrial] = ()
+    on_batch: OnBatch | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When the warm starts come, and when the search ends.
+
+    Attributes:
+        starts: trial number → warm start; the sampler proposes the others.
+        num_trials: trials in all, without the finalists.
+    """
+
+    starts: Mapping[int, WarmStart]
+    num_trials: int
+
 
 class BatchSearch:
     """One study and what has been measured.
 
+    Args:
+        solver: the limits.
+        maker: makes the trials' records.
+        samplers: gives each batch its sampler.
+        settings: batch size, direction, front, finalists.
+        log: what is continued, and who hears of new trials.
+
     Attributes:
         trials: the told trials, in number order.
-        known: choices, as bytes → what was measured of them.
     """
 
     def __init__(
         self,
-        decoder: Decoder,
-        surrogate: Surrogate,
-        model: CostModel,
-        budgets: Sequence[Budget],
+        solver: BudgetSolver,
+        maker: TrialMaker,
         samplers: MakeSampler,
-        *,
-        sampler: str,
-        maximize: bool,
-        front: str | None,
+        settings: SearchConfig,
+        log: TrialLog,
     ) -> None:
-        self.decoder, self.surrogate, self.model, self.budgets = decoder, surrogate, model, budgets
-        self.samplers, self.sampler, self.maximize, self.front = samplers, sampler, maximize, front
-        self.space = decoder.space
         self.trials: list[SearchTrial] = []
-        self.known: dict[bytes, Measured] = {}
-        self.total, self.starts = 0, frozenset[bytes]()
-        self.plan: Mapping[int, WarmStart] = {}
-        self.distributions = make_distributions(self.space)
-        feasible = decoder.feasible(SMALL_SPACE)
-        self.num_feasible = math.inf if feasible is None else len(feasible)
+        self._solver = solver
+        self._maker = maker
+        self._space = maker.space
+        self._samplers = samplers
+        self._settings = settings
+        self._log = log
+        self._schedule = Schedule({}, 0)
+        # Choices, as bytes → what was measured of them.
+        self._measured: dict[bytes, Measured] = {}
+        self._distributions = make_distributions(self._space)
+        feasible = solver.feasible_choices(SMALL_SPACE)
+        self._num_feasible = math.inf if feasible is None else len(feasible)
         with quiet_optuna():
-            self.study = make_study(maximize, front)
+            self._study = make_study(settings.maximize, settings.front_kind)
 
-    def begin(
-        self, plan: Mapping[int, WarmStart], total: int, previous: Sequence[SearchTrial], batch_size: int
-    ) -> None:
-        """Replay complete batches, and remember the values of the rest; `plan`: trial number → warm start."""
-        self.total, self.plan = total, plan
-        self.starts = frozenset(start.choices.tobytes() for start in plan.values())
-        previous = sorted(previous, key=lambda trial: trial.number)
+    def measured(self, choices: IntArray) -> Measured | None:
+        """What was measured of choices [L], if anything was."""
+        return self._measured.get(choices.tobytes())
+
+    def begin(self, schedule: Schedule) -> None:
+        """Replay the complete batches of the log, and remember the values of the rest.
+
+        Raises:
+            StorageError: the logged trials are of another search.
+        """
+        self._schedule = schedule
+        previous = sorted(self._log.previous, key=lambda trial: trial.number)
         if [trial.number for trial in previous] != list(range(len(previous))):
             raise StorageError("the saved trials are not numbered 0, 1, 2, …; start the search anew.")
+        # Finalists come again in the end, and are answered from what is remembered.
         previous = [trial for trial in previous if trial.source != FINALIST]
-        complete = len(previous) // batch_size * batch_size
         for trial in previous:
-            choices = self.space.choices(trial.assignment)
-            planned = plan.get(trial.number)
-            other_start = planned is not None and choices.tolist() != planned.choices.tolist()
-            if other_start or not self.decoder.is_feasible(choices):
+            choices = self._space.choices(trial.assignment)
+            planned = schedule.starts.get(trial.number)
+            is_other_start = planned is not None and choices.tolist() != planned.choices.tolist()
+            if is_other_start or not self._solver.is_feasible(choices):
                 raise StorageError(
                     f"the saved trial {trial.number} belongs to another search (other budgets, sensitivity "
                     "or warm starts); start the search anew."
                 )
-            found = Measured(trial.value, trial.num_samples, trial.rounds, trial.state == "PRUNED")
-            self.known.setdefault(choices.tobytes(), found)
+            measured = Measured(trial.value, trial.num_samples, trial.rounds, trial.is_stopped)
+            self._measured.setdefault(choices.tobytes(), measured)
+        batch_size = self._settings.batch_size
+        num_complete = len(previous) // batch_size * batch_size
+        self.trials = previous[:num_complete]
         with quiet_optuna():
-            for trial in previous[:complete]:
-                self.study.add_trial(freeze_trial(trial, self.distributions, self.front))
-        self.trials = list(previous[:complete])
+            for trial in self.trials:
+                frozen = freeze_trial(trial, self._distributions, self._settings.front_kind)
+                self._study.add_trial(frozen)
 
-    def loop(self, evaluate: Evaluate | Race, batch_size: int, on_batch: OnBatch | None) -> None:
-        """Ask, measure and tell batches until the trials or the assignments are used up."""
-        while not self._is_over(batch_size):
-            batch = self._ask(min(batch_size, self.total - len(self.trials)))
-            self._measure(batch, evaluate)
+    def loop(self, evaluator: Evaluator) -> None:
+        """Ask, measure and tell batches until the trials or the assignments are used up.
+
+        Raises:
+            RunError: more than half of the trials failed, or a value is missing.
+        """
+        while not self._is_over():
+            num_left = self._schedule.num_trials - len(self.trials)
+            batch = self._ask(min(self._settings.batch_size, num_left))
+            self._measure(batch, evaluator)
             self._tell(batch)
-            if on_batch is not None:
-                on_batch(tuple(self.trials))
-            self._check_failures(batch_size)
+            self._check_failures()
 
-    def finish(self, evaluate: Evaluate | Race, num_finalists: int, on_batch: OnBatch | None) -> None:
+    def finish(self, evaluator: Evaluator) -> None:
         """Measure the best stopped assignments on all samples, each as a trial of its own."""
-        stopped = {t.assignment.digest(): t for t in reversed(self.trials) if t.state == "PRUNED"}
-        finalists = ranked(list(stopped.values()), self.maximize)[:num_finalists]
+        stopped = {t.assignment.digest(): t for t in reversed(self.trials) if t.is_stopped}
+        by_estimate = ranked(list(stopped.values()), self._settings.maximize)
+        finalists = by_estimate[: self._settings.num_finalists]
         if not finalists:
             return
         with quiet_optuna():
             for trial in finalists:
                 self._enqueue(trial.assignment, FINALIST)
-                del self.known[self.space.choices(trial.assignment).tobytes()]
-        batch = self._ask(len(finalists), planned=False)
-        self._measure(batch, evaluate, stop=False)
+                # Forget the estimate, so that it is measured again.
+                del self._measured[self._key(trial.assignment)]
+        batch = self._ask(len(finalists), with_starts=False)
+        self._measure(batch, evaluator, can_stop=False)
         self._tell(batch)
-        if on_batch is not None:
-            on_batch(tuple(self.trials))
+
+    def _key(self, assignment: BitAssignment) -> bytes:
+        return self._space.choices(assignment).tobytes()
 
     def _enqueue(self, assignment: BitAssignment, source: str) -> None:
-        self.study.enqueue_trial(dict(assignment.bits), user_attrs={"source": source})
+        self._study.enqueue_trial(dict(assignment.bits), user_attrs={"source": source})
 
-    def _is_over(self, batch_size: int) -> bool:
-        if len(self.trials) >= self.total:
+    def _is_over(self) -> bool:
+        if len(self.trials) >= self._schedule.num_trials:
             return True
-        keys = [self.space.choices(trial.assignment).tobytes() for trial in self.trials]
-        if len(set(keys)) >= self.num_feasible:
+        keys = [self._key(trial.assignment) for trial in self.trials]
+        if len(set(keys)) >= self._num_feasible:
             return True
-        recent = max(PATIENCE, 2 * batch_size)
+        recent = max(PATIENCE, 2 * self._settings.batch_size)
         return len(keys) > recent and set(keys[-recent:]) <= set(keys[:-recent])
 
-    def _ask(self, count: int, planned: bool = True) -> list[tuple[Trial, BitAssignment]]:
+    def _ask(self, count: int, with_starts: bool = True) -> Batch:
+        """The next trials of the study with their assignments; none of the batch knows another's value."""
+        first = len(self.trials)
+        trials = []
         with quiet_optuna():
-            self.study.sampler = self.samplers(len(self.trials))
-            batch = []
-            for number in range(len(self.trials), len(self.trials) + count):
-                if planned and (start := self.plan.get(number)) is not None:
-                    self._enqueue(self.space.assignment(start.choices), start.source)
-                batch.append(self.study.ask(self.distributions))
+            self._study.sampler = self._samplers(first)
+            for number in range(first, first + count):
+                start = self._schedule.starts.get(number) if with_starts else None
+                if start is not None:
+                    self._enqueue(self._space.assignment(start.choices), start.source)
+                trials.append(self._study.ask(self._distributions))
+        return [(trial, self._assignment_of(trial)) for trial in trials]
+
+    def _assignment_of(self, trial: Trial) -> BitAssignment:
         # In group order, whichever order the parameters were set in.
-        asked = [(trial, trial.params) for trial in batch]
-        return [(t, BitAssignment({g: int(params[g]) for g in self.space.groups})) for t, params in asked]
+        params = trial.params
+        return BitAssignment({group: int(params[group]) for group in self._space.groups})
 
-    def _measure(
-        self, batch: list[tuple[Trial, BitAssignment]], evaluate: Evaluate | Race, stop: bool = True
-    ) -> None:
-        new: dict[bytes, int] = {}
+    def _measure(self, batch: Batch, evaluator: Evaluator, can_stop: bool = True) -> None:
+        """Measure the batch's new assignments, each once.
+
+        Raises:
+            RunError: a value is missing.
+        """
+        numbers: dict[bytes, int] = {}
+        assignments: dict[int, BitAssignment] = {}
         for trial, assignment in batch:
-            key = self.space.choices(assignment).tobytes()
-            if key not in self.known:
-                new.setdefault(key, trial.number)
-        if not new:
+            key = self._key(assignment)
+            if key not in self._measured and key not in numbers:
+                numbers[key] = trial.number
+                assignments[trial.number] = assignment
+        if not numbers:
             return
-        by_number = {trial.number: assignment for trial, assignment in batch}
-        asked = {number: by_number[number] for number in new.values()}
-        values: Mapping[int, Measured]
-        if isinstance(evaluate, Race):
-            done = completed(self.trials) if stop and self.front is None else []
-            best = best_of(done, self.maximize).assignment if done else None
-            kept = {number for key, number in new.items() if key in self.starts}
-            values = evaluate(asked, kept, best)
-        else:
-            values = {number: Measured(float(value)) for number, value in evaluate(asked).items()}
-        if missing := sorted(set(asked) - set(values)):
+        done = completed(self.trials)
+        best = None
+        # A front needs the values of all its trials, so nothing is stopped there.
+        if can_stop and done and self._settings.front_kind is None:
+            best = best_of(done, self._settings.maximize).assignment
+        starts = {start.choices.tobytes() for start in self._schedule.starts.values()}
+        kept = {number for key, number in numbers.items() if key in starts}
+        results = evaluator(assignments, kept, best)
+        missing = sorted(set(assignments) - set(results))
+        if missing:
             raise RunError(f"the evaluator gave no value for the trials {missing}.")
-        self.known.update({key: values[number] for key, number in new.items()})
+        for key, number in numbers.items():
+            self._measured[key] = results[number]
 
-    def _tell(self, batch: list[tuple[Trial, BitAssignment]]) -> None:
+    def _tell(self, batch: Batch) -> None:
+        """Tell the study the values of a batch, and whoever listens the trials so far."""
         with quiet_optuna():
             for trial, assignment in batch:
-                record = self._record(trial, assignment)
-                for name, excess in record.excess.items():
-                    trial.set_constraint(name, excess)
-                for name, value in user_attributes(record).items():
-                    trial.set_user_attr(name, value)
-                if self.front is None:
-                    for num_samples, value in reported(record).items():
-                        trial.report(value, num_samples)
-                values = told_values(record, self.front) if record.state == "COMPLETE" else None
-                told = self.study.tell(trial, values, state=TrialState[record.state])
-                self.trials.append(replace(record, system_attrs=own_system_attrs(told.system_attrs)))
+                self.trials.append(self._tell_one(trial, assignment))
+        if self._log.on_batch is not None:
+            self._log.on_batch(tuple(self.trials))
 
-    def _record(self, trial: Trial, assignment: BitAssignment) -> SearchTrial:
-        choices = self.space.choices(assignment)
-        costs = self.model.costs(assignment)
-        measured = self.known[choices.tobytes()]
-        finite = math.isfinite(measured.value)
-        return SearchTrial(
-            number=trial.number,
-            assignment=assignment,
-            costs=costs,
-            excess=excesses(self.budgets, self.model, costs),
-            value=measured.value if finite else math.nan,
-            predicted=float(self.surrogate.predict(choices)),
-            source=str(trial.user_attrs.get("source", self.sampler)),
-            state=("PRUNED" if measured.stopped else "COMPLETE") if finite else "FAIL",
-            num_samples=measured.num_samples,
-            rounds=measured.rounds if finite else {},
-        )
+    def _tell_one(self, trial: Trial, assignment: BitAssignment) -> SearchTrial:
+        front = self._settings.front_kind
+        source = str(trial.user_attrs.get("source", self._sampler_name))
+        record = self._maker.make(trial.number, assignment, source, self._measured[self._key(assignment)])
+        for name, excess in record.excess.items():
+            trial.set_constraint(name, excess)
+        for name, value in user_attributes(record).items():
+            trial.set_user_attr(name, value)
+        if front is None:
+            # Optuna takes intermediate values of studies with one objective only.
+            for num_samples, value in intermediate_values(record).items():
+                trial.report(value, num_samples)
+        values = objective_values(record, front) if record.is_complete else None
+        told = self._study.tell(trial, values, state=optuna.trial.TrialState[record.state])
+        return replace(record, system_attrs=sampler_attributes(told.system_attrs))
 
-    def _check_failures(self, batch_size: int) -> None:
-        failed = [trial for trial in self.trials if trial.state == "FAIL"]
-        early = len(self.trials) < min(2 * batch_size, self.total)
-        if len(failed) * 2 > len(self.trials) and not early:
-            seen = ", ".join(f"{trial.number} ({trial.source})" for trial in failed[:5])
+    @property
+    def _sampler_name(self) -> str:
+        sampler = self._settings.sampler
+        return "thompson" if sampler == "auto" else sampler
+
+    def _check_failures(self) -> None:
+        failed = [trial for trial in self.trials if trial.has_failed]
+        is_early = len(self.trials) < min(2 * self._settings.batch_size, self._schedule.num_trials)
+        if len(failed) * 2 > len(self.trials) and not is_early:
+            examples = ", ".join(f"{trial.number} ({trial.source})" for trial in failed[:5])
             raise RunError(
-                f"{len(failed)} of {len(self.trials)} trials gave no finite value, among them {seen}. "
+                f"{len(failed)} of {len(self.trials)} trials gave no finite value, among them {examples}. "
                 "Check that the calibrated model gives finite outputs at the lowest widths, or allow only "
                 "higher ones."
             )

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from raysearch.config import SearchConfig
 from raysearch.errors import ConfigError, DataError
 from raysearch.records import BitAssignment, Budget, CostModel, QuantizerSetup, SearchTrial, SensitivityTable
-from raysearch.records import excesses as excesses_of
+from raysearch.search.evaluator import Evaluator
 from raysearch.search.problem.limits import make_limits
-from raysearch.search.problem.space import IntArray, OptionSpace
+from raysearch.search.problem.space import IntArray
 from raysearch.search.problem.surrogates import SURROGATES, Surrogate, make_surrogate
-from raysearch.search.solvers.decoder import Decoder
+from raysearch.search.solvers.budget_solver import BudgetSolver
 from raysearch.search.solvers.local_search import descend
 from raysearch.search.summary import completed, ranked
+from raysearch.search.trials import TrialMaker
 
-MeasureAll = Callable[[Mapping[int, BitAssignment]], Mapping[int, float]]
+NamedChoices = tuple[str, IntArray]
+"""Who proposes choices [L], and the choices."""
 
 
 def measured_candidates(
     table: SensitivityTable,
     setup: QuantizerSetup,
     budgets: Sequence[Budget],
-    measure: MeasureAll,
+    evaluator: Evaluator,
+    settings: SearchConfig,
     *,
     first: BitAssignment,
     count: int = 4,
-    surrogate: str = "response",
-    maximize: bool = False,
 ) -> tuple[SearchTrial, ...]:
     """Measure `first`, the other surrogates' optima and the best neighbours of `first`, `count` in all.
 
@@ -39,11 +41,11 @@ def measured_candidates(
         table: what every option does alone and in pairs.
         setup: groups and their widths.
         budgets: limits that must all hold.
-        measure: trial number → assignment in, trial number → value out.
+        evaluator: measures the assignments.
+        settings: the surrogate, whose answer `first` is and whose predictions order the neighbours, and
+            whether more of the measured value is better.
         first: the surrogate's own answer.
         count: the most assignments.
-        surrogate: whose answer `first` is, and whose predictions order the neighbours.
-        maximize: whether more is better.
 
     Returns:
         The complete trials, best measured value first.
@@ -54,67 +56,62 @@ def measured_candidates(
     """
     if count < 1:
         raise ConfigError(f"{count} assignments cannot be measured; take at least 1.")
-    space, model = OptionSpace(setup), CostModel(setup)
-    decoder = Decoder(space, make_limits(space, budgets, model))
-    scores = make_surrogate(surrogate, table, space)
-    start = space.choices(first)
-    named = [(surrogate, start), *_optima(table, decoder, surrogate)]
-    named += [("neighbour", choices) for choices in _neighbours(scores, decoder, start, count)]
-    distinct: dict[bytes, tuple[str, IntArray]] = {}
-    for source, choices in named:
+    model = CostModel(setup)
+    maker = TrialMaker.of(table, model, budgets, settings.surrogate)
+    solver = BudgetSolver(maker.space, make_limits(maker.space, budgets, model))
+    start = maker.space.choices(first)
+    proposals = [(settings.surrogate, start), *_optima(table, solver, but=settings.surrogate)]
+    proposals += [("neighbour", choices) for choices in _neighbours(maker.surrogate, solver, start, count)]
+    distinct: dict[bytes, NamedChoices] = {}
+    for source, choices in proposals:
         distinct.setdefault(choices.tobytes(), (source, choices))
-    kept = list(distinct.values())[:count]
-    asked = {number: space.assignment(choices) for number, (_, choices) in enumerate(kept)}
-    values, trials = measure(asked), []
-    for number, (source, choices) in enumerate(kept):
-        costs = model.costs(asked[number])
-        state = "COMPLETE" if np.isfinite(values[number]) else "FAIL"
-        trials.append(
-            SearchTrial(
-                number, asked[number], costs, excesses_of(budgets, model, costs), values[number],
-                float(scores.predict(choices)), source, state,
-            )
-        )  # fmt: skip
-    return tuple(ranked(completed(trials), maximize))
+    chosen = list(distinct.values())[:count]
+    assignments = {number: maker.space.assignment(choices) for number, (_, choices) in enumerate(chosen)}
+    results = evaluator(assignments)
+    trials = []
+    for number, (source, _) in enumerate(chosen):
+        trials.append(maker.make(number, assignments[number], source, results[number]))
+    return tuple(ranked(completed(trials), settings.maximize))
 
 
-def _optima(table: SensitivityTable, decoder: Decoder, but: str) -> list[tuple[str, IntArray]]:
-    found = []
+def _optima(table: SensitivityTable, solver: BudgetSolver, but: str) -> list[NamedChoices]:
+    """The optima of the other surrogates that the table can give."""
+    optima = []
     for name in SURROGATES:
+        if name == but:
+            continue
         try:
-            scores = make_surrogate(name, table, decoder.space)
+            surrogate = make_surrogate(name, table, solver.space)
         except (ConfigError, DataError):
             continue  # of another matrix, or not finite
-        if name != but:
-            best = decoder.optimum(scores.option_costs).choices
-            found.append((name, descend(scores, decoder, best)))
-    return found
+        best = solver.exact(surrogate.option_costs).choices
+        optima.append((name, descend(surrogate, solver, best)))
+    return optima
 
 
-def _neighbours(scores: Surrogate, decoder: Decoder, start: IntArray, count: int) -> list[IntArray]:
-    space = decoder.space
-    singles = [(row, column) for row, column in np.argwhere(space.valid).tolist() if column != start[row]]
-    tried = []
-    for row, column in singles:
-        one = start.copy()
-        one[row] = column
-        tried.append(one)
+def _neighbours(surrogate: Surrogate, solver: BudgetSolver, start: IntArray, count: int) -> list[IntArray]:
+    """The `count` feasible neighbours of least prediction."""
+    options = np.argwhere(solver.space.valid).tolist()
+    singles = [(row, column) for row, column in options if column != start[row]]
+    neighbours = [_moved(start, [move]) for move in singles]
     # Of the swaps, those of neighbouring widths: their number grows with the square of the groups.
-    up = [(r, c) for r, c in singles if c == start[r] + 1]
-    down = [(r, c) for r, c in singles if c == start[r] - 1]
-    for row, column in up:
-        for other, lower in down:
-            two = start.copy()
-            two[row], two[other] = column, lower
-            tried.append(two)
-    if not tried:
+    up = [(row, column) for row, column in singles if column == start[row] + 1]
+    down = [(row, column) for row, column in singles if column == start[row] - 1]
+    for raised in up:
+        for lowered in down:
+            neighbours.append(_moved(start, [raised, lowered]))
+    if not neighbours:
         return []
-    every = np.stack(tried)
-    keep = np.ones(len(every), dtype=bool)
-    for limit in decoder.limits:
-        keep &= limit.use(every) <= limit.capacity
-    every = every[keep]
-    if not len(every):
+    feasible = solver.keep_feasible(np.stack(neighbours))
+    if not len(feasible):
         return []
-    order = np.argsort(scores.predict(every), kind="stable")[:count]
-    return [every[index] for index in order]
+    order = np.argsort(surrogate.predict(feasible), kind="stable")[:count]
+    return [feasible[index] for index in order]
+
+
+def _moved(start: IntArray, moves: Sequence[tuple[int, int]]) -> IntArray:
+    """Choices with other options of some groups."""
+    choices = start.copy()
+    for row, column in moves:
+        choices[row] = column
+    return choices

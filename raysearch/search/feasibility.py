@@ -9,14 +9,14 @@ from raysearch.records import Budget, CostModel, QuantizerSetup, check_achievabl
 from raysearch.search.problem.integer_costs import integer_costs
 from raysearch.search.problem.limits import make_limits
 from raysearch.search.problem.space import OptionSpace
-from raysearch.search.solvers.decoder import Decoder
+from raysearch.search.solvers.budget_solver import BudgetSolver
 from raysearch.search.solvers.milp import least_use
 
 
 def check_budgets(budgets: Sequence[Budget], setup: QuantizerSetup) -> None:
     """Refuse budgets that no assignment meets.
 
-    Each on its own first; then together and within the setup's width pairs, by a mixed-integer programme.
+    Each on its own first; then together and within the setup's width pairs, by a mixed-integer program.
 
     Raises:
         BudgetError: names the budget, what can be achieved (of several: the least of each while the others
@@ -26,7 +26,7 @@ def check_budgets(budgets: Sequence[Budget], setup: QuantizerSetup) -> None:
     check_achievable(budgets, model)
     space = OptionSpace(setup)
     try:
-        Decoder(space, make_limits(space, budgets, model))
+        BudgetSolver(space, make_limits(space, budgets, model))
     except BudgetError as error:
         lines = [_reachable(space, model, budgets, index) for index in range(len(budgets))]
         coupled = " with the hardware profile's width pairs" if setup.pairs else ""

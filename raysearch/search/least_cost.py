@@ -1,11 +1,11 @@
-"""The inverse question: the least cost at which a metric drops no more than allowed.
+"""The least cost at which a metric drops no more than allowed.
 
-1. The float model is measured, and what stands at both ends: the surrogate's optimum without a limit, the
-   widest and the cheapest assignment.
+1. The float model is measured, and both ends of the range of costs: the surrogate's optimum without a limit,
+   the widest and the cheapest assignment.
 2. The limit on the cost is searched by sections: the surrogate's optimum at `NUM_PROBES` limits between the
    greatest known to fail and the least known to hold, all measured, `MAX_SECTIONS` times at most.
-3. The ordinary study runs at the found limit, then at lower ones: `FIRST_STEP` of the way to the least cost,
-   the same again after a success, half of it after a failure.
+3. The ordinary study runs at the limit that was found, then at lower ones: `FIRST_STEP` of the way to the
+   least cost, the same again after a success, half of it after a failure.
 4. Of the best, single groups are lowered while the drop stays allowed.
 
 The drop is not monotone in the cost, so the answer is the cheapest assignment that was measured and holds,
@@ -16,34 +16,33 @@ and the warm starts of every study; all on all samples, but for what the studies
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from raysearch.errors import BudgetError, RunError
+from raysearch.config import SearchConfig
+from raysearch.config.search import NO_KIND
+from raysearch.errors import BudgetError, ConfigError, RunError
 from raysearch.records import (
+    COST_KINDS,
     BitAssignment,
     Budget,
     CostModel,
     LeastCost,
-    MaxDrop,
     QuantizerSetup,
     SearchResult,
     SearchTrial,
     SensitivityTable,
     excesses,
 )
-from raysearch.search.agreement import surrogate_agreement
-from raysearch.search.ask_tell import OnBatch
+from raysearch.search.ask_tell import OnBatch, TrialLog
 from raysearch.search.feasibility import best_cost
-from raysearch.search.least_cost_log import LeastSoFar, Remembered
-from raysearch.search.problem.space import OptionSpace
-from raysearch.search.problem.surrogates import make_surrogate
-from raysearch.search.racing import MeasureShards, Race
+from raysearch.search.least_cost_log import DropLimit, LeastCostLog
+from raysearch.search.racing import Race
 from raysearch.search.study import search_assignment
-from raysearch.search.summary import completed, measured_front
+from raysearch.search.summary import completed, measured_front, surrogate_agreement
+from raysearch.search.trials import TrialMaker
 from raysearch.seeding import derive_seed
 
 NUM_PROBES = 3
@@ -56,12 +55,17 @@ MAX_LOWERED = 8
 def check_minimized(kind: str, budgets: Sequence[Budget], setup: QuantizerSetup) -> None:
     """Refuse a kind of cost that cannot be minimised here.
 
+    Args:
+        kind: one of `COST_KINDS`.
+        budgets: limits that must hold as well.
+        setup: groups and their widths.
+
     Raises:
         BudgetError: the setup does not have it, it grows as the model shrinks, or it is the same everywhere.
     """
     model = CostModel(setup)
     model.require(kind)
-    if Budget(kind, 1.0, False, kind).at_least:
+    if not COST_KINDS[kind].can_be_minimized:
         raise BudgetError(f"'{kind}' cannot be minimised: the more of it, the smaller the model. Take bops.")
     if model.lowest[kind] >= model.highest[kind]:
         raise BudgetError(
@@ -74,20 +78,11 @@ def minimize_cost(
     table: SensitivityTable,
     setup: QuantizerSetup,
     budgets: Sequence[Budget],
-    measure: MeasureShards,
-    num_shards: int,
-    kind: str,
-    max_drop: MaxDrop,
+    race: Race,
+    settings: SearchConfig,
     *,
-    maximize: bool = False,
-    num_trials: int = 64,
-    batch_size: int = 8,
-    surrogate: str = "response",
     seed: int = 0,
-    racing_error: float = 0.05,
-    enqueue: Sequence[BitAssignment] = (),
     on_batch: OnBatch | None = None,
-    **study: Any,
 ) -> tuple[SearchResult, LeastCost]:
     """Find the least cost of a kind whose measured metric drops at most so much against the float model.
 
@@ -98,176 +93,194 @@ def minimize_cost(
         table: what every option does alone and in pairs.
         setup: groups and their widths.
         budgets: limits that must hold as well; there may be none.
-        measure: measures assignments on some shards, the float model (no group named) too.
-        num_shards: shards in all.
-        kind: the cost.
-        max_drop: the most that the metric may get worse.
-        maximize: whether more of the metric is better.
-        num_trials: trials of all studies together, warm starts included.
-        batch_size: trials asked for before their values are told.
-        surrogate: one of `SURROGATES`.
+        race: measures assignments, the float model (no group named) too.
+        settings: `minimize` and `max_drop`, and the studies' settings; `num_trials` is for all studies
+            together, warm starts included.
         seed: the run's seed.
-        racing_error: see `Race`.
-        enqueue: assignments to measure at the beginning.
-        on_batch: told all trials so far.
-        study: other options of `search_assignment`.
+        on_batch: gets all trials so far.
 
     Returns:
         The result, whose best trial is the cheapest that holds (equal ones by value) and whose `reasons` are
         the best values of the sources at no more than its cost; and what it costs and drops.
 
     Raises:
+        ConfigError: the settings do not say what may drop, or the cost to minimise.
         BudgetError: the budgets cannot be met, or the kind cannot be minimised.
         RunError: every end drops more than allowed, with the least drop measured.
     """
+    kind, max_drop = settings.minimized_kind, settings.drop
+    if kind is None or max_drop is None:
+        raise ConfigError("the least cost needs search.minimize (a cost) and search.max_drop.")
     check_minimized(kind, budgets, setup)
-    space, model = OptionSpace(setup), CostModel(setup)
-    scores = make_surrogate(surrogate, table, space)
-    race = Race(Remembered(measure), num_shards, racing_error, maximize)
+    model = CostModel(setup)
+    maker = TrialMaker.of(table, model, budgets, settings.surrogate)
+    # The same assignment comes round in every study.
+    race = race.memoized()
     float_value = race({0: BitAssignment({})})[0].value
-    found = LeastSoFar(
-        space, model, scores, tuple(budgets), race, kind, max_drop, maximize, float_value, on_batch
-    )
-    floor = best_cost(space, model, kind, budgets)
-    _ends(found, floor, enqueue)
-    _sections(found, floor)
-    options = {"batch_size": batch_size, "surrogate": surrogate, **study}
-    share = math.ceil(num_trials / NUM_STUDIES)
-    result = _studies(found, table, floor, {**options, "num_trials": share}, seed)
-    _lower(found, batch_size)
-    return _summary(found, result, table)
+    log = LeastCostLog(maker, race, kind, DropLimit(max_drop, float_value, settings.maximize), on_batch)
+    floor = best_cost(maker.space, model, kind, budgets)
+    _measure_ends(log, floor, [BitAssignment(bits) for bits in settings.enqueue])
+    _search_sections(log, floor)
+    result = _run_studies(log, table, floor, settings, seed)
+    _lower_groups(log, settings.batch_size)
+    return _summarise(log, result, table)
 
 
-def _ends(found: LeastSoFar, floor: float, enqueue: Sequence[BitAssignment]) -> None:
-    free = found.decoder(found.model.highest[found.kind])
-    widest = free.optimum(-found.space.widths.astype(np.float64)).choices
-    named = [("unlimited", found.optimum(free)), ("widest", widest)]
+def _measure_ends(log: LeastCostLog, floor: float, enqueue: Sequence[BitAssignment]) -> None:
+    """Measure what no search is needed for.
+
+    Raises:
+        RunError: none of it holds.
+    """
+    space = log.maker.space
+    unlimited = log.solver_within(log.maker.model.highest[log.kind])
+    widest = unlimited.exact(-space.widths.astype(np.float64)).choices
+    proposals = [("unlimited", log.optimum(unlimited)), ("widest", widest)]
     if floor > 0:
-        named.append(("cheapest", found.optimum(found.decoder(floor))))
-    named += [(f"enqueued {i}", found.space.choices(a)) for i, a in enumerate(enqueue)]
-    found.measure(named)
-    if found.best() is None:
-        drops = [(found.drop(trial), trial.source) for trial in completed(found.trials)]
+        proposals.append(("cheapest", log.optimum(log.solver_within(floor))))
+    proposals += [(f"enqueued {i}", space.choices(assignment)) for i, assignment in enumerate(enqueue)]
+    log.measure(proposals)
+    if log.best() is None:
+        max_drop, float_value = log.limit.max_drop, log.limit.float_value
+        drops = [(log.limit.drop(trial), trial.source) for trial in completed(log.trials)]
         least, source = min(drops, default=(math.nan, "none"))
-        allowed = found.max_drop.allowed(found.float_value)
         raise RunError(
-            f"no assignment keeps {found.max_drop.text}: {found.max_drop.metric} is {found.float_value:.6g} "
-            f"for the float model and may get worse by {allowed:.6g}; the least drop measured is {least:.6g} "
-            f"({source}), before training. Allow more than that, wider bit-widths, or a looser budget."
+            f"no assignment keeps {max_drop.text}: {max_drop.metric} is {float_value:.6g} for the float "
+            f"model and may get worse by {max_drop.allowed(float_value):.6g}; the least drop measured is "
+            f"{least:.6g} ({source}), before training. Allow more than that, wider bit-widths, or a looser "
+            "budget."
         )
 
 
-def _sections(found: LeastSoFar, floor: float) -> None:
+def _search_sections(log: LeastCostLog, floor: float) -> None:
+    """Narrow the limit on the cost between what fails and what holds, by the surrogate's optima."""
     low = floor
     for _ in range(MAX_SECTIONS):
-        high = found.cheapest().costs[found.kind]
+        high = log.least_cost()
         limits = [low + (high - low) * (i + 1) / (NUM_PROBES + 1) for i in range(NUM_PROBES)]
-        probes = [found.optimum(found.decoder(limit)) for limit in limits if limit > 0]
-        if high <= floor or not found.measure([("section", choices) for choices in probes]):
+        probes = [("section", log.optimum(log.solver_within(limit))) for limit in limits if limit > 0]
+        if high <= floor or not log.measure(probes):
             return
-        held = found.cheapest().costs[found.kind]
-        low = max([low, *(limit for limit in limits if limit < held)])
+        # Every limit below the least that holds now has failed.
+        least = log.least_cost()
+        low = max([low, *(limit for limit in limits if limit < least)])
 
 
-def _studies(
-    found: LeastSoFar, table: SensitivityTable, floor: float, options: Mapping[str, Any], seed: int
+def _run_studies(
+    log: LeastCostLog, table: SensitivityTable, floor: float, settings: SearchConfig, seed: int
 ) -> SearchResult:
     """The study at the least cost so far, then below it; the last one that held anything."""
-    result = _study(
-        found, table, found.cheapest().costs[found.kind], options, derive_seed(seed, "least-cost", 0)
-    )
+    share = math.ceil(settings.num_trials / NUM_STUDIES)
+    study_settings = _study_settings(settings, share)
+    first_seed = derive_seed(seed, "least-cost", 0)
+    result = _run_study(log, table, log.least_cost(), study_settings, first_seed)
     step = FIRST_STEP
     for index in range(1, NUM_STUDIES):
-        cost = found.cheapest().costs[found.kind]
+        cost = log.least_cost()
         limit = cost - step * (cost - floor)
         if not floor < limit < cost:
             break
-        lower = _study(found, table, limit, options, derive_seed(seed, "least-cost", index))
-        if found.cheapest().costs[found.kind] < cost:
+        study_seed = derive_seed(seed, "least-cost", index)
+        lower = _run_study(log, table, limit, study_settings, study_seed)
+        if log.least_cost() < cost:
             result = lower
         else:
             step /= 2
     return result
 
 
-def _study(
-    found: LeastSoFar, table: SensitivityTable, limit: float, options: Mapping[str, Any], seed: int
+def _study_settings(settings: SearchConfig, num_trials: int) -> SearchConfig:
+    """The settings of a study within a limit: one that asks for no least cost."""
+    changes = {
+        "num_trials": num_trials,
+        "objective": settings.measured,
+        "direction": "maximize" if settings.maximize else "minimize",
+        "minimize": NO_KIND,
+        "max_drop": None,
+        # They have been measured at the beginning, and need not fit the limit.
+        "enqueue": (),
+    }
+    return settings.model_copy(update=changes)
+
+
+def _run_study(
+    log: LeastCostLog, table: SensitivityTable, limit: float, settings: SearchConfig, seed: int
 ) -> SearchResult:
-    before = len(found.trials)
+    """One study within a limit on the cost; its trials go into the log."""
+    num_before = len(log.trials)
+    maker = log.maker
 
-    def own(trials: Sequence[SearchTrial]) -> list[SearchTrial]:
+    def renumber(trial: SearchTrial) -> SearchTrial:
         # The study's limit is none of the user's budgets, and its sampler's notes are of its own numbers.
-        return [
-            replace(
-                trial,
-                number=before + trial.number,
-                excess=excesses(found.budgets, found.model, trial.costs),
-                system_attrs={},
-            )
-            for trial in trials
-        ]
+        excess = excesses(maker.budgets, maker.model, trial.costs)
+        return replace(trial, number=num_before + trial.number, excess=excess, system_attrs={})
 
-    def told(trials: tuple[SearchTrial, ...]) -> None:
-        if found.on_batch is not None:
-            found.on_batch((*found.trials, *own(trials)))
+    def pass_on(trials: tuple[SearchTrial, ...]) -> None:
+        if log.on_batch is not None:
+            log.on_batch((*log.trials, *map(renumber, trials)))
 
-    budgets = [*found.budgets, found.limit(limit)]
+    budgets = [*maker.budgets, log.cost_budget(limit)]
     result = search_assignment(
         table,
-        found.space.setup,
+        maker.space.setup,
         budgets,
-        found.race,
+        log.evaluator,
+        settings,
         seed=seed,
-        on_batch=told,
-        maximize=found.maximize,
-        objective=found.max_drop.metric,
-        **options,
+        log=TrialLog(on_batch=pass_on),
     )
-    found.add(own(result.trials))
+    log.add([renumber(trial) for trial in result.trials])
     return result
 
 
-def _lower(found: LeastSoFar, batch_size: int) -> None:
+def _lower_groups(log: LeastCostLog, batch_size: int) -> None:
     """Lower one group of the best by one width, the least predicted harm first, while that holds."""
+    surrogate = log.maker.surrogate
     for _ in range(MAX_LOWERED):
-        best = found.cheapest()
-        now = found.space.choices(best.assignment)
-        steps = [now - np.eye(len(now), dtype=np.int64)[row] for row in np.flatnonzero(now)]
-        decoder = found.decoder(best.costs[found.kind])
-        steps = [choices for choices in steps if decoder.is_feasible(choices)]
-        steps.sort(key=lambda choices: float(found.surrogate.predict(choices)))
-        made = found.measure([("lowered", choices) for choices in steps[:batch_size]])
-        if not made or found.cheapest().costs[found.kind] >= best.costs[found.kind]:
+        best = log.cheapest()
+        cost = best.costs[log.kind]
+        choices = log.maker.space.choices(best.assignment)
+        solver = log.solver_within(cost)
+        one_group = np.eye(len(choices), dtype=np.int64)
+        steps = [choices - one_group[row] for row in np.flatnonzero(choices)]
+        feasible = [step for step in steps if solver.is_feasible(step)]
+        feasible.sort(key=lambda step: float(surrogate.predict(step)))
+        trials = log.measure([("lowered", step) for step in feasible[:batch_size]])
+        if not trials or log.least_cost() >= cost:
             return
 
 
-def _summary(
-    found: LeastSoFar, result: SearchResult, table: SensitivityTable
+def _summarise(
+    log: LeastCostLog, result: SearchResult, table: SensitivityTable
 ) -> tuple[SearchResult, LeastCost]:
-    best, sign = found.cheapest(), -1 if found.maximize else 1
-    done = completed(found.trials)
+    """The last study's result with all trials of the search, and what was found."""
+    best = log.cheapest()
+    cost = best.costs[log.kind]
+    done = completed(log.trials)
+    maximize = log.limit.maximize
+    sign = -1 if maximize else 1
     reasons: dict[str, float] = {}
-    for trial in sorted(done, key=lambda t: -sign * t.value):
-        if trial.costs[found.kind] <= best.costs[found.kind]:
+    # From the worst value to the best, so that each source's best one stays.
+    for trial in sorted(done, key=lambda trial: -sign * trial.value):
+        if trial.costs[log.kind] <= cost:
             reasons[trial.source] = trial.value
     whole = replace(
         result,
         best=best,
-        trials=tuple(found.trials),
-        front=measured_front(done, found.kind, found.maximize),
+        trials=tuple(log.trials),
+        front=measured_front(done, log.kind, maximize),
         reasons=reasons,
-        agreement=surrogate_agreement(found.trials, table, found.space, found.maximize),
-        front_cost=found.kind,
+        agreement=surrogate_agreement(log.trials, table, log.maker.space, maximize),
+        front_cost=log.kind,
     )
-    drop = found.drop(best)
     least = LeastCost(
-        found.kind,
-        best.costs[found.kind],
-        found.max_drop.metric,
-        found.max_drop.text,
-        found.max_drop.allowed(found.float_value),
-        found.float_value,
-        best.value,
-        drop,
+        kind=log.kind,
+        cost=cost,
+        metric=log.limit.max_drop.metric,
+        max_drop=log.limit.max_drop.text,
+        allowed=log.limit.max_drop.allowed(log.limit.float_value),
+        float_value=log.limit.float_value,
+        value=best.value,
+        drop=log.limit.drop(best),
     )
     return whole, least

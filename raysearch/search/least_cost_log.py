@@ -2,106 +2,97 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from raysearch.records import (
-    BitAssignment,
-    Budget,
-    CostModel,
-    MaxDrop,
-    SearchTrial,
-    drop_of,
-    excesses,
-)
+from raysearch.errors import RunError
+from raysearch.records import BitAssignment, Budget, MaxDrop, SearchTrial, drop_of
 from raysearch.search.ask_tell import OnBatch
+from raysearch.search.evaluator import Evaluator
 from raysearch.search.problem.limits import make_limits
-from raysearch.search.problem.space import IntArray, OptionSpace
-from raysearch.search.problem.surrogates import Surrogate
-from raysearch.search.racing import Measured, MeasureShards, Race, ShardValues
-from raysearch.search.solvers.decoder import Decoder
+from raysearch.search.problem.space import IntArray
+from raysearch.search.solvers.budget_solver import BudgetSolver
 from raysearch.search.solvers.local_search import descend
 from raysearch.search.summary import completed
+from raysearch.search.trials import TrialMaker
 
 
-class Remembered:
-    """Measures what was not measured before; the same assignment comes round in every study."""
+@dataclass(frozen=True)
+class DropLimit:
+    """What must hold of an assignment: the metric drops no more than allowed.
 
-    def __init__(self, measure: MeasureShards) -> None:
-        self._measure = measure
-        self._known: dict[tuple[str, int], ShardValues] = {}
+    Attributes:
+        max_drop: the most that it may get worse.
+        float_value: the float model's value on the search's samples.
+        maximize: whether more of the metric is better.
+    """
 
-    def __call__(
-        self, assignments: Mapping[int, BitAssignment], shards: Sequence[int]
-    ) -> dict[int, dict[int, ShardValues]]:
-        """See `MeasureShards`."""
-        marks = {number: a.digest() for number, a in assignments.items()}
-        open_shards: dict[tuple[int, ...], dict[str, int]] = {}
-        for number, mark in marks.items():
-            if missing := tuple(shard for shard in shards if (mark, shard) not in self._known):
-                open_shards.setdefault(missing, {}).setdefault(mark, number)
-        for missing, numbers in open_shards.items():
-            got = self._measure({n: assignments[n] for n in numbers.values()}, missing)
-            self._known.update(
-                {(mark, shard): got[n][shard] for mark, n in numbers.items() for shard in missing}
-            )
-        return {number: {s: self._known[mark, s] for s in shards} for number, mark in marks.items()}
+    max_drop: MaxDrop
+    float_value: float
+    maximize: bool
+
+    def drop(self, trial: SearchTrial) -> float:
+        """How much worse than the float model a trial is."""
+        return drop_of(trial.value, self.float_value, self.maximize)
+
+    def is_kept(self, trial: SearchTrial) -> bool:
+        """Whether a trial was measured whole, keeps its budgets, and its drop is allowed."""
+        is_measured = bool(completed([trial]))
+        return is_measured and self.max_drop.is_kept(self.drop(trial), self.float_value)
 
 
 @dataclass
-class LeastSoFar:
+class LeastCostLog:
     """All that was measured for the least cost.
 
     Attributes:
-        space: the options.
-        model: the cost model.
-        surrogate: proposes assignments.
-        budgets: limits that hold as well.
-        race: measures.
+        maker: makes the trials' records; its surrogate proposes assignments.
+        evaluator: measures.
         kind: the cost that is minimised.
-        max_drop: what must hold.
-        maximize: whether more of the metric is better.
-        float_value: the float model's.
-        on_batch: told of all trials after each measurement.
+        limit: what must hold.
+        on_batch: gets all trials after each measurement.
         trials: in number order.
     """
 
-    space: OptionSpace
-    model: CostModel
-    surrogate: Surrogate
-    budgets: tuple[Budget, ...]
-    race: Race
+    maker: TrialMaker
+    evaluator: Evaluator
     kind: str
-    max_drop: MaxDrop
-    maximize: bool
-    float_value: float
+    limit: DropLimit
     on_batch: OnBatch | None
     trials: list[SearchTrial] = field(default_factory=list)
 
-    def decoder(self, limit: float) -> Decoder:
-        """A decoder of the budgets and a limit on the cost."""
-        budgets = [*self.budgets, self.limit(limit)]
-        return Decoder(self.space, make_limits(self.space, budgets, self.model))
+    def solver_within(self, cost: float) -> BudgetSolver:
+        """A solver of the budgets and a limit on the cost."""
+        budgets = [*self.maker.budgets, self.cost_budget(cost)]
+        return BudgetSolver(self.maker.space, make_limits(self.maker.space, budgets, self.maker.model))
 
-    def limit(self, limit: float) -> Budget:
-        """The limit on the cost as a budget."""
-        return Budget(self.kind, limit, False, f"{self.kind}<={limit:.17g}")
+    def cost_budget(self, cost: float) -> Budget:
+        """A limit on the cost as a budget."""
+        return Budget(self.kind, cost, False, f"{self.kind}<={cost:.17g}")
 
-    def optimum(self, decoder: Decoder) -> IntArray:
+    def optimum(self, solver: BudgetSolver) -> IntArray:
         """The surrogate's optimum, additive and then by local search."""
-        return descend(self.surrogate, decoder, decoder.optimum(self.surrogate.option_costs).choices)
+        surrogate = self.maker.surrogate
+        return descend(surrogate, solver, solver.exact(surrogate.option_costs).choices)
 
-    def measure(self, named: Sequence[tuple[str, IntArray]]) -> list[SearchTrial]:
-        """Measure on all samples; one trial each, assignments that have one already left out."""
-        known = {trial.assignment.digest() for trial in self.trials if trial.state != "PRUNED"}
-        fresh = {self.space.assignment(choices).digest(): (name, choices) for name, choices in named[::-1]}
-        kept = [(n, c) for mark, (n, c) in reversed(fresh.items()) if mark not in known]
+    def measure(self, proposals: Sequence[tuple[str, IntArray]]) -> list[SearchTrial]:
+        """Measure (source, choices) on all samples; one trial each, known assignments left out."""
+        known = {trial.assignment.digest() for trial in self.trials if not trial.is_stopped}
+        new: dict[str, tuple[str, BitAssignment]] = {}
+        for source, choices in proposals:
+            assignment = self.maker.space.assignment(choices)
+            digest = assignment.digest()
+            if digest not in known:
+                # The first source names it; its place is that of its last proposal.
+                new[digest] = new.pop(digest, (source, assignment))
         first = len(self.trials)
-        values = self.race({first + i: self.space.assignment(c) for i, (_, c) in enumerate(kept)})
-        made = [self._trial(first + i, n, c, values[first + i]) for i, (n, c) in enumerate(kept)]
-        self.add(made)
-        return made
+        numbered = dict(enumerate(new.values(), start=first))
+        results = self.evaluator({number: assignment for number, (_, assignment) in numbered.items()})
+        trials = []
+        for number, (source, assignment) in numbered.items():
+            trials.append(self.maker.make(number, assignment, source, results[number]))
+        self.add(trials)
+        return trials
 
     def add(self, trials: Sequence[SearchTrial]) -> None:
         """Keep trials, and tell of them."""
@@ -109,38 +100,22 @@ class LeastSoFar:
         if self.on_batch is not None:
             self.on_batch(tuple(self.trials))
 
-    def drop(self, trial: SearchTrial) -> float:
-        """How much worse than the float model a trial is."""
-        return drop_of(trial.value, self.float_value, self.maximize)
-
-    def holds(self, trial: SearchTrial) -> bool:
-        """Whether a trial was measured whole and its drop is allowed."""
-        return bool(completed([trial])) and self.max_drop.is_kept(self.drop(trial), self.float_value)
-
     def best(self) -> SearchTrial | None:
-        """The cheapest trial that holds, if any does."""
-        held = [trial for trial in self.trials if self.holds(trial)]
-        return min(held, key=lambda t: (t.costs[self.kind], self.drop(t), t.number), default=None)
+        """The cheapest trial that holds, if any does; equal ones by drop, then by number."""
+        holding = [trial for trial in self.trials if self.limit.is_kept(trial)]
+        return min(holding, key=lambda t: (t.costs[self.kind], self.limit.drop(t), t.number), default=None)
 
     def cheapest(self) -> SearchTrial:
-        """The same, where one is known to hold."""
+        """`best`, once it is known that a trial holds.
+
+        Raises:
+            RunError: none does.
+        """
         best = self.best()
-        assert best is not None
+        if best is None:
+            raise RunError(f"no measured assignment keeps {self.limit.max_drop.text}.")
         return best
 
-    def _trial(self, number: int, source: str, choices: IntArray, got: Measured) -> SearchTrial:
-        assignment = self.space.assignment(choices)
-        costs = self.model.costs(assignment)
-        state = "COMPLETE" if math.isfinite(got.value) else "FAIL"
-        return SearchTrial(
-            number,
-            assignment,
-            costs,
-            excesses(self.budgets, self.model, costs),
-            got.value,
-            float(self.surrogate.predict(choices)),
-            source,
-            state,
-            got.num_samples,
-            got.rounds if state == "COMPLETE" else {},
-        )
+    def least_cost(self) -> float:
+        """The cost of the cheapest trial that holds."""
+        return self.cheapest().costs[self.kind]

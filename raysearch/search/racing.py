@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from raysearch.errors import ConfigError, RunError
 from raysearch.records import BitAssignment
+from raysearch.search.evaluator import Measured
 from raysearch.search.problem.space import FloatArray
 
 ShardValues = tuple[FloatArray, FloatArray]
@@ -34,23 +34,6 @@ MeasureShards = Callable[
 
 FRACTIONS = tuple(2.0**-k for k in range(1, 9))
 """f of the bets; their mean is nearly as good as the best of them, which is not known beforehand."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What is known of an assignment.
-
-    Attributes:
-        value: its mean, or the estimate of it when it was stopped; NaN when it is not finite.
-        num_samples: samples seen; 0 when they were not counted.
-        rounds: samples seen → mean on them.
-        stopped: whether it was stopped.
-    """
-
-    value: float
-    num_samples: int = 0
-    rounds: Mapping[int, float] = field(default_factory=dict)
-    stopped: bool = False
 
 
 class Race:
@@ -77,8 +60,15 @@ class Race:
             raise ConfigError(f"the race's error rate is {error}; it must be at least 0 and below 1.")
         if num_shards < 1:
             raise ConfigError("a race needs at least one shard to measure on.")
-        self._measure, self._num_shards, self._error, self._maximize = measure, num_shards, error, maximize
-        self._known: dict[str, list[ShardValues]] = {}
+        self._measure = measure
+        self._num_shards = num_shards
+        self._error = error
+        self._maximize = maximize
+        self._complete: dict[str, list[ShardValues]] = {}
+
+    def memoized(self) -> Race:
+        """A race of the same settings that measures no assignment twice on one shard."""
+        return Race(MemoizedMeasure(self._measure), self._num_shards, self._error, self._maximize)
 
     def __call__(
         self,
@@ -86,54 +76,63 @@ class Race:
         kept: Collection[int] = (),
         best: BitAssignment | None = None,
     ) -> dict[int, Measured]:
-        """Measure a batch.
+        """Measure a batch; see `Evaluator`.
 
-        Args:
-            assignments: trial number → assignment.
-            kept: numbers that are never stopped, such as the warm starts.
-            best: the best assignment so far, measured on all shards; None: nothing is stopped.
+        Raises:
+            RunError: a value is missing.
         """
-        racing = self._error > 0 and best is not None and len(set(assignments) - set(kept)) > 0
-        reference = self._values_of(best) if racing and best is not None else None
-        running, seen = dict(assignments), {n: list[ShardValues]() for n in assignments}
-        rounds: dict[int, dict[int, float]] = {n: {} for n in assignments}
-        done: dict[int, Measured] = {}
+        can_stop = self._error > 0 and len(set(assignments) - set(kept)) > 0
+        reference = self._values_of(best) if can_stop and best is not None else None
+        running = dict(assignments)
+        shards_of: dict[int, list[ShardValues]] = {number: [] for number in assignments}
+        rounds: dict[int, dict[int, float]] = {number: {} for number in assignments}
+        results: dict[int, Measured] = {}
         first = 0
-        for last in self._rounds(racing):
-            got = self._measure(running, range(first, last))
+        for last in self._rounds(is_race=reference is not None):
+            batch = self._measure(running, range(first, last))
             for number in sorted(running):
-                seen[number] += [_checked(got, number, shard) for shard in range(first, last)]
-                mean, count = _mean(seen[number])
+                values = shards_of[number]
+                values += [_checked(batch, number, shard) for shard in range(first, last)]
+                mean, count = _mean(values)
                 rounds[number][count] = mean
                 if not math.isfinite(mean):
-                    done[number] = Measured(math.nan, count, {})
+                    results[number] = Measured(math.nan, count)
                 elif last == self._num_shards:
-                    done[number] = Measured(mean, count, rounds[number])
-                    self._known[assignments[number].digest()] = seen[number]
-                elif reference is not None and number not in kept and self._loses(seen[number], reference):
+                    results[number] = Measured(mean, count, rounds[number])
+                    self._complete[assignments[number].digest()] = values
+                elif reference is not None and number not in kept and self._loses(values, reference):
+                    # On all samples it would be the best one's mean, and as much more as it is on these.
                     estimate = _mean(reference)[0] + mean - _mean(reference[:last])[0]
-                    done[number] = Measured(estimate, count, rounds[number], stopped=True)
-            running = {number: a for number, a in running.items() if number not in done}
+                    results[number] = Measured(estimate, count, rounds[number], stopped=True)
+            running = {number: a for number, a in running.items() if number not in results}
             first = last
             if not running:
                 break
-        return done
+        return results
 
-    def _rounds(self, racing: bool) -> list[int]:
-        if not racing:
+    def _rounds(self, is_race: bool) -> list[int]:
+        """Shards in all after each round."""
+        if not is_race:
             return [self._num_shards]
-        return [*(2**k for k in range(64) if 2**k < self._num_shards), self._num_shards]
+        powers = [2**k for k in range(64) if 2**k < self._num_shards]
+        return [*powers, self._num_shards]
 
     def _values_of(self, best: BitAssignment) -> list[ShardValues]:
-        if best.digest() not in self._known:
-            got = self._measure({-1: best}, range(self._num_shards))
-            self._known[best.digest()] = [_checked(got, -1, shard) for shard in range(self._num_shards)]
-        return self._known[best.digest()]
+        """The best one's values on all shards; measured anew where another process had measured them."""
+        digest = best.digest()
+        if digest not in self._complete:
+            shards = range(self._num_shards)
+            batch = self._measure({-1: best}, shards)
+            self._complete[digest] = [_checked(batch, -1, shard) for shard in shards]
+        return self._complete[digest]
 
-    def _loses(self, seen: list[ShardValues], reference: list[ShardValues]) -> bool:
-        candidate, best = _flat(seen), _flat(reference)
+    def _loses(self, values: list[ShardValues], reference: list[ShardValues]) -> bool:
+        """Whether the candidate is worse than the reference, with the race's error rate."""
+        candidate = _flat(values)
+        best = _flat(reference)
         if self._maximize:
-            candidate, best = 1 - candidate, 1 - best
+            candidate = 1 - candidate
+            best = 1 - best
             if max(candidate.max(), best.max()) > 1:
                 return False
         if min(candidate.min(), best.min()) < 0:
@@ -141,6 +140,35 @@ class Race:
         sizes = np.concatenate([size for _, size in reference])
         weight = sizes / sizes.mean()
         return log_wealth(candidate * weight[: len(candidate)], best * weight) >= -math.log(self._error)
+
+
+class MemoizedMeasure:
+    """Measures what was not measured before; the same assignment comes round in every study."""
+
+    def __init__(self, measure: MeasureShards) -> None:
+        self._measure = measure
+        self._values: dict[tuple[str, int], ShardValues] = {}
+
+    def __call__(
+        self, assignments: Mapping[int, BitAssignment], shards: Sequence[int]
+    ) -> dict[int, dict[int, ShardValues]]:
+        """See `MeasureShards`."""
+        digests = {number: assignment.digest() for number, assignment in assignments.items()}
+        # Assignments that lack the same shards are measured together, each once.
+        missing: dict[tuple[int, ...], dict[str, int]] = {}
+        for number, digest in digests.items():
+            open_shards = tuple(shard for shard in shards if (digest, shard) not in self._values)
+            if open_shards:
+                missing.setdefault(open_shards, {}).setdefault(digest, number)
+        for open_shards, number_of in missing.items():
+            batch = self._measure({n: assignments[n] for n in number_of.values()}, open_shards)
+            for digest, number in number_of.items():
+                for shard in open_shards:
+                    self._values[digest, shard] = batch[number][shard]
+        return {
+            number: {shard: self._values[digest, shard] for shard in shards}
+            for number, digest in digests.items()
+        }
 
 
 def log_wealth(candidate: FloatArray, best: FloatArray) -> float:
@@ -171,10 +199,10 @@ def log_wealth(candidate: FloatArray, best: FloatArray) -> float:
     return float(wealth.max())
 
 
-def _checked(got: Mapping[int, Mapping[int, ShardValues]], number: int, shard: int) -> ShardValues:
-    if number not in got or shard not in got[number]:
+def _checked(batch: Mapping[int, Mapping[int, ShardValues]], number: int, shard: int) -> ShardValues:
+    if number not in batch or shard not in batch[number]:
         raise RunError(f"the evaluator gave no value for the trial {number} on shard {shard}.")
-    return got[number][shard]
+    return batch[number][shard]
 
 
 def _flat(shards: Sequence[ShardValues]) -> FloatArray:

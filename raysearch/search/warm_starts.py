@@ -10,9 +10,9 @@ import numpy as np
 from raysearch.errors import BudgetError, ConfigError, DataError
 from raysearch.records import BitAssignment, SensitivityTable
 from raysearch.search.problem.solution import Solution
-from raysearch.search.problem.space import IntArray
+from raysearch.search.problem.space import IntArray, OptionSpace
 from raysearch.search.problem.surrogates import SURROGATES, Surrogate, make_surrogate
-from raysearch.search.solvers.decoder import Decoder
+from raysearch.search.solvers.budget_solver import BudgetSolver
 from raysearch.search.solvers.knapsack import FINE_STEPS
 from raysearch.search.solvers.local_search import descend
 from raysearch.search.solvers.quadratic import solve_quadratic
@@ -22,8 +22,8 @@ FRACTIONS = (0.95, 0.9, 0.8, 0.7)
 
 MAX_SINGLE, MAX_SEVERAL, MAX_QUADRATIC = 1000, 256, 128
 """Options up to which the optima at those shares are solved exactly, as the required ones are: under one
-separable budget, under any others, and with interactions; more are decoded, and descended from, which takes
-a fraction of a second where twenty exact solutions would take many."""
+separable budget, under any others, and with interactions. With more of them the heuristic answers, and is
+descended from: that takes a fraction of a second where twenty exact solutions would take many."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class WarmStart:
 def warm_starts(
     table: SensitivityTable,
     surrogate: Surrogate,
-    decoder: Decoder,
+    solver: BudgetSolver,
     enqueue: Sequence[BitAssignment] = (),
     seed: int = 0,
 ) -> tuple[list[WarmStart], Solution]:
@@ -57,34 +57,43 @@ def warm_starts(
       when that is not their widest); `enqueued i`: the user's own;
     - `additive`, `hawq`, `fisher`, `weight-error`, `single-loss`: the optimum of each surrogate that the
       table can give, the chosen one's first; `additive` is the response of each option alone;
-    - `greedy`: see `Decoder.greedy`.
+    - `greedy`: from the lowest widths upwards, see `BudgetSolver.greedy`.
 
     Not required: the same surrogates' optima at `FRACTIONS` of every budget (`quadratic 95%`, `hawq 95%`, …),
     the tightest last; exact up to `MAX_SINGLE`, `MAX_SEVERAL` and `MAX_QUADRATIC` options.
+
+    Args:
+        table: what every option does alone and in pairs.
+        surrogate: the chosen one.
+        solver: the limits.
+        enqueue: the user's own assignments.
+        seed: of the quadratic solver's noise.
 
     Raises:
         BudgetError: an enqueued assignment exceeds a budget.
         PlacementError: an enqueued assignment does not fit the setup, or breaks its width pairs.
     """
-    fine = decoder.scaled(1.0, FINE_STEPS)
-    given = [*_uniforms(decoder), *_enqueued(decoder, enqueue)]
-    scores = _scores(table, surrogate)
-    optima = {name: fine.optimum(score.option_costs) for name, score in scores.items()}
-    given += [(name, found.choices) for name, found in optima.items()]
-    given.append(("greedy", decoder.greedy(surrogate.option_costs)))
-    response = surrogate if surrogate.gram is not None else make_surrogate("response", table, decoder.space)
-    best = solve_quadratic(response, fine, [choices for _, choices in given], seed=seed)
-    required = [WarmStart(name, choices, True) for name, choices in [("quadratic", best.choices), *given]]
-    tightened = [WarmStart(*start, False) for start in _tightened(decoder, response, scores, seed)]
-    return [*required, *tightened], best if surrogate.gram is not None else optima[surrogate.name]
+    fine = solver.scaled(1.0, FINE_STEPS)
+    additive = _additive_surrogates(table, surrogate)
+    optima = {name: fine.exact(score.option_costs) for name, score in additive.items()}
+    baselines = [*_uniforms(solver), *_enqueued(solver, enqueue)]
+    baselines += [(name, optimum.choices) for name, optimum in optima.items()]
+    baselines.append(("greedy", solver.greedy(surrogate.option_costs)))
+    response = surrogate if surrogate.gram is not None else make_surrogate("response", table, solver.space)
+    best = solve_quadratic(response, fine, [choices for _, choices in baselines], seed=seed)
+    required = [("quadratic", best.choices), *baselines]
+    tightened = _tightened(solver, response, additive, seed)
+    starts = [WarmStart(source, choices, True) for source, choices in required]
+    starts += [WarmStart(source, choices, False) for source, choices in tightened]
+    return starts, best if surrogate.gram is not None else optima[surrogate.name]
 
 
 def distinct(starts: Sequence[WarmStart]) -> list[WarmStart]:
     """The first of each assignment."""
-    kept: dict[bytes, WarmStart] = {}
+    firsts: dict[bytes, WarmStart] = {}
     for start in starts:
-        kept.setdefault(start.choices.tobytes(), start)
-    return list(kept.values())
+        firsts.setdefault(start.choices.tobytes(), start)
+    return list(firsts.values())
 
 
 def schedule(starts: Sequence[WarmStart]) -> dict[int, WarmStart]:
@@ -96,70 +105,89 @@ def schedule(starts: Sequence[WarmStart]) -> dict[int, WarmStart]:
     required = [start for start in starts if start.required]
     others = [start for start in starts if not start.required]
     plan = dict(enumerate(required))
-    plan |= {len(required) + 2 * place + 1: start for place, start in enumerate(others)}
+    for place, start in enumerate(others):
+        plan[len(required) + 2 * place + 1] = start
     return plan
 
 
-def _scores(table: SensitivityTable, chosen: Surrogate) -> dict[str, Surrogate]:
-    """Name of a warm start → the additive score it is the optimum of, the chosen surrogate's first."""
-    found = {}
+def _additive_surrogates(table: SensitivityTable, chosen: Surrogate) -> dict[str, Surrogate]:
+    """Name of a warm start → the surrogate whose additive costs it optimises, the chosen one first."""
+    surrogates = {}
     for name in sorted(SURROGATES, key=lambda name: name != chosen.name):
+        source = "additive" if name == "response" else name
         try:
-            found["additive" if name == "response" else name] = make_surrogate(name, table, chosen.space)
+            surrogates[source] = make_surrogate(name, table, chosen.space)
         except (ConfigError, DataError):
             continue  # traces of another estimator, or not finite
-    return found
+    return surrogates
 
 
 def _tightened(
-    decoder: Decoder, response: Surrogate, scores: dict[str, Surrogate], seed: int
+    solver: BudgetSolver, response: Surrogate, additive: dict[str, Surrogate], seed: int
 ) -> Iterator[tuple[str, IntArray]]:
-    num_options = decoder.space.valid.size
+    """The same optima at shares of every budget, and the best of what descends from them."""
+    num_options = solver.space.valid.size
     for fraction in FRACTIONS:
         try:
-            scaled = decoder.scaled(fraction, FINE_STEPS)
+            scaled = solver.scaled(fraction, FINE_STEPS)
         except BudgetError:
             continue  # the lowest assignment needs more than this share
-        exact = num_options <= (MAX_SINGLE if scaled.is_single else MAX_SEVERAL)
-        optima = {
-            name: scaled.optimum(score.option_costs).choices if exact else scaled.decode(score.option_costs)
-            for name, score in scores.items()
-        }
+        is_exact = num_options <= (MAX_SINGLE if scaled.is_single else MAX_SEVERAL)
+        optima = {}
+        for name, surrogate in additive.items():
+            costs = surrogate.option_costs
+            optima[name] = scaled.exact(costs).choices if is_exact else scaled.heuristic(costs)
         ends = [descend(response, scaled, choices) for choices in optima.values()]
         if num_options <= MAX_QUADRATIC:
             ends.append(solve_quadratic(response, scaled, ends, seed=seed).choices)
-        yield f"quadratic {fraction:.0%}", ends[int(np.argmin(response.predict(np.stack(ends))))]
+        best = int(np.argmin(response.predict(np.stack(ends))))
+        yield f"quadratic {fraction:.0%}", ends[best]
         for name, choices in optima.items():
             yield f"{name} {fraction:.0%}", choices
 
 
-def _enqueued(decoder: Decoder, assignments: Iterable[BitAssignment]) -> Iterator[tuple[str, IntArray]]:
+def _enqueued(solver: BudgetSolver, assignments: Iterable[BitAssignment]) -> Iterator[tuple[str, IntArray]]:
+    """The user's own assignments.
+
+    Raises:
+        BudgetError: one exceeds a budget.
+    """
     for index, assignment in enumerate(assignments):
-        choices = decoder.space.choices(assignment)
-        if not decoder.is_feasible(choices):
-            assignment.check_pairs(decoder.space.setup)
-            budgets = ", ".join(dict.fromkeys(limit.text for limit in decoder.limits))
+        choices = solver.space.choices(assignment)
+        if not solver.is_feasible(choices):
+            assignment.check_pairs(solver.space.setup)
+            budgets = ", ".join(dict.fromkeys(limit.text for limit in solver.limits))
             raise BudgetError(f"the enqueued assignment {index} exceeds the budget {budgets}.")
         yield f"enqueued {index}", choices
 
 
-def _uniforms(decoder: Decoder) -> Iterator[tuple[str, IntArray]]:
-    space = decoder.space
-    groups = space.setup.groups.values()
-    acts = sorted({b for g, w in zip(groups, space.is_weight, strict=True) if not w for b in g.bit_widths})
-    bits = sorted({b for g, w in zip(groups, space.is_weight, strict=True) if w for b in g.bit_widths})
-    for weight in bits:
-        uniform = BitAssignment.uniform(space.setup, weight).bits
-        choices = space.choices(BitAssignment(uniform))
-        if decoder.is_feasible(choices):
+def _uniforms(solver: BudgetSolver) -> Iterator[tuple[str, IntArray]]:
+    """Every uniform weight width that fits, with the widest uniform activation width that fits with it."""
+    space = solver.space
+    weight_widths = _widths_of(space, is_weight=True)
+    activation_widths = _widths_of(space, is_weight=False)
+    for weight in weight_widths:
+        uniform = BitAssignment.uniform(space.setup, weight)
+        choices = space.choices(uniform)
+        if solver.is_feasible(choices):
             yield f"uniform {weight}", choices
             continue
-        for activation in reversed(acts):
-            nearest = {
-                g.id: uniform[g.id] if w else min(g.bit_widths, key=lambda b: (abs(b - activation), b))
-                for g, w in zip(groups, space.is_weight, strict=True)
-            }
-            choices = space.choices(BitAssignment(nearest))
-            if decoder.is_feasible(choices):
+        for activation in reversed(activation_widths):
+            choices = space.choices(_with_activations(space, uniform, activation))
+            if solver.is_feasible(choices):
                 yield f"uniform w{weight}a{activation}", choices
                 break
+
+
+def _widths_of(space: OptionSpace, is_weight: bool) -> list[int]:
+    """All widths that weights, or activations, may take, ascending."""
+    rows = np.flatnonzero(space.is_weight == is_weight)
+    return sorted({width for row in rows for width in space.allowed[row]})
+
+
+def _with_activations(space: OptionSpace, uniform: BitAssignment, width: int) -> BitAssignment:
+    """The assignment with every activation group at its width nearest to one, the lower one on a tie."""
+    bits = dict(uniform.bits)
+    for row in np.flatnonzero(~space.is_weight):
+        bits[space.groups[row]] = min(space.allowed[row], key=lambda b: (abs(b - width), b))
+    return BitAssignment(bits)

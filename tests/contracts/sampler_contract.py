@@ -19,8 +19,7 @@ from raysearch.records import (
     trials_from_table,
     trials_to_table,
 )
-from raysearch.search import search_assignment
-from tests.support.search_problems import Divergence, make_setup, make_table
+from tests.support.search_problems import Divergence, make_setup, make_table, search
 
 BUDGETS = parse_budgets(["avg_bits<=4.5"])
 TWO_BUDGETS = parse_budgets(["avg_bits<=4.5", "bops<=70%"])
@@ -49,7 +48,7 @@ class Problem:
     ) -> SearchResult:
         """A search of a few batches of four."""
         settings: dict[str, Any] = {"num_trials": 24, "batch_size": 4, **options}
-        return search_assignment(
+        return search(
             self.table, self.setup, budgets, evaluate or self.measure(), sampler=sampler, **settings
         )
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raysearch.config import SearchConfig
 from raysearch.errors import BudgetError, ConfigError, RunError
 from raysearch.records import BitAssignment, CostModel, drop_of, is_feasible, parse_budgets, parse_max_drop
-from raysearch.search import check_minimized, minimize_cost
+from raysearch.search import Race, check_minimized, minimize_cost
 from tests.support.search_problems import (
     Divergence,
     every_assignment,
@@ -41,6 +42,15 @@ class Metric:
         }  # fmt: skip
 
 
+def minimize(
+    table, setup, budgets, metric, kind, drop, seed=0, *, maximize=False, num_trials=64, on_batch=None
+):
+    direction = "maximize" if maximize else "minimize"
+    search = SearchConfig(minimize=kind, max_drop=drop.text, direction=direction, num_trials=num_trials)
+    race = Race(metric, NUM_SHARDS, search.racing_error, maximize)
+    return minimize_cost(table, setup, budgets, race, search, seed=seed, on_batch=on_batch)
+
+
 def least_by_hand(setup, metric, budgets, kind, drop, maximize):
     model, base = CostModel(setup), metric.value(BitAssignment({}))
     held = [
@@ -70,17 +80,16 @@ def test_the_least_is_that_of_all_assignments(make, kind, texts, score):
         middle = values[len(values) // 2 if score else len(values) // 3]
         amount = drop_of(middle, metric.value(BitAssignment({})), score)
         drop = parse_max_drop(f"metric={amount:.9g}")
-        found, least = minimize_cost(
+        found, least = minimize(
             table,
             setup,
             budgets,
             metric,
-            NUM_SHARDS,
             kind,
             drop,
+            seed,
             maximize=score,
             num_trials=32 if kind == "size" else 8,
-            seed=seed,
         )
         expected = least_by_hand(setup, metric, budgets, kind, drop, score)
         assert expected is not None
@@ -100,8 +109,8 @@ def test_the_least_is_that_of_all_assignments(make, kind, texts, score):
 def test_the_same_arguments_give_the_same_trials_whatever_was_measured_before():
     setup = make_setup(5)
     table, drop, told = make_table(setup), parse_max_drop("metric=0.05"), []
-    first = minimize_cost(table, setup, (), Metric(table), NUM_SHARDS, "size", drop, on_batch=told.append)
-    again = minimize_cost(table, setup, (), Metric(table), NUM_SHARDS, "size", drop)
+    first = minimize(table, setup, (), Metric(table), "size", drop, on_batch=told.append)
+    again = minimize(table, setup, (), Metric(table), "size", drop)
     assert first[1] == again[1]
     assert first[0].trials == again[0].trials
     assert told[-1] == first[0].trials
@@ -114,7 +123,7 @@ def test_what_cannot_be_kept_says_how_near_it_came():
     metric = Metric(table)
     least = min(metric.value(a) for a in every_assignment(setup))
     with pytest.raises(RunError, match=f"the least drop measured is {least:.6g}") as caught:
-        minimize_cost(table, setup, (), metric, NUM_SHARDS, "size", parse_max_drop("metric=0"))
+        minimize(table, setup, (), metric, "size", parse_max_drop("metric=0"))
     assert "before training" in str(caught.value)
     with pytest.raises(BudgetError, match="every assignment"):
         check_minimized("act_bits", (), setup)

@@ -7,12 +7,12 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from raysearch.records import parse_budgets
-from raysearch.search import STUDY_NAME, search_assignment, write_journal
-from tests.support.search_problems import Divergence, make_setup, make_table
+from raysearch.search import STUDY_NAME, write_journal
+from tests.support.search_problems import Divergence, make_setup, make_table, search
 
 
 @pytest.fixture
-def search():
+def searched():
     setup = make_setup(4)
     table = make_table(setup)
     budgets = parse_budgets(["avg_bits<=4", "size<=20%"])
@@ -21,11 +21,11 @@ def search():
     def evaluate(batch):
         return {n: math.nan if n == 2 else value for n, value in measure(batch).items()}
 
-    return setup, budgets, search_assignment(table, setup, budgets, evaluate, num_trials=24)
+    return setup, budgets, search(table, setup, budgets, evaluate, num_trials=24)
 
 
-def test_optuna_opens_it_with_the_same_best(search, tmp_path):
-    setup, budgets, result = search
+def test_optuna_opens_it_with_the_same_best(searched, tmp_path):
+    setup, budgets, result = searched
     path = tmp_path / "study.journal"
     path.write_text("an older file")
     write_journal(path, result.trials, setup, budgets)
@@ -46,8 +46,8 @@ def test_optuna_opens_it_with_the_same_best(search, tmp_path):
         assert trial.user_attrs["costs"] == dict(record.costs)
 
 
-def test_a_stopped_trial_and_a_front_are_there_with_their_values(search, tmp_path):
-    setup, budgets, result = search
+def test_a_stopped_trial_and_a_front_are_there_with_their_values(searched, tmp_path):
+    setup, budgets, result = searched
     stopped = replace(
         result.trials[5], state="PRUNED", num_samples=80, rounds={40: 1.5, 80: 1.25}, system_attrs={"mark": 1}
     )

@@ -5,9 +5,9 @@ import pytest
 
 from raysearch.errors import ConfigError, RunError
 from raysearch.records import parse_budgets, trials_from_table, trials_to_table
-from raysearch.search import Race, search_assignment
+from raysearch.search import Race
 from raysearch.search.racing import log_wealth
-from tests.support.search_problems import Divergence, make_setup, make_table
+from tests.support.search_problems import Divergence, make_setup, make_table, search
 
 ERROR = 0.05
 SETUP = make_setup(4, (2, 3, 4, 8), (4, 8))
@@ -45,7 +45,7 @@ class Shards:
 
 def run(measure, error=ERROR, **options):
     race = Race(measure, len(SIZES), error, options.get("maximize", False))
-    return search_assignment(TABLE, SETUP, BUDGETS, race, **{"num_trials": 28, "batch_size": 4, **options})
+    return search(TABLE, SETUP, BUDGETS, race, **{"num_trials": 28, "batch_size": 4, **options})
 
 
 @pytest.mark.parametrize("kind", ["independent", "proportional", "rare harm", "rare in the best"])

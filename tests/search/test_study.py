@@ -17,14 +17,21 @@ from raysearch.records import (
 )
 from raysearch.search import (
     SURROGATES,
-    Decoder,
+    BudgetSolver,
     OptionSpace,
+    check_sampler,
     make_limits,
     make_surrogate,
-    search_assignment,
 )
 from raysearch.search.warm_starts import distinct, warm_starts
-from tests.support.search_problems import Divergence, every_assignment, make_setup, make_table
+from tests.support.search_problems import (
+    Divergence,
+    every_assignment,
+    make_hardware_setup,
+    make_setup,
+    make_table,
+    search,
+)
 
 BUDGETS = parse_budgets(["avg_bits<=4.5", "bops<=60%"])
 SETUP = make_setup(5, (2, 3, 4, 8), (4, 8))
@@ -34,7 +41,7 @@ SMALL = {"num_trials": 32, "batch_size": 4}
 
 
 def run(**options):
-    return search_assignment(TABLE, SETUP, BUDGETS, options.pop("evaluate", MEASURE), **{**SMALL, **options})
+    return search(TABLE, SETUP, BUDGETS, options.pop("evaluate", MEASURE), **{**SMALL, **options})
 
 
 def feasible_uniforms():
@@ -51,7 +58,7 @@ def test_near_the_optimum_by_brute_force(seed):
     budgets = parse_budgets(["size<=18%"])
     model = CostModel(setup)
     best = min(measure.value(a) for a in every_assignment(setup) if is_feasible(budgets, model, a))
-    result = search_assignment(table, setup, budgets, measure, num_trials=64)
+    result = search(table, setup, budgets, measure, num_trials=64)
     assert result.best.value <= best * 1.02
 
 
@@ -59,7 +66,7 @@ def test_near_the_optimum_by_brute_force(seed):
 @pytest.mark.parametrize("budgets", [["avg_bits<=4"], ["bops<=50%"], ["size<=16%", "act_bits<=6"]], ids=str)
 def test_every_trial_keeps_every_budget(sampler, budgets):
     parsed = parse_budgets(budgets)
-    result = search_assignment(TABLE, SETUP, parsed, MEASURE, num_trials=24, sampler=sampler)
+    result = search(TABLE, SETUP, parsed, MEASURE, num_trials=24, sampler=sampler)
     model = CostModel(SETUP)
     assert [trial.number for trial in result.trials] == list(range(24))
     for trial in result.trials:
@@ -191,7 +198,7 @@ def test_a_small_space_ends_when_it_is_used_up(sampler):
     setup = make_setup(2, (2, 4), (8,))
     table = make_table(setup)
     measure = Divergence(table)
-    result = search_assignment(table, setup, parse_budgets(["avg_bits<=3.9"]), measure, sampler=sampler)
+    result = search(table, setup, parse_budgets(["avg_bits<=3.9"]), measure, sampler=sampler)
     distinct_trials = {t.assignment.digest() for t in result.trials}
     model = CostModel(setup)
     every = [a for a in every_assignment(setup) if is_feasible(parse_budgets(["avg_bits<=3.9"]), model, a)]
@@ -203,7 +210,7 @@ def test_a_small_space_ends_when_it_is_used_up(sampler):
 def test_thompson_uses_up_a_small_space():
     setup = make_setup(3, (2, 4, 8), (8,))
     table = make_table(setup)
-    result = search_assignment(table, setup, parse_budgets(["avg_bits<=8"]), Divergence(table), num_trials=64)
+    result = search(table, setup, parse_budgets(["avg_bits<=8"]), Divergence(table), num_trials=64)
     assert len({t.assignment.digest() for t in result.trials}) == 27
 
 
@@ -228,12 +235,12 @@ def test_enqueued_assignments_are_measured():
 
 
 def test_refusals():
-    with pytest.raises(ConfigError, match="must be at least 1"):
+    with pytest.raises(ConfigError, match=r"search\.num_trials' is 0: .* greater than or equal to 1"):
         run(num_trials=0)
     with pytest.raises(ConfigError, match="sampler 'cma' is unknown; known: auto"):
-        run(sampler="cma")
+        check_sampler("cma")
     with pytest.raises(BudgetError, match="cannot be met"):
-        search_assignment(TABLE, SETUP, parse_budgets(["avg_bits<=1"]), MEASURE)
+        search(TABLE, SETUP, parse_budgets(["avg_bits<=1"]), MEASURE)
 
 
 def test_trials_of_another_search_are_refused():
@@ -241,7 +248,7 @@ def test_trials_of_another_search_are_refused():
     with pytest.raises(StorageError, match="not numbered"):
         run(previous=trials[1:])
     with pytest.raises(StorageError, match="belongs to another search"):
-        search_assignment(TABLE, SETUP, parse_budgets(["avg_bits<=2.5"]), MEASURE, previous=trials)
+        search(TABLE, SETUP, parse_budgets(["avg_bits<=2.5"]), MEASURE, previous=trials)
 
 
 def test_seeds_differ_and_repeat():
@@ -273,8 +280,19 @@ def test_the_verbosity_of_optuna_is_left_as_it_was():
 
 def test_distinct_keeps_the_first_name():
     space = OptionSpace(SETUP)
-    decoder = Decoder(space, make_limits(space, BUDGETS, CostModel(SETUP)))
-    starts, _ = warm_starts(TABLE, make_surrogate("response", TABLE, space), decoder)
+    solver = BudgetSolver(space, make_limits(space, BUDGETS, CostModel(SETUP)))
+    starts, _ = warm_starts(TABLE, make_surrogate("response", TABLE, space), solver)
     kept = distinct([*starts, *starts])
     assert [start.source for start in kept] == [start.source for start in distinct(starts)]
     assert len({start.choices.tobytes() for start in kept}) == len(kept)
+
+
+def test_a_front_ends_where_the_other_budgets_leave_no_assignment():
+    setup = make_hardware_setup(4, 0)
+    table = make_table(setup, 0, coupling=1.0)
+    model = CostModel(setup)
+    low, high = model.lowest["latency"], model.highest["latency"]
+    budgets = parse_budgets([f"latency<={low + 0.6 * (high - low)}s"])
+    result = search(table, setup, budgets, Divergence(table), front="bops", num_trials=32)
+    assert all(trial.is_feasible for trial in result.trials)
+    assert len(result.front) > 1

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from raysearch.records import parse_budgets
-from raysearch.search import SURROGATES, rank_correlation, search_assignment
-from tests.support.search_problems import Divergence, make_setup, make_table
+from raysearch.search import SURROGATES, rank_correlation
+from tests.support.search_problems import Divergence, make_setup, make_table, search
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=20))
@@ -30,9 +30,7 @@ def test_the_surrogate_that_is_measured_agrees_fully(maximize):
     def evaluate(batch):
         return {n: -value if maximize else value for n, value in measure(batch).items()}
 
-    result = search_assignment(
-        table, setup, parse_budgets(["avg_bits<=5"]), evaluate, num_trials=24, maximize=maximize
-    )
+    result = search(table, setup, parse_budgets(["avg_bits<=5"]), evaluate, num_trials=24, maximize=maximize)
     # The table's traces are not of the Fisher matrix.
     assert set(result.agreement) == set(SURROGATES) - {"fisher"}
     assert result.agreement["response"] == pytest.approx(1)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 
+from raysearch.config import load_config
 from raysearch.records import (
     BitAssignment,
+    Budget,
     Granularity,
     LatencyProfile,
     LiveTensor,
@@ -17,10 +20,12 @@ from raysearch.records import (
     QuantizationPoint,
     QuantizerGroup,
     QuantizerSetup,
+    SearchResult,
     SensitivityTable,
     Site,
     Trace,
 )
+from raysearch.search import PlainEvaluator, Race, TrialLog, search_assignment
 
 
 def make_setup(
@@ -133,3 +138,26 @@ def every_assignment(setup: QuantizerSetup) -> list[BitAssignment]:
     """All of them, for brute force."""
     widths = [group.bit_widths for group in setup.groups.values()]
     return [BitAssignment(dict(zip(setup.groups, bits, strict=True))) for bits in product(*widths)]
+
+
+def search(
+    table: SensitivityTable,
+    setup: QuantizerSetup,
+    budgets: Sequence[Budget],
+    evaluate: Any,
+    **options: Any,
+) -> SearchResult:
+    """`search_assignment` with the settings spelled out: a function of values, or a race, and keywords.
+
+    `seed`, `previous` and `on_batch` are arguments; the rest is settings, `enqueue` as assignments and
+    `maximize` instead of a direction.
+    """
+    seed = options.pop("seed", 0)
+    log = TrialLog(options.pop("previous", ()), options.pop("on_batch", None))
+    if options.pop("maximize", False):
+        options["direction"] = "maximize"
+    if "enqueue" in options:
+        options["enqueue"] = [dict(assignment.bits) for assignment in options["enqueue"]]
+    settings = load_config(overrides={"search": options}).search
+    evaluator = evaluate if isinstance(evaluate, Race) else PlainEvaluator(evaluate)
+    return search_assignment(table, setup, budgets, evaluator, settings, seed=seed, log=log)

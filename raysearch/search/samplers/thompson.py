@@ -7,21 +7,20 @@ from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from raysearch.records import BitAssignment
-from raysearch.search.optuna_bridge import make_distributions
 from raysearch.search.problem.space import FloatArray, IntArray
 from raysearch.search.problem.surrogates import Surrogate
-from raysearch.search.solvers.decoder import SMALL_SPACE, Decoder
+from raysearch.search.samplers.base import WholeAssignmentSampler
+from raysearch.search.solvers.budget_solver import SMALL_SPACE, BudgetSolver
 from raysearch.search.solvers.local_search import descend
 
 MAX_TRIES = 20
 
 
-class KnapsackThompsonSampler(BaseSampler):
+class KnapsackThompsonSampler(WholeAssignmentSampler):
     """Thompson sampling over relative corrections of the surrogate's option costs, decoded exactly.
 
     The measured value is modelled as y = a·(m(x) + φ(x)·δ) with m the surrogate, φ_o(x) = c_o for each
@@ -37,86 +36,83 @@ class KnapsackThompsonSampler(BaseSampler):
 
     Args:
         surrogate: the prior.
-        decoder: the limits.
+        solver: the limits.
         seed: the run's seed.
         sigma: σ, the prior's relative standard deviation.
-        levels: decoders with tighter limits, taken in turn by trial number, for a whole front; default: the
+        levels: solvers with tighter limits, taken in turn by trial number, for a whole front; default: the
             limits alone.
     """
 
     def __init__(
         self,
         surrogate: Surrogate,
-        decoder: Decoder,
+        solver: BudgetSolver,
         seed: int,
         sigma: float = 0.6,
-        levels: Sequence[Decoder] = (),
+        levels: Sequence[BudgetSolver] = (),
     ) -> None:
-        self._surrogate, self._decoder, self._seed, self._sigma = surrogate, decoder, seed, sigma
-        self._levels = tuple(levels) or (decoder,)
+        super().__init__(solver.space)
+        self._surrogate = surrogate
+        self._solver = solver
+        self._seed = seed
+        self._sigma = sigma
+        self._levels = tuple(levels) or (solver,)
         self._costs = np.maximum(surrogate.option_costs, 0.0)
-        self._optimum = decoder.decode(self._costs)
-        total = float(decoder.space.take(self._costs, self._optimum).sum())
+        self._optimum = solver.heuristic(self._costs)
+        total = solver.space.total(self._costs, self._optimum)
         self._unit = max(total, 1e-9 * float(self._costs.max()), 1e-300)
         # A group with one width needs no correction.
-        several = surrogate.space.valid.sum(axis=1, keepdims=True) > 1
-        self._free = np.flatnonzero(surrogate.space.valid & several)
-        self._kept: tuple[list[int], tuple[FloatArray, FloatArray]] | None = None
+        has_choice = surrogate.space.valid.sum(axis=1, keepdims=True) > 1
+        self._free = np.flatnonzero(surrogate.space.valid & has_choice)
+        # The posterior of the last ask, with the numbers of the trials that it rests on.
+        self._last: tuple[list[int], tuple[FloatArray, FloatArray]] | None = None
         self._choices: dict[int, IntArray] = {}
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All groups at once."""
-        return make_distributions(self._decoder.space)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """A feasible bit-width for every group."""
-        space = self._decoder.space
-        trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and t.params]
-        used = {self._choices_of(t).tobytes() for t in trials}
+        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and t.params]
+        used = {self._choices_of(other).tobytes() for other in others}
         if not used:
-            return dict(space.assignment(self._optimum).bits)
-        done = [t for t in trials if t.state in _MEASURED]
-        # The asks of one batch see the same finished trials.
-        numbers = [t.number for t in done]
-        if self._kept is None or self._kept[0] != numbers:
-            self._kept = numbers, self._posterior(done, study.directions[0] == StudyDirection.MAXIMIZE)
-        mean, spread = self._kept[1]
-        decoder = self._levels[trial.number % len(self._levels)]
+            return dict(self._space.assignment(self._optimum).bits)
+        maximize = study.directions[0] == StudyDirection.MAXIMIZE
+        mean, factor = self._posterior_of([t for t in others if t.state in _MEASURED], maximize)
+        solver = self._levels[trial.number % len(self._levels)]
         rng = np.random.default_rng([self._seed, trial.number])
-        costs = self._costs / self._unit
-        found = self._optimum
+        choices = self._optimum
         for attempt in range(MAX_TRIES):
-            noise = (0.5 + 0.25 * attempt) * (spread @ rng.standard_normal(len(mean)))
-            # Rounded, so that the last bits of another linear algebra library do not matter.
-            theta = np.zeros_like(costs)
-            np.put(theta, self._free, np.round(mean + noise, 9))
-            found = decoder.decode(costs * (1 + theta))
-            if self._surrogate.gram is not None:
-                found = descend(self._surrogate, decoder, found, extra=self._costs * theta)
-            if found.tobytes() not in used:
+            noise = (0.5 + 0.25 * attempt) * (factor @ rng.standard_normal(len(mean)))
+            choices = self._solve(solver, mean + noise)
+            if choices.tobytes() not in used:
                 break
         else:
-            found = self._unused(used, found)
-        return dict(space.assignment(found).bits)
+            choices = self._unused(used, choices)
+        return dict(self._space.assignment(choices).bits)
 
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """Refuse: one group alone cannot be made feasible.
+    def _solve(self, solver: BudgetSolver, corrections: FloatArray) -> IntArray:
+        """The best choices for drawn relative corrections of the free options' costs."""
+        theta = np.zeros_like(self._costs)
+        # Rounded, so that the last bits of another linear algebra library do not matter.
+        np.put(theta, self._free, np.round(corrections, 9))
+        choices = solver.heuristic(self._costs / self._unit * (1 + theta))
+        if self._surrogate.gram is None:
+            return choices
+        return descend(self._surrogate, solver, choices, extra=self._costs * theta)
 
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError("pass all distributions to ask(): a group's width depends on all the others")
+    def _posterior_of(self, done: list[FrozenTrial], maximize: bool) -> tuple[FloatArray, FloatArray]:
+        """`_posterior`, computed once a batch: the asks of one batch see the same finished trials."""
+        numbers = [trial.number for trial in done]
+        if self._last is None or self._last[0] != numbers:
+            self._last = numbers, self._posterior(done, maximize)
+        return self._last[1]
 
     def _unused(self, used: set[bytes], otherwise: IntArray) -> IntArray:
         """In a small space, the best predicted assignment that is left."""
-        every = self._decoder.feasible(SMALL_SPACE)
-        left: list[IntArray] = (
-            [] if every is None else [choices for choices in every if choices.tobytes() not in used]
-        )
+        feasible = self._solver.feasible_choices(SMALL_SPACE)
+        if feasible is None:
+            return otherwise
+        left = [choices for choices in feasible if choices.tobytes() not in used]
         if not left:
             return otherwise
         best: IntArray = left[int(np.argmin(self._surrogate.predict(np.stack(left))))]
@@ -124,7 +120,7 @@ class KnapsackThompsonSampler(BaseSampler):
 
     def _choices_of(self, trial: FrozenTrial) -> IntArray:
         if trial.number not in self._choices:
-            self._choices[trial.number] = self._decoder.space.choices(BitAssignment(trial.params))
+            self._choices[trial.number] = self._space.choices(BitAssignment(trial.params))
         return self._choices[trial.number]
 
     def _posterior(self, done: list[FrozenTrial], maximize: bool) -> tuple[FloatArray, FloatArray]:
@@ -132,20 +128,20 @@ class KnapsackThompsonSampler(BaseSampler):
         size = len(self._free)
         if not done:
             return np.zeros(size), self._sigma * np.eye(size)
-        space = self._decoder.space
-        choices = np.stack([self._choices_of(t) for t in done])
-        values = np.array([t.values[0] for t in done], dtype=np.float64)
+        choices = np.stack([self._choices_of(trial) for trial in done])
+        values = np.array([trial.values[0] for trial in done], dtype=np.float64)
         if maximize:
             values = -values
         predicted = self._surrogate.predict(choices) / self._unit
-        warm = np.array([str(t.user_attrs.get("source", "")).startswith(_FIT_ON) for t in done])
-        target = values / (self._unit * _slope(values[warm], predicted[warm] * self._unit)) - predicted
+        is_fitted_on = np.array([str(t.user_attrs.get("source", "")).startswith(_FIT_ON) for t in done])
+        slope = _slope(values[is_fitted_on], predicted[is_fitted_on] * self._unit)
+        target = values / (self._unit * slope) - predicted
         target = target - np.median(target)
         noise = max(0.5 * float(target.var()), 1e-6)
+        # Row t holds the costs of the options that trial t chose, in units; only the free ones are corrected.
         features = np.zeros((len(done), self._costs.size))
-        np.put_along_axis(
-            features, space.flat(choices), space.take(self._costs / self._unit, choices), axis=1
-        )
+        chosen_costs = self._space.take(self._costs / self._unit, choices)
+        np.put_along_axis(features, self._space.flat(choices), chosen_costs, axis=1)
         features = features[:, self._free]
         precision = np.eye(size) / self._sigma**2 + features.T @ features / noise
         factor = np.linalg.inv(np.linalg.cholesky(precision)).T

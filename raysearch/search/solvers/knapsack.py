@@ -52,7 +52,8 @@ class Knapsack:
         self.slack = self.capacity - sum(least)
         if self.slack < 0:
             raise BudgetError(
-                f"the budget is below the smallest assignment: it allows {capacity}, the least is {sum(least)}."
+                f"the budget is below the smallest assignment: it allows {capacity}, the least is "
+                f"{sum(least)}."
             )
         extras = [size - low for row, low in zip(options, least, strict=True) for size in row]
         unit = gcd(*extras) or 1

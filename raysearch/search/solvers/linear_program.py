@@ -1,4 +1,4 @@
-"""The choice of one option a group under integer limits, as the matrices of a linear programme."""
+"""The choice of one option a group under integer limits, as the matrices of a linear program."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, Opti
 
 
 @dataclass(frozen=True)
-class Programme:
+class LinearProgram:
     """min costs·z, equal·z = right, limits·z ≤ ceilings, 0 ≤ z ≤ upper; the options come first: integers."""
 
     options: IntArray
@@ -25,15 +25,15 @@ class Programme:
     upper: FloatArray
 
 
-def make_programme(
+def make_linear_program(
     space: OptionSpace,
     limits: Sequence[Limit],
     costs: FloatArray,
     kept: BoolArray,
     tighter: FloatArray,
     edges: Edges,
-) -> Programme:
-    """The programme of the kept options and the edges' products, each limit with so much `tighter` a use.
+) -> LinearProgram:
+    """The program of the kept options and the edges' products, each limit with so much `tighter` a use.
 
     One row says that a group takes one option, one each that Σ over a product's other end is the option.
     """
@@ -55,7 +55,9 @@ def make_programme(
         ceilings.append((limit.capacity - less) / scale)
     table = vstack(lines, format="csr") if lines else csr_array((0, total))
     objective = np.concatenate([costs.ravel()[options], np.zeros(edges.count)])
-    return Programme(options, objective, vstack(equal, format="csr"), right, table, np.array(ceilings), upper)
+    return LinearProgram(
+        options, objective, vstack(equal, format="csr"), right, table, np.array(ceilings), upper
+    )
 
 
 def limit_row(limit: Limit, options: IntArray, edges: Edges) -> FloatArray:

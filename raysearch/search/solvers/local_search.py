@@ -7,13 +7,13 @@ import numpy as np
 from raysearch.search.problem.limits import Limit
 from raysearch.search.problem.space import FloatArray, IntArray
 from raysearch.search.problem.surrogates import Surrogate
-from raysearch.search.solvers.decoder import Decoder
+from raysearch.search.solvers.budget_solver import BudgetSolver
 
 MAX_MOVES = 2000
 
 
 def descend(
-    surrogate: Surrogate, decoder: Decoder, start: IntArray, extra: FloatArray | None = None
+    surrogate: Surrogate, solver: BudgetSolver, start: IntArray, extra: FloatArray | None = None
 ) -> IntArray:
     """Steepest descent by single moves, then by swaps (one group up, another down), to a local optimum.
 
@@ -23,7 +23,7 @@ def descend(
 
     Args:
         surrogate: the quadratic form; an additive one is its option costs with K = 0.
-        decoder: the limits.
+        solver: the limits.
         start: feasible choices [L].
         extra: additive costs [L, B] on top of a quadratic form.
 
@@ -46,8 +46,8 @@ def descend(
         current = now[group_of]
         step = field - field[current] + 0.5 * (diagonal + diagonal[current])
         step += linear.ravel() - linear.ravel()[current] - gram[np.arange(len(current)), current]
-        moves = _best_single(decoder, found, step, least) or _best_swap(
-            decoder, found, step, gram, now, least, group_of, column_of
+        moves = _best_single(solver, found, step, least) or _best_swap(
+            solver, found, step, gram, now, least, group_of, column_of
         )
         if not moves:
             break
@@ -57,9 +57,9 @@ def descend(
     return found
 
 
-def _best_single(decoder: Decoder, found: IntArray, step: FloatArray, least: float) -> list[int]:
-    fits = decoder.space.valid.ravel().copy()
-    for limit in decoder.limits:
+def _best_single(solver: BudgetSolver, found: IntArray, step: FloatArray, least: float) -> list[int]:
+    fits = solver.space.valid.ravel().copy()
+    for limit in solver.limits:
         fits &= limit.changes(found).ravel() <= limit.capacity - int(limit.use(found))
     gains = np.where(fits, step, np.inf)
     best = int(np.argmin(gains))
@@ -67,7 +67,7 @@ def _best_single(decoder: Decoder, found: IntArray, step: FloatArray, least: flo
 
 
 def _best_swap(
-    decoder: Decoder,
+    solver: BudgetSolver,
     found: IntArray,
     step: FloatArray,
     gram: FloatArray,
@@ -76,7 +76,7 @@ def _best_swap(
     group_of: IntArray,
     column_of: IntArray,
 ) -> list[int]:
-    valid, current = decoder.space.valid.ravel(), found[group_of]
+    valid, current = solver.space.valid.ravel(), found[group_of]
     up, down = np.flatnonzero(valid & (column_of > current)), np.flatnonzero(valid & (column_of < current))
     if not len(up) or not len(down):
         return []
@@ -86,7 +86,7 @@ def _best_swap(
     gains += gram[np.ix_(up, down)] - gram[np.ix_(up, from_down)]
     gains += gram[np.ix_(from_up, from_down)] - gram[np.ix_(from_up, down)]
     gains[up_group[:, None] == down_group[None, :]] = np.inf
-    for limit in decoder.limits:
+    for limit in solver.limits:
         change = limit.changes(found).ravel()
         total = change[up][:, None] + change[down][None, :]
         if not limit.is_separable:

@@ -1,4 +1,4 @@
-"""Any number of budgets at once, exactly: a mixed-integer linear programme, solved by HiGHS."""
+"""Any number of budgets at once, exactly: a mixed-integer linear program, solved by HiGHS."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raysearch.search.problem.integer_costs import IntegerCost
 from raysearch.search.problem.limits import Limit
 from raysearch.search.problem.solution import Solution
 from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, OptionSpace
-from raysearch.search.solvers.linear_program import Edges, Programme, limit_row, make_programme
+from raysearch.search.solvers.linear_program import Edges, LinearProgram, limit_row, make_linear_program
 from raysearch.search.solvers.quiet_stdout import quiet_stdout
 from raysearch.search.solvers.relaxation import relax
 
@@ -49,7 +49,7 @@ def solve_milp(
     The answer is checked in integers; where the solver's tolerance let it exceed a limit, it is solved again
     with that much less.
 
-    Cost: one linear programme and one branch-and-bound over what is left; 1,000 groups of 6 widths and 3
+    Cost: one linear program and one branch-and-bound over what is left; 1,000 groups of 6 widths and 3
     limits take a second or so, see benchmarks/results/search.md.
 
     Args:
@@ -115,7 +115,9 @@ def _search(
     """The best choices of the kept options that were found, and the bound of the limits as they are."""
     tighter, bound = np.zeros(len(limits)), -np.inf
     for attempt in range(4):
-        found, proven = _run(make_programme(space, limits, costs, kept, tighter, edges), dict(options), space)
+        found, proven = _run(
+            make_linear_program(space, limits, costs, kept, tighter, edges), dict(options), space
+        )
         if attempt == 0:
             bound = proven
         if found is None:
@@ -135,7 +137,7 @@ def least_use(space: OptionSpace, limits: Sequence[Limit], costs: Sequence[Integ
     """
     unbounded = [Limit("", space, cost, 1) for cost in costs]
     edges = Edges.of(space, [*limits, *unbounded], space.valid)
-    plain = make_programme(
+    plain = make_linear_program(
         space, limits, np.zeros(space.valid.shape), space.valid, np.zeros(len(limits)), edges
     )
     rows = np.stack([limit_row(limit, plain.options, edges) for limit in unbounded])
@@ -145,7 +147,7 @@ def least_use(space: OptionSpace, limits: Sequence[Limit], costs: Sequence[Integ
     peaks = csr_array(np.concatenate([rows / scale, column], axis=1))
     none = csr_array((plain.equal.shape[0], 1)), csr_array((plain.limits.shape[0], 1))
     offsets = np.array([-cost.constant / scale for cost in costs])
-    programme = Programme(
+    program = LinearProgram(
         plain.options,
         np.concatenate([np.zeros(len(plain.costs)), [1.0]]),
         hstack([plain.equal, none[0]], format="csr"),
@@ -154,26 +156,26 @@ def least_use(space: OptionSpace, limits: Sequence[Limit], costs: Sequence[Integ
         np.concatenate([plain.ceilings, offsets]),
         np.concatenate([plain.upper, [np.inf]]),
     )
-    found, _ = _run(programme, {"mip_rel_gap": REL_GAP, "node_limit": NODE_LIMIT}, space)
+    found, _ = _run(program, {"mip_rel_gap": REL_GAP, "node_limit": NODE_LIMIT}, space)
     if found is None:
         raise BudgetError(f"no assignment keeps {', '.join(dict.fromkeys(limit.text for limit in limits))}.")
     return found
 
 
 def _run(
-    programme: Programme, options: dict[str, float], space: OptionSpace
+    program: LinearProgram, options: dict[str, float], space: OptionSpace
 ) -> tuple[IntArray | None, float]:
     """Choices, where some were found, and the bound; infeasible is a bound of +∞."""
-    count = len(programme.options)
+    count = len(program.options)
     with quiet_stdout():
         result = milp(
-            programme.costs,
+            program.costs,
             constraints=[
-                LinearConstraint(programme.equal, programme.right, programme.right),
-                LinearConstraint(programme.limits, -np.inf, programme.ceilings),
+                LinearConstraint(program.equal, program.right, program.right),
+                LinearConstraint(program.limits, -np.inf, program.ceilings),
             ],
-            bounds=Bounds(0, programme.upper),
-            integrality=np.arange(len(programme.costs)) < count,
+            bounds=Bounds(0, program.upper),
+            integrality=np.arange(len(program.costs)) < count,
             options=options,
         )
     if result.status == 2:
@@ -183,5 +185,5 @@ def _run(
     if result.x is None:
         return None, proven
     taken = np.zeros(space.valid.size)
-    taken[programme.options] = result.x[:count]
+    taken[program.options] = result.x[:count]
     return np.argmax(taken.reshape(space.valid.shape), axis=1).astype(np.int64), proven

@@ -9,14 +9,14 @@ import numpy as np
 from raysearch.search.problem.solution import Solution
 from raysearch.search.problem.space import BoolArray, FloatArray, IntArray
 from raysearch.search.problem.surrogates import Surrogate
-from raysearch.search.solvers.decoder import Decoder
+from raysearch.search.solvers.budget_solver import BudgetSolver
 from raysearch.search.solvers.local_search import descend
 
 NUM_RESTARTS = 16
 MAX_NODES = 20_000
 CONVEX_ROUNDS = 12
 SLOW_ROUNDS = 4
-"""Rounds where each is a mixed-integer programme."""
+"""Rounds where each is a mixed-integer program."""
 MAX_OPTIONS = 2000
 """Of more options only the bound of the cross terms: K's eigenvalues alone would take minutes."""
 MAX_FIELD = 2**25
@@ -25,7 +25,7 @@ MAX_FIELD = 2**25
 
 def solve_quadratic(
     surrogate: Surrogate,
-    decoder: Decoder,
+    solver: BudgetSolver,
     starts: Sequence[IntArray] = (),
     *,
     seed: int = 0,
@@ -39,8 +39,8 @@ def solve_quadratic(
     assignments a group at most: on small spaces it proves the optimum, on large ones it gives up.
 
     Args:
-        surrogate: the quadratic form; an additive one gives `Decoder.optimum`.
-        decoder: the limits.
+        surrogate: the quadratic form; an additive one gives `BudgetSolver.optimum`.
+        solver: the limits.
         starts: more choices to descend from.
         seed: of the noise.
         num_restarts: descents from noise.
@@ -51,28 +51,28 @@ def solve_quadratic(
         the branch-and-bound; the last two only up to `MAX_OPTIONS` options.
     """
     if surrogate.gram is None:
-        return decoder.optimum(surrogate.option_costs)
+        return solver.exact(surrogate.option_costs)
     rng = np.random.default_rng(seed)
-    seeds = [decoder.optimum(surrogate.option_costs).choices, *starts]
+    seeds = [solver.exact(surrogate.option_costs).choices, *starts]
     for _ in range(num_restarts):
         noise = np.exp(0.5 * rng.standard_normal(surrogate.option_costs.shape))
-        seeds.append(decoder.decode(surrogate.option_costs * noise))
-    ends = np.stack([descend(surrogate, decoder, start) for start in seeds])
+        seeds.append(solver.heuristic(surrogate.option_costs * noise))
+    ends = np.stack([descend(surrogate, solver, start) for start in seeds])
     values = surrogate.predict(ends)
     best, value = ends[int(np.argmin(values))], float(values.min())
-    bound, num_options = bound_cross_terms(surrogate, decoder), surrogate.space.valid.size
+    bound, num_options = bound_cross_terms(surrogate, solver), surrogate.space.valid.size
     if num_options <= MAX_OPTIONS:
-        bound = max(bound, bound_convex(surrogate, decoder, best))
+        bound = max(bound, bound_convex(surrogate, solver, best))
         max_nodes = min(max_nodes, MAX_FIELD // (num_options * surrogate.space.valid.shape[1]))
     else:
         max_nodes = 0
     if max_nodes and bound < value:
-        found = _branch(surrogate, decoder, best, value, max_nodes)
+        found = _branch(surrogate, solver, best, value, max_nodes)
         best, value, bound = found.choices, found.value, max(bound, found.lower_bound)
     return Solution(best, value, min(bound, value))
 
 
-def bound_cross_terms(surrogate: Surrogate, decoder: Decoder) -> float:
+def bound_cross_terms(surrogate: Surrogate, solver: BudgetSolver) -> float:
     """A bound for any K: each option counts half the least interaction it can have with every other group.
 
     ½zᵀKz = Σ_q z_q·½(K_qq + Σ_{m≠l(q)} Σ_{r∈m} K_qr z_r) ≥ Σ_q z_q·½(K_qq + Σ_{m≠l(q)} min_{r∈m} K_qr), and
@@ -83,10 +83,10 @@ def bound_cross_terms(surrogate: Surrogate, decoder: Decoder) -> float:
     own = np.arange(len(valid)).repeat(valid.shape[1])
     least[np.arange(len(own)), own] = 0.0
     costs = 0.5 * (np.diag(gram) + least.sum(axis=1)).reshape(valid.shape)
-    return decoder.lower_bound(np.where(valid, costs, 0.0))
+    return solver.lower_bound(np.where(valid, costs, 0.0))
 
 
-def bound_convex(surrogate: Surrogate, decoder: Decoder, start: IntArray) -> float:
+def bound_convex(surrogate: Surrogate, solver: BudgetSolver, start: IntArray) -> float:
     """A bound for a positive semi-definite K: f(x) ≥ f(z) + ∇f(z)ᵀ(x − z) for every fractional z.
 
     So min f ≥ −½zᵀKz + min_x (Kz)ᵀx, an additive problem, whatever z is. z moves by Frank and Wolfe (1956)
@@ -100,9 +100,9 @@ def bound_convex(surrogate: Surrogate, decoder: Decoder, start: IntArray) -> flo
     at = np.zeros(space.valid.size)
     at[space.flat(start)] = 1.0
     best = -np.inf
-    for _ in range(CONVEX_ROUNDS if decoder.is_single else SLOW_ROUNDS):
+    for _ in range(CONVEX_ROUNDS if solver.is_single else SLOW_ROUNDS):
         slope = gram @ at + shift * at
-        found = decoder.optimum(slope.reshape(space.valid.shape))
+        found = solver.exact(slope.reshape(space.valid.shape))
         curvature = float(at @ slope)
         best = max(best, found.lower_bound - 0.5 * curvature - 0.5 * shift * len(space.rows))
         step = -at
@@ -116,7 +116,7 @@ def bound_convex(surrogate: Surrogate, decoder: Decoder, start: IntArray) -> flo
 
 
 def _branch(
-    surrogate: Surrogate, decoder: Decoder, known: IntArray, value: float, max_nodes: int
+    surrogate: Surrogate, solver: BudgetSolver, known: IntArray, value: float, max_nodes: int
 ) -> Solution:
     """Group by group, all partial assignments whose bound is below the best known value.
 
@@ -127,7 +127,7 @@ def _branch(
     space, gram = surrogate.space, _gram(surrogate)
     width, order = space.valid.shape[1], _by_influence(surrogate)
     open_terms = _open_terms(gram, space.valid, order)
-    least = [_least_use_after(limit.cost.linear, space.valid, order) for limit in decoder.limits]
+    least = [_least_use_after(limit.cost.linear, space.valid, order) for limit in solver.limits]
     nodes = np.zeros((1, len(order)), dtype=np.int64)
     fixed, field = np.zeros(1), np.zeros((1, space.valid.size))
     for depth, row in enumerate(order.tolist()):
@@ -140,7 +140,7 @@ def _branch(
         rest = (field + open_terms[depth]).reshape(len(grown), *space.valid.shape)
         rest = np.where(space.valid, rest, np.inf).min(axis=2)[:, order[depth + 1 :]].sum(axis=1)
         keep = fixed + rest < value - 1e-12 * abs(value)
-        for limit, after in zip(decoder.limits, least, strict=True):
+        for limit, after in zip(solver.limits, least, strict=True):
             used = limit.cost.linear[order[: depth + 1], grown[:, order[: depth + 1]]].sum(axis=1)
             keep &= used + after[depth + 1] <= limit.capacity
         nodes, fixed, field, bounds = grown[keep], fixed[keep], field[keep], (fixed + rest)[keep]
@@ -148,7 +148,7 @@ def _branch(
             return Solution(known, value, value)
         if len(nodes) > max_nodes:
             return Solution(known, value, float(bounds.min()))
-    feasible = np.array([decoder.is_feasible(node) for node in nodes], dtype=bool)
+    feasible = np.array([solver.is_feasible(node) for node in nodes], dtype=bool)
     if not feasible.any():
         return Solution(known, value, value)
     values = np.where(feasible, surrogate.predict(nodes), np.inf)

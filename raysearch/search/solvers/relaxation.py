@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 
 from raysearch.search.problem.limits import Limit
 from raysearch.search.problem.space import BoolArray, FloatArray, IntArray, OptionSpace
-from raysearch.search.solvers.linear_program import Edges, Programme, make_programme
+from raysearch.search.solvers.linear_program import Edges, LinearProgram, make_linear_program
 from raysearch.search.solvers.quiet_stdout import quiet_stdout
 
 ROUNDING = 1e-12
@@ -66,50 +66,48 @@ def relax(space: OptionSpace, limits: Sequence[Limit], costs: FloatArray) -> Rel
     The options' costs should be of about the size of the optimum, which HiGHS's tolerances are made for.
     """
     edges = Edges.of(space, limits, space.valid)
-    programme = make_programme(space, limits, costs, space.valid, np.zeros(len(limits)), edges)
+    program = make_linear_program(space, limits, costs, space.valid, np.zeros(len(limits)), edges)
     with quiet_stdout():
         solved = linprog(
-            programme.costs,
-            A_ub=programme.limits,
-            b_ub=programme.ceilings,
-            A_eq=programme.equal,
-            b_eq=programme.right,
-            bounds=np.stack([np.zeros(len(programme.upper)), programme.upper], axis=1),
+            program.costs,
+            A_ub=program.limits,
+            b_ub=program.ceilings,
+            A_eq=program.equal,
+            b_eq=program.right,
+            bounds=np.stack([np.zeros(len(program.upper)), program.upper], axis=1),
             method="highs",
         )
     if solved.status != 0:
         return None
-    count = len(programme.options)
-    alone, pairs, prices = _priced(
-        programme, solved.ineqlin.marginals, solved.eqlin.marginals, len(space.rows)
-    )
+    count = len(program.options)
+    alone, pairs, prices = _priced(program, solved.ineqlin.marginals, solved.eqlin.marginals, len(space.rows))
     every = np.full(space.valid.size, np.inf)
-    every[programme.options] = alone
+    every[program.options] = alone
     priced = every.reshape(space.valid.shape)
     least = priced.min(axis=1)
     least_pair = np.full(len(edges.pairs), np.inf)
     np.minimum.at(least_pair, edges.which, pairs)
-    paid = prices * programme.ceilings
+    paid = prices * program.ceilings
     rounding = ROUNDING * float(np.abs(least).sum() + np.abs(least_pair).sum() + np.abs(paid).sum())
     bound = float(least.sum()) + float(least_pair.sum()) - float(paid.sum()) - rounding
     options, products = _more(priced - least[:, None], pairs - least_pair[edges.which], edges)
     taken = np.zeros(space.valid.size)
-    taken[programme.options] = solved.x[:count]
+    taken[program.options] = solved.x[:count]
     choices = np.argmax(taken.reshape(space.valid.shape), axis=1).astype(np.int64)
     return Relaxation(bound, choices, options, products, edges)
 
 
 def _priced(
-    programme: Programme, of_limits: FloatArray, of_equations: FloatArray, num_groups: int
+    program: LinearProgram, of_limits: FloatArray, of_equations: FloatArray, num_groups: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """The costs of options and of products with the prices of what they use, and the limits' prices."""
-    count = len(programme.options)
+    count = len(program.options)
     prices = np.maximum(-of_limits, 0.0)
     # "One option a group" is no priced equation: the minimum over the options keeps it.
     messages = of_equations.copy()
     messages[:num_groups] = 0.0
-    priced = programme.costs + programme.limits.T @ prices - programme.equal.T @ messages
-    pairs = np.where(programme.upper[count:] > 0, priced[count:], np.inf)
+    priced = program.costs + program.limits.T @ prices - program.equal.T @ messages
+    pairs = np.where(program.upper[count:] > 0, priced[count:], np.inf)
     return priced[:count], pairs, prices
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from raysearch.errors import ConfigError, DataError, StorageError
 from raysearch.records import CostModel, SensitivityTable, parse_budgets
-from raysearch.search import SURROGATES, Decoder, OptionSpace, make_limits, make_surrogate
+from raysearch.search import SURROGATES, BudgetSolver, OptionSpace, make_limits, make_surrogate
 from raysearch.search.solvers.local_search import descend
 from tests.support.search_problems import every_assignment, make_setup, make_table
 
@@ -123,18 +123,18 @@ def test_descent_ends_in_a_feasible_local_optimum(seed, kind, name):
     table, space = fisher_table(setup, seed, coupling=1.5), OptionSpace(setup)
     model = CostModel(setup)
     limit = 0.7 * model.lowest[kind] + 0.3 * model.highest[kind]
-    decoder = Decoder(space, make_limits(space, parse_budgets([f"{kind}<={limit}"]), model))
+    solver = BudgetSolver(space, make_limits(space, parse_budgets([f"{kind}<={limit}"]), model))
     surrogate = make_surrogate(name, table, space)
     extra = 0.01 * np.random.default_rng(seed).standard_normal(space.valid.shape)
 
     def score(choices):
         return float(surrogate.predict(choices) + space.take(extra, choices).sum())
 
-    start = decoder.greedy(surrogate.option_costs)
-    end = descend(surrogate, decoder, start, extra)
-    assert decoder.is_feasible(end)
+    start = solver.greedy(surrogate.option_costs)
+    end = descend(surrogate, solver, start, extra)
+    assert solver.is_feasible(end)
     assert score(end) <= score(start) + 1e-12
-    every = decoder.feasible(10**6)
+    every = solver.feasible(10**6)
     moved = every[(every != end).sum(axis=1) == 1]
     assert all(score(end) <= score(choices) + 1e-9 for choices in moved)
     two = every[(every != end).sum(axis=1) == 2]

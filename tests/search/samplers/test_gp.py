@@ -1,7 +1,7 @@
 import pytest
 
 from raysearch.records import CostModel
-from raysearch.search import Decoder, OptionSpace, make_limits, make_surrogate
+from raysearch.search import BudgetSolver, OptionSpace, make_limits, make_surrogate
 from raysearch.search.samplers.make import make_samplers
 from tests.contracts.sampler_contract import BUDGETS, SamplerContract
 
@@ -14,7 +14,7 @@ class TestGp(SamplerContract):
     def test_it_warns_where_it_is_slow(self):
         setup = self.problem.setup
         space = OptionSpace(setup)
-        decoder = Decoder(space, make_limits(space, BUDGETS, CostModel(setup)))
+        solver = BudgetSolver(space, make_limits(space, BUDGETS, CostModel(setup)))
         scores = make_surrogate("response", self.problem.table, space)
         with pytest.warns(UserWarning, match="'gp' with 101 trials"):
-            make_samplers("gp", scores, decoder, 0, num_trials=101)
+            make_samplers("gp", scores, solver, 0, num_trials=101)

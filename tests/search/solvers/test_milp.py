@@ -6,10 +6,10 @@ import pytest
 
 from raysearch.errors import BudgetError
 from raysearch.records import CostModel, parse_budgets
-from raysearch.search import Decoder, OptionSpace, make_limits, search_assignment
+from raysearch.search import BudgetSolver, OptionSpace, make_limits
 from raysearch.search.problem.limits import Limit
 from raysearch.search.solvers.milp import solve_milp
-from tests.support.search_problems import Divergence, make_hardware_setup, make_setup, make_table
+from tests.support.search_problems import Divergence, make_hardware_setup, make_setup, make_table, search
 
 NOISY = """
 import ctypes, os
@@ -34,13 +34,13 @@ def test_forty_groups_under_three_budgets_are_proven_and_the_same_twice():
     space, model = OptionSpace(setup), CostModel(setup)
     limits = make_limits(space, parse_budgets(["avg_bits<=4.2", "size<=3kB", "bops<=30%"]), model)
     costs = np.random.default_rng(0).lognormal(0, 2, (len(space.rows), 1)) * 4.0**-space.widths
-    decoder = Decoder(space, limits)
-    first, again = decoder.optimum(costs), decoder.optimum(costs)
+    solver = BudgetSolver(space, limits)
+    first, again = solver.exact(costs), solver.exact(costs)
     assert first.choices.tolist() == again.choices.tolist()
     assert first.lower_bound == again.lower_bound
     assert first.gap <= 1e-3
-    assert decoder.is_feasible(first.choices)
-    assert first.value <= float(space.take(costs, decoder.decode(costs)).sum())
+    assert solver.is_feasible(first.choices)
+    assert first.value <= float(space.take(costs, solver.heuristic(costs)).sum())
 
 
 def test_without_a_feasible_assignment_it_says_so():
@@ -59,7 +59,7 @@ def test_a_search_with_coupled_widths_never_breaks_a_pair(sampler):
     model, table = CostModel(setup), make_table(setup)
     limit = (model.lowest["latency"] + 2 * model.highest["latency"]) / 3
     budgets = parse_budgets([f"latency<={limit}s", "avg_bits<=6"])
-    found = search_assignment(table, setup, budgets, Divergence(table), num_trials=14, sampler=sampler)
+    found = search(table, setup, budgets, Divergence(table), num_trials=14, sampler=sampler)
     for trial in found.trials:
         trial.assignment.check(setup)
         assert all(excess <= 0 for excess in trial.excess.values())

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from raysearch.records import CostModel, parse_budgets
-from raysearch.search import Decoder, OptionSpace, make_limits, make_surrogate
+from raysearch.search import BudgetSolver, OptionSpace, make_limits, make_surrogate
 from raysearch.search.solvers.quadratic import bound_convex, bound_cross_terms, solve_quadratic
 from tests.support.search_problems import make_hardware_setup, make_setup, make_table
 
@@ -10,7 +10,7 @@ from tests.support.search_problems import make_hardware_setup, make_setup, make_
 def problem(setup, texts, seed, coupling=1.0):
     space, model = OptionSpace(setup), CostModel(setup)
     surrogate = make_surrogate("response", make_table(setup, seed, coupling), space)
-    return surrogate, Decoder(space, make_limits(space, parse_budgets(texts), model))
+    return surrogate, BudgetSolver(space, make_limits(space, parse_budgets(texts), model))
 
 
 CASES = [(seed, kind) for seed in range(5) for kind in ("avg_bits<=3.5", "pairs", "bops<=60%")]
@@ -25,38 +25,38 @@ def test_small_instances_are_solved_and_proven_as_by_brute_force(seed, kind):
         texts = ["avg_bits<=6", f"latency<={middle}s"]
     else:
         setup, texts = make_setup(4, (2, 4, 8), (4, 8), seed), [kind]
-    surrogate, decoder = problem(setup, texts, seed)
-    values = surrogate.predict(decoder.feasible(10**6))
-    found = solve_quadratic(surrogate, decoder, seed=seed, num_restarts=2)
-    assert decoder.is_feasible(found.choices)
+    surrogate, solver = problem(setup, texts, seed)
+    values = surrogate.predict(solver.feasible(10**6))
+    found = solve_quadratic(surrogate, solver, seed=seed, num_restarts=2)
+    assert solver.is_feasible(found.choices)
     assert found.value == pytest.approx(values.min(), rel=1e-9)
     assert found.gap <= 1e-9
     tolerance = 1e-9 * values.max()
-    assert bound_cross_terms(surrogate, decoder) <= values.min() + tolerance
-    assert bound_convex(surrogate, decoder, found.choices) <= values.min() + tolerance
+    assert bound_cross_terms(surrogate, solver) <= values.min() + tolerance
+    assert bound_convex(surrogate, solver, found.choices) <= values.min() + tolerance
 
 
 def test_a_large_instance_has_a_bound_and_the_same_answer_twice():
     setup = make_setup(25, (2, 3, 4, 8), (8,), 3)
-    surrogate, decoder = problem(setup, ["avg_bits<=4"], 3, coupling=0.3)
-    first = solve_quadratic(surrogate, decoder, num_restarts=4, max_nodes=500)
-    again = solve_quadratic(surrogate, decoder, num_restarts=4, max_nodes=500)
+    surrogate, solver = problem(setup, ["avg_bits<=4"], 3, coupling=0.3)
+    first = solve_quadratic(surrogate, solver, num_restarts=4, max_nodes=500)
+    again = solve_quadratic(surrogate, solver, num_restarts=4, max_nodes=500)
     assert first.choices.tolist() == again.choices.tolist()
     assert (first.value, first.lower_bound) == (again.value, again.lower_bound)
     assert 0 < first.lower_bound <= first.value
-    additive = decoder.optimum(surrogate.option_costs).choices
+    additive = solver.exact(surrogate.option_costs).choices
     assert first.value <= float(surrogate.predict(additive))
 
 
 def test_an_indefinite_form_is_still_bounded():
     setup = make_setup(4, (2, 4, 8), (8,), 1)
-    surrogate, decoder = problem(setup, ["avg_bits<=4"], 1)
+    surrogate, solver = problem(setup, ["avg_bits<=4"], 1)
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(surrogate.gram.shape) * np.abs(surrogate.gram).max() * 0.3
     gram = surrogate.gram + noise + noise.T
     form = type(surrogate)("response", surrogate.space, 0.5 * np.diag(gram).reshape(-1, 3), gram)
-    values = form.predict(decoder.feasible(10**6))
-    found = solve_quadratic(form, decoder, num_restarts=2)
+    values = form.predict(solver.feasible(10**6))
+    found = solve_quadratic(form, solver, num_restarts=2)
     assert found.value == pytest.approx(values.min())
-    assert bound_convex(form, decoder, found.choices) <= values.min() + 1e-9
-    assert bound_cross_terms(form, decoder) <= values.min() + 1e-9
+    assert bound_convex(form, solver, found.choices) <= values.min() + 1e-9
+    assert bound_cross_terms(form, solver) <= values.min() + 1e-9

@@ -4,24 +4,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysearch.records import CostModel, parse_budgets
-from raysearch.search import Decoder, OptionSpace, make_limits
+from raysearch.search import BudgetSolver, OptionSpace, make_limits
 from raysearch.search.solvers.milp import solve_milp
 from raysearch.search.solvers.relaxation import relax
 from tests.support.search_problems import make_hardware_setup, make_setup
 
-from .test_decoder import instances, parts
+from .test_budget_solver import instances, parts
 
 
 @given(instances(), st.sampled_from([0.0, 0.1, 0.5, 2.0]))
 @settings(max_examples=40, deadline=None)
 def test_the_bound_holds_and_no_choice_within_the_room_is_left_out(instance, room):
     setup, model, budgets, seed = instance
-    space, decoder = parts(setup, model, budgets)
+    space, solver = parts(setup, model, budgets)
     costs = np.random.default_rng(seed).exponential(size=space.valid.shape)
     costs[~space.valid] = 0.0
-    feasible = decoder.feasible(100_000)
+    feasible = solver.feasible(100_000)
     values = costs[space.rows, feasible].sum(axis=1)
-    found = relax(space, decoder.limits, costs)
+    found = relax(space, solver.limits, costs)
     assert found is not None
     assert found.bound <= values.min()
     kept, edges = found.within(room)
@@ -55,7 +55,7 @@ def test_what_the_relaxation_leaves_out_changes_no_optimum_of_coupled_budgets(te
     limits = make_limits(space, parse_budgets(texts), model)
     costs = np.random.default_rng(0).lognormal(0, 2, (len(space.rows), 1)) * 4.0**-space.widths
     costs[~space.valid] = 0.0
-    found = Decoder(space, limits).optimum(costs)
+    found = BudgetSolver(space, limits).exact(costs)
     whole = solve_milp(space, limits, costs, rel_gap=0.0)
     assert found.lower_bound <= whole.value * (1 + 1e-9)
     assert found.value <= whole.value * (1 + 1e-4)

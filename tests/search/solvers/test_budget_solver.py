@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from raysearch.errors import BudgetError
 from raysearch.records import CostModel, check_achievable, is_feasible, parse_budgets
-from raysearch.search import Decoder, OptionSpace, make_limits
+from raysearch.search import BudgetSolver, OptionSpace, make_limits
 from tests.support.search_problems import every_assignment, make_hardware_setup, make_setup
 
 UNITS = {"size": "B", "activation_memory": "B", "latency": "s"}
@@ -42,7 +42,7 @@ def is_kept(setup, budgets, model, assignment):
 
 def parts(setup, model, budgets):
     space = OptionSpace(setup)
-    return space, Decoder(space, make_limits(space, budgets, model))
+    return space, BudgetSolver(space, make_limits(space, budgets, model))
 
 
 @given(instances())
@@ -50,16 +50,16 @@ def parts(setup, model, budgets):
 def test_never_refuses_and_never_exceeds(instance):
     setup, model, budgets, seed = instance
     check_achievable(budgets, model)
-    space, decoder = parts(setup, model, budgets)
+    space, solver = parts(setup, model, budgets)
     costs = np.random.default_rng(seed).standard_normal(space.valid.shape)
     start = space.choices(every_assignment(setup)[-1])
     for choices in (
-        decoder.decode(costs),
-        decoder.optimum(costs).choices,
-        decoder.greedy(costs),
-        decoder.repair(start, costs),
+        solver.heuristic(costs),
+        solver.exact(costs).choices,
+        solver.greedy(costs),
+        solver.repair(start, costs),
     ):
-        assert decoder.is_feasible(choices)
+        assert solver.is_feasible(choices)
         assert is_feasible(budgets, model, space.assignment(choices))
         space.assignment(choices).check(setup)
 
@@ -68,27 +68,27 @@ def test_never_refuses_and_never_exceeds(instance):
 @settings(max_examples=50, deadline=None)
 def test_limits_draw_the_line_where_the_cost_model_does(instance):
     setup, model, budgets, _ = instance
-    space, decoder = parts(setup, model, budgets)
+    space, solver = parts(setup, model, budgets)
     every = every_assignment(setup)
     for assignment in every[:: max(1, len(every) // 30)]:
         choices = space.choices(assignment)
         assert space.assignment(choices) == assignment
-        assert decoder.is_feasible(choices) == is_kept(setup, budgets, model, assignment)
-    kept = decoder.feasible(100_000)
+        assert solver.is_feasible(choices) == is_kept(setup, budgets, model, assignment)
+    kept = solver.feasible(100_000)
     assert len(kept) == sum(is_kept(setup, budgets, model, assignment) for assignment in every)
-    assert decoder.feasible(len(every) - 1) is None
+    assert solver.feasible(len(every) - 1) is None
 
 
 @given(instances())
 @settings(max_examples=50, deadline=None)
 def test_the_optimum_of_several_budgets_is_that_of_brute_force(instance):
     setup, model, budgets, seed = instance
-    space, decoder = parts(setup, model, budgets)
+    space, solver = parts(setup, model, budgets)
     costs = np.random.default_rng(seed).exponential(size=space.valid.shape)
     costs[~space.valid] = 0.0
-    values = costs[space.rows, decoder.feasible(100_000)].sum(axis=1)
-    decoded = float(space.take(costs, decoder.decode(costs)).sum())
-    found = decoder.optimum(costs)
+    values = costs[space.rows, solver.feasible(100_000)].sum(axis=1)
+    decoded = float(space.take(costs, solver.heuristic(costs)).sum())
+    found = solver.exact(costs)
     assert found.value == pytest.approx(float(space.take(costs, found.choices).sum()))
     assert values.min() - 1e-9 <= found.value <= decoded + 1e-9
     assert found.value <= values.min() * (1 + 1e-4) + 1e-9
@@ -102,12 +102,12 @@ def test_repair_and_greedy_are_near_the_optimum_of_bit_operations():
         setup = make_setup(4, (2, 4, 8), (4, 8), seed)
         model = CostModel(setup)
         limit = 0.7 * model.lowest["bops"] + 0.3 * model.highest["bops"]
-        space, decoder = parts(setup, model, parse_budgets([f"bops<={limit}"]))
+        space, solver = parts(setup, model, parse_budgets([f"bops<={limit}"]))
         rng = np.random.default_rng(seed)
         costs = rng.exponential(size=(len(space.rows), 1)) * 4.0**-space.widths
         costs[~space.valid] = 0.0
-        best = costs[space.rows, decoder.feasible(10**6)].sum(axis=1).min()
-        gaps.append(float(space.take(costs, decoder.decode(costs)).sum()) / best - 1)
+        best = costs[space.rows, solver.feasible(10**6)].sum(axis=1).min()
+        gaps.append(float(space.take(costs, solver.heuristic(costs)).sum()) / best - 1)
     assert np.median(gaps) < 0.05
 
 
@@ -115,10 +115,10 @@ def test_repair_and_greedy_are_near_the_optimum_of_bit_operations():
 @settings(max_examples=30, deadline=None)
 def test_changes_are_differences_of_use(instance, seed):
     setup, model, budgets, _ = instance
-    space, decoder = parts(setup, model, budgets)
+    space, solver = parts(setup, model, budgets)
     rng = np.random.default_rng(seed)
     choices = np.array([rng.integers(count) for count in space.valid.sum(axis=1)])
-    for limit in decoder.limits:
+    for limit in solver.limits:
         changes = limit.changes(choices)
         for row, column in np.argwhere(space.valid):
             moved = choices.copy()
@@ -136,13 +136,13 @@ def test_a_pinned_width_makes_bit_operations_separable():
 
 def test_an_impossible_fraction_is_refused():
     setup = make_setup(3)
-    _, decoder = parts(setup, CostModel(setup), parse_budgets(["avg_bits<=2.2"]))
+    _, solver = parts(setup, CostModel(setup), parse_budgets(["avg_bits<=2.2"]))
     with pytest.raises(BudgetError, match=r"avg_bits<=2\.2.*below the smallest"):
-        decoder.scaled(0.5)
+        solver.scaled(0.5)
 
 
 def test_what_costs_nothing_keeps_its_width():
     setup = make_setup(3, (2, 4, 8), (2, 8))
-    space, decoder = parts(setup, CostModel(setup), parse_budgets(["avg_bits<=8"]))
+    space, solver = parts(setup, CostModel(setup), parse_budgets(["avg_bits<=8"]))
     widest = space.valid.sum(axis=1) - 1
-    assert decoder.decode(np.zeros(space.valid.shape)).tolist() == widest.tolist()
+    assert solver.heuristic(np.zeros(space.valid.shape)).tolist() == widest.tolist()
