@@ -281,8 +281,8 @@ def measure(name: str, folder: Path) -> tuple[ExportManifest, Counter[str], str]
 
 def top_1(model: nn.Module, batches: list[Tensor], labels: list[int]) -> int:
     with torch.no_grad():
-        found = [int(model(batch[-1:]).argmax()) for batch in batches]
-    return sum(a == b for a, b in zip(found, labels, strict=True))
+        predictions = [int(model(batch[-1:]).argmax()) for batch in batches]
+    return sum(a == b for a, b in zip(predictions, labels, strict=True))
 
 
 def kernels(path: Path) -> Counter[str]:
@@ -302,7 +302,7 @@ def row(name: str) -> str:
     start = time.process_time()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            manifest, found, told = measure(name, Path(folder))
+            manifest, kernels, told = measure(name, Path(folder))
     except ImportError as error:
         return f"| {name} | left out: {error} |" + " |" * 9
     except ExportError as error:
@@ -312,8 +312,10 @@ def row(name: str) -> str:
     quantized, plain = (1e3 * manifest.latency[key] for key in ("onnx", "float"))
     fused = manifest.checks[1]
     worst = max(fused.layers, key=lambda layer: layer.rate)
-    taken = {op: found[op] for op in ("QLinearConv", "MatMulIntegerToFloat", "QLinearMatMul") if found[op]}
-    left = {op: found[op] for op in ("Conv", "FusedConv", "Gemm", "MatMul", "FusedMatMul") if found[op]}
+    taken = {
+        op: kernels[op] for op in ("QLinearConv", "MatMulIntegerToFloat", "QLinearMatMul") if kernels[op]
+    }
+    left = {op: kernels[op] for op in ("Conv", "FusedConv", "Gemm", "MatMul", "FusedMatMul") if kernels[op]}
     agreement = (
         f"{fused.agreement:.2%} of {fused.num_samples}{told}" if MODELS[name].trained else "not trained"
     )

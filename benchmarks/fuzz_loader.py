@@ -43,7 +43,7 @@ def report(scratch: Path, count: int, seed: int) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + SPARE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    found: collections.Counter[tuple[str, str]] = collections.Counter()
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
     slowest, start = 0.0, time.perf_counter()
     for number in range(count):
         rng = random.Random(f"{seed}/{number}")
@@ -58,7 +58,7 @@ def report(scratch: Path, count: int, seed: int) -> None:
             print(f"input {number} of seed {seed}, {name}: {error!r:.300}", flush=True)
             outcome = f"ESCAPED {type(error).__name__}"
         slowest = max(slowest, time.perf_counter() - began)
-        found[name, outcome] += 1
+        counts[name, outcome] += 1
         if number % 1000 == 999:
             print(number + 1, "inputs", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -76,7 +76,7 @@ def report(scratch: Path, count: int, seed: int) -> None:
         "",
         "| damaged file | outcome | inputs |",
         "|---|---|---|",
-        *(f"| {name} | {outcome} | {number} |" for (name, outcome), number in sorted(found.items())),
+        *(f"| {name} | {outcome} | {number} |" for (name, outcome), number in sorted(counts.items())),
     ]
     text = "\n".join(lines) + "\n"
     print(text)

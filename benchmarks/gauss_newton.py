@@ -210,8 +210,8 @@ def traces(
 ) -> np.ndarray:
     """[draws, layers, samples]."""
     view = ShardView(replica, DataSet.CALIBRATION, shard)
-    found = estimator.draw(view, TraceRequest(names, "divergence", 0, range(lo, hi)))
-    return np.stack([found[name] for name in names], 1)
+    draws = estimator.draw(view, TraceRequest(names, "divergence", 0, range(lo, hi)))
+    return np.stack([draws[name] for name in names], 1)
 
 
 def worst(draws: np.ndarray, truth: np.ndarray) -> float:
@@ -226,7 +226,7 @@ def measure(name: str, steps: int, num_draws: int, limit: int) -> dict[str, Any]
     pair, top, exact = GaussNewton(), GaussNewton("ggn-top"), ExactGaussNewton()
     traces(pair, replica, names, 0)
     times: dict[str, list[float]] = {"gradient": []}
-    found: dict[str, list[np.ndarray]] = {}
+    parts: dict[str, list[np.ndarray]] = {}
     for shard in range(SAMPLES // SHARD):
         for estimator, draws in ((pair, 1), (pair, REPEATED), (top, 1), (exact, 1)):
             times["gradient"].append(cpu_seconds(lambda s=shard: gradient(replica, s, names))[0])
@@ -234,9 +234,9 @@ def measure(name: str, steps: int, num_draws: int, limit: int) -> dict[str, Any]
             times.setdefault(f"{estimator.name} {draws}", []).append(spent)
             if draws == 1:
                 more = [] if estimator is exact else [traces(estimator, replica, names, shard, 1, num_draws)]
-                found.setdefault(estimator.name, []).append(np.concatenate([got, *more]))
+                parts.setdefault(estimator.name, []).append(np.concatenate([got, *more]))
     unit = statistics.median(times["gradient"])
-    every = {key: np.concatenate(parts, 2) for key, parts in found.items()}
+    every = {key: np.concatenate(shards, 2) for key, shards in parts.items()}
     truth, few = every["ggn-exact"].mean(2)[0], every["ggn-exact"][0, :, :SHARD].mean(1)
     row: dict[str, Any] = {"layers": len(names), "unit": unit}
     row |= {key: statistics.median(spent) / unit for key, spent in times.items()}

@@ -84,20 +84,20 @@ def language_traces(replica: Replica, names: tuple[str, ...]) -> np.ndarray:
         curved /= TOKENS
         values, vectors = torch.linalg.eigh(curved)
         factor = (vectors * values.clamp(min=0).sqrt()[..., None, :]).float()
-        found = dict.fromkeys(below, 0.0)
+        traces = dict.fromkeys(below, 0.0)
         for place in range(TOKENS):
             for first in range(0, WIDTH, 2):
                 columns = [torch.zeros(h.shape), torch.zeros(h.shape)]
                 for column, index in zip(columns, (first, first + 1), strict=True):
                     column[:, place] = factor[:, place, :, index]
                 for name, norms in gradients.squared_norms(columns).items():
-                    found[name] += float(norms.sum())
+                    traces[name] += float(norms.sum())
         direct = float((h.square().sum(-1) * (1 - p.square().sum(-1))).sum()) / TOKENS
         if not tied:
-            found["head.weight"] = direct
+            traces["head.weight"] = direct
         else:
-            found["embed.weight"] += direct + 2 * cross_terms(model, tokens, h, p, table, mean)
-    return np.array([found[name] for name in names]) / len(tokens)
+            traces["embed.weight"] += direct + 2 * cross_terms(model, tokens, h, p, table, mean)
+    return np.array([traces[name] for name in names]) / len(tokens)
 
 
 def cross_terms(model: Any, tokens: Tensor, h: Tensor, p: Tensor, table: Tensor, mean: Tensor) -> float:

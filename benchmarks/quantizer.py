@@ -97,8 +97,8 @@ def main() -> None:
     ]
     for shape in SHAPES:
         for bits in (4, 8):
-            found = measure(shape, bits, options.rounds)
-            own, native, plain = (found[name] for name in NAMES)
+            medians = measure(shape, bits, options.rounds)
+            own, native, plain = (medians[name] for name in NAMES)
             lines.append(
                 f"| {'x'.join(map(str, shape))} | {bits} | {own:.0f} | {native:.0f} | {plain:.0f} | "
                 f"{native / own:.2f}x | {plain / own:.2f}x |"

@@ -230,7 +230,7 @@ def surrogate_seconds() -> dict[str, float]:
         {n: Trace(n, 1.0, 0.1, 0.1, 0.1, 8, 64, "ggn", True) for n in names}, effects, rows @ rows.T, ""
     )
     choices = rng.integers(0, 4, (100_000, 54))
-    found = {}
+    medians = {}
     for name in ("response", "hawq", "single-loss", "weight-error"):
         surrogate = make_surrogate(name, table, OptionSpace(setup))
         times = []
@@ -238,8 +238,8 @@ def surrogate_seconds() -> dict[str, float]:
             start = time.process_time()
             surrogate.predict(choices)
             times.append(time.process_time() - start)
-        found[name] = statistics.median(times)
-    return found
+        medians[name] = statistics.median(times)
+    return medians
 
 
 def processor() -> str:
@@ -275,8 +275,8 @@ def main() -> None:
     ]
     for name in NETS:
         for inputs in (False, True):
-            count, found = measure(name, options.size, inputs, options.rounds)
-            plain, full, later = (found[label] for label in ("plain", "full", "later"))
+            count, medians = measure(name, options.size, inputs, options.rounds)
+            plain, full, later = (medians[label] for label in ("plain", "full", "later"))
             what = "weights and inputs" if inputs else "weights"
             lines.append(
                 f"| {name} | {what} | {count} | {count * SHARDS} | {plain:.2f} | {full:.2f} | {later:.2f} | "

@@ -35,14 +35,14 @@ def published(rounds: int) -> list[str]:
     ours, theirs, worst = [], [], 0.0
     for _ in range(rounds):
         start = time.process_time()
-        found = [instance.solve() for instance in every]
+        solutions = [instance.solve() for instance in every]
         middle = time.process_time()
         optima = [instance.solve_by_milp() for instance in every]
         ours.append(middle - start)
         theirs.append(time.process_time() - middle)
-        worst = max(worst, *(abs(f.value / o - 1) for f, o in zip(found, optima, strict=True)))
-    proven = sum(f.gap == 0 for f in found)
-    pick = next(f.value for f, i in zip(found, every, strict=True) if i.name == "resnet50 size .25")
+        worst = max(worst, *(abs(f.value / o - 1) for f, o in zip(solutions, optima, strict=True)))
+    proven = sum(f.gap == 0 for f in solutions)
+    pick = next(f.value for f, i in zip(solutions, every, strict=True) if i.name == "resnet50 size .25")
     return [
         "## HAWQ-V3's 18 published integer programmes",
         "",
@@ -77,13 +77,13 @@ def large() -> list[str]:
         start = time.process_time()
         decoded = float(space.take(costs, solver.heuristic(costs)).sum())
         middle = time.process_time()
-        found = solver.exact(costs)
+        solution = solver.exact(costs)
         end = time.process_time()
         lines.append(
-            f"| {', '.join(f'`{t}`' for t in texts)} | {decoded:.5f} | {found.value:.5f} | "
-            f"{found.lower_bound:.5f} | {found.gap:.1e} | {middle - start:.1f} | {end - middle:.1f} |"
+            f"| {', '.join(f'`{t}`' for t in texts)} | {decoded:.5f} | {solution.value:.5f} | "
+            f"{solution.lower_bound:.5f} | {solution.gap:.1e} | {middle - start:.1f} | {end - middle:.1f} |"
         )
-        if found.gap > GAP or end - middle > SECONDS:
+        if solution.gap > GAP or end - middle > SECONDS:
             missed.append(f"`{', '.join(texts)}`")
     target = f"The target, proven within {GAP:.1%} in {SECONDS:g} s, is "
     return [*lines, "", target + (f"MISSED by {' and '.join(missed)}." if missed else "met by all.")]
@@ -109,8 +109,8 @@ def random_instances(count: int) -> list[str]:
         except BudgetError:
             refused += 1
             continue
-        found = space.assignment(choices)
-        broken += not is_feasible(budgets, model, found) or bool(setup.broken_pairs(found.bits))
+        assignment = space.assignment(choices)
+        broken += not is_feasible(budgets, model, assignment) or bool(setup.broken_pairs(assignment.bits))
         idle += _has_useful_move(solver, choices, costs)
         every = solver.feasible_choices(20_000)
         assert every is not None
@@ -159,10 +159,10 @@ def quadratic() -> list[str]:
         surrogate = make_surrogate("response", random_table(setup, 1, 0.5), space)
         solver = BudgetSolver(space, make_limits(space, parse_budgets(["avg_bits<=4"]), model))
         start = time.process_time()
-        found = solve_quadratic(surrogate, solver)
+        solution = solve_quadratic(surrogate, solver)
         seconds = time.process_time() - start
         additive = float(surrogate.predict(solver.exact(surrogate.option_costs).choices))
-        lines.append(f"| {layers} | {additive / found.value:.3f} | {found.gap:.1%} | {seconds:.1f} |")
+        lines.append(f"| {layers} | {additive / solution.value:.3f} | {solution.gap:.1%} | {seconds:.1f} |")
     return lines
 
 

@@ -143,11 +143,11 @@ def compare(
         budgets = parse_budgets([text])
         feasible = sorted(recorded.mean(a) for a in every if is_feasible(budgets, model, a))
         for sampler, error in (("auto", 0.05), ("auto", 0.0), ("tpe", 0.0), ("random", 0.0)):
-            ratios, starts, work, asked = [], [], [], []
+            ratios, starts, work, num_distinct = [], [], [], []
             for seed in seeds:
                 recorded.forwards = 0
                 race = Race(recorded, num_shards, error)
-                found = search_assignment(
+                result = search_assignment(
                     table,
                     setup,
                     budgets,
@@ -155,11 +155,11 @@ def compare(
                     SearchConfig(num_trials=num_trials, sampler=sampler),
                     seed=seed,
                 )
-                ratios.append(found.best.value / feasible[0])
+                ratios.append(result.best.value / feasible[0])
                 own = {"thompson", "tpe", "random", "finalist"}
-                starts.append(min(v for k, v in found.reasons.items() if k not in own) / feasible[0])
-                distinct = len({t.assignment.digest() for t in found.trials})
-                asked.append(distinct)
+                starts.append(min(v for k, v in result.reasons.items() if k not in own) / feasible[0])
+                distinct = len({t.assignment.digest() for t in result.trials})
+                num_distinct.append(distinct)
                 work.append(recorded.forwards / (distinct * num_shards))
             name = f"{sampler}, racing" if error else sampler
             worst = max(worst, *ratios) if sampler == "auto" else worst
@@ -170,7 +170,7 @@ def compare(
                 f"{max(starts):.4f}",
                 f"{statistics.median(ratios):.4f}",
                 f"{max(ratios):.4f}",
-                max(asked),
+                max(num_distinct),
                 f"{statistics.median(work):.0%}",
             )
             lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -217,9 +217,9 @@ def overhead(counts: Sequence[int], asks: int) -> tuple[list[str], float]:
     return lines, worst
 
 
-def verdict(found: float, target: float, unit: str) -> str:
+def verdict(value: float, target: float, unit: str) -> str:
     """Whether a target is met, in words."""
-    return f"The target of {target:g}{unit} is {'met' if found <= target else f'MISSED: {found:.4g}{unit}'}."
+    return f"The target of {target:g}{unit} is {'met' if value <= target else f'MISSED: {value:.4g}{unit}'}."
 
 
 def main() -> None:

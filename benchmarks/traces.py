@@ -113,23 +113,23 @@ class Case:
         self.values, self.times, self.truth = {}, {}, {}
         methods: dict[TraceLoss, TraceEstimator] = {"loss": XTrace(16), "divergence": XNysTrace(16)}
         for loss, method in methods.items():
-            self.times[loss], found = self.timed(lambda m=method, o=loss: self.draw(m, o, accurate))
-            self.values[loss] = found
-            totals = {n: float(v.mean()) for n, v in found.items()}
+            self.times[loss], values = self.timed(lambda m=method, o=loss: self.draw(m, o, accurate))
+            self.values[loss] = values
+            totals = {n: float(v.mean()) for n, v in values.items()}
             floor = FLOOR * max(map(abs, totals.values()))
             self.truth[loss] = {n: max(abs(t), floor) for n, t in totals.items()}
 
     def draw(self, method: TraceEstimator, loss: TraceLoss, count: int) -> dict[str, np.ndarray]:
         """Weight → draws."""
         view = ShardView(self.replica, DataSet.CALIBRATION, 0)
-        found = method.draw(view, TraceRequest(self.names, loss, 0, range(count)))
-        return {name: values[:, 0] for name, values in found.items()}
+        draws = method.draw(view, TraceRequest(self.names, loss, 0, range(count)))
+        return {name: values[:, 0] for name, values in draws.items()}
 
     def timed(self, function: Callable[[], Any]) -> tuple[float, Any]:
         """CPU seconds of a call, and what it gives."""
         start = time.process_time()
-        found = function()
-        return time.process_time() - start, found
+        result = function()
+        return time.process_time() - start, result
 
     def seconds(self, function: Callable[[], object], repeats: int) -> float:
         """Median CPU seconds of a call, after one to warm up."""
@@ -169,18 +169,18 @@ def pyhessian_row(case: Case, count: int) -> tuple[str, float, str]:
     product = importlib.import_module("pyhessian.utils").hessian_vector_product
     own = hessian(case.replica.model, F.cross_entropy, data=case.batch, cuda=False)
     index = {id(p): n for n, p in case.replica.model.named_parameters()}
-    found: dict[str, list[float]] = {n: [] for n in case.names}
+    samples: dict[str, list[float]] = {n: [] for n in case.names}
     torch.manual_seed(0)
 
     def probe() -> None:
         v = [torch.randint_like(p, high=2) * 2 - 1 for p in own.params]
         for p, left, right in zip(own.params, v, product(own.gradsH, own.params, v), strict=True):
-            if index[id(p)] in found:
-                found[index[id(p)]].append(float((left * right).sum()))
+            if index[id(p)] in samples:
+                samples[index[id(p)]].append(float((left * right).sum()))
 
     seconds, _ = case.timed(lambda: [probe() for _ in range(count)])
     case.replica.model.zero_grad(set_to_none=True)
-    draws = {n: np.array(v) for n, v in found.items()}
+    draws = {n: np.array(v) for n, v in samples.items()}
     return row(case, "PyHessian, read per block", "loss", draws, {"": seconds / count}, True)
 
 

@@ -178,7 +178,7 @@ def case(net: str, bits: int | None = None, batch: int = 4, left_out: tuple[str,
 
 
 def ranges(model: nn.Module, setup: QuantizerSetup) -> RangeTable:
-    found: dict[tuple[str, int], QuantizerRange] = {}
+    values: dict[tuple[str, int], QuantizerRange] = {}
     for point in setup.points.values():
         for bits in WIDTHS:
             if point.kind == "activation":
@@ -187,10 +187,10 @@ def ranges(model: nn.Module, setup: QuantizerSetup) -> RangeTable:
                 weight = dict(model.named_parameters(remove_duplicate=False))[point.id].detach()
                 scale = weight.abs().transpose(0, point.granularity.axis or 0).flatten(1).amax(1).numpy()
                 scale, zero = scale / (2 ** (bits - 1) - 1), np.zeros(len(scale))
-            found[point.id, bits] = QuantizerRange(
+            values[point.id, bits] = QuantizerRange(
                 scale.astype(np.float32), zero.astype(np.int32), point.kind == "weight"
             )
-    return RangeTable(found)
+    return RangeTable(values)
 
 
 def forward_all(model: nn.Module, batch: Any) -> Any:

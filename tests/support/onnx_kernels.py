@@ -51,10 +51,10 @@ def kernels(path):
 def check_numbers(stripped, inputs, path):
     """The file says what the module computes, and kernels do what the file says."""
     with torch.no_grad():
-        wanted = stripped(*inputs)
+        expected = stripped(*inputs)
     model = OnnxModel(path, optimized=False)
     model.recorded = []
-    assert (model(*inputs) - wanted).abs().mean() < 0.003 * (wanted.max() - wanted.min())
+    assert (model(*inputs) - expected).abs().mean() < 0.003 * (expected.max() - expected.min())
     flips = count_flips(path, model.recorded)
     assert len(flips) > 3
     for layer in flips:

@@ -32,7 +32,7 @@ def make_ranges(model: nn.Module, setup: QuantizerSetup) -> RangeTable:
     No two activations have one scale: a sum of two on one grid would be on it again, and teach its
     quantizer nothing.
     """
-    found: dict[tuple[str, int], QuantizerRange] = {}
+    values: dict[tuple[str, int], QuantizerRange] = {}
     for index, point in enumerate(setup.points.values()):
         for bits in WIDTHS:
             if point.kind == "weight":
@@ -41,8 +41,8 @@ def make_ranges(model: nn.Module, setup: QuantizerSetup) -> RangeTable:
             else:
                 scale = np.array([(6 + index / 10) / (2**bits - 1)], np.float32)
                 zero = np.array([2 ** (bits - 1)], np.int32)
-            found[point.id, bits] = QuantizerRange(scale, zero, point.kind == "weight")
-    return RangeTable(found)
+            values[point.id, bits] = QuantizerRange(scale, zero, point.kind == "weight")
+    return RangeTable(values)
 
 
 @dataclass
