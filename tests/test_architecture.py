@@ -43,6 +43,13 @@ def test_benchmarks_and_tests_stand_alone():
             assert not re.search(pattern[folder], text[path], re.MULTILINE), path
 
 
+def test_a_folder_of_many_files_has_rooms():
+    for folder in {path.parent for path in SOURCES}:
+        num_files = len(list(folder.glob("*.py"))) - 1  # but for __init__.py
+        has_rooms = any(folder.glob("*/__init__.py"))
+        assert has_rooms or num_files <= 17, folder
+
+
 def test_files_stay_readable():
     assert not [(path.name, n) for path in SOURCES if (n := len(path.read_text().splitlines())) > 400]
 

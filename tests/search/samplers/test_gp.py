@@ -2,7 +2,7 @@ import pytest
 
 from raysearch.records import CostModel
 from raysearch.search import BudgetSolver, OptionSpace, make_limits, make_surrogate
-from raysearch.search.samplers.make import make_samplers
+from raysearch.search.samplers.make import SamplerInputs, make_samplers
 from tests.contracts.sampler_contract import BUDGETS, SamplerContract
 
 
@@ -17,4 +17,4 @@ class TestGp(SamplerContract):
         solver = BudgetSolver(space, make_limits(space, BUDGETS, CostModel(setup)))
         scores = make_surrogate("response", self.problem.table, space)
         with pytest.warns(UserWarning, match="'gp' with 101 trials"):
-            make_samplers("gp", scores, solver, 0, num_trials=101)
+            make_samplers("gp", SamplerInputs(scores, solver, seed=0, num_trials=101))
