@@ -132,10 +132,10 @@ def _check_payloads(payloads: dict[str, Any], members: dict[str, bytes], folder:
 
 
 def _length(size: dict[str, Any]) -> int:
-    found = size["as_int"]
-    if type(found) is not int or not 0 <= found < 1 << 48:
-        raise ValueError(f"a size is {found!r:.50}")
-    return found
+    length = size["as_int"]
+    if type(length) is not int or not 0 <= length < 1 << 48:
+        raise ValueError(f"a size is {length!r:.50}")
+    return length
 
 
 def _check_graph(value: Any, where: str) -> None:

@@ -10,10 +10,10 @@ MAX_ELEMENTS = 1 << 40
 
 def checked_shape(values: Any, name: str = "an activation") -> tuple[int, ...]:
     """A shape that torch can take: its sizes, those of 0 left out, multiply to less than 2^40."""
-    found = tuple(map(checked_size, values))
-    if len(found) > 16 or math.prod(size for size in found if size) >= MAX_ELEMENTS:
-        raise ValueError(f"'{name:.100}' of shape {list(found[:16])!r:.200} is larger than any tensor")
-    return found
+    shape = tuple(map(checked_size, values))
+    if len(shape) > 16 or math.prod(size for size in shape if size) >= MAX_ELEMENTS:
+        raise ValueError(f"'{name:.100}' of shape {list(shape[:16])!r:.200} is larger than any tensor")
+    return shape
 
 
 def checked_flag(value: Any) -> bool:

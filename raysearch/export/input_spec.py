@@ -90,9 +90,11 @@ def input_spec(value: Any) -> InputSpec | None:
         return None
     named = value.items() if isinstance(value, Mapping) else enumerate(value)
     parts = tuple((str(key), input_spec(part)) for key, part in named)
-    found = tuple((key, part) for key, part in parts if part is not None)
+    described = tuple((key, part) for key, part in parts if part is not None)
+    if len(described) < len(parts):
+        return None
     kind = "dict" if isinstance(value, Mapping) else type(value).__name__
-    return InputSpec(kind, parts=found) if len(found) == len(parts) else None
+    return InputSpec(kind, parts=described)
 
 
 def input_spec_from(entry: Mapping[str, Any]) -> InputSpec:
@@ -118,9 +120,9 @@ def input_spec_from(entry: Mapping[str, Any]) -> InputSpec:
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
-    found = tuple(values)
-    if len(found) > 16 or any(type(size) is not int or not 0 <= size < 1 << 31 for size in found):
-        raise ValueError(f"{list(found)!r:.200} is no shape of an argument")
-    if math.prod(found) > MAX_INPUT_ELEMENTS:
-        raise ValueError(f"an argument of shape {list(found)} is larger than {MAX_INPUT_ELEMENTS} values")
-    return found
+    sizes = tuple(values)
+    if len(sizes) > 16 or any(type(size) is not int or not 0 <= size < 1 << 31 for size in sizes):
+        raise ValueError(f"{list(sizes)!r:.200} is no shape of an argument")
+    if math.prod(sizes) > MAX_INPUT_ELEMENTS:
+        raise ValueError(f"an argument of shape {list(sizes)} is larger than {MAX_INPUT_ELEMENTS} values")
+    return sizes

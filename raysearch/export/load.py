@@ -163,8 +163,8 @@ def check_hashes(folder: Path, names: Sequence[str] = FILES) -> None:
             raise StorageError(
                 f"{folder / name} is not listed in {MANIFEST}, so it is of another export. {_AGAIN}"
             )
-        if told := difference(folder, listed[name]):
-            raise StorageError(f"{told}. {_AGAIN}")
+        if words := difference(folder, listed[name]):
+            raise StorageError(f"{words}. {_AGAIN}")
 
 
 def difference(folder: Path, file: ExportedFile) -> str:
@@ -178,9 +178,10 @@ def difference(folder: Path, file: ExportedFile) -> str:
             f"{path} differs from {MANIFEST}: it was changed or cut off, having {size} bytes instead of "
             f"{file.size_bytes}"
         )
-    if (found := hash_file(path)) != file.sha256:
+    sha256 = hash_file(path)
+    if sha256 != file.sha256:
         return (
-            f"{path} differs from {MANIFEST}: it was changed, its SHA-256 being {found} instead of "
+            f"{path} differs from {MANIFEST}: it was changed, its SHA-256 being {sha256} instead of "
             f"{file.sha256:.64}"
         )
     return ""
@@ -197,10 +198,10 @@ def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             _check_names(path, set(file.keys()), set(expected))
             for name, (shape, dtype) in expected.items():
-                found = file.get_slice(name)
-                if tuple(found.get_shape()) != shape or found.get_dtype() != dtype:
+                entry = file.get_slice(name)
+                if tuple(entry.get_shape()) != shape or entry.get_dtype() != dtype:
                     raise StorageError(
-                        f"{path}: '{name}' is {found.get_dtype()} of shape {found.get_shape()}, but {CONFIG} "
+                        f"{path}: '{name}' is {entry.get_dtype()} of shape {entry.get_shape()}, but {CONFIG} "
                         f"says {dtype} of shape {list(shape)}. {_AGAIN}"
                     )
             stored: dict[str, Tensor] = {name: file.get_tensor(name) for name in expected}
@@ -221,18 +222,18 @@ def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
 def _zero_points(path: Path, name: str, weight: PackedWeight, stored: dict[str, Tensor]) -> Tensor:
     if weight.zero_point != "stored":
         return torch.full(weight.scale_shape, weight.zero_point, dtype=torch.int8)
-    found = stored[f"{name}.zero_point"]
+    zero_points = stored[f"{name}.zero_point"]
     half = 1 << (weight.bits - 1)
-    if found.numel() and not (-half <= int(found.min()) and int(found.max()) < half):
+    if zero_points.numel() and not (-half <= int(zero_points.min()) and int(zero_points.max()) < half):
         raise StorageError(
             f"{path}: '{name}.zero_point' holds values that {weight.bits} bits have no code for. {_AGAIN}"
         )
-    return found.reshape(weight.scale_shape)
+    return zero_points.reshape(weight.scale_shape)
 
 
-def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
-    if found != expected:
-        missing, unexpected = sorted(expected - found), sorted(found - expected)
+def _check_names(path: Path, stored: set[str], expected: set[str]) -> None:
+    if stored != expected:
+        missing, unexpected = sorted(expected - stored), sorted(stored - expected)
         raise StorageError(
             f"{path} does not fit {CONFIG}: missing {missing[:5]} ({len(missing)} in all), unexpected "
             f"{unexpected[:5]} ({len(unexpected)} in all). {_AGAIN}"

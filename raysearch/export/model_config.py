@@ -209,7 +209,7 @@ def _weight_entry(value: PackedWeight) -> dict[str, Any]:
 
 def _weight(name: str, entry: dict[str, Any]) -> PackedWeight:
     zero = entry["zero_point"]
-    found = PackedWeight(
+    weight = PackedWeight(
         checked_size(entry["bits"]),
         None if entry["axis"] is None else checked_size(entry["axis"]),
         checked_shape(entry["shape"], name),
@@ -217,23 +217,27 @@ def _weight(name: str, entry: dict[str, Any]) -> PackedWeight:
         "stored" if zero == "stored" else -checked_size(-zero),
         entry.get("dtype", "F32"),
     )
-    if not MIN_BITS <= found.bits <= MAX_BITS:
-        raise ValueError(f"'{name}' has {found.bits} bits; allowed: {MIN_BITS}–{MAX_BITS}")
-    if found.zero_point not in ("stored", 0, -(2 ** (found.bits - 1))):
+    if not MIN_BITS <= weight.bits <= MAX_BITS:
+        raise ValueError(f"'{name}' has {weight.bits} bits; allowed: {MIN_BITS}–{MAX_BITS}")
+    if weight.zero_point not in ("stored", 0, -(2 ** (weight.bits - 1))):
         raise ValueError(f"'{name}' has zero_point {zero!r}")
-    if found.dtype not in WEIGHT_DTYPES:
-        raise ValueError(f"'{name}' has dtype {found.dtype!r:.50}; allowed: {', '.join(WEIGHT_DTYPES)}")
-    if found.axis is not None and found.axis >= len(found.shape):
-        raise ValueError(f"'{name}' has axis {found.axis} and shape {list(found.shape)}")
-    return found
+    if weight.dtype not in WEIGHT_DTYPES:
+        raise ValueError(f"'{name}' has dtype {weight.dtype!r:.50}; allowed: {', '.join(WEIGHT_DTYPES)}")
+    if weight.axis is not None and weight.axis >= len(weight.shape):
+        raise ValueError(f"'{name}' has axis {weight.axis} and shape {list(weight.shape)}")
+    return weight
 
 
 def _activation_entry(value: ActivationQuantizer) -> dict[str, Any]:
     entry = asdict(value)
     entry["sites"] = [list(site.values()) for site in entry["sites"]]
     # By identity: an axis of 0 equals False.
-    left_out = {key for key, found in entry.items() if found is None or found is False or found in ([], ())}
-    return {key: found for key, found in entry.items() if key in _ALWAYS or key not in left_out}
+    defaults = [key for key, entry_value in entry.items() if _is_default(entry_value)]
+    return {key: entry_value for key, entry_value in entry.items() if key in _ALWAYS or key not in defaults}
+
+
+def _is_default(value: Any) -> bool:
+    return value is None or value is False or value in ([], ())
 
 
 _ALWAYS = ("bits", "scale", "zero_point")

@@ -38,10 +38,10 @@ class _FromTensors(nn.Module):
     def __init__(self, model: nn.Module, slots: Mapping[str, str]) -> None:
         super().__init__()
         # In a tuple, so that the model is no submodule: its tensors must not enter the program's state.
-        self.held = (model, dict(slots))
+        self._parts = (model, dict(slots))
 
     def forward(self, tensors: dict[str, Tensor], arguments: tuple[Any, ...]) -> Any:
-        model, slots = self.held
+        model, slots = self._parts
         values = {slot: tensors[name] for slot, name in slots.items()}
         # Tied tensors are in `slots` already. With tie_weights, a module that is shared would be swapped
         # twice and keep the second value for good.

@@ -91,30 +91,27 @@ def _find(name: str) -> Callable[[], Any]:
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(location)
-        found: Callable[[], Any] = getattr(module, attribute)
+        factory: Callable[[], Any] = getattr(module, attribute)
     except Exception as error:
         raise TaskError(f"the factory '{name}' cannot be found: {type(error).__name__}: {error}") from error
-    return found
+    return factory
 
 
 def _check_fit(model: nn.Module, config: ModelConfig) -> None:
     """Compare names, shapes and types of a float network's tensors with those of the stored ones."""
-    found = dict(tensor_slots(model, {}).values())
-    integer = {alias: weight for name, weight in config.weights.items() for alias in (name, *weight.aliases)}
-    wanted = {name: (weight.shape, weight.dtype) for name, weight in integer.items()}
-    quantizers = {name for name in config.tensors if _is_quantizers(name)}
-    wanted |= {n: (spec.shape, spec.dtype) for n, spec in config.tensors.items() if n not in quantizers}
-    tied = {alias for weight in config.weights.values() if weight.aliases for alias in weight.aliases}
-    tied |= {name for name, weight in config.weights.items() if weight.aliases}
-    missing = sorted(set(wanted) - set(found) - tied)
-    unexpected = sorted(set(found) - set(wanted))
+    tensors = dict(tensor_slots(model, {}).values())
+    required, optional = _expected_tensors(config)
+    missing = sorted(set(required) - set(tensors) - optional)
+    unexpected = sorted(set(tensors) - set(required))
     shapes, types = [], []
-    for name in sorted(set(wanted) & set(found)):
-        (shape, dtype), value = wanted[name], found[name]
+    for name in sorted(set(required) & set(tensors)):
+        value = tensors[name]
+        shape, dtype = required[name]
         if tuple(value.shape) != shape:
             shapes.append(f"'{name}' {list(value.shape)} instead of {list(shape)}")
-        if (given := TORCH_DTYPES.get(value.dtype, str(value.dtype))) != dtype:
-            types.append(f"'{name}' {given} instead of {dtype}")
+        own_dtype = TORCH_DTYPES.get(value.dtype, str(value.dtype))
+        if own_dtype != dtype:
+            types.append(f"'{name}' {own_dtype} instead of {dtype}")
     if missing or unexpected or shapes or types:
         raise TaskError(
             f"the factory's {type(model).__name__} is not the exported {config.architecture}: missing "
@@ -123,6 +120,25 @@ def _check_fit(model: nn.Module, config: ModelConfig) -> None:
             f"{'; '.join(types[:5]) or 'none'} ({len(types)} in all)."
             f"{' Give the network in the precision that was quantized.' if types else ''}"
         )
+
+
+def _expected_tensors(config: ModelConfig) -> tuple[dict[str, tuple[tuple[int, ...], str]], set[str]]:
+    """Shape and type of every tensor of the float network, and the names that may be missing.
+
+    Tied weights have several names, of which a network shows the first alone: which that is depends on the
+    order of its modules.
+    """
+    expected: dict[str, tuple[tuple[int, ...], str]] = {}
+    tied: set[str] = set()
+    for name, weight in config.weights.items():
+        names = (name, *weight.aliases)
+        expected.update(dict.fromkeys(names, (weight.shape, weight.dtype)))
+        if weight.aliases:
+            tied.update(names)
+    for name, spec in config.tensors.items():
+        if not _is_quantizers(name):
+            expected[name] = (spec.shape, spec.dtype)
+    return expected, tied
 
 
 def _is_quantizers(name: str) -> bool:

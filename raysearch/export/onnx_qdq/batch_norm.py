@@ -30,7 +30,8 @@ def fold_batch_norm(graph: Any, norm: Any) -> None:
         return
     if gamma is None or beta is None or mean is None or variance is None:
         return
-    scale, bias = constant(reader.inputs[1]), constant(layer.inputs[2]) if len(layer.inputs) > 2 else 0.0
+    scale = constant(reader.inputs[1])
+    bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else 0.0
     if scale is None or bias is None:
         return
     epsilon = float(norm.attributes["epsilon"].value)

@@ -50,14 +50,17 @@ def bound_bias(graph: Any, layer: Any) -> None:
 
 
 def _input_scale(layer: Any) -> float | None:
+    """The step of the codes that a layer reads; None where it reads floats."""
     maker = layer.inputs[0].producer()
-    found = constant(maker.inputs[1]) if maker is not None and maker.op_type == "DequantizeLinear" else None
-    return None if found is None else float(found.max())
+    if maker is None or maker.op_type != "DequantizeLinear":
+        return None
+    scale = constant(maker.inputs[1])
+    return None if scale is None else float(scale.max())
 
 
 def _bias(layer: Any) -> npt.NDArray[Any]:
-    found = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
-    return np.zeros(()) if found is None else found.astype(np.float64)
+    bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
+    return np.zeros(()) if bias is None else bias.astype(np.float64)
 
 
 def _replace_codes(

@@ -39,7 +39,7 @@ def code_readers(model: Any) -> dict[Any, list[Any]]:
 
     Found by what the nodes read: the exporter merges equal initializers, so names would not do.
     """
-    found: dict[Any, list[Any]] = {}
+    readers: dict[Any, list[Any]] = {}
     for node in model.graph:
         if node.op_type != "DequantizeLinear":
             continue
@@ -48,14 +48,18 @@ def code_readers(model: Any) -> dict[Any, list[Any]]:
         if maker is not None and maker.op_type == "Transpose":
             value = maker.inputs[0]
         if value.is_initializer() and value.const_value.dtype.name == "INT8":
-            found.setdefault(value, []).append(node)
-    return found
+            readers.setdefault(value, []).append(node)
+    return readers
 
 
 def code_width(codes: Codes) -> int:
     """The least width that holds all codes."""
-    low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
-    return 1 + max(high.bit_length(), (-1 - low).bit_length() if low < 0 else 0)
+    if not codes.size:
+        return 1
+    low, high = int(codes.min()), int(codes.max())
+    # −1 − low needs as many bits as a negative low does beside its sign.
+    below = (-1 - low).bit_length() if low < 0 else 0
+    return 1 + max(high.bit_length(), below)
 
 
 def choose_containers(sizes: Mapping[str, tuple[int, int]], *, streams: bool = True) -> dict[str, Container]:
@@ -71,7 +75,7 @@ def choose_containers(sizes: Mapping[str, tuple[int, int]], *, streams: bool = T
     chosen: dict[str, Container] = {}
     saved: dict[int, int] = defaultdict(int)
     for name, (count, bits) in sizes.items():
-        wide = 8 if bits > 4 else 4 if bits > 2 or not streams else 2
+        wide = _integer_width(bits, has_int2=streams)
         chosen[name] = Container(f"INT{wide}", wide)
         gain = count * (wide - bits) // 8 - STREAM_BYTES
         if streams and bits in STREAM_WIDTHS and gain > 0:
@@ -79,9 +83,17 @@ def choose_containers(sizes: Mapping[str, tuple[int, int]], *, streams: bool = T
             saved[bits] += gain
     for name, (_, bits) in sizes.items():
         if chosen[name].kind == "bits" and saved[bits] <= _decoder(bits, OPSET).ByteSize():
-            wide = 8 if bits > 4 else 4
+            # Every width of a stream is above 2, so INT2 does not come into question.
+            wide = _integer_width(bits, has_int2=False)
             chosen[name] = Container(f"INT{wide}", wide)
     return chosen
+
+
+def _integer_width(bits: int, *, has_int2: bool) -> int:
+    """Bits of the narrowest integer type of ONNX that holds codes of a width."""
+    if bits > 4:
+        return 8
+    return 2 if bits <= 2 and has_int2 else 4
 
 
 def store_codes(model: Any, *, streams: bool = True) -> list[Any]:
@@ -180,15 +192,15 @@ def separate_zero_points(model: Any) -> None:
     For CPUs without VNNI onnxruntime turns such weights to unsigned ones, with their zero points, and fails
     where two weights share one.
     """
-    seen: set[Any] = set()
+    taken: set[Any] = set()
     for codes, nodes in code_readers(model).items():
         if code_width(codes.const_value.numpy()) <= SPREAD_BITS:
             continue
         for node in nodes:
             zero, array = node.inputs[2], constant(node.inputs[2])
-            if zero in seen and array is not None:
+            if zero in taken and array is not None:
                 node.replace_input_with(2, add_initializer(model.graph, f"{zero.name}.own", array))
-            seen.add(zero)
+            taken.add(zero)
 
 
 def _read_spread(model: Any, node: Any, old: Any, decoded: Any, shift: int) -> None:

@@ -151,29 +151,35 @@ def input_names(model: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[str,
 
 def _activations(stripped: nn.Module, setup: QuantizerSetup) -> dict[str, ActivationQuantizer]:
     enabled = stripped_quantizers(stripped, setup)
-    found = {}
+    entries = {}
     for point in setup.of_kind("activation").values():
         place = (point.sites, point.shape, point.granularity.axis, point.spec)
         if point.id not in enabled:
-            found[point.id] = ActivationQuantizer(None, 1.0, 0, False, *place)
+            entries[point.id] = ActivationQuantizer(None, 1.0, 0, False, *place)
             continue
         quantizer = enabled[point.id]
         scales = tuple(quantizer.effective_scale().detach().reshape(-1).tolist())
         zeros = tuple(quantizer.zero_points().expand_as(quantizer.effective_scale()).reshape(-1).tolist())
         one = point.granularity == PER_TENSOR
-        found[point.id] = ActivationQuantizer(
+        entries[point.id] = ActivationQuantizer(
             quantizer.num_bits,
             scales[0] if one else scales,
             zeros[0] if one else zeros,
             quantizer.signed,
             *place,
         )
-    return found
+    return entries
 
 
 def _example_inputs(values: tuple[Any, ...]) -> tuple[InputSpec, ...] | None:
-    found = [input_spec(value) for value in values]
-    return None if any(spec is None for spec in found) else tuple(spec for spec in found if spec is not None)
+    """What each argument looks like; None where one of them cannot be told in JSON."""
+    specs = []
+    for value in values:
+        spec = input_spec(value)
+        if spec is None:
+            return None
+        specs.append(spec)
+    return tuple(specs)
 
 
 def _zero_point(weight: StrippedWeight) -> int | Literal["stored"]:

@@ -9,10 +9,13 @@ from raysearch.export.targets import onnx, openvino, packed, pt2
 from raysearch.export.targets.target import Target
 from raysearch.records import QuantizerSetup
 
-TARGETS: Mapping[str, Target] = {
-    target.name: target
-    for target in (packed.PackedTarget(), onnx.OnnxTarget(), openvino.OpenVinoTarget(), pt2.Pt2Target())
-}
+_TARGETS: tuple[Target, ...] = (
+    packed.PackedTarget(),
+    onnx.OnnxTarget(),
+    openvino.OpenVinoTarget(),
+    pt2.Pt2Target(),
+)
+TARGETS: Mapping[str, Target] = {target.name: target for target in _TARGETS}
 
 
 def check_targets(

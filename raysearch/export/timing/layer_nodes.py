@@ -45,9 +45,10 @@ def label_layers(proto: Any, weights: Mapping[str, QuantizationPoint]) -> list[s
         Weights that no node was found to read.
     """
     graph, position = proto.graph, {name: index for index, name in enumerate(weights)}
-    found = _find_layers(graph, weights)
-    owners = _spread(graph, {index: position[name] for index, name in found.items()})
-    fixed, renamed = {value.name for value in graph.input}, {}
+    weight_of = _find_layers(graph, weights)
+    owners = _spread(graph, {index: position[name] for index, name in weight_of.items()})
+    fixed = {value.name for value in graph.input}
+    renamed: dict[str, str] = {}
     for index, node in enumerate(graph.node):
         node.name = f"layer{owners[index]}.{index}"
         for slot, name in enumerate(node.output):
@@ -58,7 +59,8 @@ def label_layers(proto: Any, weights: Mapping[str, QuantizationPoint]) -> list[s
         node.output[:] = [renamed.get(name, name) for name in node.output]
     for value in graph.output:
         value.name = renamed.get(value.name, value.name)
-    return [name for name in weights if name not in set(found.values())]
+    read = set(weight_of.values())
+    return [name for name in weights if name not in read]
 
 
 def layer_seconds(optimized: Any, node_seconds: Mapping[str, float]) -> dict[int, LayerSeconds]:
@@ -71,18 +73,19 @@ def layer_seconds(optimized: Any, node_seconds: Mapping[str, float]) -> dict[int
     Returns:
         Layer → times; −1 holds nodes of no layer, among them those that onnxruntime left without a name.
     """
-    found: dict[int, LayerSeconds] = {}
+    layers: dict[int, LayerSeconds] = {}
     owner_of: dict[str, int] = {}
-    left = dict(node_seconds)
+    remaining = dict(node_seconds)
     matrices = {value.name for value in optimized.graph.initializer if len(value.dims) > 1}
     for node in optimized.graph.node:
         owner = _labelled((node.name, *node.output))
         if owner is None:
             owner = max((owner_of[name] for name in node.input if name in owner_of), default=-1)
         owner_of.update(dict.fromkeys(node.output, owner))
-        if node.name not in left:
+        if node.name not in remaining:
             continue
-        seconds, layer = left.pop(node.name), found.setdefault(owner, LayerSeconds())
+        seconds = remaining.pop(node.name)
+        layer = layers.setdefault(owner, LayerSeconds())
         layer.num_nodes += 1
         if not matrices.intersection(node.input):
             layer.rest += seconds
@@ -90,10 +93,11 @@ def layer_seconds(optimized: Any, node_seconds: Mapping[str, float]) -> dict[int
         layer.kernel += seconds
         if seconds > layer.slowest:
             layer.operation, layer.slowest = node.op_type, seconds
-    if left:
-        loose = found.setdefault(-1, LayerSeconds())
-        loose.rest, loose.num_nodes = loose.rest + sum(left.values()), loose.num_nodes + len(left)
-    return found
+    if remaining:
+        loose = layers.setdefault(-1, LayerSeconds())
+        loose.rest += sum(remaining.values())
+        loose.num_nodes += len(remaining)
+    return layers
 
 
 def _labelled(names: tuple[str, ...]) -> int | None:
@@ -113,19 +117,20 @@ def _find_layers(graph: Any, weights: Mapping[str, QuantizationPoint]) -> dict[i
     for name, point in weights.items():
         for site in point.sites:
             in_module.setdefault(site.module, []).append(name)
-    found: dict[int, str] = {}
-    home: dict[str, str] = {}
+    weight_of: dict[int, str] = {}
+    module_of: dict[str, str] = {}
     for index, node, traced in _weighted(graph, weights):
         module = node.name.split("#")[0]
-        free = [name for name in traced if home.get(name, module) == module]
+        # A weight that a node of another module reads already belongs to that module.
+        free = [name for name in traced if module_of.get(name, module) == module]
         own = in_module.get(module, [])
         # Attention projects its result by a weight of a module below its own.
         near = [*(n for n in free if n in own), *(n for n in free if n.startswith(f"{module}."))]
         chosen = [*near, *own, *free, *traced]
         if chosen:
-            found[index] = chosen[0]
-            home.setdefault(chosen[0], module)
-    return found
+            weight_of[index] = chosen[0]
+            module_of.setdefault(chosen[0], module)
+    return weight_of
 
 
 def _weighted(graph: Any, weights: Mapping[str, Any]) -> Iterator[tuple[int, Any, list[str]]]:
@@ -133,10 +138,11 @@ def _weighted(graph: Any, weights: Mapping[str, Any]) -> Iterator[tuple[int, Any
     sources = {value.name: _weight_name(value.name, weights) for value in graph.initializer}
     ranks = {value.name: len(value.dims) for value in graph.initializer}
     for index, node in enumerate(graph.node):
-        known = [name for name in node.input if name in sources]
-        traced = list(dict.fromkeys(weight for name in known for weight in sources[name]))
-        rank = max((ranks.get(name, 0) for name in known), default=0)
-        if len(known) == len([name for name in node.input if name]):
+        constants = [name for name in node.input if name in sources]
+        traced = list(dict.fromkeys(weight for name in constants for weight in sources[name]))
+        rank = max((ranks.get(name, 0) for name in constants), default=0)
+        # What is computed from constants alone is a constant, and comes from the same weights.
+        if len(constants) == len([name for name in node.input if name]):
             sources.update(dict.fromkeys(node.output, traced))
             ranks.update(dict.fromkeys(node.output, rank))
         elif node.op_type in OPERATIONS and rank > 1:
@@ -144,8 +150,9 @@ def _weighted(graph: Any, weights: Mapping[str, Any]) -> Iterator[tuple[int, Any
 
 
 def _weight_name(name: str, weights: Mapping[str, Any]) -> list[str]:
-    shorter = name.rsplit(".", 1)[0]
-    return [name] if name in weights else [shorter] if shorter in weights else []
+    """The weight that an initializer is named after: codes may have a suffix for their container."""
+    without_suffix = name.rsplit(".", 1)[0]
+    return [weight for weight in (name, without_suffix) if weight in weights][:1]
 
 
 def _spread(graph: Any, layers: Mapping[int, int]) -> list[int]:

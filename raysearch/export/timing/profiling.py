@@ -90,9 +90,9 @@ def profile_onnxruntime(
         variants = {name: _Variant(points, folder / f"{name}.onnx") for name, points in sets.items()}
         unread = _write(stripped, setup, inputs, variants)
         feed = _feed(variants[FLOAT].path, inputs)
-        whole = _whole_seconds(variants, feed, threads, rounds)
+        totals = _whole_seconds(variants, feed, threads, rounds)
         times = {
-            level: _layers(variants[level].path, feed, threads, rounds, whole[level])
+            level: _layers(variants[level].path, feed, threads, rounds, totals[level])
             for level in (FLOAT, EIGHT)
         }
         measured = _whole_seconds(variants, feed, threads, rounds)
@@ -176,8 +176,16 @@ def _whole_seconds(
     return least
 
 
-def _layers(path: Path, feed: Feed, threads: int, rounds: int, whole: float) -> dict[int, LayerSeconds]:
-    """Least seconds of every layer's nodes; what is between the nodes of the whole is spread over them."""
+def _layers(path: Path, feed: Feed, threads: int, rounds: int, total: float) -> dict[int, LayerSeconds]:
+    """Least seconds of every layer's nodes, among which the time between nodes is spread.
+
+    Args:
+        path: a file with labelled nodes.
+        feed: arrays by input name.
+        threads: of onnxruntime.
+        rounds: forwards, of which for each node the least time counts.
+        total: seconds of a forward that is not traced.
+    """
     import onnx
 
     folder = path.parent / path.stem
@@ -187,15 +195,16 @@ def _layers(path: Path, feed: Feed, threads: int, rounds: int, whole: float) -> 
         session.run(None, feed)
     events = json.loads(Path(session.end_profiling()).read_text())
     optimized = onnx.load(folder / TRACED)
-    found = layer_seconds(optimized, _least(events))
-    listed = found.values()
-    between = whole - sum(layer.kernel + layer.rest for layer in listed)
+    layers = layer_seconds(optimized, _least(events))
+    between = total - sum(layer.kernel + layer.rest for layer in layers.values())
     # Timing itself takes time: where the nodes sum to more than the whole, all are that much shorter.
-    factor = 1.0 if between >= 0 else whole / (whole - between)
-    share = max(between, 0.0) / max(sum(layer.num_nodes for layer in listed), 1)
-    for layer in listed:
-        layer.kernel, layer.rest = layer.kernel * factor, layer.rest * factor + share * layer.num_nodes
-    return found
+    factor = 1.0 if between >= 0 else total / (total - between)
+    num_nodes = sum(layer.num_nodes for layer in layers.values())
+    share = max(between, 0.0) / max(num_nodes, 1)
+    for layer in layers.values():
+        layer.kernel *= factor
+        layer.rest = layer.rest * factor + share * layer.num_nodes
+    return layers
 
 
 def _least(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -220,11 +229,12 @@ def _profile(
     loose = [times[level].get(-1, none).rest + times[level].get(-1, none).kernel for level in times]
     other = min(loose)
     for index, name in enumerate(setup.of_kind("weight")):
-        found = {level: times[level].get(index, none) for level in times}
-        common = min(layer.rest for layer in found.values())
+        by_level = {level: times[level].get(index, none) for level in times}
+        # What a layer takes beside its kernel in either model is not the layer's: no width changes it.
+        common = min(layer.rest for layer in by_level.values())
         other += common
-        layers[name] = {level: layer.kernel + layer.rest - common for level, layer in found.items()}
-        kernels[name] = {level: layer.operation or "fused away" for level, layer in found.items()}
+        layers[name] = {level: layer.kernel + layer.rest - common for level, layer in by_level.items()}
+        kernels[name] = {level: layer.operation or "fused away" for level, layer in by_level.items()}
     for name in unread:
         kernels[name] = dict.fromkeys(times, "not found")
     packages = ("raysearch", "torch", "onnx", "onnxruntime")

@@ -51,10 +51,10 @@ def reference_outputs(stripped: nn.Module, batches: Iterable[Batch], forward: Fo
     Raises:
         ExportError: there is no batch.
     """
-    found = [Reference(batch, *_run(stripped, batch, forward)) for batch in batches]
-    if not found:
+    references = [Reference(batch, *_run(stripped, batch, forward)) for batch in batches]
+    if not references:
         raise ExportError("there is no batch to verify the export on; give at least one.")
-    return found
+    return references
 
 
 def references_of_size(references: list[Reference], size: int) -> list[Reference]:
@@ -77,10 +77,22 @@ def compare(
 ) -> TargetCheck:
     """Run a target on the batches of the references.
 
+    Args:
+        target: its name.
+        runtime: name and version of what runs it.
+        model: the loaded target.
+        references: what the stripped module gives, and on what.
+        forward: (model, batch) → outputs.
+
+    Returns:
+        The greatest and the mean absolute difference over all outputs, and the share of rows of the judged
+        output with the same argmax, where it has rows of several values.
+
     Raises:
         ExportError: it cannot run a batch, or gives other shapes or another number of outputs.
     """
-    greatest, total, count, same, judged, samples = 0.0, 0.0, 0, 0, 0, 0
+    greatest = total = 0.0
+    num_values = num_same = num_rows = num_samples = 0
     for reference in references:
         try:
             tensors, output = _run(model, reference.batch, forward)
@@ -98,15 +110,16 @@ def compare(
         for ours, theirs in zip(expected, tensors, strict=True):
             difference = _difference(ours, theirs)
             if difference.numel():
-                greatest = _greater(greatest, float(difference.max()))
+                greatest = max(greatest, float(difference.max()))
                 total += float(difference.sum())
-                count += difference.numel()
-        hits, rows = _agreement(reference.judged, output)
-        same, judged = same + hits, judged + rows
-        samples += batch_size(list(expected))
-    return TargetCheck(
-        target, runtime, greatest, total / max(count, 1), same / judged if judged else 1.0, samples
-    )
+                num_values += difference.numel()
+        same, rows = _agreement(reference.judged, output)
+        num_same += same
+        num_rows += rows
+        num_samples += batch_size(list(expected))
+    mean = total / max(num_values, 1)
+    agreement = num_same / num_rows if num_rows else 1.0
+    return TargetCheck(target, runtime, greatest, mean, agreement, num_samples)
 
 
 def check_equal(check: TargetCheck) -> None:
@@ -128,8 +141,9 @@ def within_tolerance(check: TargetCheck, references: list[Reference]) -> bool:
     relative = check.mean_abs_difference / _range(references)
     if relative <= MEAN_TOLERANCE:
         return True
-    multi = any(r.judged.ndim > 1 and r.judged.shape[-1] > 1 for r in references)
-    return multi and relative <= LOOSE_MEAN_TOLERANCE and check.agreement >= MIN_AGREEMENT
+    # Of a single output a row has no argmax to agree on.
+    has_rows = any(r.judged.ndim > 1 and r.judged.shape[-1] > 1 for r in references)
+    return has_rows and relative <= LOOSE_MEAN_TOLERANCE and check.agreement >= MIN_AGREEMENT
 
 
 def check_close(check: TargetCheck, references: list[Reference], where: Callable[[], str] = str) -> None:
@@ -144,10 +158,10 @@ def check_close(check: TargetCheck, references: list[Reference], where: Callable
         ExportError: states the figures and the tolerance.
     """
     if not within_tolerance(check, references):
-        told = where()
+        place = where()
+        at = f"{place}. " if place else ""
         raise ExportError(
-            f"{describe(check, references)}. {told + '. ' if told else ''}Export without "
-            f"'{check.target}', or report the model."
+            f"{describe(check, references)}. {at}Export without '{check.target}', or report the model."
         )
 
 
@@ -160,21 +174,22 @@ def check_flips(check: TargetCheck) -> str:
     Raises:
         ExportError: codes of a layer are off by more than one step, and more often than that.
     """
-    often = [layer for layer in check.layers if layer.rate > MAX_FLIP_RATE]
-    if not often:
+    beyond = [layer for layer in check.layers if layer.rate > MAX_FLIP_RATE]
+    if not beyond:
         return ""
-    worst = max(often, key=lambda layer: (layer.max_steps > 1, layer.rate))
-    told = (
+    # Kernels that are wrong come before ties, however many there are.
+    worst = max(beyond, key=lambda layer: (layer.max_steps > 1, layer.rate))
+    figures = (
         f"the worst layer of the target '{check.target}' in {check.runtime} is '{worst.name}': "
         f"{worst.num_flips} of {worst.num_codes} codes differ from what the file says, by up to "
         f"{worst.max_steps} steps; allowed is {MAX_FLIP_RATE:.1%}"
     )
     if worst.max_steps > 1:
         raise ExportError(
-            f"{told}. Integer kernels are wrong on this CPU: update onnxruntime, or pin the layers before "
+            f"{figures}. Integer kernels are wrong on this CPU: update onnxruntime, or pin the layers before "
             f"it to 7 bits or less."
         )
-    return f"{told}, unless by single steps."
+    return f"{figures}, unless by single steps."
 
 
 def describe(check: TargetCheck, references: list[Reference]) -> str:
@@ -200,11 +215,8 @@ def _difference(ours: Tensor, theirs: Tensor) -> Tensor:
     return torch.where(equal, 0.0, (a - b).abs().nan_to_num(nan=torch.inf, posinf=torch.inf))
 
 
-def _greater(a: float, b: float) -> float:
-    return b if b > a else a
-
-
 def _agreement(ours: Tensor, theirs: Tensor) -> tuple[int, int]:
+    """Rows with the same argmax, and all rows; none where a row is a single value."""
     if ours.ndim < 2 or ours.shape[-1] < 2:
         return 0, 0
     same = ours.argmax(-1) == theirs.argmax(-1)
@@ -212,6 +224,7 @@ def _agreement(ours: Tensor, theirs: Tensor) -> tuple[int, int]:
 
 
 def _range(references: list[Reference]) -> float:
+    """Greatest less smallest finite value of all outputs; 1 where they are all the same."""
     values = torch.cat([t.double().reshape(-1) for r in references for t in r.tensors])
     values = values[torch.isfinite(values)]
     width = float(values.max() - values.min()) if values.numel() else 0.0
