@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,8 +16,11 @@ from raysearch.export.onnx_qdq.values import (
     weight_reader,
 )
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
-def fold_batch_norm(graph: Any, norm: Any) -> None:
+
+def fold_batch_norm(graph: ir.Graph, norm: Any) -> None:
     """Scale of channel c times f_c = γ/√(σ²+ε), and bias (b − μ)·f + β: the codes stay as they are.
 
     A negative f gives a negative scale, which the definition of DequantizeLinear allows. Scales and biases

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from raysearch.export.onnx_qdq.values import add_initializer, constant, read_codes, weight_reader
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 BIAS_LIMIT = 2.0**24
 """Greatest bias in steps of input scale times weight scale.
@@ -19,7 +22,7 @@ STEP_LIMIT = 2.0**-100
 """Least step; float32 holds it, and what kernels compute from it, with all digits."""
 
 
-def bound_bias(graph: Any, layer: Any) -> None:
+def bound_bias(graph: ir.Graph, layer: Any) -> None:
     """Coarsen the scales of channels whose bias would overflow, and round their codes to the coarser grid.
 
     Integer kernels hold a bias b as an int32 in steps of s_x·s, input scale times weight scale, and wrap
@@ -64,7 +67,7 @@ def _bias(layer: Any) -> npt.NDArray[Any]:
 
 
 def _replace_codes(
-    graph: Any, layer: Any, reader: Any, codes: npt.NDArray[np.int8], scale: npt.NDArray[np.float32]
+    graph: ir.Graph, layer: Any, reader: Any, codes: npt.NDArray[np.int8], scale: npt.NDArray[np.float32]
 ) -> None:
     old = reader.inputs[0]
     fresh = add_initializer(graph, old.name, codes)

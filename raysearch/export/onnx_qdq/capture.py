@@ -7,7 +7,7 @@ import contextlib
 import io
 import json
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from raysearch.export.onnx_qdq.storage import OPSET, code_readers
 from raysearch.export.outputs import plain
 from raysearch.export.program import capture_open_batch
 from raysearch.quantizer import Quantizer
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 LAYERS = ("QuantizeLinear", "Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
@@ -81,7 +84,7 @@ def _is_open(value: Any) -> bool:
     return bool(value.shape) and not isinstance(value.shape[0], int)
 
 
-def _check_codes(model: Any, weights: dict[str, StrippedWeight]) -> None:
+def _check_codes(model: ir.Model, weights: dict[str, StrippedWeight]) -> None:
     stored = {codes_identity(value.const_value.numpy()) for value in code_readers(model)}
     for weight in weights.values():
         if codes_identity(weight.codes.cpu().numpy()) not in stored:
@@ -96,7 +99,7 @@ def codes_identity(codes: npt.NDArray[np.int8]) -> tuple[tuple[int, ...], bytes]
     return codes.shape, np.ascontiguousarray(codes).tobytes()
 
 
-def _name_nodes(model: Any, quantizers: dict[str, str]) -> None:
+def _name_nodes(model: ir.Model, quantizers: dict[str, str]) -> None:
     """Name quantizers by their ids, layers by their modules: profiles and comparisons show these names."""
     calls: Counter[str] = Counter()
     for node in model.graph:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,8 +12,11 @@ from raysearch.export.onnx_qdq.capture import codes_identity
 from raysearch.export.onnx_qdq.storage import code_readers
 from raysearch.export.onnx_qdq.values import add_initializer, constant, only_reader
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
-def float_again(model: Any, weights: Iterable[StrippedWeight], quantizers: Iterable[str]) -> None:
+
+def float_again(model: ir.Model, weights: Iterable[StrippedWeight], quantizers: Iterable[str]) -> None:
     """Store weights as the float values of their codes, and take quantizers out.
 
     Equal weights, which the exporter merges, become float together.
@@ -34,7 +37,7 @@ def float_again(model: Any, weights: Iterable[StrippedWeight], quantizers: Itera
             _bypass(node)
 
 
-def _store_float(graph: Any, node: Any, name: str) -> None:
+def _store_float(graph: ir.Graph, node: Any, name: str) -> None:
     codes, scale, zero = (constant(value) for value in node.inputs[:3])
     if codes is None or scale is None or zero is None:
         return

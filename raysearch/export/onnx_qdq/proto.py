@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysearch.artifacts import Storage
 from raysearch.controller import StrippedWeight
@@ -12,8 +12,14 @@ from raysearch.errors import ExportError
 from raysearch.export.onnx_qdq.rewrites import fuse_regions
 from raysearch.export.onnx_qdq.storage import separate_zero_points, store_codes
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
-def finish(model: Any, weights: dict[str, StrippedWeight], *, for_onnxruntime: bool = True) -> Any:
+CODE_SUFFIXES = ("", ".int8", ".int4", ".int2", ".bits")
+"""What `store_codes` adds to a weight's name for the container of its codes."""
+
+
+def finish(model: ir.Model, weights: dict[str, StrippedWeight], *, for_onnxruntime: bool = True) -> Any:
     """The proto of a captured model, which is changed in place: kernels fused, codes stored small.
 
     Args:
@@ -59,18 +65,25 @@ def write_model(proto: Any, path: Path) -> None:
     Storage(path.parent).write_bytes(path.name, proto.SerializeToString(deterministic=True))
 
 
-def _shorten_names(model: Any, kept: set[str]) -> None:
-    """Give values short names, which a file repeats at each use; codes are named after their weights."""
+def _shorten_names(model: ir.Model, weights: set[str]) -> None:
+    """Give values short names, which a file repeats at each use; codes are named after their weights.
+
+    Args:
+        model: changed in place.
+        weights: names that stay as they are.
+    """
     graph = model.graph
+    # What a caller of the file names.
     fixed = {*graph.inputs, *graph.outputs}
-    taken = {value.name for value in fixed} | kept
+    taken = {value.name for value in fixed} | weights
     fresh = (name for index in itertools.count() if (name := f"v{index:x}") not in taken)
-    for value in list(graph.initializers.values()):
-        if value not in fixed:
-            short = value.name.replace(".parametrizations.", ".").split(".original", 1)
-            is_code = len(short) == 2 and short[1] in ("", ".int8", ".int4", ".int2", ".bits")
-            if value.name not in kept:
-                value.name = "".join(short) if is_code else next(fresh)
+    for name, value in list(graph.initializers.items()):
+        if value in fixed or name in weights:
+            continue
+        # "fc.parametrizations.weight.original.int4" becomes "fc.weight.int4".
+        path, _, suffix = name.replace(".parametrizations.", ".").partition(".original")
+        is_code = ".original" in name and suffix in CODE_SUFFIXES
+        value.name = f"{path}{suffix}" if is_code else next(fresh)
     for node in graph:
         for value in node.outputs:
             if value not in fixed:

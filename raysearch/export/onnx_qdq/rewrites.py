@@ -6,7 +6,7 @@ that are next to nothing beside their bias get coarser codes (`bound_bias`).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,13 +20,16 @@ from raysearch.export.onnx_qdq.values import (
     weight_reader,
 )
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 MOVES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
 """Operations that take integer codes as well as floats, and commute with an increasing function."""
 
 RECTIFIERS = ("Relu", "Clip")
 
 
-def fuse_regions(model: Any, *, codes_move: bool = True) -> None:
+def fuse_regions(model: ir.Model, *, codes_move: bool = True) -> None:
     """Bring every quantized region into the form that integer kernels are fused from.
 
     In order: transposed weights become transposed codes, BatchNorm goes into the scales and the bias of the
@@ -72,7 +75,7 @@ def _axis(node: Any, default: int = 1) -> int:
     return default if entry is None else int(entry.value)
 
 
-def _transpose_codes(graph: Any, node: Any) -> None:
+def _transpose_codes(graph: ir.Graph, node: Any) -> None:
     import onnx_ir as ir
 
     reader = node.inputs[0].producer()
@@ -89,7 +92,7 @@ def _transpose_codes(graph: Any, node: Any) -> None:
     replace_node(graph, node, fresh.outputs[0])
 
 
-def _open_gemm(graph: Any, node: Any) -> None:
+def _open_gemm(graph: ir.Graph, node: Any) -> None:
     """x·Wᵀ + b of integer weights as Transpose of the codes, MatMul and Add."""
     import onnx_ir as ir
 
@@ -113,7 +116,7 @@ def _open_gemm(graph: Any, node: Any) -> None:
     _transpose_codes(graph, turned)
 
 
-def _move_up(graph: Any, quantize: Any) -> None:
+def _move_up(graph: ir.Graph, quantize: Any) -> None:
     """Quantize(pool(x)) → pool(Quantize(x)), so that the layer before the pooling gives codes."""
     while True:
         move = quantize.inputs[0].producer()
@@ -136,7 +139,7 @@ def _move_up(graph: Any, quantize: Any) -> None:
             value.shape = source.shape
 
 
-def _drop_rectifier(graph: Any, node: Any) -> None:
+def _drop_rectifier(graph: ir.Graph, node: Any) -> None:
     """Let a quantizer do what ReLU, or ReLU6 as Clip, does before it.
 
     Rounding is increasing, so clipping to 0 … u before it is clipping to codes z … rne(u/s) + z after it.
@@ -176,7 +179,7 @@ def _grid(quantize: Any) -> tuple[float, int] | None:
     return float(scale.reshape(())), int(zero.reshape(()))
 
 
-def _clip_codes(graph: Any, quantize: Any, kind: str, bound: int) -> None:
+def _clip_codes(graph: ir.Graph, quantize: Any, kind: str, bound: int) -> None:
     import onnx_ir as ir
 
     codes = quantize.outputs[0]
@@ -194,7 +197,7 @@ def _top_code(quantize: Any) -> int:
     return 255 if bound is None else int(bound)
 
 
-def _lift_bias(graph: Any, product: Any) -> None:
+def _lift_bias(graph: ir.Graph, product: Any) -> None:
     """Keep onnxruntime from merging MatMul and its bias into a float Gemm.
 
     A bias of shape [1, N] is enough where rows have more than one dimension before them. Of a plain matrix
@@ -219,7 +222,7 @@ def _lift_bias(graph: Any, product: Any) -> None:
     replace_node(graph, add, fresh.outputs[0])
 
 
-def _shield_float_weight(graph: Any, node: Any) -> None:
+def _shield_float_weight(graph: ir.Graph, node: Any) -> None:
     """Keep a float weight between quantizers float: onnxruntime would round it to 8 bits, per tensor.
 
     It does so where the layer reads DequantizeLinear directly; a Clip without effect stands in between.

@@ -6,13 +6,16 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from raysearch.export.onnx_qdq.values import add_initializer, constant
 from raysearch.export.packing import pack_codes
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 DOMAIN = "raysearch"
 SPREAD_BITS = 7
@@ -34,7 +37,7 @@ class Container:
     num_bits: int
 
 
-def code_readers(model: Any) -> dict[Any, list[Any]]:
+def code_readers(model: ir.Model) -> dict[Any, list[Any]]:
     """Initializer of int8 codes → the DequantizeLinear nodes that read it, perhaps transposed.
 
     Found by what the nodes read: the exporter merges equal initializers, so names would not do.
@@ -44,10 +47,11 @@ def code_readers(model: Any) -> dict[Any, list[Any]]:
         if node.op_type != "DequantizeLinear":
             continue
         value = node.inputs[0]
-        maker = value.producer()
+        maker = value.producer() if value is not None else None
         if maker is not None and maker.op_type == "Transpose":
             value = maker.inputs[0]
-        if value.is_initializer() and value.const_value.dtype.name == "INT8":
+        codes = constant(value)
+        if codes is not None and codes.dtype == np.int8:
             readers.setdefault(value, []).append(node)
     return readers
 
@@ -96,7 +100,7 @@ def _integer_width(bits: int, *, has_int2: bool) -> int:
     return 2 if bits <= 2 and has_int2 else 4
 
 
-def store_codes(model: Any, *, streams: bool = True) -> list[Any]:
+def store_codes(model: ir.Model, *, streams: bool = True) -> list[Any]:
     """Store codes in the container that takes the fewest bytes, spread over 7 bits with a smaller scale.
 
     A width is read off the codes, not off the assignment: a cast to INT4 would wrap others without a word.
@@ -136,7 +140,7 @@ def store_codes(model: Any, *, streams: bool = True) -> list[Any]:
 
 
 def _stored(
-    model: Any, value: Any, container: Container, shift: int, opset: int, called: dict[str, Any]
+    model: ir.Model, value: Any, container: Container, shift: int, opset: int, called: dict[str, Any]
 ) -> Any:
     """The int8 value of codes·2^shift, or None where the initializer is that already."""
     import ml_dtypes
@@ -176,7 +180,7 @@ def _stored(
     return _typed(graph, node, f"{value.name}.codes", codes.shape)
 
 
-def _typed(graph: Any, node: Any, name: str, shape: tuple[int, ...]) -> Any:
+def _typed(graph: ir.Graph, node: Any, name: str, shape: tuple[int, ...]) -> Any:
     """Put a node that gives codes at the head of the graph."""
     import onnx_ir as ir
 
@@ -186,7 +190,7 @@ def _typed(graph: Any, node: Any, name: str, shape: tuple[int, ...]) -> Any:
     return result
 
 
-def separate_zero_points(model: Any) -> None:
+def separate_zero_points(model: ir.Model) -> None:
     """Give each reader of 8-bit codes a zero point of its own; to be called when nothing is merged any more.
 
     For CPUs without VNNI onnxruntime turns such weights to unsigned ones, with their zero points, and fails
@@ -203,7 +207,7 @@ def separate_zero_points(model: Any) -> None:
             taken.add(zero)
 
 
-def _read_spread(model: Any, node: Any, old: Any, decoded: Any, shift: int) -> None:
+def _read_spread(model: ir.Model, node: Any, old: Any, decoded: Any, shift: int) -> None:
     maker = node.inputs[0].producer()
     if maker is None:
         node.replace_input_with(0, decoded)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
-def add_initializer(graph: Any, name: str, array: npt.NDArray[Any], dtype: Any = None) -> Any:
+
+def add_initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any], dtype: Any = None) -> Any:
     """A new initializer; a name that is taken gets a number."""
     import onnx_ir as ir
 
@@ -56,7 +59,7 @@ def copy_of(node: Any, inputs: list[Any]) -> Any:
     return fresh
 
 
-def replace_node(graph: Any, node: Any, value: Any) -> None:
+def replace_node(graph: ir.Graph, node: Any, value: Any) -> None:
     """Let a value take the place of a node's only output, its name as an output of the graph too."""
     old = node.outputs[0]
     if old.is_graph_output():
@@ -68,7 +71,7 @@ def replace_node(graph: Any, node: Any, value: Any) -> None:
     graph.remove(node, safe=True)
 
 
-def read_codes(graph: Any, layer: Any, reader: Any, codes: Any, scale: npt.NDArray[np.float32]) -> None:
+def read_codes(graph: ir.Graph, layer: Any, reader: Any, codes: Any, scale: npt.NDArray[np.float32]) -> None:
     """Let a layer read codes, scaled along axis 0, instead of what a DequantizeLinear gives it.
 
     Of its own, never changed in place: the exporter merges equal scales, and layers may share a weight.
