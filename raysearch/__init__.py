@@ -4,10 +4,15 @@ A model, data and a bit budget in; the best quantized model that fits, trained, 
 verified, out. Names are imported when they are first used: `load_model` needs neither Ray nor Optuna.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from raysearch.version import __version__
+
+# torch reads it once, at the first product on a GPU, which may be the user's own before any run: without it
+# cuBLAS is refused later wherever results must be the same each time.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 if TYPE_CHECKING:
     from raysearch.api import inspect, run

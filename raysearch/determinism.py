@@ -6,11 +6,46 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GeneratorStates:
+    """The states of torch's global generators: of the CPU, and of every GPU where this process uses one.
+
+    Attributes:
+        cpu: the CPU's.
+        gpus: one a GPU, in their order; empty where CUDA has not been used.
+    """
+
+    cpu: Tensor
+    gpus: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def now(cls) -> GeneratorStates:
+        """The states as they are."""
+        # Asked for only where CUDA is in use: the question itself would start it, which takes memory.
+        is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        gpus = tuple(torch.cuda.get_rng_state_all()) if is_used else ()
+        return cls(torch.get_rng_state(), gpus)
+
+    def restore(self) -> None:
+        """Put the generators back to these states."""
+        torch.set_rng_state(self.cpu)
+        if self.gpus:
+            torch.cuda.set_rng_state_all(self.gpus)
+
+    def are_now(self) -> bool:
+        """Whether nothing was drawn since."""
+        present = GeneratorStates.now()
+        pairs = zip((self.cpu, *self.gpus), (present.cpu, *present.gpus), strict=False)
+        return all(torch.equal(one, other) for one, other in pairs)
 
 
 @contextmanager
@@ -18,7 +53,7 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed every global generator, and put all of them back: a loader may draw from any of them."""
     python_state = random.getstate()
     numpy_state = np.random.get_state()
-    torch_state = torch.get_rng_state()
+    torch_states = GeneratorStates.now()
     random.seed(seed)
     # numpy takes 32 bits only.
     np.random.seed(seed % 2**32)
@@ -28,7 +63,7 @@ def seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
+        torch_states.restore()
 
 
 def pin_threads(threads: int) -> None:
@@ -53,7 +88,7 @@ CUBLAS_WORKSPACES = (":4096:8", ":16:8")
 """Values of CUBLAS_WORKSPACE_CONFIG with which cuBLAS sums in the same order every time."""
 
 
-def set_reproducible(deterministic: bool = True) -> None:
+def set_reproducible(deterministic: bool = True, *, warn_only: bool = False) -> None:
     """Make float32 arithmetic the same in every process on the same kind of device.
 
     Products and convolutions are in full float32 (no TF32, no bfloat16), cuDNN takes the same algorithm
@@ -63,9 +98,10 @@ def set_reproducible(deterministic: bool = True) -> None:
     Args:
         deterministic: whether an operation that has no deterministic implementation raises a
             `RuntimeError` that names it; False lets it run.
+        warn_only: warn of such an operation, and let it run.
     """
     if os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in CUBLAS_WORKSPACES:
-        # cuBLAS reads it when its first handle is made, so in a worker before anything is on the GPU.
+        # torch reads it at its first product on a GPU, and never again: importing raysearch sets it.
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = CUBLAS_WORKSPACES[0]
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -74,12 +110,16 @@ def set_reproducible(deterministic: bool = True) -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(deterministic)
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 @contextmanager
-def reproducible(deterministic: bool = True) -> Iterator[None]:
+def reproducible(deterministic: bool = True, *, warn_only: bool = False) -> Iterator[None]:
     """`set_reproducible` inside, everything as it was afterwards: for work in the user's process.
+
+    Args:
+        deterministic: see `set_reproducible`.
+        warn_only: see `set_reproducible`.
 
     Example:
         >>> with reproducible():
@@ -98,7 +138,7 @@ def reproducible(deterministic: bool = True) -> Iterator[None]:
     places = _precision_places()
     precisions = [place.fp32_precision for place in places]
     legacy = _legacy_precision()
-    set_reproducible(deterministic)
+    set_reproducible(deterministic, warn_only=warn_only)
     try:
         yield
     finally:

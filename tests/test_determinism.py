@@ -1,12 +1,17 @@
 import os
+import subprocess
+import sys
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
 import torch
 
 from raysearch.cluster.pool import LocalPool
-from raysearch.determinism import _precision_places, reproducible
+from raysearch.determinism import _precision_places, reproducible, seeded
 from raysearch.errors import UnitError
+from raysearch.evaluation.forward import frozen_eval
+from raysearch.simulation.prefix_cache import PrefixCache
 
 
 def state() -> tuple[object, ...]:
@@ -72,3 +77,62 @@ def test_an_operation_without_deterministic_form_is_named_with_the_setting_that_
     ((_, value),) = LocalPool(None, deterministic=False).run(scatter, {("a",): ()})
     assert value["x"].tolist() == [0, 1, 0, 0]
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+class FakeGpu:
+    """Stands in for the generator of a GPU, which this machine may not have."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.state = torch.zeros(1, dtype=torch.uint8)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [self.state.clone()])
+        monkeypatch.setattr(torch.cuda, "set_rng_state_all", self._set)
+
+    def _set(self, states: Iterable[torch.Tensor]) -> None:
+        (self.state,) = states
+
+    def draw(self) -> None:
+        self.state += 1
+
+
+def test_the_generators_of_gpus_come_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(monkeypatch)
+    for context in (seeded(3), frozen_eval(torch.nn.Linear(1, 1))):
+        with context:
+            gpu.draw()
+        assert int(gpu.state) == 0
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_forward_that_draws_on_a_gpu_alone_is_not_replayed(
+    monkeypatch: pytest.MonkeyPatch, draws: bool
+) -> None:
+    gpu = FakeGpu(monkeypatch)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    cache = PrefixCache(model, {"1.weight": [(model[1], "weight")]}, {}, 1 << 20)
+
+    def run() -> None:
+        if draws:
+            gpu.draw()
+        model(torch.ones(1, 2))
+
+    options = [["1.weight"]]
+    cache.record("shard", run, options, options)
+    assert (cache.depth(["1.weight"]) == 0) == draws
+    assert int(gpu.state) == 0
+
+
+def test_importing_raysearch_sets_what_cublas_needs_before_its_first_product() -> None:
+    code = "import os, raysearch; print(os.environ['CUBLAS_WORKSPACE_CONFIG'])"
+    environment = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert done.stdout.decode().strip() == ":4096:8"
+
+
+def multiply(_: object) -> dict[str, np.ndarray]:
+    raise RuntimeError("this operation is not deterministic; set CUBLAS_WORKSPACE_CONFIG=:4096:8")
+
+
+def test_a_product_before_the_import_is_told_with_what_to_do() -> None:
+    with pytest.raises(UnitError, match="before raysearch was imported: import it first"):
+        list(LocalPool(None).run(multiply, {("a",): ()}))

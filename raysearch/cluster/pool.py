@@ -98,6 +98,11 @@ def failed_unit(key: Key, function: UnitFunction, error: BaseException, details:
             ". Set cluster.deterministic=false to allow this operation: the run may then give other last "
             "digits each time, or on another number of workers"
         )
+    if "CUBLAS_WORKSPACE_CONFIG" in str(error):
+        text += (
+            ". Something was multiplied on a GPU in this process before raysearch was imported: import it "
+            "first, or set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment"
+        )
     return UnitError(text + (details and f"\n{details}"))
 
 

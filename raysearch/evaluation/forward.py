@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raysearch.determinism import GeneratorStates
 from raysearch.errors import DataError, TaskError
 from raysearch.evaluation.batches import Batch
 
@@ -90,15 +91,15 @@ def check_finite_forward(model: nn.Module, forward: Forward, batch: Batch) -> No
 
 @contextmanager
 def frozen_eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards every module's flag, every `requires_grad` and the global RNG are as before."""
+    """Eval mode; afterwards modules' flags, every `requires_grad` and torch's generators are as before."""
     flags = {module: module.training for module in model.modules()}
     grads = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    rng = torch.get_rng_state()
+    generators = GeneratorStates.now()
     model.eval()
     try:
         yield
     finally:
-        torch.set_rng_state(rng)
+        generators.restore()
         for module, flag in flags.items():
             module.training = flag
         for parameter, flag in grads.items():

@@ -82,6 +82,7 @@ def make_recipe(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment) -
         metrics=inputs.task.metrics,
         settings=inputs.config.training,
         seed=inputs.config.seed,
+        deterministic=inputs.config.cluster.deterministic,
         norms=adapted_norms(inputs, ranges, assignment),
     )
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from raysearch.determinism import GeneratorStates
 from raysearch.simulation.recording import Record, Recording, Replay
 
 _log = logging.getLogger(__name__)
@@ -179,14 +180,14 @@ class PrefixCache:
         self._recording = Recording()
         self._key = None
         state = Record(keep, copied, self._modules)
-        rng = torch.get_rng_state()
+        generators = GeneratorStates.now()
         self._run = state
         try:
             run()
-            drew = not torch.equal(rng, torch.get_rng_state())
+            drew = not generators.are_now()
         finally:
             self._run = None
-            torch.set_rng_state(rng)
+            generators.restore()
         self._recording = state.finish(is_valid=not drew)
 
     def _note_read(self, name: str) -> None:

@@ -12,6 +12,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor, nn
 
+from raysearch.determinism import GeneratorStates
 from raysearch.evaluation import Batch, DataSet, Replica, batch_size, output_tensor, shard_name
 from raysearch.evaluation.batches import take
 from raysearch.evaluation.microbatch import is_out_of_memory, run_in_microbatches
@@ -243,12 +244,12 @@ class SimulatedModel:
 
     def _run_private(self, replica: Replica, batch: Batch) -> Tensor:
         # As `Replica.run`, without its walk over all modules: this model is private, and in eval mode for
-        # good, so that only the generator has to be put back.
-        rng = torch.get_rng_state()
+        # good, so that only the generators have to be put back.
+        generators = GeneratorStates.now()
         try:
             return self._forward(replica, batch)
         finally:
-            torch.set_rng_state(rng)
+            generators.restore()
 
     def _forward(self, replica: Replica, batch: Batch) -> Tensor:
         with torch.no_grad():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from raysearch.controller import QuantizationController
+from raysearch.determinism import GeneratorStates, reproducible
 from raysearch.records import FineTuneResult
 from raysearch.training.recipe import Recipe
 from raysearch.training.state import load_state, state_bytes
@@ -89,14 +90,15 @@ def fine_tune(
 
 
 def _train_here(recipe: Recipe, on_epoch: Callable[[int], None]) -> Progress:
-    """Train in this process, whose threads and generator are put back."""
+    """Train in this process, whose threads, generators and algorithms are put back."""
     threads = torch.get_num_threads()
-    rng = torch.get_rng_state()
+    generators = GeneratorStates.now()
     torch.set_num_threads(recipe.settings.threads)
     try:
-        return train(recipe, ProcessContext(recipe.settings.use_gpu, on_epoch))
+        with reproducible(recipe.deterministic, warn_only=True):
+            return train(recipe, ProcessContext(recipe.settings.use_gpu, on_epoch))
     finally:
-        torch.set_rng_state(rng)
+        generators.restore()
         torch.set_num_threads(threads)
 
 

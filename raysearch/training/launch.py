@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from raysearch.cluster.shipping import dumps, loads
+from raysearch.determinism import set_reproducible
 from raysearch.errors import RaysearchError, TrainingError
 from raysearch.records import EpochMetrics
 from raysearch.training.recipe import Recipe
@@ -80,6 +81,7 @@ def _worker(config: dict[str, Any]) -> Any:
 
     recipe: Recipe = loads(ray.get(config["recipe"][0]))
     torch.set_num_threads(recipe.settings.threads)
+    set_reproducible(recipe.deterministic, warn_only=True)
     context = RayContext()
     try:
         train(recipe, context)

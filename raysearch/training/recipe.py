@@ -35,6 +35,8 @@ class Recipe:
         metrics: name → function (outputs, batch) → number.
         settings: how to train.
         seed: the run's seed.
+        deterministic: whether deterministic algorithms are taken where there are any; one that has none is
+            told as a warning, since much was computed before training.
         norms: buffer → BatchNorm statistics that the quantized model starts from; the teacher keeps its own.
     """
 
@@ -50,6 +52,7 @@ class Recipe:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     settings: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
+    deterministic: bool = True
     norms: Mapping[str, Tensor] = field(default_factory=dict)
 
     def build(self) -> QuantizationController:

@@ -99,7 +99,8 @@ def train(recipe: Recipe, context: Context) -> Progress:
     optimizer = _make_optimizer(controller, settings)
     if progress.optimizer:
         saved = io.BytesIO(progress.optimizer)
-        optimizer.load_state_dict(torch.load(saved, weights_only=True))
+        # On the CPU first: it may have been saved on a GPU that is not here. Loading puts it in place.
+        optimizer.load_state_dict(torch.load(saved, map_location="cpu", weights_only=True))
     objective = context.prepare(Objective(recipe, model, teacher))
     seed = derive_seed(recipe.seed, "training", "order")
     batches = training_batches(recipe.train, settings.batch_size, seed, context.rank, context.world)
@@ -164,7 +165,8 @@ def _place(batch: Batch, device: torch.device) -> Batch:
 def _record(progress: Progress, recipe: Recipe, model: nn.Module, teacher: nn.Module, epoch: int) -> None:
     """Evaluate the model as it is after an epoch, and keep its state if it is the best so far."""
     device = next(model.parameters()).device
-    shards = [_place(batch, device) for batch in recipe.validation]
+    # One at a time: all validation samples together need not fit on a GPU.
+    shards = (_place(batch, device) for batch in recipe.validation)
     metrics = evaluate_model(
         model,
         shards,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from raysearch.training import load_checkpoint
+from raysearch.training import fine_tune, load_checkpoint
 from raysearch.training.fine_tune import ProcessContext
 from raysearch.training.step import _seeded, train
-from tests.support.training_recipes import make_recipe
+from tests.support.training_recipes import cross_entropy, make_recipe
 
 
 def test_frozen_parameters_stay_and_everything_else_moves():
@@ -48,3 +48,18 @@ def test_ranks_draw_one_order_and_their_own_noise():
     assert noise != other_noise
     assert first != order(0, 1)[0]
     assert order(1, 0) == (second, other_noise)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_training_here_takes_deterministic_algorithms_and_puts_the_users_back(deterministic):
+    modes = []
+
+    def loss(outputs, batch):
+        modes.append(torch.get_deterministic_debug_mode())
+        return cross_entropy(outputs, batch)
+
+    recipe = make_recipe(epochs=1, loss=loss, deterministic=deterministic)
+    fine_tune(recipe, lambda name, data: None, on_ray=False, run_name="", storage_path="")
+    # 1 warns of an operation that has no deterministic form: much was computed before training.
+    assert set(modes) == {1 if deterministic else 0}
+    assert torch.get_deterministic_debug_mode() == 0
