@@ -74,7 +74,9 @@ def verify_quantizers(quantizers: Mapping[str, Quantizer], device: torch.device)
 def _bytes(quantizer: Quantizer) -> bytes:
     parts = [repr((quantizer.num_bits, quantizer.enabled, quantizer.levels)).encode()]
     for key, value in quantizer.state_dict().items():
-        parts.append(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        # As bytes: numpy has no bfloat16.
+        stored = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        parts.append(key.encode() + stored.numpy().tobytes())
     return b"".join(parts)
 
 

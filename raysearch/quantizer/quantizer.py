@@ -146,7 +146,8 @@ class Quantizer(nn.Module):
             if isinstance(self.zero_point, Tensor):
                 self.zero_point.copy_(zero_point)
             else:
-                self.zero_point = int(zero_point.reshape(-1)[0])
+                # From the array, not the tensor: reading one number from a GPU waits for all that runs there.
+                self.zero_point = int(zeros[0])
 
     def affine(self) -> AffineForm:
         """The grid in force, for strip and export."""

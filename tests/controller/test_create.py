@@ -232,6 +232,13 @@ def test_the_quantizers_are_in_the_tree_once_even_under_a_container() -> None:
     assert len(q.model) == 3  # type: ignore[arg-type]
 
 
+def test_quantizers_are_where_the_model_is() -> None:
+    """Attaching moves the first layer's weight below a quantizer, which must not tell where the model is."""
+    model, setup, ranges, assignment = parts()
+    controller = create_controller(model.to("meta"), setup, ranges, assignment)
+    assert {quantizer.device.type for quantizer in controller.all_quantizations.values()} == {"meta"}
+
+
 def test_a_bfloat16_model_stays_bfloat16() -> None:
     model, setup, ranges, assignment = parts()
     controller = create_controller(model.to(torch.bfloat16), setup, ranges, assignment)

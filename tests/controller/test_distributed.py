@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from raysearch.controller.distribution import _bytes
 from raysearch.errors import ConfigError, PlacementError
 from raysearch.records import BitAssignment
 from tests.support.quantized_models import assign, quantized, run
@@ -60,3 +61,11 @@ def test_without_a_process_group_it_is_refused():
     with pytest.raises(ConfigError, match="init_process_group"):
         q.controller.distributed()
     assert q.controller.assignment == assign(q.setup, None)
+
+
+def test_a_bfloat16_quantizer_is_compared_by_its_bytes() -> None:
+    q = quantized("digits")
+    for quantizer in q.controller.all_quantizations.values():
+        data = _bytes(quantizer)
+        halved = _bytes(quantizer.to(torch.bfloat16))
+        assert len(halved) == len(data) - 2 * quantizer.scale.numel()

@@ -86,9 +86,9 @@ def _part_norms(uses: list[Use], cotangents: list[list[Tensor]], num_samples: in
 
 
 def _product_norms(uses: list[Use], cotangents: list[list[Tensor]], num_samples: int) -> Tensor:
-    inputs = [layout.arrange(call.input, num_samples) for call, layout in uses]
+    inputs = [_wide(layout.arrange(call.input, num_samples)) for call, layout in uses]
     outputs = [
-        [layout.arrange(d, num_samples) for d, (_, layout) in zip(column, uses, strict=True)]
+        [_wide(layout.arrange(d, num_samples)) for d, (_, layout) in zip(column, uses, strict=True)]
         for column in cotangents
     ]
     norms = torch.zeros(len(cotangents), num_samples, dtype=torch.float64)
@@ -104,6 +104,11 @@ def _product_norms(uses: list[Use], cotangents: list[list[Tensor]], num_samples:
                 value = (a @ b.transpose(2, 3)).square().sum((1, 2, 3))
             norms[number, cut] = value.double().cpu()
     return norms
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In at least float32: squares of half precision over- and underflow."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _side_by_side(sides: list[Tensor]) -> Tensor:
@@ -219,7 +224,7 @@ def _tokens(uses: list[Use], num_samples: int) -> Tensor:
 
 
 def _embedded(column: list[Tensor], uses: list[Use], tokens: Tensor, num_samples: int) -> Tensor:
-    d = [layout.arrange(x, num_samples) for x, (_, layout) in zip(column, uses, strict=True)]
+    d = [_wide(layout.arrange(x, num_samples)) for x, (_, layout) in zip(column, uses, strict=True)]
     every = torch.cat([x.reshape(num_samples, -1, x.shape[-1]) for x in d], 1)
     return every.masked_fill((tokens < 0)[..., None], 0)
 
@@ -240,8 +245,8 @@ def _cross_terms(
     """⟨gradient as a table, gradient as a linear layer⟩ = Σ_{t, s} ⟨d_t, a_s⟩ b_s[token of t]."""
     total = torch.zeros(num_samples, dtype=torch.float64, device=d.device)
     for (call, layout), cotangent in zip(uses, column, strict=True):
-        a = layout.arrange(call.input, num_samples).reshape(num_samples, -1, call.input.shape[-1])
-        b = layout.arrange(cotangent, num_samples).reshape(num_samples, -1, cotangent.shape[-1])
+        a = _wide(layout.arrange(call.input, num_samples)).reshape(num_samples, -1, call.input.shape[-1])
+        b = _wide(layout.arrange(cotangent, num_samples)).reshape(num_samples, -1, cotangent.shape[-1])
         places = tokens.clamp(min=0)[:, None].expand(-1, b.shape[1], -1)
         total += ((a @ d.transpose(1, 2)) * b.gather(2, places)).double().sum((1, 2))
     return total

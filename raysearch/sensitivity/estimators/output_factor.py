@@ -51,6 +51,16 @@ class OutputFactor(ABC):
         """Tr Λ of each sample, [n]."""
 
 
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors of symmetric matrices; computed on the CPU.
+
+    The sign of an eigenvector is the library's choice, and random draws along it depend on that. So that a
+    GPU draws what the CPU draws, LAPACK chooses for both. The matrices are small: of one position's classes.
+    """
+    values, vectors = torch.linalg.eigh(matrix.cpu())
+    return values.to(matrix.device), vectors.to(matrix.device)
+
+
 class EigenFactor(OutputFactor):
     """F = U √λ from the eigendecomposition of Λ, largest first.
 
@@ -62,7 +72,7 @@ class EigenFactor(OutputFactor):
     """
 
     def __init__(self, matrix: Tensor) -> None:
-        values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+        values, vectors = eigh((matrix + matrix.mT) / 2)
         least, most = float(values.min()), float(values.abs().max())
         if least < -NEGATIVE_TOLERANCE * most:
             raise TaskError(
@@ -141,7 +151,8 @@ class SoftmaxFactor(OutputFactor):
         ritz += total[..., None] * roots[..., :, None] * roots[..., None, :]
         # Where no class is left, the direction of the others is none.
         ritz[..., -1, -1].masked_fill_(share[..., 0] == 0, -1.0)
-        vectors = torch.linalg.eigh(ritz).eigenvectors.flip(-1)[..., :count]
+        _, vectors = eigh(ritz)
+        vectors = vectors.flip(-1)[..., :count]
         scale = (vectors[..., -1:, :] / share.sqrt()[..., None]).nan_to_num(0.0, 0.0, 0.0)
         basis: Tensor = tail.sqrt_()[..., None] * scale
         places = places[..., None].expand(*places.shape, count)

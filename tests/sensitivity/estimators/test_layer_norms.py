@@ -9,7 +9,9 @@ from raysearch.errors import TaskError
 from raysearch.evaluation import DataSet, ShardView
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.sensitivity.estimators import layer_norms
+from raysearch.sensitivity.estimators.captured_calls import Call
 from raysearch.sensitivity.estimators.sample_gradients import Plans, SampleGradients, require_gradients
+from raysearch.sensitivity.estimators.sample_layout import Layout
 from tests.support.weight_use_models import CASES, build, weights_of
 
 
@@ -76,3 +78,15 @@ def test_an_output_without_a_row_a_sample_is_refused():
     batch = replica.shards["calibration"][0]
     with pytest.raises(TaskError, match="12 rows for 3 samples"):
         norms(replica, weights_of(replica), batch, [torch.randn(5, 4)])
+
+
+@pytest.mark.parametrize("gram", [True, False])
+@pytest.mark.parametrize("size", [1e-4, 1e3])
+def test_squares_of_half_precision_neither_overflow_nor_vanish(gram, size, monkeypatch):
+    monkeypatch.setattr(layer_norms, "prefers_gram", lambda *sizes: gram)
+    x = torch.full((2, 3, 4), size, dtype=torch.float16)
+    call = Call("linear", "w", (0, (5, 4), (4, 1)), x, {}, None, (2, 3, 5), ())
+    cotangent = torch.full((2, 3, 5), size, dtype=torch.float16)
+    norms = layer_norms.squared_norms([(call, Layout(0))], [[cotangent]], 2)
+    exact = 5 * 4 * 9 * float(x[0, 0, 0]) ** 4
+    assert norms.tolist() == [[pytest.approx(exact, rel=1e-5)] * 2]
