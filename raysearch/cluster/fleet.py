@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import ray
+import torch
 
 from raysearch.cluster.pool import Key, UnitFunction, owned_value
 from raysearch.cluster.shipping import Shipment, dumps, loads
@@ -19,6 +20,9 @@ from raysearch.errors import PoolError
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
 
+SHARE_OF_MEMORY = 0.9
+"""Of the part of a GPU's memory that an actor asked for; the rest is what CUDA takes for each process."""
+
 Clock = Callable[[], float]
 """Seconds since some moment, as `time.monotonic` counts them."""
 
@@ -26,12 +30,15 @@ Clock = Callable[[], float]
 class ReplicaWorker:
     """Holds one replica and runs units on it; `Fleet` makes actors of it."""
 
-    def __init__(self, replica: Shipment, threads: int, deterministic: bool, has_gpu: bool) -> None:
+    def __init__(self, replica: Shipment, threads: int, deterministic: bool, num_gpus: float) -> None:
         # Ray derives the number from the CPUs an actor asks for, and results may depend on it.
         pin_threads(threads)
-        if not has_gpu:
+        if not num_gpus:
             # Ray leaves all GPUs in sight of an actor that asked for none; they are other actors'.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        elif num_gpus < 1 and torch.cuda.is_available():
+            # Its own share, so that what fits does not depend on what the others on the GPU do just then.
+            torch.cuda.set_per_process_memory_fraction(SHARE_OF_MEMORY * num_gpus)
         set_reproducible(deterministic)
         self._replica = loads(replica)
         self._batch = -1
@@ -149,7 +156,7 @@ class Fleet:
         settings = self._settings
         while len(self.members) < settings.workers:
             actor = self._actor_class.remote(
-                self._replica_ref, settings.threads, settings.deterministic, self._num_gpus > 0
+                self._replica_ref, settings.threads, settings.deterministic, self._num_gpus
             )
             self.members.append(Member(actor, actor.__ray_ready__.remote(), self._clock()))
 

@@ -223,7 +223,10 @@ class ModelInitializer:
         shards = materialise(self.data, num_samples, self.settings.shard_size, "calibration")
         divergence = Divergence("kl")
         model = copy.deepcopy(self.model)
-        replica = Replica(model, self.forward, {DataSet.CALIBRATION: shards}, divergence, self.loss)
+        first = next(model.parameters(), None)
+        device = "cpu" if first is None else str(first.device)
+        replica = Replica(model, self.forward, {DataSet.CALIBRATION: shards}, divergence, self.loss, device)
+        replica.place()
         outputs = output_tensor(replica.float_outputs(DataSet.CALIBRATION, 0))
         if outputs.ndim != 2 or check_outputs(outputs, divergence):
             replica.divergence = Divergence("mse")

@@ -21,8 +21,13 @@ _ALLOCATORS_SAY = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "CUDA out of memory",
+    "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    # What cuDNN says where no algorithm fits into the memory that is left for its workspace.
+    "unable to find an engine",
+    "Unable to find a valid cuDNN algorithm",
 )
 
 

@@ -98,6 +98,18 @@ def test_other_errors_are_not_touched() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory",
+        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling cusolverDnCreate(handle)",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_what_libraries_of_the_gpu_say_without_memory_is_understood(text: str) -> None:
+    assert is_out_of_memory(RuntimeError(text))
+
+
+@pytest.mark.parametrize(
     "batch",
     [
         torch.arange(5),
