@@ -122,6 +122,7 @@ def test_a_forward_that_draws_on_a_gpu_alone_is_not_replayed(
     assert int(gpu.state) == 0
 
 
+@pytest.mark.process
 def test_importing_raysearch_sets_what_cublas_needs_before_its_first_product() -> None:
     code = "import os, raysearch; print(os.environ['CUBLAS_WORKSPACE_CONFIG'])"
     environment = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
