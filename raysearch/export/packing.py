@@ -65,6 +65,12 @@ def unpack_codes(
 ) -> npt.NDArray[np.int8]:
     """Read what `pack_codes` wrote; the length is checked before anything is allocated.
 
+    Args:
+        stream: uint8, shape [⌈n·b/8⌉].
+        num_bits: b, 2–8.
+        num_codes: n.
+        name: the weight, for messages.
+
     Returns:
         int8, shape [num_codes].
 

@@ -83,6 +83,11 @@ def capture_program(
     Dimension 0 of every argument that has the first tensor's batch size is left open; where the model fixes
     it, the graph takes that size alone. The model is left as it was.
 
+    Args:
+        model: the stripped module.
+        slots: of `tensor_slots`.
+        example_inputs: positional arguments of its forward.
+
     Raises:
         ExportError: torch.export does not take the model.
     """

@@ -35,6 +35,11 @@ def capture(
 ) -> tuple[Any, int | None]:
     """An `onnx_ir` model with named layers and quantizers, and the only batch size it takes.
 
+    Args:
+        stripped: the stripped module, integer form.
+        weights: its integer weights, each of which must arrive.
+        example_inputs: positional arguments of its forward; dimension 0 is the batch.
+
     Raises:
         ExportError: the exporter refuses the model, or a weight did not arrive.
     """

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
 
 def add_initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any], dtype: Any = None) -> Any:
-    """A new initializer; a name that is taken gets a number."""
+    """A new initializer.
+
+    Args:
+        graph: where it is put.
+        name: its name; one that is taken gets a number.
+        array: its values.
+        dtype: of `onnx_ir`, for types that numpy does not tell apart; None is the array's.
+    """
     import onnx_ir as ir
 
     free, count = name, 1
@@ -60,7 +67,13 @@ def copy_of(node: Any, inputs: list[Any]) -> Any:
 
 
 def replace_node(graph: ir.Graph, node: Any, value: Any) -> None:
-    """Let a value take the place of a node's only output, its name as an output of the graph too."""
+    """Let a value take the place of a node's only output, its name as an output of the graph too.
+
+    Args:
+        graph: the node's.
+        node: removed.
+        value: what its readers read from now on.
+    """
     old = node.outputs[0]
     if old.is_graph_output():
         value.name, old.name = old.name, f"{old.name}.replaced"
@@ -74,7 +87,15 @@ def replace_node(graph: ir.Graph, node: Any, value: Any) -> None:
 def read_codes(graph: ir.Graph, layer: Any, reader: Any, codes: Any, scale: npt.NDArray[np.float32]) -> None:
     """Let a layer read codes, scaled along axis 0, instead of what a DequantizeLinear gives it.
 
-    Of its own, never changed in place: the exporter merges equal scales, and layers may share a weight.
+    The DequantizeLinear is a new one, and nothing is changed in place: the exporter merges equal scales, and
+    layers may share a weight.
+
+    Args:
+        graph: the layer's.
+        layer: a node whose second input is its weight.
+        reader: the DequantizeLinear that gives it now; its zero points stay. Removed if nothing reads it.
+        codes: the value of the new codes.
+        scale: the new scales, one a channel.
     """
     import onnx_ir as ir
 

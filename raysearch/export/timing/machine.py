@@ -11,7 +11,13 @@ from torch.utils import _pytree as pytree
 
 
 def describe_machine(inputs: tuple[Any, ...], batch: int, threads: int) -> dict[str, str]:
-    """What times depend on besides the model."""
+    """What times depend on besides the model.
+
+    Args:
+        inputs: positional arguments of the model.
+        batch: their number of samples.
+        threads: of the runtime.
+    """
     shapes = [list(t.shape) for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
     return {
         "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),

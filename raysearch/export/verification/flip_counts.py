@@ -28,7 +28,13 @@ class FlipCounts:
         self._layers = {name: LayerFlips(name, 0, 0, 0) for name in names}
 
     def add(self, name: str, codes: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
-        """Compare the codes of a layer on one batch with the expected ones; both are 8-bit integers."""
+        """Compare the codes of a layer on one batch with the expected ones.
+
+        Args:
+            name: the layer.
+            codes: 8-bit integers.
+            expected: the same, of one shape.
+        """
         # In 16 bits: the difference of two bytes does not fit a byte.
         steps = np.abs(codes.astype(np.int16) - expected)
         before = self._layers.get(name, LayerFlips(name, 0, 0, 0))

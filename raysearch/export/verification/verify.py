@@ -48,6 +48,11 @@ class Reference:
 def reference_outputs(stripped: nn.Module, batches: Iterable[Batch], forward: Forward) -> list[Reference]:
     """Run the stripped module once on every batch.
 
+    Args:
+        stripped: the module.
+        batches: what to run on.
+        forward: (model, batch) → outputs.
+
     Raises:
         ExportError: there is no batch.
     """
