@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,12 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from raysearch.config.section import Section, Width
 from raysearch.errors import ConfigError
 from raysearch.records import COST_KINDS, LatencyProfile, MaxDrop, parse_max_drop
+
+SurrogateName = Literal["response", "hawq", "fisher", "weight-error", "single-loss"]
+"""What predicts the loss of an assignment; `raysearch.search` says how each does."""
+
+SAMPLERS = ("auto", "thompson", "tpe", "nsga2", "gp", "random", "brute")
+"""The samplers that `raysearch.search.samplers` makes."""
 
 NO_KIND = "none"
 """Stands in `front` and `minimize` for no kind of cost."""
@@ -29,6 +36,15 @@ def _check_kind(name: str) -> str:
     return name
 
 
+def _check_sampler_name(name: str) -> str:
+    if name not in SAMPLERS and re.fullmatch(r"[\w.]+:[\w.]+", name) is None:
+        raise ValueError(f"no sampler; known: {', '.join(SAMPLERS)}, or module:Class for your own")
+    return name
+
+
+SamplerName = Annotated[str, AfterValidator(_check_sampler_name)]
+"""One of `SAMPLERS`, or "module:Class"."""
+
 MinimizedKind = Annotated[str, AfterValidator(_check_kind)]
 """A kind of cost that can be minimised, or "none"."""
 
@@ -38,8 +54,8 @@ class SearchConfig(Section):
 
     num_trials: int = Field(64, ge=1)
     batch_size: int = Field(8, ge=1)
-    surrogate: Literal["response", "hawq", "fisher", "weight-error", "single-loss"] = "response"
-    sampler: str = Field("auto", pattern=r"^(auto|thompson|tpe|nsga2|gp|random|brute|[\w.]+:[\w.]+)$")
+    surrogate: SurrogateName = "response"
+    sampler: SamplerName = "auto"
     enqueue: tuple[dict[str, Width], ...] = ()
     num_samples: int = Field(512, ge=0)
     shard_size: int = Field(64, ge=1)

@@ -25,7 +25,7 @@ def test_at_every_share_of_the_budgets_each_is_the_exact_optimum_of_its_surrogat
             scaled = solver.scaled(fraction)
         except BudgetError:
             continue
-        every = scaled.feasible(100_000)
+        every = scaled.feasible_choices(100_000)
         for name in ("quadratic", "additive", "hawq", "weight-error", "single-loss"):
             choices = found[name if fraction == 1 else f"{name} {fraction:.0%}"]
             assert scaled.is_feasible(choices)

@@ -15,9 +15,11 @@ response, in the unit of the others by the ratio of the two sums over all weight
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
+from raysearch.config.search import SurrogateName
 from raysearch.errors import ConfigError, DataError, StorageError
 from raysearch.records import OptionEffect, SensitivityTable
 from raysearch.search.problem.space import FloatArray, IntArray, OptionSpace
@@ -29,7 +31,7 @@ _FIELDS = {
     "weight-error": "perturbation",
     "single-loss": "divergence",
 }
-SURROGATES = tuple(_FIELDS)
+SURROGATES: tuple[str, ...] = get_args(SurrogateName)
 
 _AT_ONCE = 4096
 """Assignments scored by one matrix product: its operands stay in the processor's cache."""

@@ -1,9 +1,10 @@
 """Optuna samplers that propose assignments within limits; `SAMPLERS` lists them."""
 
+from raysearch.config.search import SAMPLERS
 from raysearch.search.samplers.base import WholeAssignmentSampler, make_distributions
 from raysearch.search.samplers.brute import ListingSampler
 from raysearch.search.samplers.feasible import FeasibleSampler
-from raysearch.search.samplers.make import SAMPLERS, SamplerInputs, check_sampler, make_samplers
+from raysearch.search.samplers.make import SamplerInputs, check_sampler, make_samplers
 from raysearch.search.samplers.thompson import KnapsackThompsonSampler
 
 __all__ = [

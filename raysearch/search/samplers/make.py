@@ -1,7 +1,7 @@
 """The samplers by name: ours, Optuna's made feasible, the listing of a small space, and the user's own.
 
 Another one of Optuna's is one entry of `_OF_OPTUNA`; another one of ours a file beside this one, and one
-entry of `_OUR_OWN`.
+entry of `_OUR_OWN`. Its name goes into `config.search.SAMPLERS`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
+from raysearch.config.search import SAMPLERS
 from raysearch.errors import ConfigError
 from raysearch.search.problem.surrogates import Surrogate
 from raysearch.search.samplers.brute import ListingSampler
@@ -72,8 +73,6 @@ _OF_OPTUNA: dict[str, Callable[[int], BaseSampler]] = {
     "gp": lambda seed: GPSampler(seed=seed, deterministic_objective=True),
     "random": lambda seed: RandomSampler(seed=seed),
 }
-
-SAMPLERS = ("auto", "thompson", *_OF_OPTUNA, "brute")
 
 
 def check_sampler(name: str) -> None:

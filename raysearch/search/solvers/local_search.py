@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from raysearch.search.problem.limits import Limit
@@ -10,6 +12,9 @@ from raysearch.search.problem.surrogates import Surrogate
 from raysearch.search.solvers.budget_solver import BudgetSolver
 
 MAX_MOVES = 2000
+
+ROUNDING = 1e-12
+"""Gains below this share of the greatest cost are rounding errors, and no reason to move."""
 
 
 def descend(
@@ -30,81 +35,118 @@ def descend(
     Returns:
         Feasible choices [L] that no fitting move improves; ties go to the lowest index.
     """
-    space = surrogate.space
-    num_columns = space.widths.shape[1]
-    linear = np.zeros(space.valid.shape) if extra is None else extra
-    if surrogate.gram is None:
-        linear = linear + surrogate.option_costs
-    gram = np.zeros((space.valid.size,) * 2) if surrogate.gram is None else surrogate.gram
-    diagonal, group_of = np.diag(gram), np.repeat(space.rows, num_columns)
-    column_of = np.tile(np.arange(num_columns), len(space.rows))
-    found = start.copy()
-    field = gram[:, space.flat(found)].sum(axis=1)
-    least = 1e-12 * max(float(np.abs(diagonal).max()), float(np.abs(linear).max()), 1e-300)
+    descent = _Descent(surrogate, solver, start, extra)
     for _ in range(MAX_MOVES):
-        now = space.flat(found)
-        current = now[group_of]
-        step = field - field[current] + 0.5 * (diagonal + diagonal[current])
-        step += linear.ravel() - linear.ravel()[current] - gram[np.arange(len(current)), current]
-        moves = _best_single(solver, found, step, least) or _best_swap(
-            solver, found, step, gram, now, least, group_of, column_of
-        )
-        if not moves:
+        changes = descent.changes()
+        options = descent.best_single(changes)
+        if not options:
+            # Looked for only here: their number grows with the square of the options.
+            options = descent.best_swap(changes)
+        if not options:
             break
-        for move in moves:
-            field = field + gram[:, move] - gram[:, now[group_of[move]]]
-            found[group_of[move]] = column_of[move]
-    return found
+        descent.take(options)
+    return descent.choices
 
 
-def _best_single(solver: BudgetSolver, found: IntArray, step: FloatArray, least: float) -> list[int]:
-    fits = solver.space.valid.ravel().copy()
-    for limit in solver.limits:
-        fits &= limit.changes(found).ravel() <= limit.capacity - int(limit.use(found))
-    gains = np.where(fits, step, np.inf)
-    best = int(np.argmin(gains))
-    return [best] if gains[best] < -least else []
+class _Descent:
+    """Choices, and h = K·z of them, kept up to date; options are flat indices [P].
+
+    Attributes:
+        choices: [L].
+    """
+
+    def __init__(
+        self, surrogate: Surrogate, solver: BudgetSolver, start: IntArray, extra: FloatArray | None
+    ) -> None:
+        space = surrogate.space
+        linear = np.zeros(space.valid.shape) if extra is None else extra
+        num_options = space.valid.size
+        gram = surrogate.gram
+        if gram is None:
+            linear = linear + surrogate.option_costs
+            gram = np.zeros((num_options, num_options))
+        self.choices = start.copy()
+        self._solver = solver
+        self._space = space
+        self._gram = gram
+        self._linear = linear.ravel()
+        self._diagonal = np.diag(gram)
+        self._valid = space.valid.ravel()
+        self._group_of = np.repeat(space.rows, space.num_columns)
+        self._column_of = np.tile(np.arange(space.num_columns), len(space.rows))
+        self._field = gram[:, space.flat(start)].sum(axis=1)
+        greatest = max(float(np.abs(self._diagonal).max()), float(np.abs(linear).max()), 1e-300)
+        self._least_gain = ROUNDING * greatest
+
+    def changes(self) -> FloatArray:
+        """[P]: by how much f changes when the option replaces its group's."""
+        current = self._space.flat(self.choices)[self._group_of]
+        change: FloatArray = self._field - self._field[current]
+        change = change + 0.5 * (self._diagonal + self._diagonal[current])
+        interaction = self._gram[np.arange(len(current)), current]
+        return change + (self._linear - self._linear[current] - interaction)
+
+    def take(self, options: Sequence[int]) -> None:
+        """Let groups take options, each of another group."""
+        before = self._space.flat(self.choices)
+        for option in options:
+            group = self._group_of[option]
+            self._field = self._field + self._gram[:, option] - self._gram[:, before[group]]
+            self.choices[group] = self._column_of[option]
+
+    def best_single(self, changes: FloatArray) -> list[int]:
+        """The fitting option that lowers f most; none where nothing does."""
+        fits = self._valid.copy()
+        for limit in self._solver.limits:
+            fits &= limit.changes(self.choices).ravel() <= limit.room(self.choices)
+        fitting = np.where(fits, changes, np.inf)
+        best = int(np.argmin(fitting))
+        return [best] if fitting[best] < -self._least_gain else []
+
+    def best_swap(self, changes: FloatArray) -> list[int]:
+        """A wider option of one group and a narrower one of another that together lower f most and fit."""
+        now = self._space.flat(self.choices)
+        current = self.choices[self._group_of]
+        up = np.flatnonzero(self._valid & (self._column_of > current))
+        down = np.flatnonzero(self._valid & (self._column_of < current))
+        if not len(up) or not len(down):
+            return []
+        up_group = self._group_of[up]
+        down_group = self._group_of[down]
+        before_up = now[up_group]
+        before_down = now[down_group]
+        total = changes[up][:, None] + changes[down][None, :]
+        total += self._gram[np.ix_(up, down)] - self._gram[np.ix_(up, before_down)]
+        total += self._gram[np.ix_(before_up, before_down)] - self._gram[np.ix_(before_up, down)]
+        total[up_group[:, None] == down_group[None, :]] = np.inf
+        for limit in self._solver.limits:
+            use = limit.changes(self.choices).ravel()
+            grown = use[up][:, None] + use[down][None, :]
+            if not limit.is_separable:
+                _add_couplings(grown, limit, self.choices, up, down)
+            total[grown > limit.room(self.choices)] = np.inf
+        row, column = divmod(int(np.argmin(total)), len(down))
+        return [int(up[row]), int(down[column])] if total[row, column] < -self._least_gain else []
 
 
-def _best_swap(
-    solver: BudgetSolver,
-    found: IntArray,
-    step: FloatArray,
-    gram: FloatArray,
-    now: IntArray,
-    least: float,
-    group_of: IntArray,
-    column_of: IntArray,
-) -> list[int]:
-    valid, current = solver.space.valid.ravel(), found[group_of]
-    up, down = np.flatnonzero(valid & (column_of > current)), np.flatnonzero(valid & (column_of < current))
-    if not len(up) or not len(down):
-        return []
-    up_group, down_group = group_of[up], group_of[down]
-    from_up, from_down = now[up_group], now[down_group]
-    gains = step[up][:, None] + step[down][None, :]
-    gains += gram[np.ix_(up, down)] - gram[np.ix_(up, from_down)]
-    gains += gram[np.ix_(from_up, from_down)] - gram[np.ix_(from_up, down)]
-    gains[up_group[:, None] == down_group[None, :]] = np.inf
-    for limit in solver.limits:
-        change = limit.changes(found).ravel()
-        total = change[up][:, None] + change[down][None, :]
-        if not limit.is_separable:
-            _add_couplings(total, limit, found, up, down, num_columns=current.size // len(found))
-        gains[total > limit.capacity - int(limit.use(found))] = np.inf
-    row, column = divmod(int(np.argmin(gains)), len(down))
-    return [int(up[row]), int(down[column])] if gains[row, column] < -least else []
+def _add_couplings(grown: IntArray, limit: Limit, choices: IntArray, up: IntArray, down: IntArray) -> None:
+    """What two moves on one edge change besides their sum: T[b,d] − T[b,y] − T[x,d] + T[x,y].
 
-
-def _add_couplings(
-    total: IntArray, limit: Limit, found: IntArray, up: IntArray, down: IntArray, num_columns: int
-) -> None:
-    """What two moves on one edge change besides their sum: T[b,d] − T[b,y] − T[x,d] + T[x,y]."""
+    Args:
+        grown: [U, D], changed in place.
+        limit: whose use it is.
+        choices: [L], with x and y of an edge's two groups.
+        up: flat indices [U] of the one moves' options.
+        down: flat indices [D] of the others'.
+    """
+    num_columns = limit.space.num_columns
     of_up, of_down = up // num_columns, down // num_columns
     for (first, second), table in zip(limit.cost.edges, limit.cost.tables, strict=True):
-        mixed = table - table[found[first]][None, :] - table[:, found[second]][:, None]
-        mixed = mixed + table[found[first], found[second]]
-        for rows, columns, values in ((first, second, mixed), (second, first, mixed.T)):
-            at, to = np.flatnonzero(of_up == rows), np.flatnonzero(of_down == columns)
-            if len(at) and len(to):
-                total[np.ix_(at, to)] += values[np.ix_(up[at] % num_columns, down[to] % num_columns)]
+        x, y = choices[first], choices[second]
+        mixed = table - table[x][None, :] - table[:, y][:, None] + table[x, y]
+        for up_group, down_group, values in ((first, second, mixed), (second, first, mixed.T)):
+            rows = np.flatnonzero(of_up == up_group)
+            columns = np.flatnonzero(of_down == down_group)
+            if len(rows) and len(columns):
+                picked = np.ix_(up[rows] % num_columns, down[columns] % num_columns)
+                grown[np.ix_(rows, columns)] += values[picked]

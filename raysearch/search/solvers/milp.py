@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -18,6 +18,8 @@ from raysearch.search.solvers.quiet_stdout import quiet_stdout
 from raysearch.search.solvers.relaxation import relax
 
 REL_GAP = 1e-4
+"""Where the solver may stop: (value − bound)/value."""
+
 NODE_LIMIT = 2000
 """Nodes of the search tree; a limit in seconds would make the result depend on the machine."""
 
@@ -26,6 +28,12 @@ CORE = 3
 
 TOLERANCE = 1e-6
 """Of HiGHS, relative to the objective: how far its bound may be from a proven one."""
+
+MAX_ATTEMPTS = 4
+"""Solutions with more and more of the limits left free, where the solver's tolerance exceeds one."""
+
+_INFEASIBLE = 2
+"""The status by which scipy says that a program has no solution."""
 
 
 def solve_milp(
@@ -36,8 +44,6 @@ def solve_milp(
     *,
     make_feasible: Callable[[IntArray], IntArray] | None = None,
     rel_gap: float = REL_GAP,
-    node_limit: int = NODE_LIMIT,
-    time_limit: float | None = None,
 ) -> Solution:
     """Min Σ_l c[l, x_l] within all limits.
 
@@ -59,8 +65,6 @@ def solve_milp(
         start: feasible choices [L], handed back when nothing better is found.
         make_feasible: brings choices [L] that may exceed limits a little within them, at little cost.
         rel_gap: where the solver may stop: (value − bound)/value.
-        node_limit: where it stops in any case.
-        time_limit: seconds; the result then depends on the machine's speed.
 
     Returns:
         The best assignment found and the solver's proven bound (less its tolerance).
@@ -68,39 +72,42 @@ def solve_milp(
     Raises:
         BudgetError: no assignment keeps the limits, or none was found and there is no `start`.
     """
+    # The solver gets the costs above each group's least, in units of about the optimum.
     base = np.where(space.valid, costs, np.inf).min(axis=1, keepdims=True)
-    extra, ground = np.where(space.valid, costs - base, 0.0), float(base.sum())
-    worst = ground + float(extra.max(axis=1).sum())
-    value = worst if start is None else float(space.take(costs, start).sum())
+    extra = np.where(space.valid, costs - base, 0.0)
+    ground = float(base.sum())
+    value = ground + float(extra.max(axis=1).sum()) if start is None else space.total(costs, start)
     unit = max(value - ground, 1e-12 * abs(ground), 1e-300)
-    options = {"mip_rel_gap": rel_gap * abs(value) / unit, "node_limit": node_limit}
-    if time_limit is not None:
-        options["time_limit"] = time_limit
+    options = {"mip_rel_gap": rel_gap * abs(value) / unit, "node_limit": NODE_LIMIT}
     relaxed = None if start is None else relax(space, limits, extra / unit)
     if start is None or relaxed is None:
         edges = Edges.of(space, limits, space.valid)
-        found, proven = _search(space, limits, extra / unit, space.valid, edges, options)
+        choices, proven = _search(space, limits, extra / unit, space.valid, edges, options)
         bound = max(ground, ground + unit * (proven - TOLERANCE))
-        if found is not None and (start is None or float(space.take(costs, found).sum()) < value):
-            start, value = found, float(space.take(costs, found).sum())
+        if choices is not None and (start is None or space.total(costs, choices) < value):
+            start = choices
+            value = space.total(costs, choices)
         if start is None:
-            asked = ", ".join(dict.fromkeys(limit.text for limit in limits))
-            raise BudgetError(f"no assignment keeps {asked} together. Raise a limit, or allow other widths.")
+            raise BudgetError(
+                f"no assignment keeps {_texts(limits)} together. Raise a limit, or allow other widths."
+            )
         return Solution(start, value, min(bound, value))
     least = bound = ground + unit * relaxed.bound
     if make_feasible is not None:
         rounded = make_feasible(relaxed.choices)
-        if (cost := float(space.take(costs, rounded).sum())) < value:
-            start, value = rounded, cost
+        rounded_value = space.total(costs, rounded)
+        if rounded_value < value:
+            start, value = rounded, rounded_value
     for core in (CORE * rel_gap * abs(value), np.inf):
         if value - bound <= rel_gap * abs(value):
             break
         room = min(core, value - least) / unit
-        found, proven = _search(space, limits, extra / unit, *relaxed.within(room), options)
+        choices, proven = _search(space, limits, extra / unit, *relaxed.within(room), options)
         # What was left out costs more than the relaxation's bound and the room.
         bound = max(bound, min(ground + unit * (proven - TOLERANCE), least + unit * room))
-        if found is not None and (cost := float(space.take(costs, found).sum())) < value:
-            start, value = found, cost
+        if choices is not None and space.total(costs, choices) < value:
+            start = choices
+            value = space.total(costs, choices)
     return Solution(start, value, min(bound, value))
 
 
@@ -110,80 +117,96 @@ def _search(
     costs: FloatArray,
     kept: BoolArray,
     edges: Edges,
-    options: dict[str, float],
+    options: Mapping[str, float],
 ) -> tuple[IntArray | None, float]:
     """The best choices of the kept options that were found, and the bound of the limits as they are."""
-    tighter, bound = np.zeros(len(limits)), -np.inf
-    for attempt in range(4):
-        found, proven = _run(
-            make_linear_program(space, limits, costs, kept, tighter, edges), dict(options), space
-        )
+    reserves = np.zeros(len(limits))
+    bound = -np.inf
+    for attempt in range(MAX_ATTEMPTS):
+        program = make_linear_program(space, limits, costs, kept, reserves, edges)
+        choices, proven = _run(program, options, space)
         if attempt == 0:
             bound = proven
-        if found is None:
+        if choices is None:
             break
-        over = np.array([int(limit.use(found)) - limit.capacity for limit in limits], dtype=np.float64)
-        if (over <= 0).all():
-            return found, bound
-        tighter += 2 * np.maximum(over, 0.0)
+        excess = np.array([-limit.room(choices) for limit in limits], dtype=np.float64)
+        if (excess <= 0).all():
+            return choices, bound
+        reserves += 2 * np.maximum(excess, 0.0)
     return None, bound
 
 
 def least_use(space: OptionSpace, limits: Sequence[Limit], costs: Sequence[IntegerCost]) -> IntArray:
     """Choices [L] of the least greatest use of the costs, within the limits.
 
+    Args:
+        space: the options.
+        limits: what must hold.
+        costs: the sums whose greatest is minimised.
+
     Raises:
         BudgetError: no assignment keeps the limits.
     """
     unbounded = [Limit("", space, cost, 1) for cost in costs]
     edges = Edges.of(space, [*limits, *unbounded], space.valid)
-    plain = make_linear_program(
-        space, limits, np.zeros(space.valid.shape), space.valid, np.zeros(len(limits)), edges
-    )
-    rows = np.stack([limit_row(limit, plain.options, edges) for limit in unbounded])
+    no_costs = np.zeros(space.valid.shape)
+    plain = make_linear_program(space, limits, no_costs, space.valid, np.zeros(len(limits)), edges)
+    program = _with_peak(plain, [limit_row(limit, plain.options, edges) for limit in unbounded], costs)
+    choices, _ = _run(program, {"mip_rel_gap": REL_GAP, "node_limit": NODE_LIMIT}, space)
+    if choices is None:
+        raise BudgetError(f"no assignment keeps {_texts(limits)}.")
+    return choices
+
+
+def _with_peak(
+    plain: LinearProgram, uses: Sequence[FloatArray], costs: Sequence[IntegerCost]
+) -> LinearProgram:
+    """The program with one more variable: it is at least the use of each cost, and is minimised."""
+    rows = np.stack(uses)
     scale = max(float(np.abs(rows).max()), 1.0)
-    # One more variable is at least the use of each cost, and is what is minimised.
-    column = np.full((len(rows), 1), -1.0)
-    peaks = csr_array(np.concatenate([rows / scale, column], axis=1))
-    none = csr_array((plain.equal.shape[0], 1)), csr_array((plain.limits.shape[0], 1))
+    peak = np.full((len(rows), 1), -1.0)
+    below_peak = csr_array(np.concatenate([rows / scale, peak], axis=1))
+    without_peak = hstack([plain.limits, csr_array((plain.limits.shape[0], 1))], format="csr")
     offsets = np.array([-cost.constant / scale for cost in costs])
-    program = LinearProgram(
-        plain.options,
-        np.concatenate([np.zeros(len(plain.costs)), [1.0]]),
-        hstack([plain.equal, none[0]], format="csr"),
-        plain.right,
-        vstack([hstack([plain.limits, none[1]], format="csr"), peaks], format="csr"),
-        np.concatenate([plain.ceilings, offsets]),
-        np.concatenate([plain.upper, [np.inf]]),
+    return LinearProgram(
+        options=plain.options,
+        costs=np.concatenate([np.zeros(len(plain.costs)), [1.0]]),
+        equal=hstack([plain.equal, csr_array((plain.equal.shape[0], 1))], format="csr"),
+        right=plain.right,
+        limits=vstack([without_peak, below_peak], format="csr"),
+        ceilings=np.concatenate([plain.ceilings, offsets]),
+        upper=np.concatenate([plain.upper, [np.inf]]),
     )
-    found, _ = _run(program, {"mip_rel_gap": REL_GAP, "node_limit": NODE_LIMIT}, space)
-    if found is None:
-        raise BudgetError(f"no assignment keeps {', '.join(dict.fromkeys(limit.text for limit in limits))}.")
-    return found
 
 
 def _run(
-    program: LinearProgram, options: dict[str, float], space: OptionSpace
+    program: LinearProgram, options: Mapping[str, float], space: OptionSpace
 ) -> tuple[IntArray | None, float]:
     """Choices, where some were found, and the bound; infeasible is a bound of +∞."""
-    count = len(program.options)
+    num_options = len(program.options)
+    constraints = [
+        LinearConstraint(program.equal, program.right, program.right),
+        LinearConstraint(program.limits, -np.inf, program.ceilings),
+    ]
     with quiet_stdout():
         result = milp(
             program.costs,
-            constraints=[
-                LinearConstraint(program.equal, program.right, program.right),
-                LinearConstraint(program.limits, -np.inf, program.ceilings),
-            ],
+            constraints=constraints,
             bounds=Bounds(0, program.upper),
-            integrality=np.arange(len(program.costs)) < count,
-            options=options,
+            integrality=np.arange(len(program.costs)) < num_options,
+            options=dict(options),
         )
-    if result.status == 2:
+    if result.status == _INFEASIBLE:
         return None, np.inf
     bound = result.mip_dual_bound
     proven = -np.inf if bound is None or not np.isfinite(bound) else float(bound)
     if result.x is None:
         return None, proven
     taken = np.zeros(space.valid.size)
-    taken[program.options] = result.x[:count]
+    taken[program.options] = result.x[:num_options]
     return np.argmax(taken.reshape(space.valid.shape), axis=1).astype(np.int64), proven
+
+
+def _texts(limits: Sequence[Limit]) -> str:
+    """The limits' names, each once."""
+    return ", ".join(dict.fromkeys(limit.text for limit in limits))

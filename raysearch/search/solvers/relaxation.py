@@ -43,6 +43,7 @@ class Relaxation:
         """The options, and the products of two of them, that a choice of at most `bound` + room may have."""
         kept = self.options <= room
         used = self.products <= room
+        # Without an option its products go, and without a product on some edge its options: until all stay.
         while True:
             used = used & kept.ravel()[self.edges.first] & kept.ravel()[self.edges.second]
             fewer = kept & self._paired(used)
@@ -52,23 +53,28 @@ class Relaxation:
 
     def _paired(self, used: BoolArray) -> BoolArray:
         """[L, B]: whether the option is in a used product of each edge of its group."""
-        found = np.ones(self.options.shape, dtype=bool)
+        paired = np.ones(self.options.shape, dtype=bool)
         for rows, columns in self.edges.ends():
-            has = np.zeros((len(rows), self.options.shape[1]), dtype=bool)
-            has[self.edges.which[used], columns[used]] = True
-            np.logical_and.at(found, rows, has)
-        return found
+            has_product = np.zeros((len(rows), self.options.shape[1]), dtype=bool)
+            has_product[self.edges.which[used], columns[used]] = True
+            np.logical_and.at(paired, rows, has_product)
+        return paired
 
 
 def relax(space: OptionSpace, limits: Sequence[Limit], costs: FloatArray) -> Relaxation | None:
     """Solve the linear relaxation of min Σ_l c[l, x_l] within the limits; None where HiGHS does not.
 
     The options' costs should be of about the size of the optimum, which HiGHS's tolerances are made for.
+
+    Args:
+        space: the options.
+        limits: what must hold.
+        costs: [L, B].
     """
     edges = Edges.of(space, limits, space.valid)
     program = make_linear_program(space, limits, costs, space.valid, np.zeros(len(limits)), edges)
     with quiet_stdout():
-        solved = linprog(
+        result = linprog(
             program.costs,
             A_ub=program.limits,
             b_ub=program.ceilings,
@@ -77,47 +83,51 @@ def relax(space: OptionSpace, limits: Sequence[Limit], costs: FloatArray) -> Rel
             bounds=np.stack([np.zeros(len(program.upper)), program.upper], axis=1),
             method="highs",
         )
-    if solved.status != 0:
+    if result.status != 0:
         return None
-    count = len(program.options)
-    alone, pairs, prices = _priced(program, solved.ineqlin.marginals, solved.eqlin.marginals, len(space.rows))
-    every = np.full(space.valid.size, np.inf)
-    every[program.options] = alone
-    priced = every.reshape(space.valid.shape)
+    alone, pairs, prices = _priced(program, result.ineqlin.marginals, result.eqlin.marginals, len(space.rows))
+    priced = _as_table(space, program, alone, np.inf)
     least = priced.min(axis=1)
     least_pair = np.full(len(edges.pairs), np.inf)
     np.minimum.at(least_pair, edges.which, pairs)
     paid = prices * program.ceilings
     rounding = ROUNDING * float(np.abs(least).sum() + np.abs(least_pair).sum() + np.abs(paid).sum())
     bound = float(least.sum()) + float(least_pair.sum()) - float(paid.sum()) - rounding
-    options, products = _more(priced - least[:, None], pairs - least_pair[edges.which], edges)
-    taken = np.zeros(space.valid.size)
-    taken[program.options] = solved.x[:count]
-    choices = np.argmax(taken.reshape(space.valid.shape), axis=1).astype(np.int64)
+    options, products = _above_bound(priced - least[:, None], pairs - least_pair[edges.which], edges)
+    taken = _as_table(space, program, result.x[: len(program.options)], 0.0)
+    choices = np.argmax(taken, axis=1).astype(np.int64)
     return Relaxation(bound, choices, options, products, edges)
 
 
+def _as_table(space: OptionSpace, program: LinearProgram, values: FloatArray, otherwise: float) -> FloatArray:
+    """[L, B]: the values of the program's options, and another one for what is no option."""
+    table = np.full(space.valid.size, otherwise)
+    table[program.options] = values
+    return table.reshape(space.valid.shape)
+
+
 def _priced(
-    program: LinearProgram, of_limits: FloatArray, of_equations: FloatArray, num_groups: int
+    program: LinearProgram, limit_marginals: FloatArray, equation_marginals: FloatArray, num_groups: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """The costs of options and of products with the prices of what they use, and the limits' prices."""
-    count = len(program.options)
-    prices = np.maximum(-of_limits, 0.0)
+    num_options = len(program.options)
+    prices = np.maximum(-limit_marginals, 0.0)
     # "One option a group" is no priced equation: the minimum over the options keeps it.
-    messages = of_equations.copy()
+    messages = equation_marginals.copy()
     messages[:num_groups] = 0.0
     priced = program.costs + program.limits.T @ prices - program.equal.T @ messages
-    pairs = np.where(program.upper[count:] > 0, priced[count:], np.inf)
-    return priced[:count], pairs, prices
+    pairs = np.where(program.upper[num_options:] > 0, priced[num_options:], np.inf)
+    return priced[:num_options], pairs, prices
 
 
-def _more(alone: FloatArray, pairs: FloatArray, edges: Edges) -> tuple[FloatArray, FloatArray]:
-    """What a choice with an option, and one with a product of two, costs more than the bound at least."""
-    ends = alone.ravel()[edges.first], alone.ravel()[edges.second]
+def _above_bound(alone: FloatArray, pairs: FloatArray, edges: Edges) -> tuple[FloatArray, FloatArray]:
+    """How much more than the bound a choice with an option, and one with a product, costs at least."""
+    first = alone.ravel()[edges.first]
+    second = alone.ravel()[edges.second]
     options = alone.copy()
-    for (rows, columns), other in zip(edges.ends(), reversed(ends), strict=True):
+    for (rows, columns), other_end in zip(edges.ends(), (second, first), strict=True):
         # An option comes with one product of each edge of its group, and so with an option of its other end.
         least = np.full((len(rows), alone.shape[1]), np.inf)
-        np.minimum.at(least, (edges.which, columns), pairs + other)
+        np.minimum.at(least, (edges.which, columns), pairs + other_end)
         np.add.at(options, rows, least)
-    return options, pairs + ends[0] + ends[1]
+    return options, pairs + first + second

@@ -134,7 +134,7 @@ def test_descent_ends_in_a_feasible_local_optimum(seed, kind, name):
     end = descend(surrogate, solver, start, extra)
     assert solver.is_feasible(end)
     assert score(end) <= score(start) + 1e-12
-    every = solver.feasible(10**6)
+    every = solver.feasible_choices(10**6)
     moved = every[(every != end).sum(axis=1) == 1]
     assert all(score(end) <= score(choices) + 1e-9 for choices in moved)
     two = every[(every != end).sum(axis=1) == 2]

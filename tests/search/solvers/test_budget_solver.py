@@ -74,9 +74,9 @@ def test_limits_draw_the_line_where_the_cost_model_does(instance):
         choices = space.choices(assignment)
         assert space.assignment(choices) == assignment
         assert solver.is_feasible(choices) == is_kept(setup, budgets, model, assignment)
-    kept = solver.feasible(100_000)
+    kept = solver.feasible_choices(100_000)
     assert len(kept) == sum(is_kept(setup, budgets, model, assignment) for assignment in every)
-    assert solver.feasible(len(every) - 1) is None
+    assert solver.feasible_choices(len(every) - 1) is None
 
 
 @given(instances())
@@ -86,7 +86,7 @@ def test_the_optimum_of_several_budgets_is_that_of_brute_force(instance):
     space, solver = parts(setup, model, budgets)
     costs = np.random.default_rng(seed).exponential(size=space.valid.shape)
     costs[~space.valid] = 0.0
-    values = costs[space.rows, solver.feasible(100_000)].sum(axis=1)
+    values = costs[space.rows, solver.feasible_choices(100_000)].sum(axis=1)
     decoded = float(space.take(costs, solver.heuristic(costs)).sum())
     found = solver.exact(costs)
     assert found.value == pytest.approx(float(space.take(costs, found.choices).sum()))
@@ -106,7 +106,7 @@ def test_repair_and_greedy_are_near_the_optimum_of_bit_operations():
         rng = np.random.default_rng(seed)
         costs = rng.exponential(size=(len(space.rows), 1)) * 4.0**-space.widths
         costs[~space.valid] = 0.0
-        best = costs[space.rows, solver.feasible(10**6)].sum(axis=1).min()
+        best = costs[space.rows, solver.feasible_choices(10**6)].sum(axis=1).min()
         gaps.append(float(space.take(costs, solver.heuristic(costs)).sum()) / best - 1)
     assert np.median(gaps) < 0.05
 

@@ -26,7 +26,7 @@ def test_small_instances_are_solved_and_proven_as_by_brute_force(seed, kind):
     else:
         setup, texts = make_setup(4, (2, 4, 8), (4, 8), seed), [kind]
     surrogate, solver = problem(setup, texts, seed)
-    values = surrogate.predict(solver.feasible(10**6))
+    values = surrogate.predict(solver.feasible_choices(10**6))
     found = solve_quadratic(surrogate, solver, seed=seed, num_restarts=2)
     assert solver.is_feasible(found.choices)
     assert found.value == pytest.approx(values.min(), rel=1e-9)
@@ -55,7 +55,7 @@ def test_an_indefinite_form_is_still_bounded():
     noise = rng.standard_normal(surrogate.gram.shape) * np.abs(surrogate.gram).max() * 0.3
     gram = surrogate.gram + noise + noise.T
     form = type(surrogate)("response", surrogate.space, 0.5 * np.diag(gram).reshape(-1, 3), gram)
-    values = form.predict(solver.feasible(10**6))
+    values = form.predict(solver.feasible_choices(10**6))
     found = solve_quadratic(form, solver, num_restarts=2)
     assert found.value == pytest.approx(values.min())
     assert bound_convex(form, solver, found.choices) <= values.min() + 1e-9

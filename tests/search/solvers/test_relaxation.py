@@ -19,7 +19,7 @@ def test_the_bound_holds_and_no_choice_within_the_room_is_left_out(instance, roo
     space, solver = parts(setup, model, budgets)
     costs = np.random.default_rng(seed).exponential(size=space.valid.shape)
     costs[~space.valid] = 0.0
-    feasible = solver.feasible(100_000)
+    feasible = solver.feasible_choices(100_000)
     values = costs[space.rows, feasible].sum(axis=1)
     found = relax(space, solver.limits, costs)
     assert found is not None
