@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import importlib.util
 import sys
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from raysearch.cluster.shipping import register_by_value
 from raysearch.errors import TaskError
 from raysearch.evaluation import Forward, Loss, default_forward
+from raysearch.evaluation.batches import on_device
 from raysearch.evaluation.measure import Metric
 
 T = TypeVar("T")
@@ -88,6 +90,22 @@ class Task:
     def run(self) -> Forward:
         """The task's forward, or the default one."""
         return self.forward or default_forward
+
+
+def on_host(task: Task) -> Task:
+    """The task with its model and example inputs in the host's memory; the task itself where they are there.
+
+    Whoever starts a run may have no GPU, and its data come as CPU tensors; each worker takes its copy to its
+    own device. The user's model stays where it is: a copy is moved.
+    """
+    tensors: list[Tensor] = [*task.model.parameters(), *task.model.buffers()]
+    model = task.model
+    if any(tensor.device.type == "cuda" for tensor in tensors):
+        model = copy.deepcopy(model).cpu()
+    example_inputs = on_device(task.example_inputs, "cpu")
+    if model is task.model and example_inputs is task.example_inputs:
+        return task
+    return replace(task, model=model, example_inputs=example_inputs)
 
 
 def load_task(spec: str | Task) -> Task:

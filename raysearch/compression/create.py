@@ -18,6 +18,7 @@ from raysearch.config import CalibrationConfig, Config, ExportConfig
 from raysearch.controller import ControllerState, QuantizationController, create_controller
 from raysearch.errors import ConfigError, ExportError
 from raysearch.evaluation import Batch, Forward, Loss, default_forward
+from raysearch.evaluation.batches import on_device
 from raysearch.export import StrippedModel, export_model
 from raysearch.placement import place_quantizers
 from raysearch.records import (
@@ -110,9 +111,11 @@ def export_compressed_model(
     """
     for name, reason in controller.prepare_for_export().not_exportable.items():
         raise ExportError(f"the quantizer '{name}' cannot be exported: {reason}.")
-    model = StrippedModel(
-        controller.strip_model(do_copy=True), controller.setup, controller.assignment, example_inputs
-    )
+    # Files are written and verified on the CPU, wherever the model is trained.
+    stripped = controller.strip_model(do_copy=True).cpu()
+    example_inputs = on_device(example_inputs, "cpu")
+    batches = (on_device(batch, "cpu") for batch in batches)
+    model = StrippedModel(stripped, controller.setup, controller.assignment, example_inputs)
     # The caller chose the batches, so all of them count.
     settings = ExportConfig(targets=None if targets is None else tuple(targets), num_samples=sys.maxsize)
     return export_model(model, directory, settings, batches=batches, forward=forward)

@@ -30,6 +30,7 @@ from raysearch.evaluation import (
     output_tensor,
 )
 from raysearch.evaluation.divergence import check_outputs
+from raysearch.evaluation.half_precision import in_float32
 from raysearch.evaluation.sampling import random_shards
 from raysearch.records import (
     BitAssignment,
@@ -222,10 +223,10 @@ class ModelInitializer:
             raise DataError("no data is known to calibrate on; give create_compressed_model(..., data=...).")
         shards = materialise(self.data, num_samples, self.settings.shard_size, "calibration")
         divergence = Divergence("kl")
-        model = copy.deepcopy(self.model)
+        model, samples = in_float32(copy.deepcopy(self.model), {DataSet.CALIBRATION: shards})
         first = next(model.parameters(), None)
         device = "cpu" if first is None else str(first.device)
-        replica = Replica(model, self.forward, {DataSet.CALIBRATION: shards}, divergence, self.loss, device)
+        replica = Replica(model, self.forward, samples, divergence, self.loss, device)
         replica.place()
         outputs = output_tensor(replica.float_outputs(DataSet.CALIBRATION, 0))
         if outputs.ndim != 2 or check_outputs(outputs, divergence):

@@ -30,6 +30,14 @@ def map_tensors(batch: Batch, function: Callable[[torch.Tensor], torch.Tensor]) 
     return batch
 
 
+def on_device(batch: Batch, device: torch.device | str) -> Batch:
+    """A batch with every tensor on a device; the batch itself where all are there."""
+    target = torch.device(device)
+    if all(tensor.device == target for _, tensor in tensors_of(batch)):
+        return batch
+    return map_tensors(batch, lambda tensor: tensor.to(target))
+
+
 def tensors_of(batch: Batch, path: str = "batch") -> Iterator[tuple[str, torch.Tensor]]:
     """(path, tensor) of every tensor in a batch."""
     if isinstance(batch, torch.Tensor):
@@ -110,8 +118,9 @@ def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list
 
     A map-style `Dataset` is read sample by sample in index order; anything else is an iterable of batches,
     read in its own order. A shard never crosses a batch, so its content does not depend on how many workers
-    there are. Tensors are copied, so that a loader that reuses its buffers cannot change them. A loader that
-    shuffles by torch's global generator does so from a fixed seed, and the generator is left as found.
+    there are. Tensors are copied into the host's memory, so that a loader that reuses its buffers cannot
+    change them. A loader that shuffles by torch's global generator does so from a fixed seed, and the
+    generator is left as found.
 
     Args:
         data: a data set, a loader, a list or any iterable of batches.
@@ -135,7 +144,7 @@ def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list
             _check_finite(take(batch, 0, size), where)
             for start in range(0, size, shard_size):
                 part = take(batch, start, min(start + shard_size, size))
-                shards.append(map_tensors(part, lambda tensor: tensor.detach().clone()))
+                shards.append(map_tensors(part, _host_copy))
             num_read += size
             if num_samples and num_read >= num_samples:
                 break
@@ -212,6 +221,10 @@ def _batches(data: Any, size: int, name: str) -> Iterable[Batch]:
 
 def _is_map_style(data: Any) -> bool:
     return isinstance(data, Dataset) and not isinstance(data, IterableDataset)
+
+
+def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _check_sizes(batch: Batch, where: str) -> None:

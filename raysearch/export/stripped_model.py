@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from raysearch.controller import StrippedWeight, stripped_quantizers, stripped_weights
+from raysearch.evaluation.half_precision import HALF, half_type
 from raysearch.quantizer import Quantizer
 from raysearch.records import BitAssignment, QuantizerSetup
 
@@ -33,6 +35,12 @@ class StrippedModel:
     def weights(self) -> dict[str, StrippedWeight]:
         """Its integer weights by quantizer id; weights that stay float are left out."""
         return stripped_weights(self.module, self.setup)
+
+    @property
+    def half_type(self) -> torch.dtype | None:
+        """float16 or bfloat16, where the model computes in it."""
+        of_weights = (weight.dtype for weight in self.weights.values() if weight.dtype in HALF)
+        return next(of_weights, half_type(self.module))
 
     @cached_property
     def quantizers(self) -> dict[str, Quantizer]:

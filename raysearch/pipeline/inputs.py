@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 
 from raysearch.calibration import choose_rules
 from raysearch.config import CalibrationConfig, Config, ObjectiveConfig, SearchConfig
-from raysearch.errors import BudgetError, ConfigError, DataError
+from raysearch.errors import BudgetError, ConfigError, DataError, TaskError
 from raysearch.evaluation import Batch, Divergence, materialise, output_tensor, training_batches
 from raysearch.evaluation.divergence import check_outputs
 from raysearch.evaluation.forward import check_finite_forward, frozen_eval
-from raysearch.export import check_targets
+from raysearch.evaluation.half_precision import half_type, in_float32, widened_batch
+from raysearch.export import check_precision, check_targets
 from raysearch.pipeline.fingerprints import hash_batches, hash_model
 from raysearch.placement import place_quantizers
 from raysearch.records import (
@@ -28,7 +30,7 @@ from raysearch.records import (
     parse_budgets,
 )
 from raysearch.search import check_budgets, check_minimized, check_sampler
-from raysearch.task import Task
+from raysearch.task import Task, on_host
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def place_task(task: Task, config: Config) -> QuantizerSetup:
     Raises:
         ConfigError: the latency profile lacks a layer.
     """
+    task = on_host(task)
     setup = place_quantizers(task.model, task.example_inputs, config.placement)
     times = config.search.latency_profile
     return setup if times is None else replace(setup, latency=_latency_profile(times, setup))
@@ -96,10 +99,12 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
         DataError: data is empty or not finite, or the model's output on it is not.
     """
     # From cheap to dear, so that a mistake is told before a long wait: texts, the graph, the data, a forward.
+    task = on_host(task)
     parsed = _read_budgets(budgets, config.search)
     _check_settings(task, config)
     setup = place_task(task, config)
     _check_setup(setup, parsed, config)
+    check_precision(config.export.targets or (), half_type(task.model))
     samples = read_samples(task, config)
     divergence = _fit_divergence(task, config.objective, samples.calibration[0])
     fingerprints = _make_fingerprints(task, samples, setup)
@@ -149,7 +154,17 @@ def _check_setup(setup: QuantizerSetup, budgets: Sequence[Budget], config: Confi
 
 def _fit_divergence(task: Task, settings: ObjectiveConfig, batch: Batch) -> Divergence:
     """The label-free objective, fitted to the float model's outputs on one batch; costs two forwards."""
-    check_finite_forward(task.model, task.run, batch)
+    try:
+        check_finite_forward(task.model, task.run, batch)
+    except RuntimeError as error:
+        if "same device" not in str(error):
+            raise
+        raise TaskError(
+            f"the task's forward puts tensors on a device of its own choice: {error}. Copies of the model "
+            f"run on the host and on the workers' devices; move a batch to the device of the model's "
+            f"parameters, or leave moving to raysearch."
+        ) from error
+    _check_in_float32(task, batch)
     divergence = Divergence(settings.divergence, settings.class_dim)
     with frozen_eval(task.model), torch.no_grad():
         outputs = output_tensor(task.run(task.model, batch))
@@ -160,6 +175,22 @@ def _fit_divergence(task: Task, settings: ObjectiveConfig, batch: Batch) -> Dive
             f"objective.class_dim, or give Task(forward=...) that returns logits."
         )
     return divergence.fitted(outputs)
+
+
+def _check_in_float32(task: Task, batch: Batch) -> None:
+    """Run a half-precision model once as it will be measured."""
+    half = half_type(task.model)
+    if half is None:
+        return
+    model, _ = in_float32(copy.deepcopy(task.model), {})
+    try:
+        with frozen_eval(model), torch.no_grad():
+            task.run(model, widened_batch(batch))
+    except RuntimeError as error:
+        raise TaskError(
+            f"the model is {half}, and is measured in float32, in which it does not run: {error}. In its "
+            f"forward take types from the weights (`x.to(self.weight.dtype)`), or give a model in float32."
+        ) from error
 
 
 def _make_fingerprints(task: Task, samples: Samples, setup: QuantizerSetup) -> dict[str, str]:

@@ -14,7 +14,7 @@ from raysearch.export import profile_onnxruntime
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, LatencyProfile, QuantizerSetup
 from raysearch.seeding import derive_seed
-from raysearch.task import Task, load_task
+from raysearch.task import Task, load_task, on_host
 
 PROFILE_TARGETS = ("onnxruntime",)
 NUM_SAMPLES = 8
@@ -55,7 +55,7 @@ def measure_latency(
         raise ConfigError(f"the target '{target}' cannot be timed; known: {', '.join(PROFILE_TARGETS)}.")
     settings = config or Config()
     with pinned_threads(settings.cluster.threads), seeded(derive_seed(settings.seed, "task")):
-        loaded = load_task(task)
+        loaded = on_host(load_task(task))
         setup = place_quantizers(loaded.model, loaded.example_inputs, settings.placement)
         eight = _at_eight_bits(setup)
         calibration = CalibrationConfig(

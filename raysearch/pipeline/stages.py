@@ -11,6 +11,7 @@ from raysearch.calibration import adapt_batch_norm
 from raysearch.cluster.pool import Pool
 from raysearch.controller import create_controller
 from raysearch.evaluation import Batch, DataSet, Replica, evaluate_model
+from raysearch.evaluation.half_precision import in_float32
 from raysearch.evaluation.sampling import random_shards
 from raysearch.export import StrippedModel, export_model
 from raysearch.pipeline.inputs import Inputs
@@ -21,14 +22,15 @@ from raysearch.training import Recipe, load_checkpoint
 
 
 def make_replica(inputs: Inputs, search: list[Batch]) -> Replica:
-    """What each worker holds; a deep copy, so that the user's model is never touched."""
+    """What each worker holds; a deep copy, so that the user's model is never touched, at least in float32."""
     shards = {DataSet.CALIBRATION: inputs.samples.calibration, DataSet.SEARCH: search}
     if inputs.samples.traces:
         shards[DataSet.TRACES] = inputs.samples.traces
+    model, data = in_float32(copy.deepcopy(inputs.task.model), shards)
     return Replica(
-        copy.deepcopy(inputs.task.model),
+        model,
         inputs.task.run,
-        shards,
+        data,
         inputs.divergence,
         inputs.task.loss,
         inputs.config.cluster.device,

@@ -12,6 +12,7 @@ from torch import nn
 
 from raysearch.config.placement import PlacementConfig
 from raysearch.errors import PlacementError
+from raysearch.evaluation.batches import on_device
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.hooks.call_taps import CallTap, tap_calls
 from raysearch.placement.capture import CapturedGraph, capture
@@ -66,6 +67,9 @@ def place_quantizers(
     """
     settings = settings or PlacementConfig()
     profile = load_profile(settings.profile)
+    first = next(model.parameters(), None)
+    if first is not None and isinstance(example_inputs, tuple):
+        example_inputs = on_device(example_inputs, first.device)
     graph = capture(model, example_inputs)
     recurrent = recurrent_weights(model)
     all_reads = _read_model(model, graph, recurrent)

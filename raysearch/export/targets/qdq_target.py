@@ -23,6 +23,7 @@ class QdqTarget(Target):
         for_onnxruntime: whether containers and rewrites that only onnxruntime takes are used.
     """
 
+    half_precision = False
     for_onnxruntime: ClassVar[bool]
 
     def write(self, job: ExportJob) -> Written:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from raysearch.errors import ConfigError
 from raysearch.export.targets import onnx, openvino, packed, pt2
 from raysearch.export.targets.target import Target
@@ -50,18 +52,39 @@ def check_targets(
             )
 
 
-def choose_targets(names: Sequence[str] | None) -> tuple[list[Target], list[str]]:
+def check_precision(names: Sequence[str], half: torch.dtype | None) -> None:
+    """Refuse targets that do not hold a model's precision, before compute is spent.
+
+    Args:
+        names: names of targets.
+        half: float16 or bfloat16, where the model computes in it.
+
+    Raises:
+        ConfigError: names the target and what to do.
+    """
+    for name in names:
+        if half is not None and not TARGETS[name].half_precision:
+            raise ConfigError(
+                f"export.targets names '{name}', which computes in float32, and the model is {half}. Leave "
+                f"the target out of export.targets, or give the model in float32 (`model.float()`)."
+            )
+
+
+def choose_targets(
+    names: Sequence[str] | None, half: torch.dtype | None = None
+) -> tuple[list[Target], list[str]]:
     """The targets to write, in the order of `TARGETS`, and notes on those that are left out.
 
     Args:
         names: some of `TARGETS`; None is those written by default whose packages are installed.
+        half: float16 or bfloat16, where the model computes in it.
 
     Raises:
-        ConfigError: a target is unknown, or none is named.
+        ConfigError: a target is unknown or does not hold the model's precision, or none is named.
         ExportError: a named target's packages are missing.
     """
     if names is None:
-        return _installed_defaults()
+        return _installed_defaults(half)
     for name in names:
         if name not in TARGETS:
             raise ConfigError(f"the export target '{name}' is unknown; known: {', '.join(TARGETS)}.")
@@ -70,15 +93,18 @@ def choose_targets(names: Sequence[str] | None) -> tuple[list[Target], list[str]
     targets = [target for target in TARGETS.values() if target.name in names]
     for target in targets:
         target.extra.require(target.name)
+    check_precision(names, half)
     return targets, []
 
 
-def _installed_defaults() -> tuple[list[Target], list[str]]:
+def _installed_defaults(half: torch.dtype | None) -> tuple[list[Target], list[str]]:
     targets, notes = [], []
     for target in TARGETS.values():
         if not target.by_default:
             continue
-        if missing := target.extra.missing():
+        if half is not None and not target.half_precision:
+            notes.append(f"{target.name}: left out, since it computes in float32 and the model is {half}.")
+        elif missing := target.extra.missing():
             packages = ", ".join(missing)
             notes.append(
                 f"{target.name}: left out, since {packages} is not installed ({target.extra.command})."

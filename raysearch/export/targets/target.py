@@ -119,6 +119,7 @@ class Target(ABC):
         by_default: whether it is written where no target is named and its packages are installed.
         exact: whether a loaded file must equal the stripped module bit for bit. If not, it must stay within
             the tolerance of `verification.verify`.
+        half_precision: whether it holds models that compute in float16 or bfloat16.
         fixed_part: what of it may be bound to one batch size, as a word for notes.
     """
 
@@ -127,6 +128,7 @@ class Target(ABC):
     capability: ClassVar[Capability]
     extra: ClassVar[Extra] = NO_EXTRA
     by_default: ClassVar[bool] = False
+    half_precision: ClassVar[bool] = True
     exact: ClassVar[bool] = False
     fixed_part: ClassVar[str] = "file"
 

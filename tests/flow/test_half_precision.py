@@ -1,0 +1,54 @@
+"""A bfloat16 model goes the whole walk, and what does not hold it is told before anything is computed."""
+
+import pytest
+import torch
+
+import raysearch
+from raysearch.artifacts import codecs, resolve_run
+from raysearch.errors import ConfigError, TaskError
+from tests.support import toy_task
+from tests.support.command_line import QUICK
+
+SETTINGS = raysearch.load_config(assignments=QUICK)
+
+
+class Cast(toy_task.ToyNet):
+    """Takes its type from its weights, as models in half precision do."""
+
+    def forward(self, x):
+        return super().forward(x.to(self.head.bias.dtype))
+
+
+def make_task():
+    task = toy_task.make_task()
+    model = Cast()
+    model.load_state_dict(task.model.state_dict())
+    task.model = model.to(torch.bfloat16).eval()
+    return task
+
+
+def test_a_bfloat16_model_is_trained_and_packed_and_onnx_is_left_out(tmp_path):
+    result = raysearch.run(make_task(), "avg_bits<=4", tmp_path, config=SETTINGS, run_id="half", workers=0)
+    assert any("onnx: left out, since it computes in float32" in note for note in result.notes)
+    manifest = resolve_run("half", tmp_path).load(codecs.MANIFEST)
+    assert {check.target: check.max_abs_difference for check in manifest.checks} == {"packed": 0.0}
+    model = raysearch.load_model(tmp_path / "half" / "model")
+    images, _ = toy_task.data(4, 5).tensors
+    assert model(images).dtype == torch.bfloat16
+
+
+def test_a_target_that_computes_in_float32_is_refused_before_compute(tmp_path):
+    config = {"export": {"targets": ["packed", "onnx"]}}
+    with pytest.raises(ConfigError, match="'onnx', which computes in float32, and the model is"):
+        raysearch.run(make_task(), "avg_bits<=4", tmp_path, config=config, run_id="half", workers=0)
+    assert not (tmp_path / "half").exists()
+
+
+def test_a_forward_that_insists_on_bfloat16_is_refused_before_compute(tmp_path):
+    task = make_task()
+    task.model = toy_task.net().to(torch.bfloat16)
+    task.example_inputs = (task.example_inputs[0].to(torch.bfloat16),)
+    task.forward = lambda model, batch: model(batch[0].to(torch.bfloat16))
+    with pytest.raises(TaskError, match="is measured in float32, in which it does not run"):
+        raysearch.run(task, "avg_bits<=4", tmp_path, run_id="half", workers=0)
+    assert not (tmp_path / "half").exists()
