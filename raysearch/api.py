@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from raysearch.artifacts import DEFAULT_STORAGE, RunStore, new_run_id
@@ -11,13 +13,18 @@ from raysearch.config import Config, load_config, with_search
 from raysearch.determinism import pinned_threads, seeded
 from raysearch.errors import ConfigError
 from raysearch.pipeline.fingerprints import versions
-from raysearch.pipeline.inputs import check_inputs, place_task
+from raysearch.pipeline.inputs import Inputs, check_inputs, place_task
 from raysearch.pipeline.pipeline import Pipeline
 from raysearch.pipeline.pools import pool_session
 from raysearch.pipeline.progress import Listener, Progress, reporting, stoppable
 from raysearch.records import CostModel, QuantizerSetup, RunResult, RunStatus
 from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task
+
+_log = logging.getLogger(__name__)
+
+FOLLOW_DEVICE = ("cluster.device", "training.use_gpu")
+"""Settings that may be left open until the machines are known; they are compared when they are."""
 
 
 def silent(status: RunStatus) -> None:
@@ -71,24 +78,56 @@ def run(
     store = RunStore(storage, run_id or new_run_id())
     if resume:
         # A run that is not there is told before the task is loaded.
-        store.open()
+        settings = _as_resumed(settings, store.open()["config"])
     # A factory or a loader that draws from a global generator draws the same when the run is resumed.
     with pinned_threads(settings.cluster.threads), seeded(derive_seed(settings.seed, "task")):
         loaded = load_task(task)
         inputs = check_inputs(loaded, settings, texts)
     name = task if isinstance(task, str) else type(loaded.model).__name__
-    saved = {"task": name, "budget": list(texts), **settings.fixed()}
+    started = {"task": name, "budget": list(texts)}
     if resume:
-        store.check_same(saved, inputs.fingerprints, ignore=("task",))
+        store.check_same(started | settings.fixed(), inputs.fingerprints, ignore=("task", *FOLLOW_DEVICE))
     else:
-        store.create(saved, inputs.fingerprints, versions())
+        store.create(started | settings.fixed(), inputs.fingerprints, versions())
     progress = Progress(store, listener)
     # The order counts: `stoppable` sets its signal handler after Ray has set its own, and `reporting` sees
     # what goes wrong in both.
-    with reporting(progress), pool_session(settings, address) as open_pool, stoppable():
-        pipeline = Pipeline(inputs, store, progress, open_pool, on_ray=settings.cluster.workers > 0)
+    with reporting(progress), pool_session(settings, address) as session, stoppable():
+        settings = session.config
+        _settle_device(store, started | settings.fixed())
+        inputs = _on_device(inputs, settings)
+        pipeline = Pipeline(inputs, store, progress, session.open_pool, on_ray=settings.cluster.workers > 0)
         with seeded(derive_seed(settings.seed, "walk")):
             return pipeline.run()
+
+
+def _as_resumed(settings: Config, recorded: Mapping[str, Any]) -> Config:
+    """The settings of a run that goes on: "auto" leaves the device open, and a run of CPUs stays on them."""
+    if settings.cluster.device == "auto" and recorded.get("cluster", {}).get("device") == "cpu":
+        return settings.model_copy(update={"cluster": settings.cluster.settled(has_gpus=False)})
+    return settings
+
+
+def _settle_device(store: RunStore, config: Mapping[str, Any]) -> None:
+    """Keep the device in force in `run.json`; refuse another one than that of what was computed already.
+
+    Raises:
+        StorageError: the run has computed on another device.
+    """
+    if store.open()["config"]["cluster"]["device"] == "auto":
+        store.settle(config)
+    else:
+        store.check_same(config, ignore=("task",))
+    _log.info("run %s computes on %s", store.run_id, config["cluster"]["device"])
+
+
+def _on_device(inputs: Inputs, settings: Config) -> Inputs:
+    """The inputs with the settings in force; what was measured on a GPU is known by it."""
+    fingerprints = dict(inputs.fingerprints)
+    # The name is left out on CPUs: runs of before it existed stay the same.
+    if settings.cluster.device != "cpu":
+        fingerprints["device"] = settings.cluster.device
+    return replace(inputs, config=settings, fingerprints=fingerprints)
 
 
 def _with_workers(config: Config, workers: int) -> Config:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,10 @@ class SavedRun:
         store = self._store
         with self._inputs(task, {"cluster": {"workers": workers}}) as inputs:
             shards, per_sample = search_shards(inputs)
-            with (
-                pool_session(inputs.config, address) as open_pool,
-                closing(open_pool(make_replica(inputs, shards))) as pool,
-            ):
+            with ExitStack() as stack:
+                session = stack.enter_context(pool_session(inputs.config, address))
+                inputs = replace(inputs, config=session.config)
+                pool = stack.enter_context(closing(session.open_pool(make_replica(inputs, shards))))
                 objective = make_objective(inputs, store.load(codecs.RANGES), pool, per_sample)
                 race = Race(objective, len(shards))
 

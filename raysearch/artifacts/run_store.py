@@ -89,6 +89,18 @@ class RunStore:
             )
         return read_run_record(self.storage.read_bytes(RUN_FILE), self.storage.shown(RUN_FILE))
 
+    def settle(self, config: Mapping[str, Any]) -> None:
+        """Keep the settings of a run that was started before all of them were known.
+
+        Args:
+            config: the settings as plain values, in place of those that the run was started with.
+        """
+        record = self.open()
+        data = run_record_bytes(
+            self.run_id, config, record.get("fingerprints", {}), record.get("versions", {})
+        )
+        self.storage.write_bytes(RUN_FILE, data)
+
     def check_same(
         self,
         config: Mapping[str, Any],

@@ -17,7 +17,7 @@ class ClusterConfig(Section):
         cpus_per_worker: CPUs an actor reserves.
         gpus_per_worker: GPUs, or the fraction of one, that an actor reserves; None: see `num_gpus`.
         threads: torch and BLAS threads of a worker.
-        device: where a worker computes; "auto" takes a GPU where there is one.
+        device: where a worker computes; "auto" takes GPUs where the cluster, or this machine, has any.
         deterministic: whether an operation without a deterministic implementation is refused.
         cache_bytes: what a worker may keep between forwards.
         unit_timeout_seconds: after which a unit counts as hung, and is given to another worker.
@@ -28,7 +28,7 @@ class ClusterConfig(Section):
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0)
     threads: int = Field(1, ge=1)
-    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    device: Literal["cpu", "cuda", "auto"] = "auto"
     deterministic: bool = True
     cache_bytes: int = Field(2**30, ge=0)
     unit_timeout_seconds: float = Field(600.0, gt=0)
@@ -48,14 +48,30 @@ class ClusterConfig(Section):
             )
         return self
 
+    def settled(self, has_gpus: bool) -> ClusterConfig:
+        """With the device in force in place of "auto"; without GPUs none is reserved.
+
+        Args:
+            has_gpus: whether there is a GPU where the workers will be.
+
+        Example:
+            >>> ClusterConfig().settled(True).device, ClusterConfig().settled(False).device
+            ('cuda', 'cpu')
+        """
+        if self.device != "auto":
+            return self
+        if has_gpus and self.gpus_per_worker != 0:
+            return self.model_copy(update={"device": "cuda"})
+        return self.model_copy(update={"device": "cpu", "gpus_per_worker": None})
+
     def num_gpus(self, cluster_has_gpus: bool) -> float:
         """GPUs that an actor asks for: as set, else one where it will compute on one.
 
         Example:
-            >>> ClusterConfig(device="auto").num_gpus(True), ClusterConfig().num_gpus(True)
+            >>> ClusterConfig().num_gpus(True), ClusterConfig(device="cpu").num_gpus(True)
             (1.0, 0.0)
         """
-        if self.gpus_per_worker is not None:
-            return self.gpus_per_worker
-        computes_on_gpu = self.device == "cuda" or (self.device == "auto" and cluster_has_gpus)
-        return 1.0 if computes_on_gpu else 0.0
+        settled = self.settled(cluster_has_gpus)
+        if settled.gpus_per_worker is not None:
+            return settled.gpus_per_worker
+        return 1.0 if settled.device == "cuda" else 0.0

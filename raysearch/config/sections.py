@@ -32,6 +32,18 @@ class Config(Section):
     validation: ValidationConfig = ValidationConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    def settled(self, has_gpus: bool) -> Config:
+        """With the device in force in place of what follows from the machines.
+
+        Args:
+            has_gpus: whether there is a GPU where the workers will be.
+        """
+        cluster = self.cluster.settled(has_gpus)
+        training = self.training
+        if training.use_gpu is None:
+            training = training.model_copy(update={"use_gpu": cluster.device == "cuda"})
+        return self.model_copy(update={"cluster": cluster, "training": training})
+
     def fixed(self) -> dict[str, Any]:
         """The settings that a resumed run must share: all but where and on how many workers it runs."""
         data = self.model_dump(mode="json")

@@ -25,7 +25,7 @@ class TrainingConfig(Section):
             task's loss where it has one, else "distill").
         num_workers: Ray Train workers; fixed for the run, since the global batch depends on it.
         cpus_per_worker: CPUs a worker reserves.
-        use_gpu: one GPU a worker, NCCL instead of gloo.
+        use_gpu: one GPU a worker, NCCL instead of gloo; None: where the fleet computes on GPUs.
         threads: torch threads of a worker.
         max_failures: how often Ray Train restarts a lost worker group from its last checkpoint.
     """
@@ -38,6 +38,6 @@ class TrainingConfig(Section):
     objective: TrainingObjective = "auto"
     num_workers: int = Field(1, ge=1)
     cpus_per_worker: float = Field(1.0, gt=0)
-    use_gpu: bool = False
+    use_gpu: bool | None = None
     threads: int = Field(1, ge=1)
     max_failures: int = Field(2, ge=0)

@@ -35,7 +35,8 @@ def in_float32(
     """
     if half_type(model) is None:
         return model, data
-    model._apply(_widened)
+    # Not `model.float()`, which would narrow float64 too.
+    model._apply(_widened)  # type: ignore[no-untyped-call]
     return model, {name: [widened_batch(batch) for batch in batches] for name, batches in data.items()}
 
 

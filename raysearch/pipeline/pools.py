@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+
+import torch
 
 from raysearch.artifacts import UnitLog
 from raysearch.cluster.pool import LocalPool, Pool
 from raysearch.cluster.resuming import ResumingPool
-from raysearch.config import Config
+from raysearch.config import ClusterConfig, Config
+from raysearch.errors import PoolError
 from raysearch.evaluation import Replica
 from raysearch.pipeline.progress import Progress
 
 OpenPool = Callable[[Replica], Pool]
+
+
+@dataclass(frozen=True)
+class PoolSession:
+    """What a run computes on.
+
+    Attributes:
+        config: the settings, with the device in force in place of "auto".
+        open_pool: starts the workers.
+    """
+
+    config: Config
+    open_pool: OpenPool
 
 
 class Fleet:
@@ -47,8 +65,8 @@ class Fleet:
 
 
 @contextmanager
-def pool_session(config: Config, address: str) -> Iterator[OpenPool]:
-    """A function that opens pools while the session lasts: actors on a Ray, or this process.
+def pool_session(config: Config, address: str) -> Iterator[PoolSession]:
+    """What pools are opened on while the session lasts: actors on a Ray, or this process.
 
     Ray lives as long as the session, so training may use it after the pool is closed.
 
@@ -58,11 +76,17 @@ def pool_session(config: Config, address: str) -> Iterator[OpenPool]:
 
     Raises:
         ConfigError: the address cannot be read.
-        PoolError: nothing answers there.
+        PoolError: nothing answers there; or this process is to compute on a GPU, and has none.
     """
     cluster = config.cluster
     if cluster.workers == 0:
-        yield partial(_open_local_pool, deterministic=cluster.deterministic)
+        settled = config.settled(torch.cuda.is_available())
+        if settled.cluster.device == "cuda" and not torch.cuda.is_available():
+            raise PoolError(
+                "cluster.device is 'cuda', and this process sees no GPU that torch can use; set it to 'auto' "
+                "or 'cpu', or give workers on a cluster that has GPUs"
+            )
+        yield PoolSession(settled, partial(_open_local_pool, deterministic=cluster.deterministic))
         return
     from raysearch.cluster.ray_pool import RayPool
     from raysearch.cluster.session import ray_session
@@ -72,8 +96,32 @@ def pool_session(config: Config, address: str) -> Iterator[OpenPool]:
         cluster.workers,
         cpus_per_worker=max(cluster.cpus_per_worker, config.training.cpus_per_worker),
         num_train_workers=config.training.num_workers,
-    ):
-        yield partial(RayPool, settings=cluster)
+    ) as session:
+        num_gpus = int(session.resources.get("GPU", 0))
+        # A torch that was built without CUDA cannot use them, whatever the machines have.
+        settled = config.settled(num_gpus > 0 and torch.version.cuda is not None)
+        settings = settled.cluster
+        if session.is_embedded:
+            settings = shared_gpus(settings, num_gpus)
+        yield PoolSession(settled, partial(RayPool, settings=settings))
+
+
+def shared_gpus(cluster: ClusterConfig, num_gpus: int) -> ClusterConfig:
+    """The settings with a share of a GPU for each worker, where one machine has fewer GPUs than workers.
+
+    Elsewhere a worker gets a GPU of its own: a cluster may grow, and goes on with the workers it can place.
+
+    Args:
+        cluster: the settings, with the device in force.
+        num_gpus: GPUs of the machine.
+
+    Example:
+        >>> shared_gpus(ClusterConfig(device="cuda", workers=3), 2).gpus_per_worker
+        0.5
+    """
+    if cluster.device != "cuda" or cluster.gpus_per_worker is not None or not 0 < num_gpus < cluster.workers:
+        return cluster
+    return cluster.model_copy(update={"gpus_per_worker": 1 / math.ceil(cluster.workers / num_gpus)})
 
 
 def _open_local_pool(replica: Replica, deterministic: bool) -> Pool:

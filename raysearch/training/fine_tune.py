@@ -96,7 +96,7 @@ def _train_here(recipe: Recipe, on_epoch: Callable[[int], None]) -> Progress:
     torch.set_num_threads(recipe.settings.threads)
     try:
         with reproducible(recipe.deterministic, warn_only=True):
-            return train(recipe, ProcessContext(recipe.settings.use_gpu, on_epoch))
+            return train(recipe, ProcessContext(bool(recipe.settings.use_gpu), on_epoch))
     finally:
         generators.restore()
         torch.set_num_threads(threads)

@@ -42,7 +42,7 @@ def train_on_ray(recipe: Recipe, run_name: str, storage_path: str) -> Progress:
     shipped = ray.put(dumps(recipe, "the training recipe"))
     scaling = ScalingConfig(
         num_workers=settings.num_workers,
-        use_gpu=settings.use_gpu,
+        use_gpu=bool(settings.use_gpu),
         resources_per_worker={"CPU": settings.cpus_per_worker},
     )
     run_config = RunConfig(

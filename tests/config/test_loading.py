@@ -33,7 +33,6 @@ def test_a_pin_may_have_dots_in_its_name():
         ("placement.weight_bit_widths=[9]", "placement.weight_bit_widths"),
         ("search.sampler=best", "search.sampler"),
         ("cluster.workers=-1", "cluster.workers"),
-        ("cluster.gpus_per_worker=0.5", "cluster.device is 'cpu'"),
         ("sensitivity.estimator=hutchinsen", "sensitivity.estimator"),
         ("sensitivity.relative_error=0", "sensitivity.relative_error"),
         ("sensitivity.relative_error=inf", "sensitivity.relative_error"),
@@ -44,6 +43,29 @@ def test_a_pin_may_have_dots_in_its_name():
 def test_wrong_settings_are_named(text, part):
     with pytest.raises(ConfigError, match=part):
         load_config(assignments=[text])
+
+
+def test_gpus_that_would_lie_idle_are_refused():
+    with pytest.raises(ConfigError, match=r"cluster\.device is 'cpu'"):
+        load_config(assignments=["cluster.device=cpu", "cluster.gpus_per_worker=0.5"])
+
+
+def test_the_device_follows_the_machines_and_training_the_device():
+    config = load_config(assignments=["cluster.gpus_per_worker=0.5"])
+    on_gpus, on_cpus = config.settled(has_gpus=True), config.settled(has_gpus=False)
+    assert (on_gpus.cluster.device, on_gpus.cluster.num_gpus(True), on_gpus.training.use_gpu) == (
+        "cuda",
+        0.5,
+        True,
+    )
+    assert (on_cpus.cluster.device, on_cpus.cluster.num_gpus(False), on_cpus.training.use_gpu) == (
+        "cpu",
+        0.0,
+        False,
+    )
+    assert on_gpus.settled(has_gpus=False) == on_gpus, "what was settled stays"
+    fixed = load_config(assignments=["cluster.device=cpu", "training.use_gpu=true"]).settled(has_gpus=True)
+    assert (fixed.cluster.device, fixed.training.use_gpu) == ("cpu", True)
 
 
 def test_an_estimator_that_does_not_suit_the_loss_is_refused():

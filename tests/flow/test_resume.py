@@ -1,10 +1,14 @@
+import json
+import shutil
 import signal
 
 import pytest
+import torch
 
 import raysearch
 from raysearch.artifacts import codecs, resolve_run
-from raysearch.errors import StorageError
+from raysearch.config import ClusterConfig
+from raysearch.errors import PoolError, StorageError
 from tests.support import toy_task
 from tests.support.command_line import QUICK, run_arguments, run_command, run_process
 
@@ -53,6 +57,48 @@ def test_a_run_killed_in_every_part_goes_on_to_the_identical_result(finished, tm
 def test_two_actors_and_no_ray_give_the_same_tables(ray_cluster, finished, tmp_path):
     run(tmp_path, workers=2)
     assert folder_bytes(tmp_path) == folder_bytes(finished[0])
+
+
+def edited(folder, change):
+    """Rewrite a run's settings on disk."""
+    path = folder / "run" / "run.json"
+    record = json.loads(path.read_text())
+    change(record["config"])
+    path.write_text(json.dumps(record))
+    return path
+
+
+def test_the_device_in_force_is_kept_and_compared(finished, tmp_path):
+    storage, first = finished
+    in_force = "cuda" if torch.cuda.is_available() else "cpu"
+    shutil.copytree(storage / "run", tmp_path / "run")
+
+    def leave_open(config):
+        assert (config["cluster"]["device"], config["training"]["use_gpu"]) == (in_force, in_force == "cuda")
+        config["cluster"]["device"], config["training"]["use_gpu"] = "auto", None
+
+    # A run that ended before its machines were known.
+    path = edited(tmp_path, leave_open)
+    assert run(tmp_path, resume=True) == first
+    config = json.loads(path.read_text())["config"]
+    assert (config["cluster"]["device"], config["training"]["use_gpu"]) == (in_force, in_force == "cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_run_of_gpus_does_not_go_on_without_them(finished, tmp_path):
+    shutil.copytree(finished[0] / "run", tmp_path / "run")
+
+    def of_gpus(config):
+        config["cluster"]["device"], config["training"]["use_gpu"] = "cuda", True
+
+    edited(tmp_path, of_gpus)
+    with pytest.raises(
+        StorageError, match=r'use_gpu is true in the run and false now|"cuda" in the run and "cpu"'
+    ):
+        run(tmp_path, resume=True)
+    on_gpus = CONFIG.model_copy(update={"cluster": ClusterConfig(device="cuda")})
+    with pytest.raises(PoolError, match="this process sees no GPU that torch can use"):
+        run(tmp_path, resume=True, config=on_gpus)
 
 
 def test_resume_with_other_settings_names_the_field(finished):

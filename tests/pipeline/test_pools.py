@@ -61,5 +61,5 @@ def test_a_fleet_that_nobody_needs_closes_without_a_pool(tmp_path):
 
 
 def test_without_workers_a_session_needs_no_ray():
-    with pool_session(load_config(assignments=["cluster.workers=0"]), "nowhere:1") as open_pool:
-        assert callable(open_pool)
+    with pool_session(load_config(assignments=["cluster.workers=0"]), "nowhere:1") as session:
+        assert callable(session.open_pool)
