@@ -165,6 +165,11 @@ class SearchResult:
     def from_records(cls, best: str, trials: pa.Table, front: pa.Table) -> SearchResult:
         """Read best.json and the two trial tables.
 
+        Args:
+            best: text of best.json.
+            trials: all trials.
+            front: the front's.
+
         Raises:
             StorageError: best.json is damaged or names a trial that the table lacks.
         """
@@ -172,43 +177,49 @@ class SearchResult:
             data = json.loads(best)
             every = trials_from_table(trials)
             winner = next(trial for trial in every if trial.number == data["trial"])
-            agreement = {k: math.nan if v is None else v for k, v in data.get("agreement", {}).items()}
+            # JSON knows no NaN: a correlation or a gap that does not exist is null.
+            agreement = {name: _number_or_nan(value) for name, value in data.get("agreement", {}).items()}
             return cls(
-                winner,
-                every,
-                trials_from_table(front),
-                data["lower_bound"],
-                data["best_value_by_source"],
-                agreement,
-                data.get("objective", "divergence"),
-                data.get("maximize", False),
-                data.get("front_cost", "size"),
-                data.get("surrogate", ""),
-                math.nan if data.get("gap") is None else data["gap"],
+                best=winner,
+                trials=every,
+                front=trials_from_table(front),
+                lower_bound=data["lower_bound"],
+                reasons=data["best_value_by_source"],
+                agreement=agreement,
+                objective=data.get("objective", "divergence"),
+                maximize=data.get("maximize", False),
+                front_cost=data.get("front_cost", "size"),
+                surrogate=data.get("surrogate", ""),
+                gap=_number_or_nan(data.get("gap")),
             )
         except (ValueError, KeyError, TypeError, StopIteration) as error:
             raise StorageError(f"best.json is damaged: {error!r}. Run `raysearch run --resume`.") from error
 
 
+def _number_or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def trials_to_table(trials: tuple[SearchTrial, ...]) -> pa.Table:
     """One row a trial; assignment, costs and excess as JSON text."""
-    rows: list[dict[str, Any]] = [
-        {
-            "number": trial.number,
-            "state": str(trial.state),
-            "value": trial.value,
-            "predicted": trial.predicted,
-            "source": trial.source,
-            "assignment": json.dumps(dict(trial.assignment.bits)),
-            "costs": json.dumps(dict(trial.costs)),
-            "excess": json.dumps(dict(trial.excess)),
-            "num_samples": trial.num_samples,
-            "rounds": json.dumps(dict(trial.rounds)),
-            "system_attrs": json.dumps(dict(trial.system_attrs)),
-        }
-        for trial in trials
-    ]
+    rows = [_row_of(trial) for trial in trials]
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+def _row_of(trial: SearchTrial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "state": str(trial.state),
+        "value": trial.value,
+        "predicted": trial.predicted,
+        "source": trial.source,
+        "assignment": json.dumps(dict(trial.assignment.bits)),
+        "costs": json.dumps(dict(trial.costs)),
+        "excess": json.dumps(dict(trial.excess)),
+        "num_samples": trial.num_samples,
+        "rounds": json.dumps(dict(trial.rounds)),
+        "system_attrs": json.dumps(dict(trial.system_attrs)),
+    }
 
 
 def trials_from_table(table: pa.Table) -> tuple[SearchTrial, ...]:
@@ -218,21 +229,24 @@ def trials_from_table(table: pa.Table) -> tuple[SearchTrial, ...]:
         StorageError: a column is missing or holds no JSON.
     """
     try:
-        return tuple(
-            SearchTrial(
-                number=row["number"],
-                assignment=BitAssignment(json.loads(row["assignment"])),
-                costs=json.loads(row["costs"]),
-                excess=json.loads(row["excess"]),
-                value=row["value"],
-                predicted=row["predicted"],
-                source=row["source"],
-                state=TrialState(row["state"]),
-                num_samples=row["num_samples"],
-                rounds={int(seen): mean for seen, mean in json.loads(row["rounds"]).items()},
-                system_attrs=json.loads(row["system_attrs"]),
-            )
-            for row in ({**_ADDED, **row} for row in table.to_pylist())
-        )
+        return tuple(_trial_of({**_ADDED, **row}) for row in table.to_pylist())
     except (KeyError, ValueError, TypeError) as error:
         raise StorageError(f"trials.parquet is damaged: {error!r}. Start the run anew.") from error
+
+
+def _trial_of(row: Mapping[str, Any]) -> SearchTrial:
+    # The keys of a JSON object are texts.
+    rounds = {int(num_samples): mean for num_samples, mean in json.loads(row["rounds"]).items()}
+    return SearchTrial(
+        number=row["number"],
+        assignment=BitAssignment(json.loads(row["assignment"])),
+        costs=json.loads(row["costs"]),
+        excess=json.loads(row["excess"]),
+        value=row["value"],
+        predicted=row["predicted"],
+        source=row["source"],
+        state=TrialState(row["state"]),
+        num_samples=row["num_samples"],
+        rounds=rounds,
+        system_attrs=json.loads(row["system_attrs"]),
+    )

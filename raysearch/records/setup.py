@@ -219,12 +219,12 @@ class QuantizerSetup:
             bits: group id → bit-width; a weight or input whose group is not named is float and fits.
         """
         width = {p: bits[g.id] for g in self.groups.values() if g.id in bits for p in g.points}
-        found = {
+        widths = {
             name: (width[name], width[self.points[name].input_point])
             for name in self.pairs
             if name in width and self.points[name].input_point in width
         }
-        return {name: pair for name, pair in found.items() if pair not in self.pairs[name]}
+        return {name: pair for name, pair in widths.items() if pair not in self.pairs[name]}
 
     def options(self) -> tuple[tuple[str, int], ...]:
         """Every option (group id, bit-width) in group order, widths ascending."""

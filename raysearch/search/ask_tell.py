@@ -224,8 +224,8 @@ class BatchSearch:
         if can_stop and done and self._settings.front_kind is None:
             best = best_of(done, self._settings.maximize).assignment
         starts = {start.choices.tobytes() for start in self._schedule.starts.values()}
-        kept = {number for key, number in numbers.items() if key in starts}
-        results = evaluator(assignments, kept, best)
+        protected = {number for key, number in numbers.items() if key in starts}
+        results = evaluator(assignments, protected, best)
         missing = sorted(set(assignments) - set(results))
         if missing:
             raise RunError(f"the evaluator gave no value for the trials {missing}.")
@@ -253,8 +253,8 @@ class BatchSearch:
             for num_samples, value in intermediate_values(record).items():
                 trial.report(value, num_samples)
         values = objective_values(record, front) if record.is_complete else None
-        told = self._study.tell(trial, values, state=optuna.trial.TrialState[record.state])
-        return replace(record, system_attrs=sampler_attributes(told.system_attrs))
+        frozen = self._study.tell(trial, values, state=optuna.trial.TrialState[record.state])
+        return replace(record, system_attrs=sampler_attributes(frozen.system_attrs))
 
     @property
     def _sampler_name(self) -> str:

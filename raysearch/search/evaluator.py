@@ -32,14 +32,14 @@ class Evaluator(Protocol):
     def __call__(
         self,
         assignments: Mapping[int, BitAssignment],
-        kept: Collection[int] = (),
+        protected: Collection[int] = (),
         best: BitAssignment | None = None,
     ) -> Mapping[int, Measured]:
         """Measure a batch.
 
         Args:
             assignments: trial number → assignment.
-            kept: numbers that are never stopped, such as the warm starts.
+            protected: numbers that are never stopped, such as the warm starts.
             best: the best assignment so far, measured on all samples; None: nothing is stopped.
 
         Returns:
@@ -61,7 +61,7 @@ class PlainEvaluator:
     def __call__(
         self,
         assignments: Mapping[int, BitAssignment],
-        kept: Collection[int] = (),
+        protected: Collection[int] = (),
         best: BitAssignment | None = None,
     ) -> dict[int, Measured]:
         """See `Evaluator`."""

@@ -1,4 +1,4 @@
-"""Whether budgets can be met, each and together, and what stands in the way; before any compute."""
+"""Feasibility: whether budgets can be met, each and together, and what limits them; before any compute."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_budgets(budgets: Sequence[Budget], setup: QuantizerSetup) -> None:
 
     Raises:
         BudgetError: names the budget, what can be achieved (of several: the least of each while the others
-            hold), and the groups that hold it up.
+            hold), and the groups that limit it.
     """
     model = CostModel(setup)
     check_achievable(budgets, model)
@@ -28,7 +28,7 @@ def check_budgets(budgets: Sequence[Budget], setup: QuantizerSetup) -> None:
     try:
         BudgetSolver(space, make_limits(space, budgets, model))
     except BudgetError as error:
-        lines = [_reachable(space, model, budgets, index) for index in range(len(budgets))]
+        lines = [_best_beside(space, model, budgets, index) for index in range(len(budgets))]
         coupled = " with the hardware profile's width pairs" if setup.pairs else ""
         raise BudgetError(
             f"the budgets {', '.join(b.text for b in budgets)} cannot be met together{coupled}. "
@@ -40,28 +40,32 @@ def check_budgets(budgets: Sequence[Budget], setup: QuantizerSetup) -> None:
 def best_cost(space: OptionSpace, model: CostModel, kind: str, others: Sequence[Budget]) -> float:
     """The best value that a cost can have while other budgets and the width pairs hold.
 
+    Args:
+        space: the options.
+        model: the costs of the same setup.
+        kind: one of `COST_KINDS`.
+        others: the budgets that hold.
+
     Raises:
         BudgetError: the others cannot be met.
     """
-    limits = list(make_limits(space, others, model)) if others or space.setup.pairs else []
+    limits = make_limits(space, others, model) if others or space.setup.pairs else ()
     choices = least_use(space, limits, integer_costs(space, model.formula(kind)))
     return model.costs(space.assignment(choices))[kind]
 
 
-def _reachable(space: OptionSpace, model: CostModel, budgets: Sequence[Budget], index: int) -> str:
+def _best_beside(space: OptionSpace, model: CostModel, budgets: Sequence[Budget], index: int) -> str:
+    """A sentence: what one budget asks for, and the best that can be had beside the others."""
     budget = budgets[index]
     others = [other for number, other in enumerate(budgets) if number != index]
-    limit = budget.absolute(model)
-    asked = "at least" if budget.at_least else "at most"
     try:
         best = best_cost(space, model, budget.kind, others)
     except BudgetError:
         return f"Without '{budget.text}' the others still cannot be met."
-    held = " while the others hold" if others else ""
-    return (
-        f"'{budget.text}' asks for {asked} {limit:.6g}; the best{held} is {best:.6g}. "
-        f"{limiting_groups(model, budget.kind)}".strip()
+    bound = "at least" if budget.at_least else "at most"
+    condition = " while the others hold" if others else ""
+    sentence = (
+        f"'{budget.text}' asks for {bound} {budget.absolute(model):.6g}; the best{condition} is {best:.6g}. "
+        f"{limiting_groups(model, budget.kind)}"
     )
-
-
-__all__ = ["best_cost", "check_budgets"]
+    return sentence.strip()

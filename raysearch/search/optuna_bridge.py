@@ -40,7 +40,13 @@ def quiet_optuna() -> Iterator[None]:
 
 
 def make_study(maximize: bool, front: str | None, storage: BaseStorage | None = None) -> Study:
-    """The study: one objective, or the measured one and the cost `front`, which is minimised."""
+    """The study: one objective, or the measured one and the cost `front`, which is minimised.
+
+    Args:
+        maximize: whether more of the measured objective is better.
+        front: a kind of cost, or None.
+        storage: default: memory.
+    """
     first = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
     if front is None:
         study = optuna.create_study(direction=first, storage=storage, study_name=STUDY_NAME)
@@ -84,7 +90,13 @@ def sampler_attributes(system_attrs: Mapping[str, Any]) -> dict[str, Any]:
 def freeze_trial(
     trial: SearchTrial, distributions: Mapping[str, BaseDistribution], front: str | None = None
 ) -> FrozenTrial:
-    """The trial as Optuna keeps it."""
+    """The trial as Optuna keeps it.
+
+    Args:
+        trial: the record.
+        distributions: see `make_distributions`.
+        front: the second objective, a kind of cost; None: the study has one.
+    """
     options: dict[str, Any] = {}
     if trial.is_complete:
         options["values"] = objective_values(trial, front)

@@ -73,7 +73,7 @@ class Race:
     def __call__(
         self,
         assignments: Mapping[int, BitAssignment],
-        kept: Collection[int] = (),
+        protected: Collection[int] = (),
         best: BitAssignment | None = None,
     ) -> dict[int, Measured]:
         """Measure a batch; see `Evaluator`.
@@ -81,7 +81,7 @@ class Race:
         Raises:
             RunError: a value is missing.
         """
-        can_stop = self._error > 0 and len(set(assignments) - set(kept)) > 0
+        can_stop = self._error > 0 and len(set(assignments) - set(protected)) > 0
         reference = self._values_of(best) if can_stop and best is not None else None
         running = dict(assignments)
         shards_of: dict[int, list[ShardValues]] = {number: [] for number in assignments}
@@ -100,7 +100,7 @@ class Race:
                 elif last == self._num_shards:
                     results[number] = Measured(mean, count, rounds[number])
                     self._complete[assignments[number].digest()] = values
-                elif reference is not None and number not in kept and self._loses(values, reference):
+                elif reference is not None and number not in protected and self._loses(values, reference):
                     # On all samples it would be the best one's mean, and as much more as it is on these.
                     estimate = _mean(reference)[0] + mean - _mean(reference[:last])[0]
                     results[number] = Measured(estimate, count, rounds[number], stopped=True)

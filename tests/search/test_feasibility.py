@@ -40,7 +40,7 @@ def test_a_single_budget_names_the_groups_that_hold_it_up():
     groups = dict(setup.groups)
     groups[largest] = type(groups[largest])(largest, (largest,), (8,))
     pinned = type(setup)(setup.points, groups)
-    with pytest.raises(BudgetError, match=rf"Held up by '{largest}' \(only 8 bits, \d+\.\d%\)"):
+    with pytest.raises(BudgetError, match=rf"Limited by '{largest}' \(only 8 bits, \d+\.\d%\)"):
         check_budgets(parse_budgets(["avg_bits<=2.1"]), pinned)
 
 

@@ -23,6 +23,7 @@ from raysearch.records import (
     Site,
     TargetCheck,
     Trace,
+    TrialState,
 )
 
 BUDGETS = ("avg_bits<=4", "size<=13%")
@@ -82,7 +83,7 @@ def make_search(setup: QuantizerSetup, num_trials: int = 40) -> SearchResult:
         value = float("nan") if failed else float(3 / costs["avg_bits"] ** 2 * np.exp(random.normal(0, 0.3)))
         source = "exact optimum" if number < 2 else "uniform 4" if number < 4 else "thompson"
         excess = dict.fromkeys(BUDGETS, -0.01 * (number + 1) / num_trials)
-        state = "FAIL" if failed else "COMPLETE"
+        state = TrialState.FAIL if failed else TrialState.COMPLETE
         trials.append(SearchTrial(number, assignment, costs, excess, value, 0.9, source, state))
     done = sorted((t for t in trials if t.state == "COMPLETE"), key=lambda t: t.costs["size"])
     front = [t for i, t in enumerate(done) if all(t.value < other.value for other in done[:i])]

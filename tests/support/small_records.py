@@ -19,6 +19,7 @@ from raysearch.records import (
     SensitivityTable,
     Site,
     Trace,
+    TrialState,
 )
 
 
@@ -66,12 +67,12 @@ def small_ranges() -> RangeTable:
 
 
 def small_trials() -> tuple[SearchTrial, ...]:
-    def trial(number: int, value: float, state: str = "COMPLETE") -> SearchTrial:
+    def trial(number: int, value: float, state: TrialState = TrialState.COMPLETE) -> SearchTrial:
         bits = {"ga": 2, "gx": 8, "gb": 3}
         costs, excess = {"avg_bits": 2.5, "size": 20.0}, {"size<=20B": 0.0}
         return SearchTrial(number, BitAssignment(bits), costs, excess, value, 0.1, "greedy", state)
 
-    return trial(0, 1 / 3), trial(1, float("nan"), "FAIL"), trial(2, 0.25)
+    return trial(0, 1 / 3), trial(1, float("nan"), TrialState.FAIL), trial(2, 0.25)
 
 
 @st.composite

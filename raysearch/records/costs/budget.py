@@ -98,7 +98,7 @@ def parse_budget(text: str) -> Budget:
         return Budget(name, _positive(value / 100, text), True, text)
     if unit not in kind.units:
         allowed = ["%"] if kind.is_relative else []
-        allowed += [known or "''" for known in kind.units]
+        allowed += [name_of_unit or "''" for name_of_unit in kind.units]
         raise BudgetError(
             f"the budget '{text}' has the unit '{unit}'; allowed for {name}: {', '.join(allowed)}."
         )
@@ -142,7 +142,13 @@ def excesses(budgets: Iterable[Budget], model: CostModel, costs: Mapping[str, fl
 
 
 def is_feasible(budgets: Iterable[Budget], model: CostModel, assignment: BitAssignment) -> bool:
-    """Whether an assignment keeps every budget; see `excesses`."""
+    """Whether an assignment keeps every budget.
+
+    Args:
+        budgets: the limits.
+        model: the costs.
+        assignment: group → width.
+    """
     excess = excesses(budgets, model, model.costs(assignment))
     return all(value <= 0 for value in excess.values())
 
@@ -185,6 +191,11 @@ def limiting_groups(model: CostModel, kind: str, num_groups: int = 4) -> str:
     """A sentence that names what keeps a cost up at the lowest widths, the greatest shares first.
 
     Groups with one width come first: pins and profiles make them so, and a user can lift those.
+
+    Args:
+        model: the costs.
+        kind: one of `COST_KINDS`.
+        num_groups: the most groups that are named.
     """
     lowest = BitAssignment.extreme(model.setup, 0)
     shares = model.shares(kind, lowest)
@@ -201,4 +212,4 @@ def limiting_groups(model: CostModel, kind: str, num_groups: int = 4) -> str:
         parts.append(f"'{name}' ({only}{lowest.bits[name]} bits, {shares[name] / total:.1%})")
     if fixed_share > 0:
         parts.append(f"what stays float or has no width ({fixed_share / total:.1%})")
-    return f"Held up by {', '.join(parts)}. "
+    return f"Limited by {', '.join(parts)}. "

@@ -51,9 +51,9 @@ class FileSize:
         if self.setup.stored is None:
             return 0
         widest = {p: g.bit_widths[-1] for g in self.setup.groups.values() for p in g.points}
-        header = _header_bytes(self._tensors(widest)) - sum(
-            _digits(_codes(point, widest[name])) for name, point in self._weights.items()
-        )
+        # `part` counts the digits of a weight's shape, at the width that it has.
+        shapes = sum(_digits(_codes(point, widest[name])) for name, point in self._weights.items())
+        header = _header_bytes(self._tensors(widest)) - shapes
         others = sum(tensor.num_bytes for tensor in self.setup.stored)
         return _LENGTH_BYTES + header + (_ALIGNMENT - 1) + others
 
@@ -81,10 +81,10 @@ class FileSize:
         return self.setup.of_kind("weight")
 
     def _tensors(self, widths: Mapping[str, int], with_quantizers: bool = True) -> list[StoredTensor]:
-        found = [t for t in self.setup.stored or () if with_quantizers or not t.is_quantizer]
+        tensors = [t for t in self.setup.stored or () if with_quantizers or not t.is_quantizer]
         for name, point in self._weights.items():
-            found += _parts(point, widths[name])
-        return found
+            tensors += _parts(point, widths[name])
+        return tensors
 
 
 def _parts(point: QuantizationPoint, num_bits: int) -> Iterable[StoredTensor]:

@@ -20,9 +20,14 @@ def live_sets(setup: QuantizerSetup) -> list[tuple[LiveTensor, ...]]:
     """
     steps = sorted({tensor.first for tensor in setup.tensors})
     # A set can only be the largest where something was just made, so only those steps count.
-    sets = [frozenset(i for i, t in enumerate(setup.tensors) if t.first <= s <= t.last) for s in steps]
-    kept: list[frozenset[int]] = []
+    sets = [_live_at(setup, step) for step in steps]
+    largest: list[frozenset[int]] = []
     for live in sorted(sets, key=len, reverse=True):
-        if not any(live <= other for other in kept):
-            kept.append(live)
-    return [tuple(setup.tensors[index] for index in sorted(live)) for live in kept]
+        if not any(live <= other for other in largest):
+            largest.append(live)
+    return [tuple(setup.tensors[index] for index in sorted(live)) for live in largest]
+
+
+def _live_at(setup: QuantizerSetup, step: int) -> frozenset[int]:
+    """Indices of the tensors that are kept at a step."""
+    return frozenset(i for i, tensor in enumerate(setup.tensors) if tensor.first <= step <= tensor.last)

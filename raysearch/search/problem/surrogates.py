@@ -64,7 +64,8 @@ class Surrogate:
         flat = self.space.flat(choices).reshape(-1, choices.shape[-1])
         scores = np.empty(len(flat))
         for start in range(0, len(flat), _AT_ONCE):
-            scores[start : start + _AT_ONCE] = self._quadratic(self.gram, flat[start : start + _AT_ONCE])
+            piece = slice(start, start + _AT_ONCE)
+            scores[piece] = self._quadratic(self.gram, flat[piece])
         return scores.reshape(choices.shape[:-1])
 
     @staticmethod
@@ -77,6 +78,11 @@ class Surrogate:
 
 def make_surrogate(name: str, table: SensitivityTable, space: OptionSpace) -> Surrogate:
     """The surrogate of a name, from a sensitivity table that covers the options.
+
+    Args:
+        name: one of `SURROGATES`.
+        table: what every option does.
+        space: the options.
 
     Raises:
         ConfigError: the name is unknown, or "fisher" is asked of traces that are not of the Fisher matrix.
@@ -104,11 +110,11 @@ def make_surrogate(name: str, table: SensitivityTable, space: OptionSpace) -> Su
 
 
 def _check_fisher(table: SensitivityTable) -> None:
-    found = {str(getattr(trace, "estimator", "") or "unknown") for trace in table.traces.values()}
-    if found - {"fisher"}:
+    estimators = {str(trace.estimator or "unknown") for trace in table.traces.values()}
+    if estimators - {"fisher"}:
         raise ConfigError(
             f"the surrogate 'fisher' needs traces of the Fisher matrix, but these were measured by the "
-            f"estimator '{', '.join(sorted(found))}'. Set sensitivity.estimator to 'fisher', or "
+            f"estimator '{', '.join(sorted(estimators))}'. Set sensitivity.estimator to 'fisher', or "
             f"search.surrogate to 'hawq', which takes the traces as they are."
         )
 

@@ -52,23 +52,27 @@ def solve_quadratic(
     """
     if surrogate.gram is None:
         return solver.exact(surrogate.option_costs)
+    costs = surrogate.option_costs
     rng = np.random.default_rng(seed)
-    seeds = [solver.exact(surrogate.option_costs).choices, *starts]
+    all_starts = [solver.exact(costs).choices, *starts]
     for _ in range(num_restarts):
-        noise = np.exp(0.5 * rng.standard_normal(surrogate.option_costs.shape))
-        seeds.append(solver.heuristic(surrogate.option_costs * noise))
-    ends = np.stack([descend(surrogate, solver, start) for start in seeds])
+        noise = np.exp(0.5 * rng.standard_normal(costs.shape))
+        all_starts.append(solver.heuristic(costs * noise))
+    ends = np.stack([descend(surrogate, solver, start) for start in all_starts])
     values = surrogate.predict(ends)
-    best, value = ends[int(np.argmin(values))], float(values.min())
-    bound, num_options = bound_cross_terms(surrogate, solver), surrogate.space.valid.size
-    if num_options <= MAX_OPTIONS:
-        bound = max(bound, bound_convex(surrogate, solver, best))
-        max_nodes = min(max_nodes, MAX_FIELD // (num_options * surrogate.space.valid.shape[1]))
-    else:
-        max_nodes = 0
+    best = ends[int(np.argmin(values))]
+    value = float(values.min())
+    bound = bound_cross_terms(surrogate, solver)
+    num_options = surrogate.space.valid.size
+    if num_options > MAX_OPTIONS:
+        return Solution(best, value, min(bound, value))
+    bound = max(bound, bound_convex(surrogate, solver, best))
+    max_nodes = min(max_nodes, MAX_FIELD // (num_options * surrogate.space.num_columns))
     if max_nodes and bound < value:
-        found = _branch(surrogate, solver, best, value, max_nodes)
-        best, value, bound = found.choices, found.value, max(bound, found.lower_bound)
+        branched = _branch(surrogate, solver, best, value, max_nodes)
+        best = branched.choices
+        value = branched.value
+        bound = max(bound, branched.lower_bound)
     return Solution(best, value, min(bound, value))
 
 
@@ -79,9 +83,7 @@ def bound_cross_terms(surrogate: Surrogate, solver: BudgetSolver) -> float:
     the right side is additive (Gilmore 1962, Lawler 1963). With K ≥ 0 it is at least the diagonal's optimum.
     """
     gram, valid = _gram(surrogate), surrogate.space.valid
-    least = _least_by_group(gram, valid)
-    own = np.arange(len(valid)).repeat(valid.shape[1])
-    least[np.arange(len(own)), own] = 0.0
+    least = _least_with_other_groups(gram, valid)
     costs = 0.5 * (np.diag(gram) + least.sum(axis=1)).reshape(valid.shape)
     return solver.lower_bound(np.where(valid, costs, 0.0))
 
@@ -94,29 +96,35 @@ def bound_convex(surrogate: Surrogate, solver: BudgetSolver, start: IntArray) ->
     bound counts.
     K is a Gram matrix; its least eigenvalue, where rounding makes it negative, is taken off: every z has as
     many ones as groups.
+
+    Args:
+        surrogate: with a quadratic form.
+        solver: the limits.
+        start: the first z, choices [L].
     """
     gram, space = _gram(surrogate), surrogate.space
     shift = max(0.0, -float(np.linalg.eigvalsh(gram)[0])) * (1 + 1e-9)
-    at = np.zeros(space.valid.size)
-    at[space.flat(start)] = 1.0
+    z = np.zeros(space.valid.size)
+    z[space.flat(start)] = 1.0
     best = -np.inf
     for _ in range(CONVEX_ROUNDS if solver.is_single else SLOW_ROUNDS):
-        slope = gram @ at + shift * at
-        found = solver.exact(slope.reshape(space.valid.shape))
-        curvature = float(at @ slope)
-        best = max(best, found.lower_bound - 0.5 * curvature - 0.5 * shift * len(space.rows))
-        step = -at
-        step[space.flat(found.choices)] += 1.0
+        gradient = gram @ z + shift * z
+        linear_optimum = solver.exact(gradient.reshape(space.valid.shape))
+        curvature = float(z @ gradient)
+        bound = linear_optimum.lower_bound - 0.5 * curvature - 0.5 * shift * len(space.rows)
+        best = max(best, bound)
+        step = -z
+        step[space.flat(linear_optimum.choices)] += 1.0
         length = float(step @ (gram @ step + shift * step))
-        descent = -float(slope @ step)
+        descent = -float(gradient @ step)
         if descent <= 1e-12 * max(curvature, 1e-300) or length <= 0:
             break
-        at = at + min(1.0, descent / length) * step
+        z = z + min(1.0, descent / length) * step
     return best
 
 
 def _branch(
-    surrogate: Surrogate, solver: BudgetSolver, known: IntArray, value: float, max_nodes: int
+    surrogate: Surrogate, solver: BudgetSolver, best: IntArray, value: float, max_nodes: int
 ) -> Solution:
     """Group by group, all partial assignments whose bound is below the best known value.
 
@@ -125,35 +133,43 @@ def _branch(
     every assignment.
     """
     space, gram = surrogate.space, _gram(surrogate)
-    width, order = space.valid.shape[1], _by_influence(surrogate)
+    order = _by_influence(surrogate)
     open_terms = _open_terms(gram, space.valid, order)
-    least = [_least_use_after(limit.cost.linear, space.valid, order) for limit in solver.limits]
+    least_use = [_least_use_after(limit.cost.linear, space.valid, order) for limit in solver.limits]
     nodes = np.zeros((1, len(order)), dtype=np.int64)
-    fixed, field = np.zeros(1), np.zeros((1, space.valid.size))
+    fixed_cost = np.zeros(1)
+    # Σ of the interactions of every option with what a node has fixed.
+    field = np.zeros((1, space.valid.size))
     for depth, row in enumerate(order.tolist()):
         columns = np.flatnonzero(space.valid[row])
-        picked = row * width + columns
+        options = row * space.num_columns + columns
         grown = np.repeat(nodes, len(columns), axis=0)
         grown[:, row] = np.tile(columns, len(nodes))
-        fixed = (fixed[:, None] + 0.5 * np.diag(gram)[picked] + field[:, picked]).ravel()
-        field = (field[:, None, :] + gram[picked][None]).reshape(len(grown), space.valid.size)
-        rest = (field + open_terms[depth]).reshape(len(grown), *space.valid.shape)
-        rest = np.where(space.valid, rest, np.inf).min(axis=2)[:, order[depth + 1 :]].sum(axis=1)
-        keep = fixed + rest < value - 1e-12 * abs(value)
-        for limit, after in zip(solver.limits, least, strict=True):
-            used = limit.cost.linear[order[: depth + 1], grown[:, order[: depth + 1]]].sum(axis=1)
-            keep &= used + after[depth + 1] <= limit.capacity
-        nodes, fixed, field, bounds = grown[keep], fixed[keep], field[keep], (fixed + rest)[keep]
+        own = 0.5 * np.diag(gram)[options]
+        fixed_cost = (fixed_cost[:, None] + own + field[:, options]).ravel()
+        field = (field[:, None, :] + gram[options][None]).reshape(len(grown), space.valid.size)
+        open_cost = (field + open_terms[depth]).reshape(len(grown), *space.valid.shape)
+        cheapest = np.where(space.valid, open_cost, np.inf).min(axis=2)
+        bounds = fixed_cost + cheapest[:, order[depth + 1 :]].sum(axis=1)
+        is_open = bounds < value - 1e-12 * abs(value)
+        fixed_groups = order[: depth + 1]
+        for limit, after in zip(solver.limits, least_use, strict=True):
+            used = limit.cost.linear[fixed_groups, grown[:, fixed_groups]].sum(axis=1)
+            is_open &= used + after[depth + 1] <= limit.capacity
+        nodes = grown[is_open]
+        fixed_cost = fixed_cost[is_open]
+        field = field[is_open]
         if not len(nodes):
-            return Solution(known, value, value)
+            return Solution(best, value, value)
         if len(nodes) > max_nodes:
-            return Solution(known, value, float(bounds.min()))
-    feasible = np.array([solver.is_feasible(node) for node in nodes], dtype=bool)
-    if not feasible.any():
-        return Solution(known, value, value)
-    values = np.where(feasible, surrogate.predict(nodes), np.inf)
-    best = int(np.argmin(values))
-    return Solution(nodes[best], float(values[best]), float(values[best]))
+            return Solution(best, value, float(bounds[is_open].min()))
+    # Uses were bounded from below on the way, without couplings: now they are counted.
+    is_feasible = np.array([solver.is_feasible(node) for node in nodes], dtype=bool)
+    if not is_feasible.any():
+        return Solution(best, value, value)
+    values = np.where(is_feasible, surrogate.predict(nodes), np.inf)
+    least = int(np.argmin(values))
+    return Solution(nodes[least], float(values[least]), float(values[least]))
 
 
 def _gram(surrogate: Surrogate) -> FloatArray:
@@ -161,29 +177,32 @@ def _gram(surrogate: Surrogate) -> FloatArray:
     return surrogate.gram
 
 
-def _least_by_group(gram: FloatArray, valid: BoolArray) -> FloatArray:
-    """[P, L]: each option's least interaction with every group."""
+def _least_with_other_groups(gram: FloatArray, valid: BoolArray) -> FloatArray:
+    """[P, L]: each option's least interaction with every other group; 0 with its own."""
     blocks = gram.reshape(len(gram), *valid.shape)
     least: FloatArray = np.where(valid, blocks, np.inf).min(axis=2)
+    own_group = np.arange(len(valid)).repeat(valid.shape[1])
+    least[np.arange(len(own_group)), own_group] = 0.0
     return least
 
 
 def _by_influence(surrogate: Surrogate) -> IntArray:
     """Groups whose widths differ most in cost first: they decide, so they prune early."""
     costs, valid = surrogate.option_costs, surrogate.space.valid
-    spread = np.where(valid, costs, -np.inf).max(axis=1) - np.where(valid, costs, np.inf).min(axis=1)
-    return np.argsort(-spread, kind="stable")
+    greatest = np.where(valid, costs, -np.inf).max(axis=1)
+    least = np.where(valid, costs, np.inf).min(axis=1)
+    return np.argsort(least - greatest, kind="stable")
 
 
 def _open_terms(gram: FloatArray, valid: BoolArray, order: IntArray) -> list[FloatArray]:
-    """Per depth [P]: ½K_qq plus half the least interactions with the groups still open, its own left out."""
-    least, own = _least_by_group(gram, valid), np.arange(len(valid)).repeat(valid.shape[1])
-    least[np.arange(len(own)), own] = 0.0
-    found, total = [], least.sum(axis=1)
+    """Per depth [P]: ½K_qq plus half the least interactions with the other groups that are still open."""
+    least = _least_with_other_groups(gram, valid)
+    total = least.sum(axis=1)
+    terms = []
     for row in order.tolist():
         total = total - least[:, row]
-        found.append(0.5 * (np.diag(gram) + total))
-    return found
+        terms.append(0.5 * (np.diag(gram) + total))
+    return terms
 
 
 def _least_use_after(linear: IntArray, valid: BoolArray, order: IntArray) -> IntArray:
