@@ -23,8 +23,8 @@ demo: install  ## train a small net, search under avg_bits<=3, compare with unif
 test: install lint types fences  ## lint, types, import fences, tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --no-loadscope-reorder
 
-quick: install  ## the tests that start neither Ray nor a process and take no ten seconds: under 90 s on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not ray and not process and not slow"
+quick: install  ## the tests that are quick and start neither Ray nor a process: under 90 s on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not ray and not process and not slow" tests
 
 lint: install
 	$(BIN)/ruff check .

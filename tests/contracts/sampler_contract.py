@@ -92,6 +92,7 @@ class SamplerContract:
         model = CostModel(self.problem.setup)
         assert all(is_feasible(BUDGETS, model, trial.assignment) for trial in watched.result.trials)
 
+    @pytest.mark.slow
     def test_every_trial_is_feasible_under_two_budgets(self) -> None:
         model = CostModel(self.problem.setup)
         trials = self.search(budgets=TWO_BUDGETS).trials

@@ -68,6 +68,7 @@ def test_a_few_steps_lower_the_distance_to_the_float_model() -> None:
     assert min(losses) < 0.75 * losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, inside its compiler
 @pytest.mark.parametrize("name", ["digits", "shared_relu"])
 def test_it_compiles_whole_with_the_same_outputs_and_gradients(name: str) -> None:

@@ -45,6 +45,7 @@ def replica(model: nn.Module, samples: int = 13) -> Replica:
     return Replica(model, default_forward, {"calibration": shards}, Divergence())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cuda", "host", "numpy"])
 def test_a_shard_that_does_not_fit_is_halved_and_finished(how: str, caplog: pytest.LogCaptureFixture) -> None:
     digits = model_zoo.build("digits")
@@ -78,6 +79,7 @@ def test_pieces_that_fitted_are_not_computed_again() -> None:
     assert model.sizes == [12, 6, 6, 3, 2, 2, 2]
 
 
+@pytest.mark.slow
 def test_one_sample_that_does_not_fit_is_an_error_that_says_where() -> None:
     held = replica(Greedy(model_zoo.build("digits"), 0))
     with pytest.raises(UnitError, match=r"one sample of shard 1 of the calibration data.*gpus_per_worker"):

@@ -44,6 +44,7 @@ def shift_bias(folder):
     save_file(tensors, folder / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_every_target_is_run_on_generated_inputs(complete):
     found = raysearch.verify(complete, factory=Twins)
     assert (found.num_files, found.inputs) == (5, "generated")

@@ -18,6 +18,7 @@ from raysearch.records import BitAssignment, CostModel, ExportManifest
 from tests.support.export_cases import case, forward_all
 
 
+@pytest.mark.slow
 def test_every_target_is_written_verified_and_listed(tmp_path, residual):
     batches = [residual.inputs(64)]
     manifest = residual.export(tmp_path / "a" / "model", batches=batches, forward=forward_all)

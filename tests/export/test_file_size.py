@@ -14,6 +14,7 @@ from raysearch.records import BitAssignment, CostModel, QuantizerSetup
 from tests.support.export_cases import NETS, Case, case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "text", "encoder", "seven", "twins"])
 @pytest.mark.parametrize("bits", [2, 8])
 def test_size_is_never_below_the_file_and_within_a_percent_of_it(tmp_path, name, bits):

@@ -11,6 +11,8 @@ from raysearch.errors import ConfigError, RunError
 from tests.support import toy_task
 from tests.support.command_line import QUICK, run_arguments
 
+pytestmark = pytest.mark.slow
+
 SHORT = [*QUICK, "training.epochs=1", 'export.targets=["packed"]']
 CONFIG = load_config(assignments=SHORT)
 DROP = "loss=1%"

@@ -11,6 +11,8 @@ from raysearch.artifacts import codecs, hash_file, resolve_run
 from raysearch.records import BitAssignment
 from tests.support.old_run_task import RUN, make_task
 
+pytestmark = pytest.mark.slow
+
 GROUPS = (
     "conv.weight", "left.weight", "right.weight", "depth.weight", "hidden.weight", "head.weight",
     "conv.input", "left.input", "add0.input0", "depth.input", "hidden.input", "head.input",

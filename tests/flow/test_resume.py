@@ -12,6 +12,8 @@ from raysearch.errors import PoolError, StorageError
 from tests.support import toy_task
 from tests.support.command_line import QUICK, run_arguments, run_command, run_process
 
+pytestmark = pytest.mark.slow
+
 # The process is killed when two units of a part are on disk: where it dies does not depend on the machine.
 PARTS = ("sensitivity-traces", "sensitivity-responses", "search")
 SHORT = [*QUICK, "training.epochs=0", 'export.targets=["packed"]']
@@ -36,7 +38,6 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.process
-@pytest.mark.slow
 def test_a_run_killed_in_every_part_goes_on_to_the_identical_result(finished, tmp_path):
     arguments = run_arguments(tmp_path, "run", factory="make_fragile_task", settings=SHORT)
     for stage in PARTS:

@@ -1,5 +1,6 @@
 """A task for another kind of model, written from the README alone: integer inputs, dict batches."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -7,6 +8,8 @@ from torch.nn import functional as F
 import raysearch
 from raysearch.artifacts import codecs, resolve_run
 from tests.support.command_line import QUICK
+
+pytestmark = pytest.mark.slow
 
 VOCABULARY, LENGTH, CLASSES = 60, 12, 3
 

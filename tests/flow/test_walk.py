@@ -12,6 +12,8 @@ from raysearch.records import CostModel
 from tests.support import toy_task
 from tests.support.command_line import QUICK, TOY, document, run_arguments, run_command
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = raysearch.load_config(assignments=QUICK)
 
 

@@ -16,6 +16,7 @@ from tests.support import toy_task
 TASK = "tests/support/toy_task.py:make_task"
 
 
+@pytest.mark.slow
 def test_a_profile_of_the_command_makes_latency_a_budget(tmp_path):
     out = tmp_path / "profile.json"
     found = CliRunner().invoke(

@@ -32,6 +32,7 @@ def stamps(store):
     return {name: store.storage.local_path(name).stat().st_mtime_ns for name in names}
 
 
+@pytest.mark.slow
 def test_the_stages_are_those_of_the_architecture(finished):
     names = ["calibration", "sensitivity", "search", "training", "evaluation", "export"]
     assert [stage.name for stage in STAGES] == names
@@ -39,6 +40,7 @@ def test_the_stages_are_those_of_the_architecture(finished):
     assert all(finished.has(stage.record) for stage in STAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_only_the_stage_whose_record_is_gone_is_computed_again(finished, stage):
     log = UnitLog(finished)

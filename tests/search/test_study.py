@@ -64,6 +64,7 @@ def test_near_the_optimum_by_brute_force(seed):
     assert result.best.value <= best * 1.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["auto", "tpe", "random"])
 @pytest.mark.parametrize("budgets", [["avg_bits<=4"], ["bops<=50%"], ["size<=16%", "act_bits<=6"]], ids=str)
 def test_every_trial_keeps_every_budget(sampler, budgets):
@@ -80,6 +81,7 @@ def test_every_trial_keeps_every_budget(sampler, budgets):
     assert {"auto": "thompson"}.get(sampler, sampler) in {trial.source for trial in result.trials}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", [name for name in SURROGATES if name != "fisher"])
 def test_never_worse_than_any_uniform_or_warm_start(surrogate):
     result = run(budgets=TWO_BUDGETS, surrogate=surrogate, num_trials=1)
@@ -95,6 +97,7 @@ def test_never_worse_than_any_uniform_or_warm_start(surrogate):
     assert longer.surrogate == surrogate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", [name for name in SURROGATES if name != "fisher"])
 def test_the_bound_is_below_every_prediction_and_the_gap_says_how_far(surrogate):
     space, model = OptionSpace(SETUP), CostModel(SETUP)

@@ -24,6 +24,8 @@ from raysearch.simulation import Judgement, MeasuredObjective
 from raysearch.simulation.simulated_model import SimulatedModel
 from tests.support.trace_draws import draw
 
+pytestmark = pytest.mark.slow
+
 LIMIT = [99, 99]
 """Samples that fit without a graph, and with one."""
 SIZES: list[int] = []

@@ -145,6 +145,7 @@ def test_the_formula_is_what_hutchinson_estimates():
     assert drawn[0].std() == pytest.approx(drawn[1].std(), rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_intervals_of_whole_measurements_cover_the_truth_at_their_rate(per_sample):
     population = inputs_of("linear", 20_000, 1)

@@ -20,7 +20,8 @@ class ProcessWatch:
         sys.addaudithook(self._note)
 
     def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _EVENTS:
+        # The `platform` module asks once, for a moment, what processor this is.
+        if event in _EVENTS and arguments[:1] != ("uname",):
             self._started.append(f"{event} {arguments[:2]}")
 
     def take(self) -> list[str]:

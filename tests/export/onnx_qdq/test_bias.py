@@ -1,6 +1,7 @@
 """Channels that are next to nothing beside their bias, as pruned and trained nets have them."""
 
 import onnx
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -49,6 +50,7 @@ def images():
     return (torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)
 
 
+@pytest.mark.slow
 def test_dead_channels_keep_their_bias_in_integer_kernels(tmp_path):
     path, inputs = tmp_path / "model.onnx", images()
     stripped = export(weakened(), inputs, path)

@@ -53,6 +53,7 @@ def pooled():
     return model, (torch.randn(16, 3, 16, 16),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [8, 4])
 def test_every_convolution_between_quantizers_is_an_integer_kernel(tmp_path, activation):
     model, inputs = pooled()

@@ -44,6 +44,7 @@ def written(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["seven", "waves", "tied"])
 def test_the_file_computes_what_the_stripped_module_computes(written, name, capfd):
     net, folder, proto = written(name)
@@ -74,6 +75,7 @@ def test_equal_layers_keep_their_numbers(tmp_path):
     assert greatest_difference(net, tmp_path / "model.onnx") < 1e-5
 
 
+@pytest.mark.slow
 def test_integer_kernels_stay_close_at_low_widths(tmp_path):
     net = case("residual", 2)
     write(net, tmp_path)
@@ -105,6 +107,7 @@ def test_outputs_keep_their_names_and_inputs_go_by_keyword(written):
             model(*args, **kwargs)
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_is_told(tmp_path):
     net = case("fixed", batch=5)
     assert write_onnx(net.model, tmp_path / "model.onnx") == 5

@@ -33,6 +33,7 @@ def assert_equal(model, net: Case, counts=(1, 2, 9)):
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.slow
 # Mixed, its layers have the widths in between; "seven" below has a layer of each.
 @pytest.mark.parametrize("bits", [2, None, 8])
 def test_a_reloaded_model_is_bit_equal_at_every_width(tmp_path, bits):
@@ -42,6 +43,7 @@ def test_a_reloaded_model_is_bit_equal_at_every_width(tmp_path, bits):
     assert_equal(load_model(tmp_path), net)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["text", "tied", "waves", "encoder", "seven"])
 def test_every_kind_of_layer_is_bit_equal_at_mixed_widths(tmp_path, name):
     net = case(name)

@@ -23,6 +23,7 @@ from raysearch.records import BitAssignment, CostModel, LatencyProfile
 from tests.support.export_cases import case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tied", "twins"])
 def test_every_layer_has_a_time_and_they_add_up_to_the_prediction(name):
     net = case(name, 8)
@@ -69,6 +70,7 @@ def float_twin(stripped):
     return twin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_graph_in_float_computes_what_the_model_does_without_quantizers(bits, tmp_path):
     net = case("residual", bits)
