@@ -114,10 +114,15 @@ def _settle_device(store: RunStore, config: Mapping[str, Any]) -> None:
     Raises:
         StorageError: the run has computed on another device.
     """
-    if store.open()["config"]["cluster"]["device"] == "auto":
+    recorded = store.open()["config"]
+    known = {
+        "cluster.device": recorded["cluster"]["device"],
+        "training.use_gpu": recorded["training"]["use_gpu"],
+    }
+    still_open = [name for name in FOLLOW_DEVICE if known[name] in ("auto", None)]
+    store.check_same(config, ignore=("task", *still_open))
+    if still_open:
         store.settle(config)
-    else:
-        store.check_same(config, ignore=("task",))
     _log.info("run %s computes on %s", store.run_id, config["cluster"]["device"])
 
 

@@ -69,14 +69,15 @@ def edited(folder, change):
     return path
 
 
-def test_the_device_in_force_is_kept_and_compared(finished, tmp_path):
+@pytest.mark.parametrize("device", ["auto", "cuda" if torch.cuda.is_available() else "cpu"])
+def test_the_device_in_force_is_kept_and_compared(finished, tmp_path, device):
     storage, first = finished
     in_force = "cuda" if torch.cuda.is_available() else "cpu"
     shutil.copytree(storage / "run", tmp_path / "run")
 
     def leave_open(config):
         assert (config["cluster"]["device"], config["training"]["use_gpu"]) == (in_force, in_force == "cuda")
-        config["cluster"]["device"], config["training"]["use_gpu"] = "auto", None
+        config["cluster"]["device"], config["training"]["use_gpu"] = device, None
 
     # A run that ended before its machines were known.
     path = edited(tmp_path, leave_open)
