@@ -39,6 +39,16 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a GPU its tests are skipped, and say so."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="there is no GPU that torch can use")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
 class TogetherScheduling(LoadScopeScheduling):
     """With several test processes: all files that use a Ray in one of them, and any file in one."""
 
