@@ -248,6 +248,7 @@ def test_our_own_configuration_says_how_ranges_are_found():
     assert controller.ranges["head.weight", 4].scale * 7 == pytest.approx(peak, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_controller_is_exported_in_one_call(tmp_path):
     controller, model = build(config(weights={"bits": 3}))
     example = model_zoo.inputs("digits")

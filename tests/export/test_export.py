@@ -103,6 +103,7 @@ def test_a_target_that_differs_leaves_no_manifest(tmp_path, monkeypatch):
     assert not (tmp_path / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_an_onnx_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     net = case("seven", 8)
     real = proto.fuse_regions
@@ -125,6 +126,7 @@ def test_the_manifest_carries_the_costs(tmp_path):
     assert len(stripped_weights(net.stripped, net.setup)) == 1
 
 
+@pytest.mark.slow
 def test_latency_is_paired_with_the_network_in_float(tmp_path):
     net = case("twins", 7)
     manifest = net.export(tmp_path, "onnx", measure_latency=True)

@@ -9,6 +9,8 @@ from raysearch.errors import ConfigError, TaskError
 from tests.support import toy_task
 from tests.support.command_line import QUICK
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = raysearch.load_config(assignments=QUICK)
 
 

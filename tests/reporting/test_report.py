@@ -113,6 +113,7 @@ def test_colours_are_those_of_the_page(page):
         assert len(re.findall(rf"{name}: #", page)) == 2, "once for light, once for dark"
 
 
+@pytest.mark.slow
 def test_many_layers_stay_one_screen_wide_and_high():
     few, many = render(3), render(60)
     assert len(Page(many).text) > len(Page(few).text)

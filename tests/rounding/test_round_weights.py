@@ -130,6 +130,7 @@ def test_nearest_is_the_calibrated_quantizer_itself(net):
         assert math.isnan(rounded.error)
 
 
+@pytest.mark.slow
 def test_errors_are_by_the_moments_and_never_above_those_of_nearest(net):
     replica, setup, _ = net
     table, nearest = round_all(net), round_all(net, method="nearest")

@@ -11,7 +11,7 @@ from raysearch.search import STUDY_NAME, write_journal
 from tests.support.search_problems import Divergence, make_setup, make_table, search
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def searched():
     setup = make_setup(4)
     table = make_table(setup)

@@ -123,6 +123,7 @@ def test_beyond_the_required_warm_starts_half_of_the_trials_are_the_samplers(num
     assert sum(t.source == "thompson" for t in rest) * 2 >= len(rest)
 
 
+@pytest.mark.slow
 def test_resumed_at_any_batch_it_is_the_same_run():
     """Of every other batch, and of every sampler, the contract of samplers says the same."""
     saved = []
@@ -294,6 +295,7 @@ def test_distinct_keeps_the_first_name():
     assert len({start.choices.tobytes() for start in starts_left}) == len(starts_left)
 
 
+@pytest.mark.slow
 def test_a_front_ends_where_the_other_budgets_leave_no_assignment():
     setup = make_hardware_setup(4, 0)
     table = make_table(setup, 0, coupling=1.0)

@@ -8,6 +8,7 @@ from raysearch.search.warm_starts import FRACTIONS, warm_starts
 from tests.support.search_problems import make_setup, make_table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "texts", [["avg_bits<=5"], ["avg_bits<=5", "bops<=50%"], ["size<=60%", "act_bits<=6"]]
 )

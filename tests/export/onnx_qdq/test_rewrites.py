@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from tests.support.onnx_kernels import check_numbers, export, kernels
 
+pytestmark = pytest.mark.slow
+
 
 class Pooled(nn.Module):
     """A ResNet in small: stem with max pooling, residual blocks with ReLU6, average pooling, a head."""
@@ -53,7 +55,6 @@ def pooled():
     return model, (torch.randn(16, 3, 16, 16),)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("activation", [8, 4])
 def test_every_convolution_between_quantizers_is_an_integer_kernel(tmp_path, activation):
     model, inputs = pooled()

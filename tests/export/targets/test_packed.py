@@ -141,6 +141,7 @@ SPECS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the quantizer .* is unsigned")
 @pytest.mark.parametrize("spec", SPECS)
 def test_weights_with_zero_points_or_one_scale_are_bit_equal_and_counted(tmp_path, spec):
