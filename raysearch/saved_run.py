@@ -19,7 +19,14 @@ from raysearch.export.check_folder import FolderCheck
 from raysearch.pipeline.inputs import Inputs, check_inputs
 from raysearch.pipeline.pools import pool_session
 from raysearch.pipeline.result import StageRecords, save_report
-from raysearch.pipeline.stages import export, make_objective, make_replica, search_shards, strip_checkpoint
+from raysearch.pipeline.stages import (
+    export,
+    load_ranges,
+    make_objective,
+    make_replica,
+    search_shards,
+    strip_checkpoint,
+)
 from raysearch.records import (
     BitAssignment,
     Budget,
@@ -162,7 +169,7 @@ class SavedRun:
                 session = stack.enter_context(pool_session(inputs.config, address))
                 inputs = replace(inputs, config=session.config)
                 pool = stack.enter_context(closing(session.open_pool(make_replica(inputs, shards))))
-                objective = make_objective(inputs, store.load(codecs.RANGES), pool, per_sample)
+                objective = make_objective(inputs, load_ranges(store), pool, per_sample)
                 race = Race(objective, len(shards))
 
                 def measure(assignments: Mapping[int, BitAssignment]) -> dict[int, float]:
@@ -266,6 +273,7 @@ class SavedRun:
                     "task=."
                 )
         settings = {name: value for name, value in record.items() if name not in ("task", "budget")}
+        settings.setdefault("rounding", {"method": "nearest"})
         for name, values in changes.items():
             settings[name] = {**settings[name], **values}
         config = load_config(overrides=settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -21,6 +22,8 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+# Python asks `uname` for it once and remembers; which test would be the first depends on the order.
+platform.processor()
 PROCESSES = ProcessWatch()
 
 

@@ -21,6 +21,7 @@ from raysearch.records import (
     LeastCost,
     QuantizerSetup,
     RangeTable,
+    RoundingTable,
     RunResult,
     RunStatus,
     SearchResult,
@@ -107,6 +108,14 @@ def _read_ranges(files: Sequence[SavedFile]) -> RangeTable:
     return RangeTable.from_bytes(files[0].data)
 
 
+def _write_rounding(table: RoundingTable) -> tuple[bytes, ...]:
+    return (table.to_bytes(),)
+
+
+def _read_rounding(files: Sequence[SavedFile]) -> RoundingTable:
+    return RoundingTable.from_bytes(files[0].data)
+
+
 def _write_sensitivity(table: SensitivityTable) -> tuple[bytes, ...]:
     # The fingerprint goes into the Gram matrix's table as well, so that no mixture of two runs can be read.
     gram = table.gram_table()
@@ -164,6 +173,8 @@ def _metrics_from_dict(values: dict[str, Any]) -> Metrics:
 STATUS = _text_codec("status.json", RunStatus.to_json, RunStatus.from_json)
 SETUP = _text_codec("setup.json", QuantizerSetup.to_json, QuantizerSetup.from_json)
 RANGES = Codec(("ranges.safetensors",), _write_ranges, _read_ranges)
+ROUNDING = Codec(("rounding.safetensors",), _write_rounding, _read_rounding)
+"""Of a run whose weights were not rounded to nearest."""
 SENSITIVITY = Codec(
     ("responses.arrow", "traces.parquet", "sensitivity.parquet"), _write_sensitivity, _read_sensitivity
 )
@@ -182,6 +193,7 @@ RECORDS: tuple[Codec[Any], ...] = (
     STATUS,
     SETUP,
     RANGES,
+    ROUNDING,
     SENSITIVITY,
     SEARCH,
     LEAST_COST,

@@ -30,10 +30,13 @@ class OverrideConfig(Section):
 
 
 class PlacementConfig(Section):
-    """Where quantizers go and which widths they may take."""
+    """Where quantizers go, and which widths they may take.
+
+    Without activation widths, weights alone are quantized.
+    """
 
     weight_bit_widths: tuple[Width, ...] = Field((2, 3, 4, 8), min_length=1)
-    activation_bit_widths: tuple[Width, ...] = Field((8,), min_length=1)
+    activation_bit_widths: tuple[Width, ...] = (8,)
     pins: dict[str, Width] = Field(default_factory=dict)
     target_scopes: tuple[str, ...] = ()
     ignored_scopes: tuple[str, ...] = ()

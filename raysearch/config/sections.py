@@ -11,6 +11,7 @@ from raysearch.config.cluster import ClusterConfig
 from raysearch.config.export import ExportConfig
 from raysearch.config.objective import ObjectiveConfig
 from raysearch.config.placement import PlacementConfig
+from raysearch.config.rounding import RoundingConfig
 from raysearch.config.search import SearchConfig
 from raysearch.config.section import Section
 from raysearch.config.sensitivity import SensitivityConfig
@@ -25,6 +26,7 @@ class Config(Section):
     placement: PlacementConfig = PlacementConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    rounding: RoundingConfig = RoundingConfig()
     sensitivity: SensitivityConfig = SensitivityConfig()
     search: SearchConfig = SearchConfig()
     training: TrainingConfig = TrainingConfig()
@@ -47,5 +49,9 @@ class Config(Section):
     def fixed(self) -> dict[str, Any]:
         """The settings that a resumed run must share: all but where and on how many workers it runs."""
         data = self.model_dump(mode="json")
+        # Nearest rounding has no settings; and runs from before there was a choice, whose records lack the
+        # section, rounded to nearest.
+        if self.rounding.method == "nearest":
+            del data["rounding"]
         data["cluster"] = {key: data["cluster"][key] for key in ("threads", "device", "deterministic")}
         return data

@@ -24,6 +24,7 @@ from raysearch.controller.statistics import Statistics, count, memory, quantized
 from raysearch.controller.stripped import strip
 from raysearch.errors import ConfigError, PlacementError
 from raysearch.evaluation import Divergence
+from raysearch.hooks import place_latent_weights
 from raysearch.quantizer import Quantizer
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable, compression_ratio
 
@@ -133,13 +134,15 @@ class QuantizationController:
     def apply(self, assignment: BitAssignment) -> None:
         """Set every width and its calibrated range; groups that are not named are disabled.
 
-        Learned scales are overwritten by the calibrated ones. A kind that has not started stays off.
+        Learned scales are overwritten by the calibrated ones, and weights with chosen codes move to where those
+        come out (`place_latent_weights`). A kind that has not started stays off.
 
         Raises:
             PlacementError: a group is unknown, the width is not one of its own, or its range is missing;
                 nothing was changed.
         """
         self._set.apply(assignment)
+        place_latent_weights(self.model, self.setup, self.ranges, self.all_quantizations, self._set.widths())
         self._follow_schedule()
         self._notify("apply", assignment=assignment)
 

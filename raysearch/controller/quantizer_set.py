@@ -85,8 +85,12 @@ class QuantizerSet:
         self._switches.freeze(frozen)
 
     def take_ranges(self, ranges: RangeTable, names: Iterable[str]) -> None:
-        """Put newly calibrated ranges in force, of the named quantizers at their present widths."""
-        self.ranges = RangeTable({**self.ranges.ranges, **ranges.ranges})
+        """Put newly calibrated ranges in force, of the named quantizers at their present widths.
+
+        Codes that were chosen for their weights before are dropped: they belong to the ranges before.
+        """
+        rounded = {key: value for key, value in self.ranges.rounded.items() if key not in ranges.ranges}
+        self.ranges = RangeTable({**self.ranges.ranges, **ranges.ranges}, rounded)
         widths = self.widths()
         for name in names:
             self.quantizers[name].set_range(widths[name], ranges[name, widths[name]])

@@ -1,5 +1,7 @@
 """Where a quantizer sits in an eager model: parametrizations, pre-hooks and taps of function calls."""
 
 from raysearch.hooks.attach import attach_activation, attach_weight, detach_all
+from raysearch.hooks.latent_weights import place_latent_weights
+from raysearch.hooks.locations import float_weight
 
-__all__ = ["attach_activation", "attach_weight", "detach_all"]
+__all__ = ["attach_activation", "attach_weight", "detach_all", "float_weight", "place_latent_weights"]

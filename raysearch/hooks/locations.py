@@ -1,6 +1,8 @@
-"""Where the quantizer of an activation is registered in the eager model."""
+"""Where quantizers and the float weights below them are in the eager model."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 
@@ -26,6 +28,18 @@ def quantizer_location(model: nn.Module, site: Site) -> tuple[nn.Module, str]:
         owner = next(layers, owner)
         name = f"{site.module.replace('.', '_') or 'root'}_{name}"
     return owner, name
+
+
+def float_weight(model: nn.Module, site: Site) -> nn.Parameter:
+    """The float weight that a weight quantizer at a site reads; what training changes.
+
+    Raises:
+        PlacementError: the model lacks the site's module.
+    """
+    # Typed loosely: torch declares a ParametrizationList's `original` only at run time.
+    parametrizations: Any = module_of(model, site).parametrizations
+    weight: nn.Parameter = parametrizations[site.name].original
+    return weight
 
 
 def module_of(model: nn.Module, site: Site) -> nn.Module:

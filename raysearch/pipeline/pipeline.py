@@ -35,11 +35,13 @@ from raysearch.records import (
     ExportManifest,
     FineTuneResult,
     RangeTable,
+    RoundingTable,
     RunResult,
     SearchResult,
     SearchTrial,
     SensitivityTable,
 )
+from raysearch.rounding import round_weights
 from raysearch.search import (
     Race,
     ShardValues,
@@ -71,6 +73,7 @@ class Stage(Generic[T]):
 
 
 CALIBRATION = Stage("calibration", codecs.RANGES, ("calibration",))
+ROUNDING = Stage("rounding", codecs.ROUNDING, ("rounding",))
 SENSITIVITY = Stage(
     "sensitivity",
     codecs.SENSITIVITY,
@@ -114,7 +117,7 @@ class Pipeline:
     def _run_stages(self) -> RunResult:
         with closing(self._fleet):
             self.store.save(codecs.SETUP, self.inputs.setup)
-            ranges = self._complete(CALIBRATION, self._calibrate)
+            ranges = self._round(self._complete(CALIBRATION, self._calibrate))
             table = self._complete(SENSITIVITY, self._measure, ranges)
             search = self._complete(SEARCH, self._search, table, ranges)
         # The fleet is released before training, which may need its CPUs and GPUs.
@@ -154,6 +157,21 @@ class Pipeline:
             self.inputs.config.calibration,
         )
 
+    def _round(self, ranges: RangeTable) -> RangeTable:
+        """Ranges with the scales and codes that the rounding method chose; nearest codes need no stage."""
+        if self.inputs.config.rounding.method == "nearest":
+            return ranges
+        return self._complete(ROUNDING, self._round_weights, ranges).put_into(ranges)
+
+    def _round_weights(self, ranges: RangeTable) -> RoundingTable:
+        return round_weights(
+            self.inputs.setup,
+            ranges,
+            self._fleet.pool("rounding"),
+            len(self.inputs.samples.calibration),
+            self.inputs.config.rounding,
+        )
+
     def _measure(self, ranges: RangeTable) -> SensitivityTable:
         samples = self.inputs.samples
 
@@ -169,7 +187,10 @@ class Pipeline:
             seed=self.inputs.config.seed,
             cache_bytes=self.inputs.config.cluster.cache_bytes,
         )
-        return replace(table, fingerprint=":".join(self.inputs.fingerprints.values()))
+        fingerprints = list(self.inputs.fingerprints.values())
+        if ranges.rounded:
+            fingerprints.append(ranges.digest())
+        return replace(table, fingerprint=":".join(fingerprints))
 
     def _search(self, table: SensitivityTable, ranges: RangeTable) -> SearchResult:
         settings = self.inputs.config.search

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from raysearch.artifacts import RunStore, codecs
 from raysearch.calibration import adapt_batch_norm
 from raysearch.cluster.pool import Pool
 from raysearch.controller import create_controller
@@ -42,6 +43,14 @@ def search_shards(inputs: Inputs) -> tuple[list[Batch], bool]:
     settings = inputs.config.search
     seed = derive_seed(inputs.config.seed, "search-samples")
     return random_shards(inputs.samples.validation, settings.num_samples, settings.shard_size, seed)
+
+
+def load_ranges(store: RunStore) -> RangeTable:
+    """The ranges that a run's quantizers have: calibrated, with the codes and scales of rounded weights."""
+    ranges = store.load(codecs.RANGES)
+    if store.has(codecs.ROUNDING):
+        return store.load(codecs.ROUNDING).put_into(ranges)
+    return ranges
 
 
 def make_objective(inputs: Inputs, ranges: RangeTable, pool: Pool, per_sample: bool) -> MeasuredObjective:

@@ -48,7 +48,7 @@ def place_quantizers(
     or activation that follows it.
 
     Left float: the weights of LSTM, GRU and RNN (with a warning), the softmax inside a fused attention, and
-    everything else that is no such operation.
+    everything else that is no such operation; all activations, where `activation_bit_widths` is empty.
 
     A scope is a name, a glob, or a regular expression after "re:"; `"fc"` means the weights of fc,
     `"fc.input"` its input.
@@ -75,6 +75,8 @@ def place_quantizers(
     all_reads = _read_model(model, graph, recurrent)
     reads = _keep_needed_pools(graph, all_reads, profile)
     reads = _drop_unreachable(model, example_inputs, reads)
+    if not settings.activation_bit_widths:
+        reads = _weights_alone(reads)
     if not reads.weights:
         besides = f" Recurrent weights stay float: {', '.join(recurrent)}." if recurrent else ""
         raise PlacementError(
@@ -164,6 +166,12 @@ def _drop_unreachable(model: nn.Module, example_inputs: tuple[Any, ...], reads: 
         tensors=[read for read in reads.tensors if read.site not in sites],
         additions=[addition for addition in reads.additions if (addition.owner, "add") not in hidden],
     )
+
+
+def _weights_alone(reads: GraphReads) -> GraphReads:
+    """The reads of weights: no activation is to be quantized."""
+    weights = {name: replace(use, inputs=[""] * len(use.inputs)) for name, use in reads.weights.items()}
+    return replace(reads, weights=weights, tensors=[], additions=[])
 
 
 def _call_of(site: Site) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from raysearch.quantizer.affine import AffineForm, dequantize, fake_quantize, quantize
 from raysearch.quantizer.factory import make_quantizer, point_levels
+from raysearch.quantizer.latent import latent_weight
 from raysearch.quantizer.levels import MAX_BITS, MIN_BITS, grid_levels, quant_levels, spec_levels
 from raysearch.quantizer.quantizer import (
     SMALLEST_SCALE,
@@ -27,6 +28,7 @@ __all__ = [
     "dequantize",
     "fake_quantize",
     "grid_levels",
+    "latent_weight",
     "make_quantizer",
     "point_levels",
     "quant_levels",

@@ -19,7 +19,7 @@ from raysearch.records.costs.model import CostModel
 from raysearch.records.drop import LeastCost, MaxDrop, drop_of, parse_max_drop
 from raysearch.records.granularity import PER_TENSOR, Granularity, GranularityKind
 from raysearch.records.latency import LatencyProfile
-from raysearch.records.ranges import QuantizerRange, RangeTable
+from raysearch.records.ranges import CodeArray, QuantizerRange, RangeTable
 from raysearch.records.results import (
     EpochMetrics,
     ExportedFile,
@@ -28,7 +28,9 @@ from raysearch.records.results import (
     LayerFlips,
     TargetCheck,
 )
+from raysearch.records.rounding import RoundedWeight, RoundingTable
 from raysearch.records.run import TERMINAL_STATES, RunResult, RunStatus
+from raysearch.records.scheme import Scheme
 from raysearch.records.search import SearchResult, SearchTrial, TrialState, trials_from_table, trials_to_table
 from raysearch.records.sensitivity import Option, OptionEffect, SensitivityTable, Trace
 from raysearch.records.setup import (
@@ -49,6 +51,7 @@ __all__ = [
     "TERMINAL_STATES",
     "BitAssignment",
     "Budget",
+    "CodeArray",
     "CostFormula",
     "CostKind",
     "CostModel",
@@ -73,8 +76,11 @@ __all__ = [
     "QuantizerSetup",
     "QuantizerSpec",
     "RangeTable",
+    "RoundedWeight",
+    "RoundingTable",
     "RunResult",
     "RunStatus",
+    "Scheme",
     "SearchResult",
     "SearchTrial",
     "SensitivityTable",

@@ -1,9 +1,10 @@
-"""Scales and zero points of every quantizer at every bit-width."""
+"""Scales and zero points of every quantizer at every bit-width; codes of the weights that were rounded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from raysearch.errors import StorageError
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
+CodeArray = npt.NDArray[np.int8] | npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,14 @@ class QuantizerRange:
         scale: float32, shape [num_scales], positive.
         zero_point: int32, shape [num_scales]; all 0 for a symmetric quantizer.
         signed: whether the codes are signed: weights, or activations with negative values.
+        codes: of a weight whose codes were chosen by a rounding method, in the weight's shape, int8 when
+            signed, else uint8; None where a value's code is the nearest one.
     """
 
     scale: FloatArray
     zero_point: IntArray
     signed: bool
+    codes: CodeArray | None = None
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.scale).all() or (self.scale <= 0).any():
@@ -39,15 +44,30 @@ class QuantizerRange:
 
 @dataclass(frozen=True)
 class RangeTable:
-    """Ranges keyed by (quantizer id, bit-width)."""
+    """Ranges keyed by (quantizer id, bit-width).
+
+    Attributes:
+        ranges: as they were calibrated.
+        rounded: scales and codes of the weights that a rounding method chose; they take the place of the
+            calibrated ones wherever a weight is quantized.
+    """
 
     ranges: Mapping[tuple[str, int], QuantizerRange]
+    rounded: Mapping[tuple[str, int], QuantizerRange] = field(default_factory=dict)
 
     def __getitem__(self, key: tuple[str, int]) -> QuantizerRange:
+        """The range in force: the rounded weight's, else the calibrated one."""
+        if key in self.rounded:
+            return self.rounded[key]
         return self.ranges[key]
 
+    @property
+    def calibrated(self) -> RangeTable:
+        """The table without what rounding put in its place."""
+        return RangeTable(self.ranges)
+
     def to_bytes(self) -> bytes:
-        """The table in the safetensors format; `from_bytes` reads it back."""
+        """The calibrated ranges in the safetensors format; `from_bytes` reads them back."""
         tensors: dict[str, np.ndarray] = {}
         for (point, bits), value in self.ranges.items():
             # safetensors writes memory as it lies, so a strided array would come back scrambled.
@@ -55,6 +75,16 @@ class RangeTable:
             tensors[f"{point}|{bits}|zero_point"] = np.asarray(value.zero_point, order="C")
             tensors[f"{point}|{bits}|signed"] = np.array([value.signed], dtype=np.uint8)
         return bytes(save(tensors))
+
+    def digest(self) -> str:
+        """A hash of everything in the table, codes included."""
+        digest = blake2b(self.to_bytes(), digest_size=16)
+        # Sorted: a table that was read has another order than one that was made.
+        for (point, bits), value in sorted(self.rounded.items(), key=lambda item: item[0]):
+            digest.update(f"{point}|{bits}".encode())
+            for array in (value.scale, value.zero_point, value.codes):
+                digest.update(np.asarray(array, order="C").tobytes())
+        return digest.hexdigest()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> RangeTable:

@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 
 from raysearch.errors import PlacementError, StorageError
 from raysearch.records.granularity import Granularity
-from raysearch.records.ranges import QuantizerRange
+from raysearch.records.ranges import QuantizerRange, RangeTable
 from raysearch.records.scheme import Scheme
 
 _INFO = "info"
@@ -70,8 +70,8 @@ class RoundedWeight:
 
     @property
     def range(self) -> QuantizerRange:
-        """Scale, zero point and sign, as a quantizer takes them."""
-        return QuantizerRange(self.scale, self.zero_point, self.signed)
+        """Scale, zero point, sign and codes, as a quantizer and a range table take them."""
+        return QuantizerRange(self.scale, self.zero_point, self.signed, self.codes)
 
     def values(self) -> npt.NDArray[np.float32]:
         """(codes − zero_point)·scale, float32, in the shape of the weight: what the quantizer computes."""
@@ -156,6 +156,11 @@ class RoundingTable:
         for table in tables:
             weights.update(table.weights)
         return cls(weights)
+
+    def put_into(self, ranges: RangeTable) -> RangeTable:
+        """Ranges with these scales and codes in the place of the calibrated ones of the same weights."""
+        rounded = {(point, scheme.num_bits): weight.range for (point, scheme), weight in self.weights.items()}
+        return RangeTable(ranges.ranges, rounded)
 
     def digest(self) -> str:
         """A short hash of everything in it."""

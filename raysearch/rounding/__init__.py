@@ -1,6 +1,5 @@
 """Rounding: the integer codes and scales of every weight, chosen by what the weight is multiplied with."""
 
-from raysearch.rounding.latent import latent_weight
 from raysearch.rounding.round_weights import round_weights
 
-__all__ = ["latent_weight", "round_weights"]
+__all__ = ["round_weights"]

@@ -48,7 +48,8 @@ def measure_sensitivity(
     traces = measure_traces(setup, pool("traces"), num_shards[data], settings, data=data, seed=seed)
     for text in trace_warnings(traces, settings.relative_error):
         warnings.warn(text, stacklevel=2)
-    perturbations = measure_perturbations(setup, ranges, pool("perturbations"))
+    # Ω is of nearest codes, as HAWQ has it: codes that make up for each other lie further from the weights.
+    perturbations = measure_perturbations(setup, ranges.calibrated, pool("perturbations"))
     responses = measure_responses(
         setup,
         ranges,

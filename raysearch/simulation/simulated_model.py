@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
@@ -303,8 +302,7 @@ def simulated_model(
     # A hash costs as much as a small forward, and most units of a call bring the same two objects.
     if entry is not None and entry.setup is setup and entry.ranges is ranges:
         return entry.model
-    digest = blake2b(ranges.to_bytes(), digest_size=16).hexdigest()
-    key = f"{setup.fingerprint()}:{digest}:{cache_bytes}"
+    key = f"{setup.fingerprint()}:{ranges.digest()}:{cache_bytes}"
     if entry is not None and entry.key == key:
         entry.setup, entry.ranges = setup, ranges
         return entry.model

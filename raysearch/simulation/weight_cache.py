@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from raysearch.quantizer import make_quantizer
+from raysearch.quantizer import dequantize, make_quantizer
 from raysearch.records import QuantizerSetup, RangeTable
 
 CACHE_BYTES = 2**30
@@ -19,7 +19,8 @@ class DeployedWeights:
     """Makes the fake-quantized form of a weight at a bit-width: the one place where measurements get it.
 
     Perturbations, responses and measured trials all read what is made here, so they are all about the same
-    weights. It equals, bit for bit, what the controller's parametrization computes.
+    weights. It equals, bit for bit, what the controller's parametrization computes: of a weight whose codes
+    a rounding method chose, those codes; of any other, the nearest ones.
 
     Args:
         weights: quantizer id → float weight.
@@ -42,10 +43,16 @@ class DeployedWeights:
             num_bits: one of its bit-widths.
         """
         quantizer = self._quantizers[name]
-        quantizer.set_range(num_bits, self._ranges[name, num_bits])
+        weight = self.float_weights[name]
+        value = self._ranges[name, num_bits]
+        quantizer.set_range(num_bits, value)
         with torch.no_grad():
-            quantized: Tensor = quantizer(self.float_weights[name])
-        return quantized
+            if value.codes is None:
+                quantized: Tensor = quantizer(weight)
+                return quantized
+            codes = torch.from_numpy(value.codes.copy()).to(weight.device)
+            grid = quantizer.affine()
+            return dequantize(codes, grid.scale, grid.zero_point).to(weight.dtype)
 
 
 class WeightCache:

@@ -38,7 +38,7 @@ def test_the_json_document_holds_everything(finished):
     assert set(result["quantized_metrics"]) == {"divergence", "agreement", "loss", "accuracy"}
     assert result["float_metrics"]["divergence"] == 0
     assert set(result["seconds"]) == {
-        "calibration", "sensitivity", "search", "training", "evaluation", "export",
+        "calibration", "rounding", "sensitivity", "search", "training", "evaluation", "export",
     }  # fmt: skip
     assert Path(result["report"]).is_file()
 
@@ -47,7 +47,8 @@ def test_the_folder_is_the_one_of_the_architecture(finished):
     folder = finished[0] / "toy"
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     expected = {
-        "run.json", "status.json", "setup.json", "ranges.safetensors", "sensitivity.parquet",
+        "run.json", "status.json", "setup.json", "ranges.safetensors", "rounding.safetensors",
+        "sensitivity.parquet",
         "traces.parquet", "responses.arrow", "trials.parquet", "study.journal", "front.parquet", "best.json",
         "finetune.json", "metrics.json", "result.json", "report.html", "checkpoints/best.safetensors",
         "model/model.safetensors", "model/config.json", "model/manifest.json", "model/model.onnx",

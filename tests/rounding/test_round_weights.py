@@ -18,9 +18,9 @@ from raysearch.config.rounding import RoundingConfig
 from raysearch.errors import DataError
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
-from raysearch.quantizer import make_quantizer
+from raysearch.quantizer import latent_weight, make_quantizer
 from raysearch.records import QuantizerSpec
-from raysearch.rounding import latent_weight, round_weights
+from raysearch.rounding import round_weights
 from raysearch.rounding.second_moments import Moments, observe_moments
 from tests.support.moments import quadratic
 
@@ -105,7 +105,7 @@ def test_codes_are_what_the_quantizer_makes_of_the_latent_weight(net, method):
         quantizer = make_quantizer(setup.points[name])
         quantizer.set_range(scheme.num_bits, rounded.range)
         weight = replica.model.get_parameter(name).detach()
-        latent = latent_weight(weight, quantizer, rounded)
+        latent = latent_weight(weight, quantizer, rounded.codes)
         assert rounded.codes.shape == tuple(weight.shape)
         assert np.array_equal(quantizer.codes(latent).numpy(), rounded.codes)
         low, high = quantizer.levels
@@ -199,7 +199,7 @@ def test_every_kind_of_grid_is_the_quantizers(granularity, mode):
         assert rounded.scale.shape == (point.num_scales,)
         quantizer = make_quantizer(point)
         quantizer.set_range(scheme.num_bits, rounded.range)
-        latent = latent_weight(replica.model.get_parameter(name).detach(), quantizer, rounded)
+        latent = latent_weight(replica.model.get_parameter(name).detach(), quantizer, rounded.codes)
         with torch.no_grad():
             assert np.array_equal(quantizer(latent).numpy(), rounded.values())
         assert rounded.error <= rounded.error_nearest
@@ -279,6 +279,6 @@ def test_latent_weights_in_half_precision_keep_their_codes(net, dtype):
     for (name, scheme), rounded in round_all(net).weights.items():
         quantizer = make_quantizer(setup.points[name])
         quantizer.set_range(scheme.num_bits, rounded.range)
-        latent = latent_weight(replica.model.get_parameter(name).detach().to(dtype), quantizer, rounded)
+        latent = latent_weight(replica.model.get_parameter(name).detach().to(dtype), quantizer, rounded.codes)
         assert latent.dtype == dtype
         assert np.array_equal(quantizer.codes(latent).numpy(), rounded.codes)
