@@ -6,6 +6,7 @@ import copy
 import io
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 
 from raysearch.config import TrainingConfig
 from raysearch.controller import QuantizationController
+from raysearch.determinism import GeneratorStates
 from raysearch.errors import TrainingError
 from raysearch.evaluation import Batch, evaluate_model, training_batches
-from raysearch.evaluation.batches import map_tensors
+from raysearch.evaluation.batches import batch_size, map_tensors, take
 from raysearch.records import EpochMetrics
 from raysearch.seeding import derive_seed
 from raysearch.training.objective import Objective
@@ -101,6 +103,8 @@ def train(recipe: Recipe, context: Context) -> Progress:
         saved = io.BytesIO(progress.optimizer)
         # On the CPU first: it may have been saved on a GPU that is not here. Loading puts it in place.
         optimizer.load_state_dict(torch.load(saved, map_location="cpu", weights_only=True))
+    if recipe.deterministic and context.device.type != "cpu":
+        be_as_strict_as_possible(recipe, teacher, context.device)
     objective = context.prepare(Objective(recipe, model, teacher))
     seed = derive_seed(recipe.seed, "training", "order")
     batches = training_batches(recipe.train, settings.batch_size, seed, context.rank, context.world)
@@ -114,6 +118,36 @@ def train(recipe: Recipe, context: Context) -> Progress:
         progress.optimizer = _optimizer_bytes(optimizer)
         context.report(progress)
     return progress
+
+
+def be_as_strict_as_possible(recipe: Recipe, teacher: nn.Module, device: torch.device) -> None:
+    """Refuse operations without a deterministic form from now on; where training needs one, warn of it once.
+
+    Merely to be warned does not suffice everywhere: the backward of a fused attention is deterministic only
+    where anything else is refused. A refusal after hours of measuring would strand the run, so one backward
+    of two samples is tried before, on a model of its own.
+    """
+    torch.use_deterministic_algorithms(True)
+    batch = take(recipe.validation[0], 0, 2)
+    if batch_size(batch) < 2:
+        # BatchNorm cannot train on a single sample, so nothing can be tried.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        return
+    objective = Objective(recipe, recipe.build().model.to(device), teacher).train()
+    generators = GeneratorStates.now()
+    try:
+        objective(_place(batch, device)).backward()
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        warnings.warn(
+            f"training twice may differ in the last digits, since an operation has no deterministic form: "
+            f"{str(error).splitlines()[0]}",
+            stacklevel=2,
+        )
+    finally:
+        generators.restore()
 
 
 def _optimizer_bytes(optimizer: torch.optim.Optimizer) -> bytes:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from raysearch.determinism import reproducible
 from raysearch.training import fine_tune, load_checkpoint
 from raysearch.training.fine_tune import ProcessContext
-from raysearch.training.step import _seeded, train
+from raysearch.training.step import _seeded, be_as_strict_as_possible, train
 from tests.support.training_recipes import cross_entropy, make_recipe
 
 
@@ -48,6 +49,26 @@ def test_ranks_draw_one_order_and_their_own_noise():
     assert noise != other_noise
     assert first != order(0, 1)[0]
     assert order(1, 0) == (second, other_noise)
+
+
+def scattered(outputs, batch):
+    """A loss whose forward has no deterministic form."""
+    places = torch.arange(outputs.numel()).reshape(outputs.shape)
+    return cross_entropy(torch.zeros_like(outputs).put_(places, outputs), batch)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, scattered])
+def test_what_has_no_deterministic_form_is_tried_before_and_allowed_only_where_it_is_needed(loss):
+    recipe = make_recipe(loss=loss)
+    before = torch.get_rng_state()
+    with reproducible():
+        if loss is cross_entropy:
+            be_as_strict_as_possible(recipe, recipe.model, torch.device("cpu"))
+        else:
+            with pytest.warns(UserWarning, match="put_ does not have a deterministic"):
+                be_as_strict_as_possible(recipe, recipe.model, torch.device("cpu"))
+        assert torch.get_deterministic_debug_mode() == (2 if loss is cross_entropy else 1)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
