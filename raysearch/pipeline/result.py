@@ -129,20 +129,31 @@ def _make_result(
         model_dir=f"{store.uri}/model",
         report="",
         seconds=dict(seconds),
-        notes=_notes(inputs, records, least),
+        notes=_notes(inputs, store, records, least),
         front=front,
         least_cost={} if least is None else least.as_dict(),
     )
 
 
-def _notes(inputs: Inputs, records: StageRecords, least: LeastCost | None) -> tuple[str, ...]:
-    """What a reader of the result should know, most important first."""
+def _notes(
+    inputs: Inputs, store: RunStore, records: StageRecords, least: LeastCost | None
+) -> tuple[str, ...]:
+    """What a reader of the result should know, most important first.
+
+    Args:
+        inputs: the run's.
+        store: the run's folder, which holds what was rounded.
+        records: what the stages gave.
+        least: the least cost, where it was asked for.
+    """
     notes: list[str] = []
     if least is not None:
         notes.append(least.describe())
     if inputs.task.validation is None:
         notes.append(NO_VALIDATION)
     notes.append(records.training.skipped)
+    if store.has(codecs.ROUNDING):
+        notes.extend(store.load(codecs.ROUNDING).notes())
     notes.extend(records.manifest.notes)
     return tuple(note for note in notes if note)
 

@@ -20,6 +20,9 @@ from raysearch.records.scheme import Scheme
 
 _INFO = "info"
 
+_NUM_NAMED = 3
+"""Weights that a statement about several names."""
+
 
 @dataclass(frozen=True, eq=False)
 class RoundedWeight:
@@ -38,7 +41,8 @@ class RoundedWeight:
             were taken.
         error: the same of these codes.
         method: what chose the codes, "gptq" or "nearest".
-        notes: what a user should know, such as a damping that had to be raised.
+        notes: what a user should know, such as a damping that had to be raised. Figures stand in brackets at
+            the end, so that weights with the same note can be told together.
     """
 
     codes: npt.NDArray[np.int8] | npt.NDArray[np.uint8]
@@ -157,6 +161,15 @@ class RoundingTable:
             weights.update(table.weights)
         return cls(weights)
 
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the weights, one statement for all with the same note."""
+        weights: dict[str, dict[str, str]] = {}
+        for (point, _), weight in self.weights.items():
+            for note in weight.notes:
+                kind = note.partition(" (")[0]
+                weights.setdefault(kind, {})[point] = note
+        return tuple(_statement(kind, notes) for kind, notes in weights.items())
+
     def put_into(self, ranges: RangeTable) -> RangeTable:
         """Ranges with these scales and codes in the place of the calibrated ones of the same weights."""
         rounded = {(point, scheme.num_bits): weight.range for (point, scheme), weight in self.weights.items()}
@@ -203,6 +216,17 @@ class RoundingTable:
                 f"the rounding table is damaged: {error!r:.300}. Start the run anew."
             ) from error
         return cls(weights)
+
+
+def _statement(kind: str, notes: Mapping[str, str]) -> str:
+    """One line on the weights that share a kind of note; figures where it is one weight alone."""
+    points = list(notes)
+    if len(points) == 1:
+        return f"Rounding of {points[0]}: {notes[points[0]]}."
+    names = ", ".join(points[:_NUM_NAMED])
+    if len(points) > _NUM_NAMED:
+        names += f" and {len(points) - _NUM_NAMED} more"
+    return f"Rounding of {len(points)} weights ({names}): {kind}."
 
 
 def _number(value: float) -> float | None:

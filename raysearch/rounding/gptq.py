@@ -50,7 +50,7 @@ def round_gptq(problem: Problem, settings: RoundingConfig) -> dict[Scheme, Round
         return round_nearest(problem)
     ids_gr = inputs.layout.scale_ids(problem.point.shape, problem.point.granularity)
     if ids_gr is None:
-        note = "its rows have several scales, or its scales run across them: rounded to nearest"
+        note = "rows with several scales, or scales across rows, rounded to nearest"
         return round_nearest(replace(problem, notes=(*problem.notes, note)))
     sharing = Sharing(ids_gr.to(problem.weight.device), problem.point.num_scales, inputs.row_weights)
     search = _Search(problem, inputs, sharing, settings)

@@ -132,14 +132,14 @@ def gather_inputs(
                 f"data, or leave the layer float (placement.ignored_scopes)."
             )
     if not parts:
-        return None, ("the calibration data never reach this weight: rounded to nearest",)
+        return None, ("never reached by the calibration data, rounded to nearest",)
     tables = [(reader, moment) for reader, moment in parts if reader.kind == "embedding"]
     layers = [(reader, moment) for reader, moment in parts if reader.kind != "embedding"]
     layouts = {Layout(reader.kind == "transposed", reader.groups) for reader, _ in layers} or {Layout()}
     layout = next(iter(layouts))
     has_parts = any(_is_part(reader, point.shape) for reader, _ in layers)
     if len(layouts) > 1 or (layout.groups > 1 and has_parts):
-        return None, ("uses of this weight lay its rows out in different ways: rounded to nearest",)
+        return None, ("its uses lay its rows out in different ways, rounded to nearest",)
     counts = torch.zeros(point.shape[0], dtype=torch.float64, device=device)
     for reader, moment in tables:
         counts[slice(*reader.rows)] += torch.from_numpy(moment.values).to(device)
@@ -166,16 +166,18 @@ def _notes(inputs: Inputs, num_vectors: int, asked: float, damping: float) -> tu
     notes = []
     if damping > asked:
         notes.append(
-            f"{num_vectors} calibration vectors for {num_inputs} inputs: damping raised from {asked:g} to "
-            f"{damping:.3g}"
+            f"fewer calibration vectors than inputs, damping raised ({num_vectors} for {num_inputs} inputs, "
+            f"from {asked:g} to {damping:.3g})"
         )
     raised = max(factor.damping for factor in factors)
     if raised > damping:
-        notes.append(f"the second moments are singular: damping raised from {damping:.3g} to {raised:.3g}")
+        notes.append(f"the second moments are singular, damping raised (from {damping:.3g} to {raised:.3g})")
     num_dead = sum(factor.num_dead for factor in factors)
     if num_dead:
         total = sum(factor.order_gd.numel() for factor in factors)
-        notes.append(f"{num_dead} of {total} inputs are always 0: their weights are rounded to nearest")
+        notes.append(
+            f"inputs that are always 0, what reads them is rounded to nearest ({num_dead} of {total})"
+        )
     return tuple(notes)
 
 

@@ -129,3 +129,17 @@ def test_what_cannot_be_is_refused(changes):
 def test_damaged_bytes_are_refused(damage):
     with pytest.raises(StorageError, match="damaged"):
         RoundingTable.from_bytes(damage(TABLE.to_bytes()))
+
+
+def test_weights_with_the_same_note_are_told_together():
+    few = "fewer calibration vectors than inputs, damping raised"
+    dead = "inputs that are always 0, what reads them is rounded to nearest"
+    weights = {("a", Scheme(2)): rounded(notes=(f"{few} (4 for 32)", f"{dead} (1 of 6)"))}
+    for name in ("b", "c", "d", "e"):
+        weights[name, Scheme(2)] = rounded(notes=(f"{few} (4 for 16)",))
+        weights[name, Scheme(4)] = rounded(notes=(f"{few} (4 for 16)",))
+    weights["f", Scheme(2)] = rounded()
+    assert RoundingTable(weights).notes() == (
+        f"Rounding of 5 weights (a, b, c and 2 more): {few}.",
+        f"Rounding of a: {dead} (1 of 6).",
+    )

@@ -234,14 +234,16 @@ def test_a_layer_that_is_never_reached_is_nearest_and_says_so():
     table, nearest = round_all(problem), round_all(problem, method="nearest")
     assert table["a.weight", 3].method == "gptq"
     assert table["b.weight", 3].method == "nearest"
-    assert "never reach" in table["b.weight", 3].notes[0]
+    assert table["b.weight", 3].notes == ("never reached by the calibration data, rounded to nearest",)
     assert np.array_equal(table["b.weight", 3].values(), nearest["b.weight", 3].values())
 
 
 def test_fewer_vectors_than_inputs_raise_the_damping_and_say_so():
     problem = make_problem(nn.Sequential(nn.Linear(32, 4)), list(torch.randn(4, 32).split(2)))
     rounded = round_all(problem)["0.weight", 2]
-    assert rounded.notes == ("4 calibration vectors for 32 inputs: damping raised from 0.01 to 0.08",)
+    assert rounded.notes == (
+        "fewer calibration vectors than inputs, damping raised (4 for 32 inputs, from 0.01 to 0.08)",
+    )
 
 
 def test_dead_inputs_are_named_and_round_to_nearest():
@@ -249,7 +251,7 @@ def test_dead_inputs_are_named_and_round_to_nearest():
     x[:, 2] = 0
     problem = make_problem(nn.Sequential(nn.Linear(6, 4)), list(x.split(5)))
     rounded = round_all(problem)["0.weight", 4]
-    assert rounded.notes == ("1 of 6 inputs are always 0: their weights are rounded to nearest",)
+    assert rounded.notes == ("inputs that are always 0, what reads them is rounded to nearest (1 of 6)",)
     weight = problem[0].model[0].weight.detach()[:, 2].numpy()
     steps = np.clip(np.round(weight / rounded.scale), -8, 7)
     # Their scale is the row's, which may have been fitted after they were rounded.
