@@ -20,12 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
 from raysearch.config import SearchConfig, SensitivityConfig, load_config
 from raysearch.evaluation import DataSet
 from raysearch.pipeline.inputs import check_inputs
-from raysearch.pipeline.stages import make_objective, make_replica, search_shards
+from raysearch.pipeline.stages import make_objective, make_ranges, make_replica, search_shards
 from raysearch.records import (
     BitAssignment,
     Budget,
@@ -125,8 +124,8 @@ class Problem:
         task = make_task()
         inputs = check_inputs(task, load_config(assignments=SETTINGS), ["avg_bits<=8"])
         shards, per_sample = search_shards(inputs)
-        pool = LocalPool(make_replica(inputs, shards))
-        ranges = calibrate(inputs.setup, pool, len(inputs.samples.calibration))
+        pool = LocalPool(make_replica(inputs, shards).place())
+        ranges = make_ranges(inputs, pool)
         self.setup: QuantizerSetup = inputs.setup
         self.table: SensitivityTable = measure_sensitivity(
             inputs.setup,
@@ -140,7 +139,7 @@ class Problem:
         test = load_data()[2].tensors
         batches = list(zip(*(part.split(500) for part in test), strict=True))
         self.num_test = len(batches)
-        held_out = LocalPool(make_replica(inputs, batches))
+        held_out = LocalPool(make_replica(inputs, batches).place())
         self.test = Measured(make_objective(inputs, ranges, held_out, per_sample))
         metric = load_config(assignments=[*SETTINGS, "search.objective=accuracy"])
         scored = check_inputs(task, metric, ["avg_bits<=8"])

@@ -26,12 +26,11 @@ import optuna
 import torch
 
 from benchmarks.problems.random_layers import DisturbedForm, layer_chain, random_table
-from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
 from raysearch.config import SearchConfig, SensitivityConfig, load_config
 from raysearch.evaluation import DataSet
 from raysearch.pipeline.inputs import check_inputs
-from raysearch.pipeline.stages import make_objective, make_replica, search_shards
+from raysearch.pipeline.stages import make_objective, make_ranges, make_replica, search_shards
 from raysearch.records import (
     BitAssignment,
     CostModel,
@@ -98,8 +97,8 @@ def small_problem() -> tuple[QuantizerSetup, SensitivityTable, Recorded, int]:
     config = load_config(assignments=SETTINGS, overrides={"placement": {"pins": pins}})
     inputs = check_inputs(task, config, ["avg_bits<=8"])
     shards, per_sample = search_shards(inputs)
-    pool = LocalPool(make_replica(inputs, shards))
-    ranges = calibrate(inputs.setup, pool, len(inputs.samples.calibration))
+    pool = LocalPool(make_replica(inputs, shards).place())
+    ranges = make_ranges(inputs, pool)
     table = measure_sensitivity(
         inputs.setup,
         ranges,

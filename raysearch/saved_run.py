@@ -32,6 +32,7 @@ from raysearch.records import (
     Budget,
     ExportManifest,
     QuantizerSetup,
+    RangeTable,
     RunResult,
     RunStatus,
     SearchResult,
@@ -88,6 +89,14 @@ class SavedRun:
     def setup(self) -> QuantizerSetup:
         """Where the quantizers are, and which widths each group may take."""
         return self._store.load(codecs.SETUP)
+
+    def ranges(self) -> RangeTable:
+        """Scales, zero points and rounded codes of every quantizer at every width.
+
+        They do not depend on the assignment: `create_controller` with them and any other assignment, such as
+        uniform widths, gives a model that is rounded as the run's is.
+        """
+        return load_ranges(self._store)
 
     def search(self) -> SearchResult:
         """All trials, the front and the winner."""
@@ -220,7 +229,7 @@ class SavedRun:
         with self._inputs(task, {"export": {"targets": list(targets)}}) as inputs:
             assignment = self.search().best.assignment
             checkpoint = store.load_checkpoint(store.load(codecs.FINE_TUNE).checkpoint)
-            stripped = strip_checkpoint(inputs, store.load(codecs.RANGES), assignment, checkpoint)
+            stripped = strip_checkpoint(inputs, load_ranges(store), assignment, checkpoint)
             with tempfile.TemporaryDirectory() as folder:
                 manifest = export(inputs, stripped, assignment, Path(folder), self.run_id)
                 store.save_model(Path(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,7 +18,13 @@ from raysearch.records import FineTuneResult
 WIDTHS = (8, 4, 3, 2)
 
 
-def uniform_run(bits: int, storage: str) -> raysearch.RunResult:
+def rounding_of(run_id: str, storage: str) -> dict[str, Any]:
+    """How a run rounds its weights; what stands beside it must be rounded alike."""
+    rounding: dict[str, Any] = resolve_run(run_id, storage).open()["config"]["rounding"]
+    return rounding
+
+
+def uniform_run(bits: int, storage: str, rounding: dict[str, Any]) -> raysearch.RunResult:
     """Walk with a single weight width; nothing is left to search, so the sensitivity is kept short."""
     run_id = f"uniform-w{bits}"
     resume = (Path(storage) / run_id).exists()
@@ -27,6 +34,7 @@ def uniform_run(bits: int, storage: str) -> raysearch.RunResult:
         storage,
         config={
             "placement": {"weight_bit_widths": [bits]},
+            "rounding": rounding,
             "sensitivity": {"relative_error": 1000, "draw_chunk": 2},
             "search": {"num_trials": 1},
             "export": {"targets": ["packed"]},
@@ -54,7 +62,8 @@ def main() -> None:
     parser.add_argument("--run-id", default="digits")
     arguments = parser.parse_args()
     found = resolve_run(arguments.run_id, arguments.storage).load(codecs.RESULT)
-    rows = {f"uniform {bits} bits": uniform_run(bits, arguments.storage) for bits in WIDTHS}
+    rounding = rounding_of(arguments.run_id, arguments.storage)
+    rows = {f"uniform {bits} bits": uniform_run(bits, arguments.storage, rounding) for bits in WIDTHS}
     rows[f"found, {found.budget[0]}"] = found
 
     table = Table(title="scikit-learn digits, 597 validation images")

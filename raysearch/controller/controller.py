@@ -134,8 +134,8 @@ class QuantizationController:
     def apply(self, assignment: BitAssignment) -> None:
         """Set every width and its calibrated range; groups that are not named are disabled.
 
-        Learned scales are overwritten by the calibrated ones, and weights with chosen codes move to where those
-        come out (`place_latent_weights`). A kind that has not started stays off.
+        Learned scales are overwritten by the calibrated ones, and weights with chosen codes move to where
+        those come out (`place_latent_weights`). A kind that has not started stays off.
 
         Raises:
             PlacementError: a group is unknown, the width is not one of its own, or its range is missing;

@@ -13,7 +13,6 @@ from torch import nn
 
 from raysearch.artifacts import RunStore, UnitLog, codecs
 from raysearch.artifacts.codecs import Codec, Metrics
-from raysearch.calibration import calibrate
 from raysearch.cluster.pool import Pool
 from raysearch.determinism import pinned_threads
 from raysearch.evaluation import DataSet
@@ -22,10 +21,12 @@ from raysearch.pipeline.pools import Fleet, OpenPool
 from raysearch.pipeline.progress import Progress
 from raysearch.pipeline.result import StageRecords, save_result
 from raysearch.pipeline.stages import (
+    calibrate_ranges,
     export,
     make_objective,
     make_recipe,
     make_replica,
+    round_calibrated,
     search_shards,
     strip_checkpoint,
     validate,
@@ -41,7 +42,6 @@ from raysearch.records import (
     SearchTrial,
     SensitivityTable,
 )
-from raysearch.rounding import round_weights
 from raysearch.search import (
     Race,
     ShardValues,
@@ -150,12 +150,7 @@ class Pipeline:
         return record
 
     def _calibrate(self) -> RangeTable:
-        return calibrate(
-            self.inputs.setup,
-            self._fleet.pool("calibration"),
-            len(self.inputs.samples.calibration),
-            self.inputs.config.calibration,
-        )
+        return calibrate_ranges(self.inputs, self._fleet.pool("calibration"))
 
     def _round(self, ranges: RangeTable) -> RangeTable:
         """Ranges with the scales and codes that the rounding method chose; nearest codes need no stage."""
@@ -164,13 +159,7 @@ class Pipeline:
         return self._complete(ROUNDING, self._round_weights, ranges).put_into(ranges)
 
     def _round_weights(self, ranges: RangeTable) -> RoundingTable:
-        return round_weights(
-            self.inputs.setup,
-            ranges,
-            self._fleet.pool("rounding"),
-            len(self.inputs.samples.calibration),
-            self.inputs.config.rounding,
-        )
+        return round_calibrated(self.inputs, ranges, self._fleet.pool("rounding"))
 
     def _measure(self, ranges: RangeTable) -> SensitivityTable:
         samples = self.inputs.samples

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from raysearch.artifacts import RunStore, codecs
-from raysearch.calibration import adapt_batch_norm
+from raysearch.calibration import adapt_batch_norm, calibrate
 from raysearch.cluster.pool import Pool
 from raysearch.controller import create_controller
 from raysearch.evaluation import Batch, DataSet, Replica, evaluate_model
@@ -16,7 +16,8 @@ from raysearch.evaluation.half_precision import in_float32
 from raysearch.evaluation.sampling import random_shards
 from raysearch.export import StrippedModel, export_model
 from raysearch.pipeline.inputs import Inputs
-from raysearch.records import BitAssignment, ExportManifest, RangeTable
+from raysearch.records import BitAssignment, ExportManifest, RangeTable, RoundingTable
+from raysearch.rounding import round_weights
 from raysearch.seeding import derive_seed
 from raysearch.simulation import Judgement, MeasuredObjective
 from raysearch.training import Recipe, load_checkpoint
@@ -43,6 +44,35 @@ def search_shards(inputs: Inputs) -> tuple[list[Batch], bool]:
     settings = inputs.config.search
     seed = derive_seed(inputs.config.seed, "search-samples")
     return random_shards(inputs.samples.validation, settings.num_samples, settings.shard_size, seed)
+
+
+def calibrate_ranges(inputs: Inputs, pool: Pool) -> RangeTable:
+    """The calibration stage; `pool`'s workers hold the replica of `make_replica`."""
+    num_shards = len(inputs.samples.calibration)
+    return calibrate(inputs.setup, pool, num_shards, inputs.config.calibration)
+
+
+def round_calibrated(inputs: Inputs, ranges: RangeTable, pool: Pool) -> RoundingTable:
+    """The rounding stage.
+
+    Args:
+        inputs: the run's; its `rounding` says how.
+        ranges: calibrated ranges.
+        pool: its workers hold the replica of `make_replica`.
+    """
+    num_shards = len(inputs.samples.calibration)
+    return round_weights(inputs.setup, ranges, pool, num_shards, inputs.config.rounding)
+
+
+def make_ranges(inputs: Inputs, pool: Pool) -> RangeTable:
+    """What `load_ranges` gives of a run with these inputs, without a run: calibrated, then rounded.
+
+    Any assignment that is to be compared with a run's is measured with these, so that both are rounded alike.
+    """
+    ranges = calibrate_ranges(inputs, pool)
+    if inputs.config.rounding.method == "nearest":
+        return ranges
+    return round_calibrated(inputs, ranges, pool).put_into(ranges)
 
 
 def load_ranges(store: RunStore) -> RangeTable:

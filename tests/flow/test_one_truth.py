@@ -14,7 +14,14 @@ from raysearch.controller import create_controller, stripped_weights
 from raysearch.evaluation import DataSet
 from raysearch.hooks import float_weight
 from raysearch.pipeline.inputs import check_inputs
-from raysearch.pipeline.stages import load_ranges, make_objective, make_recipe, make_replica, search_shards
+from raysearch.pipeline.stages import (
+    load_ranges,
+    make_objective,
+    make_ranges,
+    make_recipe,
+    make_replica,
+    search_shards,
+)
 from raysearch.simulation import DeployedWeights
 from tests.support.command_line import QUICK
 from tests.support.toy_task import make_untrained_task
@@ -109,3 +116,12 @@ def test_a_measured_trial_is_the_exported_model_to_the_last_bit(finished):
         reference = replica.float_outputs(DataSet.SEARCH, index)
         values = inputs.divergence.per_sample(outputs, reference).numpy()
         assert np.array_equal(measured[index][0], values)
+
+
+def test_what_is_compared_with_a_run_takes_the_same_codes(finished):
+    store, inputs, _ = finished
+    saved = raysearch.load_run(store.storage.local_path()).ranges()
+    assert saved.rounded
+    assert saved.digest() == load_ranges(store).digest()
+    with closing(LocalPool(make_replica(inputs, []).place())) as pool:
+        assert make_ranges(inputs, pool).digest() == saved.digest()
