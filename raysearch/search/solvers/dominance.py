@@ -13,13 +13,10 @@ import numpy as np
 
 from raysearch.search.problem.solution import Solution
 from raysearch.search.problem.space import BoolArray, FloatArray, IntArray
-from raysearch.search.solvers.knapsack import lagrange
+from raysearch.search.solvers.knapsack import ROUNDING, above_least, lagrange
 
 MAX_PARTIAL = 50_000
 """Partial solutions that are kept a group; where there are more, the bound says what was left out."""
-
-ROUNDING = 1e-12
-"""Relative error of a sum of costs, which a bound allows for."""
 
 
 def solve_exactly(
@@ -73,14 +70,16 @@ def solve_below(
         choices are empty. Partial solutions beyond `max_partial` only bound it.
     """
     price = lagrange(costs, sizes, valid, capacity).price
+    # Price times capacity is what rounds: without the least sizes it is of the costs' own magnitude.
+    extras, slack = above_least(sizes, valid, capacity)
     columns = [np.flatnonzero(is_option) for is_option in valid]
-    size = [sizes[row, column] for row, column in enumerate(columns)]
+    size = [extras[row, column] for row, column in enumerate(columns)]
     cost = [costs[row, column] for row, column in enumerate(columns)]
-    # What the groups from each one on cost at least at this price, and the least that they use.
+    # What the groups from each one on cost at least at this price; of the slack they may use nothing.
     priced = [float((c + price * s).min()) for c, s in zip(cost, size, strict=True)]
     rest = _sums_from([*priced, 0.0])
-    least = _sums_from([*(int(s.min()) for s in size), 0])
-    slack = ROUNDING * float(np.abs(np.where(valid, costs, 0.0)).sum())
+    magnitude = float(np.abs(np.where(valid, costs, 0.0)).sum()) + price * abs(slack)
+    highest_bound = known_value + ROUNDING * magnitude
     used = np.zeros(1, dtype=np.int64)
     value = np.zeros(1)
     left_out = np.inf
@@ -88,9 +87,8 @@ def solve_below(
     for row, column in enumerate(columns):
         grown = (used[:, None] + size[row]).ravel()
         worth = (value[:, None] + cost[row]).ravel()
-        bound = worth + rest[row + 1] - price * (capacity - grown)
-        can_be_completed = grown + least[row + 1] <= capacity
-        index = np.flatnonzero(can_be_completed & (bound <= known_value + slack))
+        bound = worth + rest[row + 1] - price * (slack - grown)
+        index = np.flatnonzero((grown <= slack) & (bound <= highest_bound))
         index = index[_undominated(grown[index], worth[index])]
         if len(index) > max_partial:
             by_bound = np.argsort(bound[index], kind="stable")

@@ -16,6 +16,9 @@ DEFAULT_STEPS = 4000
 FINE_STEPS = 20_000
 """Grid of a reported optimum or bound."""
 
+ROUNDING = 1e-12
+"""Error of a bound, relative to the magnitudes of what is added up, that is allowed for."""
+
 
 class Knapsack:
     """min Σ_l c[l, x_l] subject to Σ_l s[l, x_l] ≤ S, by dynamic programming over a grid of capacities.
@@ -145,8 +148,20 @@ class Dual:
     feasible_cost: float
 
 
+def above_least(sizes: IntArray, valid: BoolArray, capacity: int) -> tuple[IntArray, int]:
+    """Sizes above each row's least, int64 [L, B], and what the least ones leave of the capacity.
+
+    They say the same as the sizes and the capacity, in smaller numbers. An entry that is no option is 0.
+    """
+    least = np.min(sizes, axis=1, where=valid, initial=np.iinfo(np.int64).max)
+    extras = np.where(valid, sizes - least[:, None], 0)
+    return extras, int(capacity) - sum(least.tolist())
+
+
 def lagrange(costs: FloatArray, sizes: IntArray, valid: BoolArray, capacity: int) -> Dual:
     """Maximise the Lagrangian dual: its value bounds the optimum for any price.
+
+    Rounding is allowed for, so that the bound holds for floating-point numbers too.
 
     Args:
         costs: [L, B].
@@ -154,21 +169,27 @@ def lagrange(costs: FloatArray, sizes: IntArray, valid: BoolArray, capacity: int
         valid: bool [L, B], which entries are options.
         capacity: S.
     """
+    # Price times capacity is what rounds: without the least sizes it is of the costs' own magnitude.
+    extras, slack = above_least(sizes, valid, capacity)
+    rows = np.arange(len(sizes))
     cost = np.where(valid, costs, np.inf)
-    size = sizes.astype(np.float64)
+    largest_cost = float(np.abs(np.where(valid, costs, 0.0)).max(axis=1, initial=0.0).sum())
     best = Dual(0.0, -np.inf, np.inf)
 
-    def visit(price: float) -> float:
+    def visit(price: float) -> int:
         """Evaluate the dual at a price; returns how much its choices use beyond the capacity."""
         nonlocal best
-        chosen = np.argmin(cost + price * size, axis=1)[:, None]
-        priced = float(np.take_along_axis(cost + price * size, chosen, 1).sum()) - price * capacity
-        over = float(np.take_along_axis(size, chosen, 1).sum()) - capacity
+        chosen = np.argmin(cost + price * extras, axis=1)
+        chosen_cost = float(cost[rows, chosen].sum())
+        used = int(extras[rows, chosen].sum())
+        over = used - slack
+        magnitude = largest_cost + price * (used + abs(over))
+        bound = chosen_cost + price * over - ROUNDING * magnitude
         feasible_cost = best.feasible_cost
         if over <= 0:
-            feasible_cost = min(feasible_cost, float(np.take_along_axis(cost, chosen, 1).sum()))
-        if priced > best.bound:
-            best = Dual(price, priced, feasible_cost)
+            feasible_cost = min(feasible_cost, chosen_cost)
+        if bound > best.bound:
+            best = Dual(price, bound, feasible_cost)
         else:
             best = replace(best, feasible_cost=feasible_cost)
         return over
@@ -176,7 +197,7 @@ def lagrange(costs: FloatArray, sizes: IntArray, valid: BoolArray, capacity: int
     if visit(0.0) <= 0:
         return best
     # The dual is concave with the overuse as its slope: bracket its maximum, then halve.
-    low, high = 0.0, 1.0
+    low, high = 0.0, _first_price(costs, valid, extras)
     for _ in range(200):
         if visit(high) <= 0:
             break
@@ -188,3 +209,10 @@ def lagrange(costs: FloatArray, sizes: IntArray, valid: BoolArray, capacity: int
         else:
             high = middle
     return best
+
+
+def _first_price(costs: FloatArray, valid: BoolArray, extras: IntArray) -> float:
+    """A price of the magnitude that the costs and sizes have: their spreads' ratio, 1 where one is 0."""
+    option_costs = costs[valid]
+    cost_spread = float(option_costs.max() - option_costs.min())
+    return cost_spread / float(max(extras.max(), 1)) or 1.0

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from raysearch.search.solvers.dominance import solve_exactly
+from raysearch.search.solvers.dominance import solve_below, solve_exactly
 
 from .test_knapsack import brute_force, instances
 
@@ -32,3 +33,17 @@ def test_too_many_partial_solutions_leave_a_valid_bound(instance):
     best = brute_force(*instance)
     assert found.lower_bound <= best + 1e-9 <= found.value + 2e-9
     assert sizes[np.arange(len(sizes)), found.choices].sum() <= capacity
+
+
+@given(instances(), st.integers(10**12, 10**16), st.integers(0, 2**32))
+@settings(max_examples=60)
+def test_no_optimum_is_pruned_where_sizes_are_large(instance, base, seed):
+    sizes, valid, _, capacity = instance
+    costs = np.random.default_rng(seed).uniform(0, 10, sizes.shape)
+    least = np.argmin(np.where(valid, sizes, np.iinfo(np.int64).max), axis=1)
+    small = solve_exactly(sizes, valid, capacity, costs, least)
+    assert small.value == pytest.approx(brute_force(sizes, valid, costs, capacity))
+    # The optimum's own value is known, so that a bound that is too high prunes it.
+    large = solve_below(sizes + base, valid, capacity + base * len(sizes), costs, small.value)
+    assert large.value == small.value
+    assert large.choices.tolist() == small.choices.tolist()

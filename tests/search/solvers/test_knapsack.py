@@ -50,10 +50,29 @@ def test_exact_where_the_sizes_have_a_common_unit(instance):
     best = brute_force(*instance)
     assert costs[rows, choices].sum() == pytest.approx(best)
     dual = lagrange(costs, sizes, valid, capacity)
-    # The dual is a difference of large numbers where prices and sizes are large.
-    rounding = 1e-9 + 1e-15 * dual.price * capacity * len(sizes)
+    rounding = 1e-14 * np.abs(costs).sum()  # of the brute force's own sums
     assert dual.bound <= best + rounding
-    assert dual.feasible_cost >= best - 1e-9
+    assert dual.feasible_cost >= best - rounding
+
+
+def test_the_dual_bounds_the_optimum_where_price_times_capacity_is_large():
+    base = 10**14
+    sizes = np.array([[base, base + 1]])
+    dual = lagrange(np.array([[5.9329, 0.1]]), sizes, sizes > 0, base)
+    assert dual.bound <= 5.9329
+    assert dual.bound == pytest.approx(5.9329)
+    assert dual.feasible_cost == 5.9329
+
+
+@given(instances(), st.integers(10**12, 10**16), st.integers(0, 2**32))
+def test_the_dual_does_not_depend_on_what_every_option_of_a_group_takes(instance, base, seed):
+    sizes, valid, _, capacity = instance
+    costs = np.random.default_rng(seed).uniform(0, 10, sizes.shape)
+    dual = lagrange(costs, sizes, valid, capacity)
+    assert lagrange(costs, sizes + base, valid, capacity + base * len(sizes)) == dual
+    best = brute_force(sizes, valid, costs, capacity)
+    assert dual.bound <= best + 1e-14 * costs.sum()
+    assert dual.feasible_cost >= best - 1e-14 * costs.sum()
 
 
 @given(instances())
