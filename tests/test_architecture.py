@@ -16,6 +16,8 @@ ROOMS = {
     "export", "hooks", "pipeline", "placement", "quantizer", "records", "reporting", "rounding", "search",
     "sensitivity", "simulation", "training",
 }  # fmt: skip
+VAGUE = {"found", "kept", "wanted", "held", "marks", "given", "asked", "whole"}
+"""Names that say that something is there, not what it is."""
 
 
 def test_the_rooms_are_those_of_the_architecture():
@@ -52,6 +54,21 @@ def test_a_folder_of_many_files_has_rooms():
 
 def test_files_stay_readable():
     assert not [(path.name, n) for path in SOURCES if (n := len(path.read_text().splitlines())) > 400]
+
+
+def test_variables_are_called_what_they_hold():
+    vague = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                name = node.id
+            elif isinstance(node, ast.arg):
+                name = node.arg
+            else:
+                continue
+            if name in VAGUE:
+                vague.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {name}")
+    assert vague == []
 
 
 def test_every_fence_lists_every_module():

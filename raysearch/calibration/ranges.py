@@ -71,38 +71,38 @@ class Observed:
 
     Attributes:
         batches: what was seen of each shard.
-        whole: the shards merged.
+        merged: that of all shards together.
     """
 
     batches: tuple[Statistics, ...]
-    whole: Statistics
+    merged: Statistics
 
     @classmethod
-    def check(cls, point: QuantizationPoint, batches: Sequence[Statistics], whole: Statistics) -> Observed:
+    def check(cls, point: QuantizationPoint, batches: Sequence[Statistics], merged: Statistics) -> Observed:
         """What was seen of a point's tensor.
 
         Raises:
             DataError: nothing was, it is not finite, or it has another number of channels than the point;
                 names the quantizer.
         """
-        if not len(whole.rows):
+        if not len(merged.rows):
             raise DataError(
                 f"no forward of the calibration data reads the activation '{point.id}'; leave it float "
                 f"(placement.ignored_scopes), or give a Task(forward=...) that runs the whole model."
             )
-        if not np.isfinite(whole.rows).all():
+        if not np.isfinite(merged.rows).all():
             if point.kind == "weight":
                 raise DataError(f"the weight '{point.id}' holds NaN or infinity; load intact weights.")
             raise DataError(
                 f"the activation '{point.id}' takes NaN or infinity on the calibration data; leave it float "
                 f"(placement.ignored_scopes) or mend the data."
             )
-        if whole.rows.shape[1] != point.num_scales:
+        if merged.rows.shape[1] != point.num_scales:
             raise DataError(
-                f"the {point.kind} '{point.id}' has {whole.rows.shape[1]} channels where its quantizer "
+                f"the {point.kind} '{point.id}' has {merged.rows.shape[1]} channels where its quantizer "
                 f"holds {point.num_scales} scales; place the quantizers anew."
             )
-        return cls(tuple(batch for batch in batches if len(batch.rows)), whole)
+        return cls(tuple(batch for batch in batches if len(batch.rows)), merged)
 
 
 def find_range(point: QuantizationPoint, observed: Observed, rule: Rule, num_bits: int) -> QuantizerRange:
@@ -122,7 +122,7 @@ def find_range(point: QuantizationPoint, observed: Observed, rule: Rule, num_bit
         low, high = _interval(point, observed, rule, levels)
         low, high = _filled(point, rule, np.minimum(low, 0.0), np.maximum(high, 0.0))
         return (reference_affine if rule.is_reference else affine_range)(low, high, levels)
-    signed = bool((observed.whole.low < 0).any()) if spec.signed is None else spec.signed
+    signed = bool((observed.merged.low < 0).any()) if spec.signed is None else spec.signed
     if not rule.is_reference:
         levels = levels_of(point, num_bits, signed=signed)
         magnitude = _peak(point, observed, rule, levels, signed)
@@ -136,10 +136,10 @@ def find_range(point: QuantizationPoint, observed: Observed, rule: Rule, num_bit
 def warn_of_clipping(point: QuantizationPoint, observed: Observed) -> None:
     """Say so when an unsigned symmetric quantizer was asked for and the data has negative values."""
     spec = point.grid_spec
-    if spec.mode == "symmetric" and spec.signed is False and (observed.whole.low < 0).any():
+    if spec.mode == "symmetric" and spec.signed is False and (observed.merged.low < 0).any():
         warnings.warn(
             f"the quantizer '{point.id}' is unsigned, but its tensor goes down to "
-            f"{float(observed.whole.low.min()):.4g}: negative values become 0. Leave `signed` out to "
+            f"{float(observed.merged.low.min()):.4g}: negative values become 0. Leave `signed` out to "
             f"take the sign from the data.",
             stacklevel=2,
         )
@@ -148,38 +148,38 @@ def warn_of_clipping(point: QuantizationPoint, observed: Observed) -> None:
 def _interval(
     point: QuantizationPoint, observed: Observed, rule: Rule, levels: tuple[int, int]
 ) -> tuple[FloatArray, FloatArray]:
-    whole = observed.whole
+    merged = observed.merged
     if rule.is_reference:
         return _reference(point, observed, rule, symmetric=False)
     if rule.estimator == "mse":
         ends = [
             mse_interval(distribution, float(a), float(b), levels)
-            for distribution, a, b in zip(whole.distributions, whole.low, whole.high, strict=True)
+            for distribution, a, b in zip(merged.distributions, merged.low, merged.high, strict=True)
         ]
         return np.array([a for a, _ in ends]), np.array([b for _, b in ends])
     if rule.estimator == "entropy":
-        low, high = np.minimum(whole.low, 0.0), np.maximum(whole.high, 0.0)
+        low, high = np.minimum(merged.low, 0.0), np.maximum(merged.high, 0.0)
         # The levels of 0 … max |x|: all of them when the data has one sign, half when it is balanced.
         share = np.maximum(-low, high) / np.maximum(high - low, np.finfo(np.float64).tiny)
         sizes = np.maximum(np.rint((levels[1] - levels[0] + 1) * share), 2).astype(int)
-        pairs = zip(whole.distributions, sizes, strict=True)
+        pairs = zip(merged.distributions, sizes, strict=True)
         clip = np.array([entropy_peak(distribution, int(size)) for distribution, size in pairs])
         return np.maximum(low, -clip), np.minimum(high, clip)
-    return interval(whole, rule.estimator, rule.percentiles, per_channel=point.granularity != PER_TENSOR)
+    return interval(merged, rule.estimator, rule.percentiles, per_channel=point.granularity != PER_TENSOR)
 
 
 def _peak(
     point: QuantizationPoint, observed: Observed, rule: Rule, levels: tuple[int, int], signed: bool
 ) -> FloatArray:
-    whole = observed.whole
+    merged = observed.merged
     if rule.estimator not in ("mse", "entropy"):
         per_channel = point.granularity != PER_TENSOR
-        return peak(whole, rule.estimator, rule.percentiles, per_channel=per_channel, signed=signed)
-    tops = np.maximum(np.abs(whole.low), np.abs(whole.high)) if signed else np.maximum(whole.high, 0.0)
+        return peak(merged, rule.estimator, rule.percentiles, per_channel=per_channel, signed=signed)
+    tops = np.maximum(np.abs(merged.low), np.abs(merged.high)) if signed else np.maximum(merged.high, 0.0)
     if rule.estimator == "mse":
-        pairs = zip(whole.distributions, tops, strict=True)
+        pairs = zip(merged.distributions, tops, strict=True)
         return np.array([mse_peak(distribution, float(top), levels) for distribution, top in pairs])
-    judged = [d if signed else d.where(d.values >= 0) for d in whole.distributions]
+    judged = [d if signed else d.where(d.values >= 0) for d in merged.distributions]
     return np.array([entropy_peak(distribution, levels[1] + 1) for distribution in judged])
 
 

@@ -90,5 +90,5 @@ def reference_affine(low: FloatArray, high: FloatArray, levels: tuple[int, int])
     return QuantizerRange(scale.float().numpy(), zero_point.to(torch.int32).numpy(), False)
 
 
-def _percentiles(found: Distribution, percentiles: tuple[float, float]) -> tuple[float, float]:
-    return found.percentile(percentiles[0]), found.percentile(percentiles[1])
+def _percentiles(distribution: Distribution, percentiles: tuple[float, float]) -> tuple[float, float]:
+    return distribution.percentile(percentiles[0]), distribution.percentile(percentiles[1])

@@ -173,7 +173,7 @@ class QuantizationController:
         loaded = set() if force else self._loaded
         report = RangeReport(
             initialised=tuple(name for name in names if name not in loaded),
-            kept=tuple(name for name in names if name in loaded),
+            loaded=tuple(name for name in names if name in loaded),
         )
         if report.initialised:
             params = self._range_params if range_init_params is None else range_init_params

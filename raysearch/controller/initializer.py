@@ -22,11 +22,16 @@ class RangeReport:
 
     Attributes:
         initialised: quantizers whose ranges are calibrated anew.
-        kept: quantizers that keep the ranges which were loaded from a state.
+        loaded: quantizers that keep the ranges which were loaded from a state.
     """
 
     initialised: tuple[str, ...]
-    kept: tuple[str, ...]
+    loaded: tuple[str, ...]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The former name of `loaded`."""
+        return self.loaded
 
 
 class Initializer(Protocol):

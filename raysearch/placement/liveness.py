@@ -100,10 +100,10 @@ def _points_by_root(reads: GraphReads, points: Mapping[str, QuantizationPoint]) 
         site: name for name, point in points.items() if point.kind == "activation" for site in point.sites
     }
     serving = {read.root: at_site[read.site] for read in reads.tensors if read.site in at_site}
-    for whole, parts in reversed(reads.concatenations):
-        if whole in serving:
+    for concatenation, parts in reversed(reads.concatenations):
+        if concatenation in serving:
             for part in parts:
-                serving.setdefault(part, serving[whole])
+                serving.setdefault(part, serving[concatenation])
     return serving
 
 

@@ -86,10 +86,10 @@ def _tensor_classes(reads: GraphReads) -> dict[str, str]:
     for read in reads.tensors:
         pairs.append((first_at.setdefault(read.site, read.root), read.root))
     # Last first: a part may be a concatenation of its own.
-    for whole, parts in reversed(reads.concatenations):
-        if whole in roots:
+    for concatenation, parts in reversed(reads.concatenations):
+        if concatenation in roots:
             roots.update(dict.fromkeys(parts))
-            pairs.extend((whole, part) for part in parts)
+            pairs.extend((concatenation, part) for part in parts)
     return {name: members[0] for members in connected_components(roots, pairs) for name in members}
 
 

@@ -106,12 +106,12 @@ class LatencyProfile:
             str(data.get("runtime", "")),
             {str(key): str(value) for key, value in data.get("versions", {}).items()},
             {
-                str(n): {str(k): str(v) for k, v in kept.items()}
-                for n, kept in data.get("kernels", {}).items()
+                str(n): {str(k): str(v) for k, v in levels.items()}
+                for n, levels in data.get("kernels", {}).items()
             },
             {
-                str(n): {str(k): float(v) for k, v in kept.items()}
-                for n, kept in data.get("checks", {}).items()
+                str(n): {str(k): float(v) for k, v in levels.items()}
+                for n, levels in data.get("checks", {}).items()
             },
         )
 

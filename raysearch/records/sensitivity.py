@@ -116,7 +116,7 @@ class SensitivityTable:
             StorageError: a table lacks a column, or the tables belong to different measurements.
         """
         try:
-            marks = {table.schema.metadata[b"fingerprint"].decode() for table in (traces, effects)}
+            fingerprints = {table.schema.metadata[b"fingerprint"].decode() for table in (traces, effects)}
             found_traces = [Trace(**row) for row in traces.to_pylist()]
             found_effects = [OptionEffect(**row) for row in effects.to_pylist()]
             size = len(found_effects)
@@ -124,13 +124,15 @@ class SensitivityTable:
             matrix = np.array(gram.column("gram").to_pylist(), dtype=np.float64).reshape(size, size)
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(f"the sensitivity tables are damaged: {error}. Start the run anew.") from error
-        if len(marks) != 1:
-            raise StorageError(f"traces and sensitivity belong to different measurements: {sorted(marks)}.")
+        if len(fingerprints) != 1:
+            raise StorageError(
+                f"traces and sensitivity belong to different measurements: {sorted(fingerprints)}."
+            )
         return cls(
             {trace.point: trace for trace in found_traces},
             {(effect.group, effect.num_bits): effect for effect in found_effects},
             matrix,
-            marks.pop(),
+            fingerprints.pop(),
             sketch_error,
         )
 

@@ -211,8 +211,8 @@ class _Search:
         if self._problem.point.grid_spec.logarithm_scale:
             for _ in range(NUM_SETTLING):
                 scale_s = scale_s.log().exp()
-        held: npt.NDArray[np.float32] = scale_s.cpu().numpy()
-        return held
+        stored_scale: npt.NDArray[np.float32] = scale_s.cpu().numpy()
+        return stored_scale
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array.copy()).to(self._rows_grd.device)

@@ -144,14 +144,14 @@ def _convolution(kind: LayerKind, weight: Tensor, values: Mapping[str, Any]) -> 
     stride = _each(values.get("stride", 1), dims)
     dilation = _each(values.get("dilation", 1), dims)
     reach = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
-    asked = values.get("padding", 0)
-    if asked == "valid":
+    padding_argument = values.get("padding", 0)
+    if padding_argument == "valid":
         padding = [(0, 0)] * dims
-    elif asked == "same":
+    elif padding_argument == "same":
         # torch puts the odd zero behind.
         padding = [(total // 2, total - total // 2) for total in reach]
     else:
-        padding = [(amount, amount) for amount in _each(asked, dims)]
+        padding = [(amount, amount) for amount in _each(padding_argument, dims)]
     if kind == "transposed":
         behind = _each(values.get("output_padding", 0), dims)
         padding = [

@@ -160,14 +160,14 @@ def gather_inputs(
     return inputs, _notes(inputs, num_vectors, settings.damping, damping)
 
 
-def _notes(inputs: Inputs, num_vectors: int, asked: float, damping: float) -> tuple[str, ...]:
+def _notes(inputs: Inputs, num_vectors: int, least_damping: float, damping: float) -> tuple[str, ...]:
     factors = [block.factor for block in inputs.blocks if block.factor is not None]
     num_inputs = factors[0].order_gd.shape[1]
     notes = []
-    if damping > asked:
+    if damping > least_damping:
         notes.append(
             f"fewer calibration vectors than inputs, damping raised ({num_vectors} for {num_inputs} inputs, "
-            f"from {asked:g} to {damping:.3g})"
+            f"from {least_damping:g} to {damping:.3g})"
         )
     raised = max(factor.damping for factor in factors)
     if raised > damping:

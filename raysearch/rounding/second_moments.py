@@ -242,8 +242,10 @@ def _part_of(parameter: Tensor, weight: Tensor) -> tuple[tuple[int, int], tuple[
         offset -= starts[-1] * stride
     spans = [(start, start + size) for start, size in zip(starts, weight.shape, strict=True)]
     fits = all(0 <= low < high <= size for (low, high), size in zip(spans, parameter.shape, strict=True))
-    whole = all(span == (0, size) for span, size in zip(spans[2:], parameter.shape[2:], strict=True))
-    if offset or not fits or not whole:
+    has_whole_kernel = all(
+        span == (0, size) for span, size in zip(spans[2:], parameter.shape[2:], strict=True)
+    )
+    if offset or not fits or not has_whole_kernel:
         return None
     return spans[0], spans[1] if len(spans) > 1 else (0, 0)
 

@@ -264,7 +264,7 @@ def _summarise(
     for trial in sorted(done, key=lambda trial: -sign * trial.value):
         if trial.costs[log.kind] <= cost:
             reasons[trial.source] = trial.value
-    whole = replace(
+    combined = replace(
         result,
         best=best,
         trials=tuple(log.trials),
@@ -283,4 +283,4 @@ def _summarise(
         value=best.value,
         drop=log.limit.drop(best),
     )
-    return whole, least
+    return combined, least

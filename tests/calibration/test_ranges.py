@@ -103,7 +103,7 @@ def test_zero_width_is_an_error_that_names_the_quantizer(mode):
 def test_channels_that_do_not_fit_are_named():
     seen = look(data(), 1)
     with pytest.raises(DataError, match=r"'layer\.input' has 4 channels where its quantizer holds 3"):
-        Observed.check(point(QuantizerSpec(), 0, shape=(3, 50)), seen.batches, seen.whole)
+        Observed.check(point(QuantizerSpec(), 0, shape=(3, 50)), seen.batches, seen.merged)
 
 
 def model_and_setup():

@@ -115,13 +115,13 @@ def test_init_range_follows_the_weights_and_leaves_flags_alone():
     with torch.no_grad():
         model.stem.parametrizations.weight.original.mul_(2)
     report = controller.init_range()
-    assert report.kept == ()
+    assert report.loaded == report.kept == ()
     torch.testing.assert_close(quantizer.scale.detach(), 2 * before)
     assert not quantizer.scale.requires_grad
     assert not controller.all_quantizations["stem.input"].enabled
     controller.load_state(controller.get_compression_state())
     assert controller.init_range().initialised == ()
-    assert controller.init_range(force=True).kept == ()
+    assert controller.init_range(force=True).loaded == ()
 
 
 def test_a_state_builds_the_same_controller_without_data():

@@ -76,8 +76,8 @@ class Limit:
 
     def is_kept(self, choices: IntArray) -> BoolArray:
         """Whether choices [..., L] use no more than the capacity."""
-        kept: BoolArray = self.use(choices) <= self.capacity
-        return kept
+        fits: BoolArray = self.use(choices) <= self.capacity
+        return fits
 
     def room(self, choices: IntArray) -> int:
         """What choices [L] leave of the capacity; negative where they exceed it."""

@@ -41,11 +41,11 @@ def make_linear_program(
     space: OptionSpace,
     limits: Sequence[Limit],
     costs: FloatArray,
-    kept: BoolArray,
+    is_variable: BoolArray,
     reserves: FloatArray,
     edges: Edges,
 ) -> LinearProgram:
-    """The linear program of the kept options and the edges' products.
+    """The linear program of the options that are variables and the edges' products.
 
     One equation says that a group takes one option, one each that Σ of the products over an edge's other end
     is the option.
@@ -54,11 +54,11 @@ def make_linear_program(
         space: the options.
         limits: what must hold.
         costs: [L, B].
-        kept: bool [L, B], the options that are variables.
+        is_variable: bool [L, B], the options that are variables.
         reserves: use of each limit that is left free, against the solver's tolerance.
         edges: the products that are variables.
     """
-    options = np.flatnonzero(kept.ravel())
+    options = np.flatnonzero(is_variable.ravel())
     num_options = len(options)
     num_variables = num_options + edges.count
     variable_of = np.full(space.valid.size, -1)
@@ -119,18 +119,18 @@ class Edges:
         return len(self.first)
 
     @classmethod
-    def of(cls, space: OptionSpace, limits: Sequence[Limit], kept: BoolArray) -> Edges:
-        """All products of kept options of the groups that some limit couples.
+    def of(cls, space: OptionSpace, limits: Sequence[Limit], is_variable: BoolArray) -> Edges:
+        """All products of the options that are variables, of the groups that some limit couples.
 
         Args:
             space: the options.
             limits: what must hold.
-            kept: bool [L, B].
+            is_variable: bool [L, B].
         """
         pairs = list(dict.fromkeys((int(i), int(j)) for limit in limits for i, j in limit.cost.edges))
         products = [np.zeros((3, 0), dtype=np.int64)]
         for number, (i, j) in enumerate(pairs):
-            a, b = np.meshgrid(np.flatnonzero(kept[i]), np.flatnonzero(kept[j]), indexing="ij")
+            a, b = np.meshgrid(np.flatnonzero(is_variable[i]), np.flatnonzero(is_variable[j]), indexing="ij")
             first = i * space.num_columns + a.ravel()
             second = j * space.num_columns + b.ravel()
             products.append(np.stack([np.full(a.size, number), first, second]))

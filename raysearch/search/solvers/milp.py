@@ -115,15 +115,15 @@ def _search(
     space: OptionSpace,
     limits: Sequence[Limit],
     costs: FloatArray,
-    kept: BoolArray,
+    is_variable: BoolArray,
     edges: Edges,
     options: Mapping[str, float],
 ) -> tuple[IntArray | None, float]:
-    """The best choices of the kept options that were found, and the bound of the limits as they are."""
+    """The best choices of the options that are variables, and the bound of the limits as they are."""
     reserves = np.zeros(len(limits))
     bound = -np.inf
     for attempt in range(MAX_ATTEMPTS):
-        program = make_linear_program(space, limits, costs, kept, reserves, edges)
+        program = make_linear_program(space, limits, costs, is_variable, reserves, edges)
         choices, proven = _run(program, options, space)
         if attempt == 0:
             bound = proven

@@ -41,15 +41,15 @@ class Relaxation:
 
     def within(self, room: float) -> tuple[BoolArray, Edges]:
         """The options, and the products of two of them, that a choice of at most `bound` + room may have."""
-        kept = self.options <= room
+        is_possible = self.options <= room
         used = self.products <= room
         # Without an option its products go, and without a product on some edge its options: until all stay.
         while True:
-            used = used & kept.ravel()[self.edges.first] & kept.ravel()[self.edges.second]
-            fewer = kept & self._paired(used)
-            if (fewer == kept).all():
-                return kept, self.edges.only(used)
-            kept = fewer
+            used = used & is_possible.ravel()[self.edges.first] & is_possible.ravel()[self.edges.second]
+            fewer = is_possible & self._paired(used)
+            if (fewer == is_possible).all():
+                return is_possible, self.edges.only(used)
+            is_possible = fewer
 
     def _paired(self, used: BoolArray) -> BoolArray:
         """[L, B]: whether the option is in a used product of each edge of its group."""
