@@ -20,7 +20,9 @@ WIDTHS = (8, 4, 3, 2)
 
 def rounding_of(run_id: str, storage: str) -> dict[str, Any]:
     """How a run rounds its weights; what stands beside it must be rounded alike."""
-    rounding: dict[str, Any] = resolve_run(run_id, storage).open()["config"]["rounding"]
+    settings = resolve_run(run_id, storage).open()["config"]
+    # A run with nearest rounding records none, as before there was another.
+    rounding: dict[str, Any] = settings.get("rounding", {"method": "nearest"})
     return rounding
 
 
