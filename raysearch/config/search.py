@@ -14,7 +14,7 @@ from raysearch.config.section import Section, Width
 from raysearch.errors import ConfigError
 from raysearch.records import COST_KINDS, LatencyProfile, MaxDrop, parse_max_drop
 
-SurrogateName = Literal["response", "hawq", "fisher", "weight-error", "single-loss"]
+SurrogateName = Literal["response", "hawq", "fisher", "second-moment", "weight-error", "single-loss"]
 """What predicts the loss of an assignment; `raysearch.search` says how each does."""
 
 SAMPLERS = ("auto", "thompson", "tpe", "nsga2", "gp", "random", "brute")

@@ -266,6 +266,11 @@ def _check_surrogate(config: Config) -> None:
             f"measured by '{estimator}'. Set sensitivity.estimator to 'fisher', or search.surrogate to "
             f"'hawq'."
         )
+    if config.search.surrogate == "second-moment" and config.rounding.method == "nearest":
+        raise ConfigError(
+            "search.surrogate is 'second-moment', which needs the second moments that rounding takes, but "
+            "rounding.method is 'nearest'. Set rounding.method to 'gptq', or search.surrogate to 'hawq'."
+        )
 
 
 def _check_loss(task: Task, config: Config) -> None:

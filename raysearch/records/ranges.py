@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -30,12 +31,15 @@ class QuantizerRange:
         signed: whether the codes are signed: weights, or activations with negative values.
         codes: of a weight whose codes were chosen by a rounding method, in the weight's shape, int8 when
             signed, else uint8; None where a value's code is the nearest one.
+        second_moment: of such a weight, tr(ΔW H ΔWᵀ)/mean diag(H), see `RoundedWeight.second_moment`; NaN
+            where it is not known.
     """
 
     scale: FloatArray
     zero_point: IntArray
     signed: bool
     codes: CodeArray | None = None
+    second_moment: float = math.nan
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.scale).all() or (self.scale <= 0).any():

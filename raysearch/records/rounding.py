@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -40,6 +41,8 @@ class RoundedWeight:
             the squared change of the layer's output, summed over its positions. NaN where no second moments
             were taken.
         error: the same of these codes.
+        mean_moment: the mean of H's diagonal, in the unit of the errors; NaN where none was taken, and in
+            tables of earlier versions.
         method: what chose the codes, "gptq" or "nearest".
         notes: what a user should know, such as a damping that had to be raised. Figures stand in brackets at
             the end, so that weights with the same note can be told together.
@@ -54,6 +57,7 @@ class RoundedWeight:
     error: float
     method: str
     notes: tuple[str, ...] = ()
+    mean_moment: float = math.nan
 
     def __post_init__(self) -> None:
         dtype = np.int8 if self.signed else np.uint8
@@ -75,7 +79,15 @@ class RoundedWeight:
     @property
     def range(self) -> QuantizerRange:
         """Scale, zero point, sign and codes, as a quantizer and a range table take them."""
-        return QuantizerRange(self.scale, self.zero_point, self.signed, self.codes)
+        return QuantizerRange(self.scale, self.zero_point, self.signed, self.codes, self.second_moment)
+
+    @property
+    def second_moment(self) -> float:
+        """tr(ΔW H ΔWᵀ)/mean diag(H): ‖ΔW‖² with every direction counted by what the layer reads along it.
+
+        NaN where no second moments were taken, 0 where all that the layer reads is 0.
+        """
+        return 0.0 if self.mean_moment == 0 else self.error / self.mean_moment
 
     def values(self) -> npt.NDArray[np.float32]:
         """(codes − zero_point)·scale, float32, in the shape of the weight: what the quantizer computes."""
@@ -194,6 +206,7 @@ class RoundingTable:
                 "signed": weight.signed,
                 "granularity": asdict(weight.granularity),
                 "errors": [_number(weight.error_nearest), _number(weight.error)],
+                "mean_moment": _number(weight.mean_moment),
                 "method": weight.method,
                 "notes": list(weight.notes),
             }
@@ -234,13 +247,17 @@ def _number(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
+def _number_from(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
 def _key_from(name: str) -> tuple[str, Scheme]:
     point, scheme = name.rsplit("|", 1)
     return point, Scheme.of(scheme)
 
 
 def _weight_from(name: str, entry: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> RoundedWeight:
-    before, after = (np.nan if value is None else float(value) for value in entry["errors"])
+    before, after, mean_moment = map(_number_from, (*entry["errors"], entry.get("mean_moment")))
     return RoundedWeight(
         codes=tensors[f"{name}|codes"],
         scale=tensors[f"{name}|scale"],
@@ -251,4 +268,5 @@ def _weight_from(name: str, entry: Mapping[str, Any], tensors: Mapping[str, np.n
         error=after,
         method=str(entry["method"]),
         notes=tuple(map(str, entry["notes"])),
+        mean_moment=mean_moment,
     )

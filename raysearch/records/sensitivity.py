@@ -57,6 +57,8 @@ class OptionEffect:
         omega: Σ max(trace, 0)·‖Q(W) − W‖² over the group's weights (HAWQ-V2); 0 for activations.
         response: ½·K_qq, the second-order increase of the divergence from this option alone.
         divergence: the measured divergence of this option alone, mean per sample.
+        second_moment: Σ max(trace, 0)·tr(ΔW H ΔWᵀ)/mean diag(H) over the group's weights with the codes that
+            rounding chose; 0 for activations, NaN where rounding took no second moments.
     """
 
     group: str
@@ -66,6 +68,7 @@ class OptionEffect:
     omega: float
     response: float
     divergence: float
+    second_moment: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,11 @@ class SensitivityTable:
         return _rows(Trace, self.traces.values(), self.fingerprint)
 
     def effects_table(self) -> pa.Table:
-        """One row an option."""
-        return _rows(OptionEffect, self.effects.values(), self.fingerprint)
+        """One row an option; second moments only where there are any, as earlier versions wrote it."""
+        rows = _rows(OptionEffect, self.effects.values(), self.fingerprint)
+        if any(math.isfinite(effect.second_moment) for effect in self.effects.values()):
+            return rows
+        return rows.drop_columns(["second_moment"])
 
     def gram_table(self) -> pa.Table:
         """One row an option: its group, width, and row of K as a list; the sketch's error as metadata."""

@@ -142,6 +142,7 @@ class _Search:
             error_nearest=float(nearest_error_s.sum()) / problem.num_samples,
             error=error,
             method="gptq",
+            mean_moment=self._inputs.mean_moment() / problem.num_samples,
             notes=problem.notes,
         )
 

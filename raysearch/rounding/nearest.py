@@ -6,27 +6,43 @@ import math
 
 import torch
 
+from raysearch.quantizer import Quantizer
 from raysearch.records.rounding import RoundedWeight
 from raysearch.records.scheme import Scheme
 from raysearch.rounding.problem import Problem
 
 
 def round_nearest(problem: Problem) -> dict[Scheme, RoundedWeight]:
-    """Every scheme of a weight by the rounding that its quantizer does; no second moments are needed."""
+    """Every scheme of a weight by the rounding that its quantizer does; errors where its inputs are known."""
     rounded = {}
+    inputs = problem.inputs
+    mean_moment = math.nan if inputs is None else inputs.mean_moment() / problem.num_samples
     for target in problem.targets:
         quantizer = problem.quantizer(target)
         with torch.no_grad():
             codes = quantizer.codes(problem.weight)
+            error = _error(problem, quantizer)
         rounded[target.scheme] = RoundedWeight(
             codes=codes.cpu().numpy(),
             scale=target.start.scale.reshape(-1),
             zero_point=target.start.zero_point.reshape(-1),
             signed=quantizer.signed,
             granularity=problem.point.granularity,
-            error_nearest=math.nan,
-            error=math.nan,
+            error_nearest=error,
+            error=error,
             method="nearest",
             notes=problem.notes,
+            mean_moment=mean_moment,
         )
     return rounded
+
+
+def _error(problem: Problem, quantizer: Quantizer) -> float:
+    """tr(ΔW H ΔWᵀ) of the quantizer's own rounding, mean per sample; NaN where the inputs are not known."""
+    inputs = problem.inputs
+    if inputs is None:
+        return math.nan
+    delta = quantizer(problem.weight) - problem.weight
+    rows_grd = inputs.layout.rows(delta).double()
+    error_gr = (rows_grd * inputs.times_moments(rows_grd)).sum(-1)
+    return float((inputs.row_weights * error_gr).sum()) / problem.num_samples

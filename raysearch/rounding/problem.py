@@ -61,6 +61,16 @@ class Inputs:
             parts.append(part if block.factor is None else part @ block.factor.moments_gdd)
         return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
+    def mean_moment(self) -> float:
+        """The mean over all weights of what the square of each one's error counts alone: mean diag(H)."""
+        total = torch.zeros((), dtype=torch.float64, device=self.row_weights.device)
+        for block in self.blocks:
+            rows_g = self.row_weights[:, block.first : block.last].double().sum(1)
+            if block.factor is not None:
+                rows_g = rows_g * block.factor.moments_gdd.diagonal(dim1=1, dim2=2).mean(1)
+            total += rows_g.sum()
+        return float(total) / self.row_weights.numel()
+
 
 @dataclass(frozen=True)
 class Target:

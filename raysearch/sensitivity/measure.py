@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
@@ -68,6 +69,7 @@ def measure_sensitivity(
             kind=setup.group_kind(group),
             perturbation=sum(perturbations[point, bits] for point in weights),
             omega=_omega(traces, perturbations, weights, bits),
+            second_moment=_second_moment(traces, ranges, weights, bits),
             response=0.5 * float(responses.gram[index, index]),
             divergence=float(responses.divergence[index]),
         )
@@ -83,3 +85,20 @@ def _omega(
     """HAWQ-V2's Ω of an option: Σ over its weights of t_l ‖Q(W_l) − W_l‖²."""
     # A negative trace is noise or negative curvature; rounding a weight never lowers the loss for sure.
     return sum(max(traces[point].value, 0.0) * perturbations[point, bits] for point in weights)
+
+
+def _second_moment(
+    traces: Mapping[str, Trace], ranges: RangeTable, weights: Sequence[str], bits: int
+) -> float:
+    """Ω of the codes that rounding chose, each direction of an error weighed by what is read along it.
+
+    NaN where nothing was rounded, or of a weight of which nothing is known and that the loss depends on.
+    """
+    if not ranges.rounded:
+        return math.nan
+    total = 0.0
+    for point in weights:
+        # What the data never reach has no second moments, and no trace either.
+        if traces[point].value > 0:
+            total += traces[point].value * ranges[point, bits].second_moment
+    return total

@@ -62,3 +62,9 @@ def test_traces_can_have_a_larger_sample_of_their_own():
     own = check_inputs(make_untrained_task(), load_config(), ["avg_bits<=4"])
     assert own.samples.traces == []
     assert set(inputs.fingerprints) - set(own.fingerprints) == {"traces"}
+
+
+def test_second_moments_are_not_asked_of_nearest_rounding():
+    settings = {"search": {"surrogate": "second-moment"}, "rounding": {"method": "nearest"}}
+    with pytest.raises(ConfigError, match=r"rounding\.method is 'nearest'.*surrogate to 'hawq'"):
+        check_inputs(make_untrained_task(), load_config(overrides=settings), ["avg_bits<=4"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -59,8 +60,13 @@ def make_setup(
     return QuantizerSetup(points, groups)
 
 
-def make_table(setup: QuantizerSetup, seed: int = 0, coupling: float = 0.5) -> SensitivityTable:
-    """Random responses that shrink by 4 a bit, with a Gram matrix of rank 12 and correlated rows."""
+def make_table(
+    setup: QuantizerSetup, seed: int = 0, coupling: float = 0.5, *, is_rounded: bool = False
+) -> SensitivityTable:
+    """Random responses that shrink by 4 a bit, with a Gram matrix of rank 12 and correlated rows.
+
+    With `is_rounded` there are second moments too, a third of Ω.
+    """
     rng = np.random.default_rng(seed)
     options = setup.options()
     common, per_group = rng.standard_normal(12), {g: rng.standard_normal(12) for g in setup.groups}
@@ -76,8 +82,16 @@ def make_table(setup: QuantizerSetup, seed: int = 0, coupling: float = 0.5) -> S
     for index, (g, bits) in enumerate(options):
         kind, response = setup.group_kind(g), 0.5 * float(gram[index, index])
         error = 4.0**-bits * float(rng.uniform(0.5, 2)) if kind == "weight" else 0.0
+        second_moment = error * scale[g] ** 2 / 3 if is_rounded else math.nan
         effects[g, bits] = OptionEffect(
-            g, bits, kind, error, error * scale[g] ** 2, response, response * float(rng.uniform(0.8, 1.2))
+            g,
+            bits,
+            kind,
+            error,
+            error * scale[g] ** 2,
+            response,
+            response * float(rng.uniform(0.8, 1.2)),
+            second_moment,
         )
     weights = setup.of_kind("weight")
     traces = {p: Trace(p, float(rng.uniform(0.1, 2)), 0.05, 0.01, 0.049, 8, 64, "ggn", True) for p in weights}

@@ -5,11 +5,12 @@
 | `response` | ½ Σ_{q,r∈A} K_qr, the full quadratic form of the measured responses |
 | `hawq` | Σ_{q∈A} Ω_q, Ω = Σ trace·‖Q(W) − W‖² (HAWQ-V2, Dong et al. 2020) |
 | `fisher` | the same, of traces of the empirical Fisher matrix (`sensitivity.estimator = "fisher"`) |
+| `second-moment` | Σ_{q∈A} Σ trace·tr(ΔW H ΔWᵀ)/mean diag(H), H the inputs' second moments |
 | `weight-error` | Σ_{q∈A} ‖Q(W) − W‖² |
 | `single-loss` | Σ_{q∈A} the measured divergence of each option alone |
 
-`hawq`, `fisher` and `weight-error` know nothing of activations: there an activation option counts its
-response, in the unit of the others by the ratio of the two sums over all weight options.
+`hawq`, `fisher`, `second-moment` and `weight-error` know nothing of activations: there such an option
+counts its response, in the unit of the others by the ratio of the two sums over all weight options.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ _FIELDS = {
     "response": "response",
     "hawq": "omega",
     "fisher": "omega",
+    "second-moment": "second_moment",
     "weight-error": "perturbation",
     "single-loss": "divergence",
 }
+_WEIGHTS_ONLY = ("hawq", "fisher", "second-moment", "weight-error")
+"""Those that know nothing of activations."""
+
 SURROGATES: tuple[str, ...] = get_args(SurrogateName)
 
 _AT_ONCE = 4096
@@ -132,12 +137,19 @@ def _scores(name: str, effects: list[OptionEffect]) -> FloatArray:
     field = _FIELDS[name]
     scores = np.array([getattr(effect, field) for effect in effects], dtype=np.float64)
     for effect, score in zip(effects, scores, strict=True):
+        if np.isnan(score) and name == "second-moment":
+            raise DataError(
+                f"the surrogate 'second-moment' needs what rounding learns of the layers' inputs; "
+                f"nothing is known of '{effect.group}' at {effect.num_bits} bits: its weights were rounded "
+                f"to nearest, or by an earlier version. Set rounding.method to 'gptq' and start a run anew, or "
+                f"choose the surrogate 'hawq'."
+            )
         if not np.isfinite(score):
             raise DataError(
                 f"the {field} of '{effect.group}' at {effect.num_bits} bits is {score}, so the surrogate "
                 f"'{name}' cannot be used; choose another or measure the sensitivity again."
             )
-    if name in ("hawq", "fisher", "weight-error"):
+    if name in _WEIGHTS_ONLY:
         response = np.array([effect.response for effect in effects], dtype=np.float64)
         weights = np.array([effect.kind == "weight" for effect in effects])
         total = float(response[weights].sum())

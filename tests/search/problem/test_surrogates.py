@@ -6,15 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysearch.errors import ConfigError, DataError, StorageError
-from raysearch.records import CostModel, SensitivityTable, parse_budgets
-from raysearch.search import SURROGATES, BudgetSolver, OptionSpace, make_limits, make_surrogate
+from raysearch.records import CostModel, SearchTrial, SensitivityTable, parse_budgets
+from raysearch.search import (
+    SURROGATES,
+    BudgetSolver,
+    OptionSpace,
+    make_limits,
+    make_surrogate,
+    surrogate_agreement,
+)
 from raysearch.search.solvers.local_search import descend
 from tests.support.search_problems import every_assignment, make_setup, make_table
 
 
 def fisher_table(setup, seed=0, **options):
     """The table, its traces measured by the estimator "fisher"."""
-    table = make_table(setup, seed, **options)
+    table = make_table(setup, seed, is_rounded=True, **options)
     return replace(table, traces={n: replace(t, estimator="fisher") for n, t in table.traces.items()})
 
 
@@ -31,7 +38,13 @@ def test_the_quadratic_form_is_the_sum_over_pairs():
 
 @pytest.mark.parametrize(
     ("name", "field"),
-    [("single-loss", "divergence"), ("hawq", "omega"), ("fisher", "omega"), ("weight-error", "perturbation")],
+    [
+        ("single-loss", "divergence"),
+        ("hawq", "omega"),
+        ("fisher", "omega"),
+        ("weight-error", "perturbation"),
+        ("second-moment", "second_moment"),
+    ],
 )
 def test_additive_scores_sum_their_field(name, field):
     setup = make_setup(3)
@@ -47,7 +60,7 @@ def test_additive_scores_sum_their_field(name, field):
     assert difference == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", ["hawq", "fisher", "weight-error"])
+@pytest.mark.parametrize("name", ["hawq", "fisher", "second-moment", "weight-error"])
 def test_activations_count_their_response_in_the_unit_of_the_weights(name):
     setup = make_setup(3, activation_bits=(4, 8))
     table, space = fisher_table(setup), OptionSpace(setup)
@@ -95,6 +108,21 @@ def test_fisher_wants_traces_of_the_fisher_matrix(estimator):
     message = rf"estimator '{estimator or 'unknown'}'.*sensitivity\.estimator to 'fisher'"
     with pytest.raises(ConfigError, match=message):
         make_surrogate("fisher", replace(table, traces=traces), OptionSpace(setup))
+
+
+def test_second_moments_that_nobody_took_are_refused_by_name():
+    setup = make_setup(2)
+    table, space = make_table(setup), OptionSpace(setup)
+    with pytest.raises(DataError, match=r"nothing is known of 'layer0\.weight'.*rounding\.method to 'gptq'"):
+        make_surrogate("second-moment", table, space)
+    low, high = every_assignment(setup)[0], every_assignment(setup)[-1]
+    trials = [
+        SearchTrial(number, assignment, {}, {}, value, value, "made up")
+        for number, (assignment, value) in enumerate([(low, 2.0), (high, 1.0)])
+    ]
+    assert "second-moment" not in surrogate_agreement(trials, table, space)
+    rounded = make_table(setup, is_rounded=True)
+    assert surrogate_agreement(trials, rounded, space)["second-moment"] == pytest.approx(1)
 
 
 def test_refusals():
