@@ -37,7 +37,7 @@ BUDGETS = parse_budgets(["avg_bits<=4.5"])
 TWO_BUDGETS = parse_budgets(["avg_bits<=4.5", "bops<=60%"])
 """For what depends on them: warm starts under these need a solver, and a search ten times as long."""
 SETUP = make_setup(5, (2, 3, 4, 8), (4, 8))
-TABLE = make_table(SETUP, coupling=1.0)
+TABLE = make_table(SETUP, coupling=1.0, is_rounded=True)
 MEASURE = Divergence(TABLE, disturbance=0.4)
 SMALL = {"num_trials": 32, "batch_size": 4}
 

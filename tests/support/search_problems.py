@@ -65,7 +65,7 @@ def make_table(
 ) -> SensitivityTable:
     """Random responses that shrink by 4 a bit, with a Gram matrix of rank 12 and correlated rows.
 
-    With `is_rounded` there are second moments too, a third of Ω.
+    With `is_rounded` there are second moments too, of other proportions than Ω.
     """
     rng = np.random.default_rng(seed)
     options = setup.options()
@@ -82,7 +82,7 @@ def make_table(
     for index, (g, bits) in enumerate(options):
         kind, response = setup.group_kind(g), 0.5 * float(gram[index, index])
         error = 4.0**-bits * float(rng.uniform(0.5, 2)) if kind == "weight" else 0.0
-        second_moment = error * scale[g] ** 2 / 3 if is_rounded else math.nan
+        second_moment = error * scale[g] if is_rounded else math.nan
         effects[g, bits] = OptionEffect(
             g,
             bits,

@@ -11,7 +11,7 @@ from raysearch.search.samplers import SamplerInputs, check_sampler, make_sampler
 from tests.support.search_problems import make_setup, make_table
 
 SETUP = make_setup(2, (2, 4))
-TABLE = make_table(SETUP)
+TABLE = make_table(SETUP, is_rounded=True)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
