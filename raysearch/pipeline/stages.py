@@ -200,7 +200,7 @@ def export(
     """
     source = None
     if run_id:
-        source = {"run_id": run_id, "budget": [str(budget) for budget in inputs.budgets]}
+        source = {"run_id": run_id, "budget": [budget.text for budget in inputs.budgets]}
     model = StrippedModel(stripped, inputs.setup, assignment, inputs.task.example_inputs)
     return export_model(
         model,

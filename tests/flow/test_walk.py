@@ -75,6 +75,11 @@ def test_the_exported_sizes_are_the_cost_model(finished):
     assert packed.size_bytes <= best.costs["size"] <= 1.01 * packed.size_bytes
 
 
+def test_the_exported_configuration_names_the_run_and_its_budget(finished):
+    config = json.loads((finished[0] / "toy" / "model" / "config.json").read_text())
+    assert config["source"] == {"run_id": "toy", "budget": ["avg_bits<=3.5"]}
+
+
 def test_a_retrieved_model_loads_and_agrees_with_onnx(finished, tmp_path):
     storage, result = finished
     done = run_command("retrieve", "toy", "--storage", storage, "--to", tmp_path / "got", "--json")

@@ -197,3 +197,14 @@ def test_widths_reach_the_groups_ascending_and_once() -> None:
 def test_the_setup_survives_its_json_form() -> None:
     setup = place("twice")
     assert QuantizerSetup.from_json(setup.to_json()) == setup
+
+
+def test_without_activation_widths_weights_alone_are_quantized():
+    both = place("shared_relu")
+    settings = PlacementConfig(activation_bit_widths=())
+    alone = place_quantizers(model_zoo.build("shared_relu"), model_zoo.inputs("shared_relu", 3), settings)
+    assert alone.of_kind("activation") == {}
+    assert list(alone.points) == list(both.of_kind("weight"))
+    for name, point in alone.points.items():
+        assert point.input_point == ""
+        assert (point.macs, point.shape) == (both.points[name].macs, both.points[name].shape)

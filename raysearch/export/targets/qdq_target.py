@@ -38,7 +38,11 @@ class QdqTarget(Target):
         # Each target rewrites a copy: the next one starts from the capture.
         proto = finish(model.clone(), weights, for_onnxruntime=self.for_onnxruntime)
         write_model(proto, job.folder / self.files[0])
-        return Written(fixed_batch, container_notes(weights, for_onnxruntime=self.for_onnxruntime))
+        has_activations = bool(job.model.setup.of_kind("activation"))
+        notes = container_notes(
+            weights, for_onnxruntime=self.for_onnxruntime, has_activations=has_activations
+        )
+        return Written(fixed_batch, notes)
 
     def runtime(self, model: nn.Module) -> str:
         """Name and version of what runs the file."""
@@ -52,7 +56,9 @@ def captured(job: ExportJob) -> tuple[Any, int | None]:
     return job.once("onnx capture", lambda: capture(model.module, model.weights, model.example_inputs))
 
 
-def container_notes(weights: dict[str, StrippedWeight], *, for_onnxruntime: bool = True) -> tuple[str, ...]:
+def container_notes(
+    weights: dict[str, StrippedWeight], *, for_onnxruntime: bool = True, has_activations: bool = True
+) -> tuple[str, ...]:
     """Statements for the manifest: which widths are stored in a wider container, and what runs slower."""
     label = "onnx" if for_onnxruntime else "openvino"
     sizes = {
@@ -64,7 +70,11 @@ def container_notes(weights: dict[str, StrippedWeight], *, for_onnxruntime: bool
     for name, weight in weights.items():
         if containers[name].num_bits > weight.num_bits:
             wider[weight.num_bits, containers[name].kind] += 1
-    notes = [f"{label}: activations are stored as uint8 at every width; below 8 bits codes are clipped."]
+    notes = []
+    if has_activations:
+        notes.append(
+            f"{label}: activations are stored as uint8 at every width; below 8 bits codes are clipped."
+        )
     for (bits, kind), count in sorted(wider.items()):
         notes.append(f"{label}: {bits}-bit weights ({count} of {len(weights)} tensors) are stored as {kind}.")
     num_shifted = sum(weight.zero_point is not None for weight in weights.values())
