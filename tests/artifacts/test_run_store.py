@@ -6,7 +6,9 @@ import pytest
 from raysearch.artifacts import RunStore, codecs, new_run_id, resolve_run, valid_run_id
 from raysearch.artifacts.run_record import first_difference
 from raysearch.errors import StorageError
-from raysearch.records import LeastCost, QuantizerRange, RangeTable, RunStatus
+from raysearch.records import Granularity, LeastCost, QuantizerRange, RangeTable, RunStatus
+from raysearch.records.rounding import RoundedWeight, RoundingTable
+from raysearch.records.scheme import Scheme
 from tests.support.run_records import make_fine_tune, make_result, make_search, make_sensitivity, make_setup
 
 CONFIG = {"task": "tasks:digits", "search": {"num_trials": 64, "seed": 0}, "budgets": ["avg_bits<=4"]}
@@ -33,6 +35,11 @@ def test_every_record_comes_back_equal(store):
     ranges = RangeTable(
         {("a.weight", 4): QuantizerRange(np.array([0.1, 3.0], "f4"), np.zeros(2, "i4"), True)},
     )
+    codes = np.array([[7, -8]], "i1")
+    weight = RoundedWeight(
+        codes, np.ones(1, "f4"), np.zeros(1, "i4"), True, Granularity.per_channel(0), 2.0, 1.0, "gptq"
+    )
+    rounding = RoundingTable({("a.weight", Scheme(4)): weight})
     status = RunStatus("run-1", "running", "search", 3, 64, {"calibration": 1.5}, 1.7e9)
     metrics = {"float": {"accuracy": 0.9}, "quantized": {"accuracy": 0.8}}
     result = make_result(setup, search)
@@ -40,6 +47,7 @@ def test_every_record_comes_back_equal(store):
     assert not any(store.has(record) for record in codecs.RECORDS)
     store.save(codecs.SETUP, setup)
     store.save(codecs.RANGES, ranges)
+    store.save(codecs.ROUNDING, rounding)
     store.save(codecs.SENSITIVITY, table)
     store.save(codecs.SEARCH, search)
     store.save(codecs.LEAST_COST, LEAST_COST)
@@ -52,6 +60,7 @@ def test_every_record_comes_back_equal(store):
     again = resolve_run("run-1", store.storage.local_path().parent)
     assert again.load(codecs.SETUP) == setup
     assert again.load(codecs.RANGES)["a.weight", 4].scale.tobytes() == ranges["a.weight", 4].scale.tobytes()
+    assert again.load(codecs.ROUNDING).digest() == rounding.digest()
     read = again.load(codecs.SENSITIVITY)
     assert (read.traces, read.effects, read.fingerprint) == (table.traces, table.effects, table.fingerprint)
     assert read.gram.tobytes() == table.gram.tobytes()
