@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from raysearch.cluster.pool import LocalPool
-from raysearch.config import SearchConfig, SensitivityConfig, load_config
+from raysearch.config import SearchConfig, load_config
 from raysearch.evaluation import DataSet
 from raysearch.pipeline.inputs import check_inputs
 from raysearch.pipeline.stages import make_objective, make_ranges, make_replica, search_shards
@@ -45,6 +46,8 @@ from raysearch.search import (
 )
 from raysearch.sensitivity import measure_sensitivity
 from raysearch.simulation import MeasuredObjective
+
+FloatArray = npt.NDArray[np.float64]
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -106,6 +109,11 @@ class Measured:
             self.known |= {(new[number].digest(), shard): value for shard, value in values.items()}
         return {n: {s: self.known[a.digest(), s] for s in shards} for n, a in assignments.items()}
 
+    def values(self, assignment: BitAssignment, num_shards: int) -> FloatArray:
+        """One value a sample, or a shard where samples have none."""
+        by_shard = self({0: assignment}, range(num_shards))[0]
+        return np.concatenate([by_shard[shard][0] for shard in sorted(by_shard)])
+
     def mean(self, assignments: Sequence[BitAssignment], num_shards: int) -> list[float]:
         """Mean over all samples, one an assignment."""
         got = self(dict(enumerate(assignments)), range(num_shards))
@@ -113,16 +121,20 @@ class Measured:
 
 
 class Problem:
-    """The net, calibrated and with its sensitivity measured, and its two sets of images."""
+    """The net, calibrated, rounded and with its sensitivity measured, and its two sets of images.
 
-    def __init__(self) -> None:
+    Args:
+        settings: those of a run, `KEY=VALUE`; among them how weights are rounded.
+    """
+
+    def __init__(self, settings: Sequence[str]) -> None:
         sys.path.insert(0, str(ROOT / "examples" / "fashion_mnist"))
         from fashion_mnist import load_data
         from task import make_task
 
         start = time.process_time()
         task = make_task()
-        inputs = check_inputs(task, load_config(assignments=SETTINGS), ["avg_bits<=8"])
+        inputs = check_inputs(task, load_config(assignments=settings), ["avg_bits<=8"])
         shards, per_sample = search_shards(inputs)
         pool = LocalPool(make_replica(inputs, shards).place())
         ranges = make_ranges(inputs, pool)
@@ -132,7 +144,7 @@ class Problem:
             ranges,
             lambda part: pool,
             {DataSet.CALIBRATION: len(inputs.samples.calibration)},
-            SensitivityConfig(),
+            inputs.config.sensitivity,
         )
         self.num_shards = len(shards)
         self.validation = Measured(make_objective(inputs, ranges, pool, per_sample))
@@ -141,7 +153,7 @@ class Problem:
         self.num_test = len(batches)
         held_out = LocalPool(make_replica(inputs, batches).place())
         self.test = Measured(make_objective(inputs, ranges, held_out, per_sample))
-        metric = load_config(assignments=[*SETTINGS, "search.objective=accuracy"])
+        metric = load_config(assignments=[*settings, "search.objective=accuracy"])
         scored = check_inputs(task, metric, ["avg_bits<=8"])
         self.accuracy = Measured(make_objective(scored, ranges, held_out, False))
         self.seconds = time.process_time() - start
@@ -205,14 +217,18 @@ def hawq_optimum(problem: Problem, budgets: Sequence[Budget]) -> BitAssignment:
 
 
 def random_search(problem: Problem, budgets: Sequence[Budget], count: int, seed: int) -> BitAssignment:
-    """The best of so many random assignments, each repaired to fit as the search's own are."""
+    """The best of so many random assignments, each made to fit and to spend its budgets.
+
+    What gives way, and what the rest is spent on, is drawn with the widths: costs that fall with the width.
+    """
     space = OptionSpace(problem.setup)
     solver = BudgetSolver(space, make_limits(space, budgets, problem.model))
     rng = np.random.default_rng(seed)
-    flat = np.zeros(space.valid.shape)
-    drawn = [
-        space.assignment(solver.repair(rng.integers(space.valid.sum(axis=1)), flat)) for _ in range(count)
-    ]
+    drawn = []
+    for _ in range(count):
+        choices = rng.integers(space.valid.sum(axis=1))
+        costs = -np.sort(-rng.random(space.valid.shape), axis=1)
+        drawn.append(space.assignment(solver.fill(solver.repair(choices, costs), costs)))
     values = problem.validation.mean(drawn, problem.num_shards)
     return drawn[int(np.argmin(values))]
 
@@ -315,7 +331,7 @@ def main() -> None:
     parser.add_argument("--date", default=datetime.datetime.now(tz=datetime.UTC).date().isoformat())
     options = parser.parse_args()
     torch.set_num_threads(1)
-    problem = Problem()
+    problem = Problem(SETTINGS)
     whole = problem.uniform(8, 8)
     baseline = problem.judge(whole, 0)
     found = compare(problem, range(options.seeds), options.trials)
