@@ -38,6 +38,11 @@ def nearest_hint(name: str, known: Iterable[str]) -> str:
 def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> None:
     """Refuse keys that are not known.
 
+    Args:
+        names: the keys to check.
+        known: the keys that are allowed.
+        where: what the message calls the place of the keys.
+
     Raises:
         ConfigError: names the key, the nearest known one, and all of them.
     """

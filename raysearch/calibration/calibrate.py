@@ -132,6 +132,12 @@ def observe_shard(
 
     A shard that does not fit in memory is run in pieces, each with observers of its own; samples and counts
     are the same.
+
+    Args:
+        replica: holds the float model and the calibration shards.
+        setup: the points; only activations are observed.
+        plans: activation id → what its observer keeps.
+        index: the shard.
     """
 
     def collect(part: Batch) -> dict[str, Collected]:
@@ -162,7 +168,14 @@ def _merged(parts: Sequence[dict[str, Collected]]) -> dict[str, Collected]:
 def weight_ranges(
     replica: Replica, setup: QuantizerSetup, rules: Mapping[str, Rule], point_id: str
 ) -> UnitValue:
-    """Unit: the ranges of one weight at each of its widths, as "width|field"."""
+    """Unit: the ranges of one weight at each of its widths, as "width|field".
+
+    Args:
+        replica: holds the float model.
+        setup: the points, and the widths of their groups.
+        rules: quantizer id → how its range is found.
+        point_id: the weight.
+    """
     point = setup.points[point_id]
     rule = rules[point_id]
     site = point.sites[0]

@@ -56,6 +56,12 @@ def mse_interval(
     error is never above that of min-max (up to the rounding of the counted values).
 
     Cost: about 1,000 evaluations when both ends move, 75 when one does; 2^b·log₂(values) each.
+
+    Args:
+        distribution: the values, with their counts.
+        low: least value; counts as 0 where it is above.
+        high: greatest value; counts as 0 where it is below.
+        levels: (lowest code, highest code).
     """
     low, high = min(low, 0.0), max(high, 0.0)
     error = SquaredError(distribution)
@@ -87,6 +93,11 @@ def mse_peak(distribution: Distribution, top: float, levels: tuple[int, int]) ->
     """The magnitude up to 1.1·`top` whose symmetric grid has the least Σ (Q(x) − x)².
 
     Above `top`, because a signed grid reaches one level further down than up.
+
+    Args:
+        distribution: the values, with their counts.
+        top: greatest magnitude that counts, where the clips start from.
+        levels: (lowest code, highest code).
     """
     error = SquaredError(distribution)
     best, step = 1.0, 1 / NUM_CLIPS

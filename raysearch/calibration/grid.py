@@ -15,6 +15,11 @@ FloatArray = npt.NDArray[np.float64]
 def levels_of(point: QuantizationPoint, num_bits: int, *, signed: bool) -> tuple[int, int]:
     """(lowest code, highest code) of the point's quantizer.
 
+    Args:
+        point: the quantizer.
+        num_bits: the width.
+        signed: whether codes below 0 are among them.
+
     Raises:
         PlacementError: the grid does not exist; names the quantizer.
     """
@@ -26,6 +31,11 @@ def affine_grid(low: float, high: float, levels: tuple[int, int]) -> tuple[float
 
     s = (high − low)/(top − bottom), z = bottom + rne(−low/s): the grid is as wide as the interval and lies
     at most half a step beside it.
+
+    Args:
+        low: lower end, in the tensor's unit.
+        high: upper end.
+        levels: (lowest code, highest code).
     """
     bottom, top = levels
     low, high = min(low, 0.0), max(high, 0.0)
@@ -39,13 +49,25 @@ def symmetric_scale(peak: float, levels: tuple[int, int]) -> float:
 
 
 def affine_range(low: FloatArray, high: FloatArray, levels: tuple[int, int]) -> QuantizerRange:
-    """Range of an asymmetric quantizer, one scale and zero point a channel."""
+    """Range of an asymmetric quantizer, one scale and zero point a channel.
+
+    Args:
+        low: lower ends, [channels].
+        high: upper ends, [channels].
+        levels: (lowest code, highest code).
+    """
     grids = [affine_grid(float(a), float(b), levels) for a, b in zip(low, high, strict=True)]
     scales = np.array([scale for scale, _ in grids], np.float32)
     return QuantizerRange(scales, np.array([zero for _, zero in grids], np.int32), False)
 
 
 def symmetric_range(peak: FloatArray, levels: tuple[int, int], *, signed: bool) -> QuantizerRange:
-    """Range of a symmetric quantizer, one scale a channel."""
+    """Range of a symmetric quantizer, one scale a channel.
+
+    Args:
+        peak: magnitudes that the highest code lies on, [channels].
+        levels: (lowest code, highest code).
+        signed: what the range says of its codes; `levels` must agree with it.
+    """
     scales = np.array([symmetric_scale(float(value), levels) for value in peak], np.float32)
     return QuantizerRange(scales, np.zeros(scales.shape, np.int32), signed)

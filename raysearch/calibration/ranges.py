@@ -81,6 +81,11 @@ class Observed:
     def check(cls, point: QuantizationPoint, batches: Sequence[Statistics], merged: Statistics) -> Observed:
         """What was seen of a point's tensor.
 
+        Args:
+            point: the quantizer.
+            batches: what was seen of each shard; shards that hold nothing are left out.
+            merged: that of all shards together.
+
         Raises:
             DataError: nothing was, it is not finite, or it has another number of channels than the point;
                 names the quantizer.
@@ -112,6 +117,12 @@ def find_range(point: QuantizationPoint, observed: Observed, rule: Rule, num_bit
     spec says so itself; then the highest code lies on the interval's magnitude. Asymmetric: the interval is
     widened to 0, and 0 is exactly on the grid. A channel of an activation that was always 0 takes the
     interval of the widest one, since nothing is known of it.
+
+    Args:
+        point: the quantizer.
+        observed: what was seen of its tensor.
+        rule: estimator and percentiles.
+        num_bits: the width.
 
     Raises:
         DataError: the interval has zero width; names the quantizer.

@@ -75,13 +75,24 @@ def reference_scale(low: FloatArray, high: FloatArray, signed: bool | None = Non
     """(scale per channel, signed) of a symmetric quantizer: `symmetric_from_min_max`, in float64.
 
     The scale is the value of the highest code, not a step; a forced sign wins even against the data.
+
+    Args:
+        low: least value of every channel, [channels].
+        high: greatest value of every channel, [channels].
+        signed: the forced sign; None: as the data needs it.
     """
     scale, sign = symmetric_from_min_max(torch.from_numpy(low), torch.from_numpy(high), signed=signed)
     return scale.numpy(), sign
 
 
 def reference_affine(low: FloatArray, high: FloatArray, levels: tuple[int, int]) -> QuantizerRange:
-    """The range whose grid is that of the reference's asymmetric quantizer, tuned so that 0 is on it."""
+    """The range whose grid is that of the reference's asymmetric quantizer, tuned so that 0 is on it.
+
+    Args:
+        low: lower ends, [channels].
+        high: upper ends, [channels].
+        levels: (lowest code, highest code).
+    """
     bottom, top = levels
     start, width = asymmetric_from_min_max(torch.from_numpy(low), torch.from_numpy(high))
     tuned, span = tune_range(start, width, top - bottom + 1)

@@ -84,6 +84,13 @@ def interval(
 
     Error: medians and percentiles read values rounded to 12 significant bits, so each order statistic is off
     by at most 2⁻¹² of itself; the other statistics are exact.
+
+    Args:
+        statistics: of all samples; `threesigma` and `percentile` need counted values.
+        estimator: one of the six.
+        percentiles: lower and upper percentile, 0 to 100; only `percentile` reads them here, the rows of
+            `mean_percentile` hold them already.
+        per_channel: whether there is more than one scale, which decides what `mixed_min_max` means.
     """
     rows = statistics.rows
     if estimator == "mixed_min_max":
@@ -113,6 +120,13 @@ def peak(
 
     Signed: the mean estimators average max |x_i|, so that both signs follow one rule; the others take
     max(|low|, |high|). Unsigned: high, where negative values count as 0.
+
+    Args:
+        statistics: of all samples; `threesigma` and `percentile` need counted values.
+        estimator: one of the six.
+        percentiles: lower and upper percentile, 0 to 100.
+        per_channel: whether there is more than one scale, which decides what `mixed_min_max` means.
+        signed: whether the quantizer has codes below 0.
     """
     if not signed:
         floor = Statistics(np.maximum(statistics.rows, 0.0), statistics.distributions)

@@ -28,7 +28,14 @@ def channel_rows(weight: Tensor, axis: int | None) -> Tensor:
 def min_max_scale(
     weight: Tensor, axis: int | None, num_bits: int, levels: tuple[int, int] | None = None
 ) -> npt.NDArray[np.float32]:
-    """max|w| / quant_max per channel; the smallest scale of a quantizer for an all-zero channel."""
+    """max|w| / quant_max per channel; the smallest scale of a quantizer for an all-zero channel.
+
+    Args:
+        weight: the weight.
+        axis: dimension of the channels; None: one scale.
+        num_bits: the width; not read where `levels` are given.
+        levels: (lowest code, highest code); None: the signed ones of the width.
+    """
     _, top = levels or quant_levels(num_bits, signed=True)
     peak = channel_rows(weight, axis).abs().amax(1)
     return _array(peak / top)
@@ -80,6 +87,11 @@ def mse_affine(weight: Tensor, axis: int | None, levels: tuple[int, int]) -> Qua
 
     The interval of a channel is [min w, max w] widened to 0; a clip shrinks both ends by the same factor,
     so that a channel costs NUM_CLIPS fake-quantizations. Ties go to the larger clip; min-max is among them.
+
+    Args:
+        weight: the weight.
+        axis: dimension of the channels; None: one scale.
+        levels: (lowest code, highest code).
     """
     bottom, top = levels
     rows = channel_rows(weight, axis)

@@ -80,6 +80,12 @@ class ModelInitializer:
     ) -> RangeTable:
         """Ranges of some quantizers at every width their groups admit; see `Initializer.find_ranges`.
 
+        Args:
+            model: the quantized model; its weights as they are now are calibrated.
+            setup: all quantizers of the model.
+            points: ids of the quantizers to calibrate.
+            params: settings as in NNCF's `initializer.range`; None: the initializer's own.
+
         Raises:
             ConfigError: a key of `params` is unknown, or an estimator does not exist.
             DataError: there is no data.
@@ -99,6 +105,12 @@ class ModelInitializer:
         self, model: nn.Module, setup: QuantizerSetup, ranges: RangeTable, request: PrecisionRequest
     ) -> BitAssignment:
         """The assignment of "hawq" or "search"; see `Initializer.find_precision`.
+
+        Args:
+            model: the quantized model; its weights as they are now are judged.
+            setup: all quantizers, and the widths that are left to each group.
+            ranges: their calibrated ranges.
+            request: "hawq" or "search" with its parameters.
 
         Raises:
             BudgetError: the ratio or the budgets cannot be met; told before anything is computed.

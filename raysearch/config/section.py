@@ -25,6 +25,11 @@ AnySection = TypeVar("AnySection", bound=Section)
 def read_section(section_type: type[AnySection], values: Mapping[str, Any], where: str) -> AnySection:
     """A section from plain values; `where` names them in messages.
 
+    Args:
+        section_type: the section's class.
+        values: key → plain value, as a settings file has it.
+        where: what messages call the place of the values.
+
     Raises:
         ConfigError: a value does not fit; names its key.
     """

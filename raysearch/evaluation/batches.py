@@ -66,7 +66,13 @@ def batch_size(batch: Batch) -> int:
 
 
 def take(batch: Batch, start: int, stop: int) -> Batch:
-    """Samples start … stop−1 of a batch."""
+    """Samples start … stop−1 of a batch.
+
+    Args:
+        batch: tensors whose dimension 0 counts samples; tensors without dimensions stay as they are.
+        start: first sample.
+        stop: the sample behind the last.
+    """
     return map_tensors(batch, lambda tensor: tensor[start:stop] if tensor.ndim else tensor)
 
 
@@ -167,10 +173,18 @@ def training_batches(
 
     A last batch of a single sample is left out, since BatchNorm cannot train on it.
 
+    Args:
+        data: a `Dataset`, a loader or another iterable of batches.
+        size: samples in a rank's batch of a `Dataset`; other data comes in batches of its own.
+        seed: of the order.
+        rank: this process.
+        world: how many processes train together.
+
     Raises:
         DataError: the data cannot be iterated, or only once.
     """
     if _is_map_style(data):
+        # The sampler adds the epoch to its seed, so the seed is kept far below what torch takes.
         sampler: DistributedSampler[Any] = DistributedSampler(
             data, world, rank, shuffle=True, seed=seed % 2**31
         )

@@ -55,6 +55,11 @@ def output_tensor(outputs: Any) -> Tensor:
 def check_finite_forward(model: nn.Module, forward: Forward, batch: Batch) -> None:
     """Run one batch and refuse outputs that are not finite, naming the first layer that made one.
 
+    Args:
+        model: the float model; also its parameters and buffers are looked at.
+        forward: (model, batch) → outputs.
+        batch: of the calibration data.
+
     Raises:
         DataError: names the parameter that is not finite, or else the first module whose output is not.
     """

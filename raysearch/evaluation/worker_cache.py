@@ -27,7 +27,13 @@ class FloatOutputs:
     by_shard: dict[tuple[DataSet, int], Tensor] = field(default_factory=dict)
 
     def keep(self, data: DataSet, index: int, outputs: Tensor) -> None:
-        """Take the output on a shard; those of earlier shards go where all exceed `FLOAT_OUTPUTS_BYTES`."""
+        """Take the output on a shard; those of earlier shards go where all exceed `FLOAT_OUTPUTS_BYTES`.
+
+        Args:
+            data: the data set that the shard belongs to.
+            index: the shard.
+            outputs: the judged output on all its samples.
+        """
         total = outputs.nbytes + sum(earlier.nbytes for earlier in self.by_shard.values())
         # Units come shard by shard, so of large outputs the last shard's are enough.
         if total > FLOAT_OUTPUTS_BYTES:

@@ -41,7 +41,13 @@ class MaxDrop:
 
 
 def drop_of(value: float, float_value: float, maximize: bool) -> float:
-    """How much worse a value is than the float model's: float − value where more is better, else the rise."""
+    """How much worse a value is than the float model's: float − value where more is better, else the rise.
+
+    Args:
+        value: of the quantized model, in the metric's unit.
+        float_value: of the float model.
+        maximize: whether more is better.
+    """
     return float_value - value if maximize else value - float_value
 
 

@@ -53,7 +53,13 @@ class Granularity:
 
     @classmethod
     def per_group(cls, group_size: int, axis: int = 0, group_axis: int = 1) -> Granularity:
-        """One scale for each index along `axis` and `group_size` neighbours along `group_axis`."""
+        """One scale for each index along `axis` and `group_size` neighbours along `group_axis`.
+
+        Args:
+            group_size: neighbours that share a scale; the last group may have fewer.
+            axis: dimension of the channels.
+            group_axis: dimension that the groups divide.
+        """
         return cls(axis, group_axis, group_size)
 
     @property

@@ -63,6 +63,11 @@ class LatencyProfile:
     def picoseconds(self, weight: str, weight_bits: int, input_bits: int) -> int:
         """Time of a weight's layer at a pair of widths; 32 is float.
 
+        Args:
+            weight: id of the layer's weight.
+            weight_bits: width of the weight.
+            input_bits: width of the layer's input.
+
         Raises:
             ConfigError: the profile lacks the layer.
         """

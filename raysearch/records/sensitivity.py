@@ -118,6 +118,11 @@ class SensitivityTable:
     def from_tables(cls, traces: pa.Table, effects: pa.Table, gram: pa.Table) -> SensitivityTable:
         """Read what the three tables hold.
 
+        Args:
+            traces: as `traces_table` writes it.
+            effects: as `effects_table` writes it.
+            gram: as `gram_table` writes it; its rows are in the order of `effects`.
+
         Raises:
             StorageError: a table lacks a column, or the tables belong to different measurements.
         """
@@ -126,6 +131,7 @@ class SensitivityTable:
             found_traces = [Trace(**row) for row in traces.to_pylist()]
             found_effects = [OptionEffect(**row) for row in effects.to_pylist()]
             size = len(found_effects)
+            # Tables of earlier versions lack it.
             sketch_error = float((gram.schema.metadata or {}).get(b"sketch_error", b"nan"))
             matrix = np.array(gram.column("gram").to_pylist(), dtype=np.float64).reshape(size, size)
         except (KeyError, TypeError, ValueError) as error:

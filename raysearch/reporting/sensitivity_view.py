@@ -87,7 +87,13 @@ def sketch_note(table: SensitivityTable) -> str:
 def sensitivity_grid(
     setup: QuantizerSetup, table: SensitivityTable, assignment: Mapping[str, int] | None = None
 ) -> Grid:
-    """The same as text: a column a width for perturbations and for response norms; arguments as there."""
+    """The same as text: a column a width for perturbations and for response norms; arguments as there.
+
+    Args:
+        setup: points and groups.
+        table: the measurements.
+        assignment: the run's choice, group → bits; without one its two columns are left out.
+    """
     widths = sorted({bits for group in setup.groups.values() for bits in group.bit_widths})
     columns = (
         "group",

@@ -51,7 +51,13 @@ class LayerCall:
 
 
 def read_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> LayerCall | None:
-    """What a torch function was called with; None where it is no layer."""
+    """What a torch function was called with; None where it is no layer.
+
+    Args:
+        function: as torch's override protocol passes it.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+    """
     entry = _LAYERS.get(function)
     if entry is None:
         return None

@@ -109,7 +109,14 @@ def round_unit(
 
 
 def take_moments(pool: Pool, names: tuple[str, ...], num_shards: int, unit_shards: int) -> Moments:
-    """The second moments of all weights over the calibration shards, `unit_shards` of them in a unit."""
+    """The second moments of all weights over the calibration shards, `unit_shards` of them in a unit.
+
+    Args:
+        pool: its replicas hold the float model and the shards named "calibration".
+        names: the weights.
+        num_shards: how many calibration shards there are.
+        unit_shards: shards a unit; the last unit may have fewer.
+    """
     units: dict[Key, tuple[object, ...]] = {
         ("moments", first): (first, min(first + unit_shards, num_shards))
         for first in range(0, num_shards, unit_shards)

@@ -121,6 +121,12 @@ def observe_moments(replica: Replica, weights: Sequence[str], first: int, last: 
     One forward a shard. Products over `PATCH_BYTES` of vectors are in the model's precision, at least
     float32; their sums are float64. Memory: 8·d² bytes a distinct input (and group) of the model, the inputs
     of one forward, and the vectors. A shard that does not fit is run in pieces, which are added in order.
+
+    Args:
+        replica: holds the float model and the calibration shards.
+        weights: names of the parameters.
+        first: first shard.
+        last: the shard behind the last.
     """
 
     def collect(part: Batch) -> Moments:

@@ -123,7 +123,16 @@ def _cut_into_shards(
 
 
 def output_curvature(replica: Replica, data: DataSet, shard: int) -> UnitValue:
-    """Unit: Tr Λ of every sample of a shard, and the form of its batch."""
+    """Unit: Tr Λ of every sample of a shard, and the form of its batch.
+
+    Args:
+        replica: holds the float model and the shards.
+        data: the data set.
+        shard: index of the shard in it.
+
+    Raises:
+        DataError: the output on a sample is not finite; names the sample.
+    """
     name = shard_name(data, shard)
     outputs = replica.run(replica.model, replica.shard(data, shard), name)
     finite = torch.isfinite(outputs.reshape(len(outputs), -1)).all(1)

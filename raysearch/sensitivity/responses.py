@@ -134,7 +134,13 @@ def measure_responses(
 def units_of(
     options: tuple[Option, ...], num_shards: int, option_chunk: int
 ) -> dict[Key, tuple[object, ...]]:
-    """(shard, first option) → arguments of `respond`; on shard 0 recorded outputs are checked."""
+    """(shard, first option) → arguments of `respond`; on shard 0 recorded outputs are checked.
+
+    Args:
+        options: all (group, bits), in the order of the Gram matrix.
+        num_shards: how many shards there are.
+        option_chunk: options a unit; the last unit of a shard may have fewer.
+    """
     return {
         (shard, lo): (shard, options[lo : lo + option_chunk], "later" if shard else "check")
         for shard in range(num_shards)
@@ -157,7 +163,13 @@ class _Fold:
         self.has_differed = False
 
     def add(self, shard: int, lo: int, value: UnitValue) -> None:
-        """Take what a unit answered; a shard is folded as soon as it is complete."""
+        """Take what a unit answered; a shard is folded as soon as it is complete.
+
+        Args:
+            shard: the unit's shard.
+            lo: position of its first option.
+            value: one row an option of the unit, as `respond` gives it.
+        """
         part = value["weighted"]
         self.has_differed |= bool(value["differs"])
         rows = self._rows.setdefault(shard, np.empty((self._num_options, *part.shape[1:])))

@@ -113,7 +113,16 @@ class _Tally:
         self.traces: dict[str, Trace] = {}
 
     def add(self, key: Key, value: UnitValue, active: tuple[str, ...]) -> None:
-        """Take a unit; the units of a round come in the order of their keys."""
+        """Take a unit; the units of a round come in the order of their keys.
+
+        Args:
+            key: (shard, first draw).
+            value: the draws of every weight, and the shard's samples as "num_samples".
+            active: weights that are still drawn.
+
+        Raises:
+            StorageError: a stored unit lacks a weight.
+        """
         missing = [name for name in active if name not in value]
         if missing:
             raise StorageError(
@@ -122,6 +131,7 @@ class _Tally:
             )
         shard = int(key[0])
         self._sizes[shard] = float(value["num_samples"])
+        # A dict keeps the order of the weights, which a set would not.
         self._fresh = dict.fromkeys(active)
         for name in active:
             self._draws.setdefault((name, shard), []).append(self._sample.weigh(shard, value[name]))

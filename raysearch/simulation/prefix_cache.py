@@ -122,6 +122,11 @@ class PrefixCache:
         """What `run` gives while the quantizers of some points act, with what comes before handed out.
 
         A forward that calls its modules in another order than recorded is run in full.
+
+        Args:
+            key: names the input of `run`, as for the recording.
+            run: runs the model on it with the quantizers of `points` on.
+            points: ids of the quantizers that act.
         """
         cut = self._recording.cut(points) if key == self._key else 0
         if not cut:
@@ -132,6 +137,7 @@ class PrefixCache:
             output = run()
         finally:
             self._run = None
+        # A forward that strayed may have mixed recorded outputs into calls they do not belong to.
         return run() if state.has_strayed else output
 
     def depth(self, points: Sequence[str]) -> int:

@@ -109,7 +109,14 @@ class Record:
         self._before = [_state(module) for module in modules]
 
     def call(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """One call of a module."""
+        """One call of a module.
+
+        Args:
+            module: what is called.
+            original: runs the call.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+        """
         self.clock += 1
         index = len(self.recording.calls)
         call = Call(module, self.clock)
@@ -180,7 +187,14 @@ class Replay:
         self.has_strayed = False
 
     def call(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """One call of a module."""
+        """One call of a module.
+
+        Args:
+            module: what is called.
+            original: runs the call, where nothing recorded can stand for it.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+        """
         index = self._next
         if index >= self._end:
             return original(*args, **kwargs)

@@ -126,6 +126,11 @@ def be_as_strict_as_possible(recipe: Recipe, teacher: nn.Module, device: torch.d
     Merely to be warned does not suffice everywhere: the backward of a fused attention is deterministic only
     where anything else is refused. A refusal after hours of measuring would strand the run, so one backward
     of two samples is tried before, on a model of its own.
+
+    Args:
+        recipe: builds the model, and has the validation samples that are tried.
+        teacher: the float model, on `device`.
+        device: where training runs.
     """
     torch.use_deterministic_algorithms(True)
     batch = take(recipe.validation[0], 0, 2)

@@ -59,7 +59,13 @@ def captured(job: ExportJob) -> tuple[Any, int | None]:
 def container_notes(
     weights: dict[str, StrippedWeight], *, for_onnxruntime: bool = True, has_activations: bool = True
 ) -> tuple[str, ...]:
-    """Statements for the manifest: which widths are stored in a wider container, and what runs slower."""
+    """Statements for the manifest: which widths are stored in a wider container, and what runs slower.
+
+    Args:
+        weights: weight id → its codes, width and zero points.
+        for_onnxruntime: whether ONNX Runtime runs the file; else OpenVINO does.
+        has_activations: whether activations are quantized too.
+    """
     label = "onnx" if for_onnxruntime else "openvino"
     sizes = {
         name: (weight.codes.numel(), code_width(weight.codes.cpu().numpy()))

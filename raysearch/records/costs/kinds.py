@@ -94,12 +94,24 @@ class CostKind:
 
 
 def bit_operations(point: QuantizationPoint, weight_bits: int, input_bits: int) -> int:
-    """MACs·w·a of a weight's operation, per sample."""
+    """MACs·w·a of a weight's operation, per sample.
+
+    Args:
+        point: the weight; its MACs are those of one sample.
+        weight_bits: w.
+        input_bits: a.
+    """
     return point.macs * weight_bits * input_bits
 
 
 def weighted_macs(point: QuantizationPoint, weight_bits: int, input_bits: int) -> int:
-    """MACs·max(w, a) of a weight's operation: the denominator of NNCF's compression ratio."""
+    """MACs·max(w, a) of a weight's operation: the denominator of NNCF's compression ratio.
+
+    Args:
+        point: the weight; its MACs are those of one sample.
+        weight_bits: w.
+        input_bits: a.
+    """
     return point.macs * max(weight_bits, input_bits)
 
 

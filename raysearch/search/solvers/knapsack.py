@@ -152,9 +152,15 @@ def above_least(sizes: IntArray, valid: BoolArray, capacity: int) -> tuple[IntAr
     """Sizes above each row's least, int64 [L, B], and what the least ones leave of the capacity.
 
     They say the same as the sizes and the capacity, in smaller numbers. An entry that is no option is 0.
+
+    Args:
+        sizes: [L, B], in the capacity's unit.
+        valid: bool [L, B], the entries that are options.
+        capacity: the most that the choices' sizes may add up to.
     """
     least = np.min(sizes, axis=1, where=valid, initial=np.iinfo(np.int64).max)
     extras = np.where(valid, sizes - least[:, None], 0)
+    # By Python's integers, whose sum cannot overflow.
     return extras, int(capacity) - sum(least.tolist())
 
 

@@ -88,7 +88,13 @@ def make_linear_program(
 
 
 def limit_row(limit: Limit, options: IntArray, edges: Edges) -> FloatArray:
-    """What each option, then each product, uses of a limit."""
+    """What each option, then each product, uses of a limit.
+
+    Args:
+        limit: what must hold.
+        options: flat indices into [L, B] of the options that are variables.
+        edges: the products that are variables.
+    """
     alone = limit.cost.linear.ravel()[options].astype(np.float64)
     return np.concatenate([alone, edges.uses(limit)])
 

@@ -128,6 +128,11 @@ def reached_otherwise(output: Tensor, calls: list[Call], weights: Mapping[str, T
 
     Walks the autograd graph; below the output of a recorded call it goes on with all arguments but the
     weight.
+
+    Args:
+        output: a tensor that the recorded forward led to.
+        calls: the recorded calls.
+        weights: name → parameter, each a leaf of the graph.
     """
     if not output.requires_grad:
         return set()

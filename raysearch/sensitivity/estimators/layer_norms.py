@@ -119,6 +119,11 @@ def _side_by_side(sides: list[Tensor]) -> Tensor:
 def prefers_gram(num_inputs: int, num_outputs: int, num_positions: int) -> bool:
     """Whether ⟨AᵀA, BᵀB⟩ takes fewer multiply-accumulates than ‖A Bᵀ‖².
 
+    Args:
+        num_inputs: rows of A.
+        num_outputs: rows of B.
+        num_positions: columns of both.
+
     Example:
         >>> prefers_gram(576, 64, 64), prefers_gram(144, 16, 1024)
         (True, False)

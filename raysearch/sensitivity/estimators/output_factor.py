@@ -239,7 +239,13 @@ def by_position(outputs: Tensor, divergence: Divergence) -> Tensor:
 
 
 def as_outputs(grouped: Tensor, outputs: Tensor, divergence: Divergence) -> Tensor:
-    """The inverse of `by_position`, in the shape and type of `outputs`."""
+    """The inverse of `by_position`, in the shape and type of `outputs`.
+
+    Args:
+        grouped: [n, P, C].
+        outputs: of the shape and type to return, [n, …].
+        divergence: says which dimension holds the classes, and whether there are any.
+    """
     if divergence.is_squared:
         return grouped.reshape(outputs.shape).to(outputs)
     moved = outputs.movedim(divergence.class_dim, -1)
@@ -247,7 +253,13 @@ def as_outputs(grouped: Tensor, outputs: Tensor, divergence: Divergence) -> Tens
 
 
 def random_signs(shape: tuple[int, int, int], extra: int, generator: torch.Generator) -> Tensor:
-    """Random ±1, [n, P, R + extra]: sample after sample from one CPU generator, whatever the chunk."""
+    """Random ±1, [n, P, R + extra]: sample after sample from one CPU generator, whatever the chunk.
+
+    Args:
+        shape: (n, P, R): samples, positions, directions at a position.
+        extra: further signs a position.
+        generator: on the CPU; moved on by the draw.
+    """
     n, positions, size = shape
     drawn = [
         torch.randint(0, 2, (positions, size + extra), generator=generator, dtype=torch.int8)

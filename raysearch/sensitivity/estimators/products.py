@@ -250,12 +250,26 @@ def rademacher(weight: Tensor, seed: int) -> Tensor:
 
 
 def orthonormal(rows: int, columns: int, seed: int, device: torch.device) -> Tensor:
-    """Columns of a uniformly (Haar) distributed orthonormal frame, [rows, columns], float64."""
+    """Columns of a uniformly (Haar) distributed orthonormal frame, [rows, columns], float64.
+
+    Args:
+        rows: length of a column.
+        columns: how many; at most `rows`.
+        seed: of the draw.
+        device: where the result lies; drawn on the CPU, so it is alike on every device.
+    """
     q: Tensor = torch.linalg.qr(gaussian(rows, columns, seed, device)).Q
     return q
 
 
 def gaussian(rows: int, columns: int, seed: int, device: torch.device) -> Tensor:
-    """Independent standard normal entries, [rows, columns], float64."""
+    """Independent standard normal entries, [rows, columns], float64.
+
+    Args:
+        rows: length of a column.
+        columns: how many.
+        seed: of the draw.
+        device: where the result lies; drawn on the CPU, so it is alike on every device.
+    """
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rows, columns, generator=generator, dtype=torch.float64).to(device)
