@@ -22,8 +22,9 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
-# Python asks `uname` for it once and remembers; which test would be the first depends on the order.
+# Python asks `uname` and `file` for these once and remembers; whichever test came first would be blamed.
 platform.processor()
+platform.architecture()
 PROCESSES = ProcessWatch()
 
 

@@ -6,13 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from raysearch.config.estimators import PER_SAMPLE, EstimatorName
 from raysearch.config.section import Section
-
-EstimatorName = Literal["hutchinson", "joint", "xnystrace", "xtrace", "ggn", "ggn-top", "ggn-exact", "fisher"]
-"""What `sensitivity.estimator` may say."""
-
-PER_SAMPLE: tuple[EstimatorName, ...] = ("ggn", "ggn-top", "ggn-exact", "fisher")
-"""Those that see single samples; the estimators read it for `TraceEstimator.per_sample`."""
 
 TraceLoss = Literal["divergence", "loss"]
 """What is differentiated: the label-free divergence (its Hessian at the float weights is the Gauss-Newton

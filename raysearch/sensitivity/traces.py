@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from raysearch.cluster.pool import Key, Pool, UnitValue
-from raysearch.config.sensitivity import PER_SAMPLE, SensitivityConfig
+from raysearch.config.estimators import PER_SAMPLE
+from raysearch.config.sensitivity import SensitivityConfig
 from raysearch.errors import ConfigError, DataError, StorageError
 from raysearch.evaluation import DataSet, Replica, batch_size
 from raysearch.records import QuantizerSetup, Trace

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from raysearch.config.sensitivity import PER_SAMPLE
+from raysearch.config.estimators import PER_SAMPLE
 from raysearch.errors import DataError
 from raysearch.evaluation import Replica
 from raysearch.sensitivity.estimators import TraceEstimator, TraceRequest, make_estimator

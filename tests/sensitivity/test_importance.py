@@ -8,12 +8,11 @@ from raysearch.artifacts import RunStore, UnitLog
 from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.resuming import ResumingPool
 from raysearch.config import SensitivityConfig, load_config
-from raysearch.config.sensitivity import PER_SAMPLE
+from raysearch.config.estimators import ESTIMATORS, PER_SAMPLE
 from raysearch.errors import ConfigError, DataError
 from raysearch.evaluation import DataSet, Divergence
 from raysearch.sensitivity.estimators import make_estimator
 from raysearch.sensitivity.estimators.hutchinson import Hutchinson
-from raysearch.sensitivity.estimators.make import ESTIMATORS
 from raysearch.sensitivity.importance import UNIFORM_SHARE, draw_sample
 from raysearch.sensitivity.traces import measure_traces
 from tests.support.small_replicas import inputs_of, make_replica, make_setup

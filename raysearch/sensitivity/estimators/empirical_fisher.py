@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from raysearch.config.sensitivity import PER_SAMPLE
+from raysearch.config.estimators import PER_SAMPLE
 from raysearch.errors import ConfigError
 from raysearch.evaluation import Batch, ShardView
 from raysearch.sensitivity.estimators.loss_at_outputs import loss_gradient

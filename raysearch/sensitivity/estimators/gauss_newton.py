@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysearch.config.sensitivity import PER_SAMPLE
+from raysearch.config.estimators import PER_SAMPLE
 from raysearch.errors import ConfigError, DataError
 from raysearch.evaluation import ShardView, batch_size
 from raysearch.evaluation.batches import map_tensors

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysearch.config.sensitivity import PER_SAMPLE
+from raysearch.config.estimators import PER_SAMPLE
 from raysearch.evaluation import Batch, ShardView
 from raysearch.seeding import derive_seed
 from raysearch.sensitivity.estimators.products import Block, in_pieces, rademacher, weight_blocks

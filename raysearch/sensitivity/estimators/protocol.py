@@ -37,8 +37,8 @@ class TraceEstimator(Protocol):
     Rademacher probe, a pair of eigen-draws, an XNysTrace of m products. Its seed is made from (run seed,
     name of the weight or none, shard, index of the draw), never from the chunk it is computed in.
 
-    A new estimator is a file in this folder, a line in `make.ESTIMATORS` and its name in
-    `config.sensitivity.EstimatorName`; `tests/contracts/estimator_contract.py` says what it must do.
+    A new estimator is a file in this folder and a line in `config.estimators.ESTIMATORS`;
+    `tests/contracts/estimator_contract.py` says what it must do.
 
     Attributes:
         name: as in `sensitivity.estimator`.
