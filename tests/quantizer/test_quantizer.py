@@ -130,6 +130,7 @@ def test_it_says_what_it_is() -> None:
     assert "per tensor" in repr(activation_quantizer())
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles

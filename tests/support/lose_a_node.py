@@ -21,6 +21,7 @@ from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.ray_pool import RayPool
 from raysearch.config import ClusterConfig
 from tests.support import pool_units
+from tests.support.patience import wait_until
 
 PATIENT = {"unit_timeout_seconds": 1e9, "startup_timeout_seconds": 1e9}
 
@@ -46,6 +47,9 @@ def main() -> None:
     )
     second = cluster.add_node(**options)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    # Ray places actors by what it knows of the nodes, which is later than that they are there: before, both
+    # workers would sit on the head.
+    wait_until(lambda: ray.available_resources().get("CPU") == 2 * options["num_cpus"])
     counting = Counting()
     logging.getLogger("raysearch.cluster").addHandler(counting)
     work = pool_units.trace_units(5, 4)
@@ -53,7 +57,9 @@ def main() -> None:
     answers: dict[str, list[float]] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
-        contextlib.closing(RayPool(pool_units.small_model(), ClusterConfig(workers=2, **PATIENT))) as pool,
+        contextlib.closing(
+            RayPool(pool_units.small_model(), ClusterConfig(workers=2, device="cpu", **PATIENT))
+        ) as pool,
     ):
         Path(folder, "nodes").mkdir()
         for key, value in pool.run(pool_units.trace_on_nodes, work, (folder,)):
