@@ -15,10 +15,17 @@ from tests.support.command_line import QUICK, run_arguments, run_command, run_pr
 pytestmark = pytest.mark.slow
 
 # The process is killed when two units of a part are on disk: where it dies does not depend on the machine.
-PARTS = ("sensitivity-traces", "sensitivity-responses", "search")
-SHORT = [*QUICK, "training.epochs=0", 'export.targets=["packed"]']
+PARTS = ("rounding", "sensitivity-traces", "sensitivity-responses", "search")
+SHORT = [*QUICK, "rounding.unit_shards=1", "training.epochs=0", 'export.targets=["packed"]']
 CONFIG = raysearch.load_config(assignments=SHORT)
-RECORDS = ("ranges.safetensors", "traces.parquet", "sensitivity.parquet", "responses.arrow", "best.json")
+RECORDS = (
+    "ranges.safetensors",
+    "rounding.safetensors",
+    "traces.parquet",
+    "sensitivity.parquet",
+    "responses.arrow",
+    "best.json",
+)
 
 
 def folder_bytes(storage):
@@ -106,7 +113,7 @@ def test_a_run_of_gpus_does_not_go_on_without_them(finished, tmp_path):
 def test_resume_with_other_settings_names_the_field(finished):
     storage, first = finished
     assert run(storage, resume=True) == first
-    other = raysearch.load_config(assignments=[*QUICK, "training.epochs=0", "search.num_trials=17"])
+    other = raysearch.load_config(assignments=[*SHORT, "search.num_trials=17"])
     with pytest.raises(StorageError, match=r"search\.num_trials is 16 in the run and 17 now"):
         run(storage, config=other, resume=True)
     with pytest.raises(StorageError, match="budget"):
