@@ -22,7 +22,7 @@ class Dequantize(nn.Module):
     While exporting to ONNX it emits DequantizeLinear, so that the file holds the codes.
 
     Attributes:
-        scale: float32, shape [1, …, C, …, 1] or [1].
+        scale: float32, shape [1, …, C, …, 1], of groups [1, …, C, …, groups, …, 1], or [1].
         zero_point: int8, shape of `scale`; None means 0 everywhere: a symmetric signed weight.
     """
 
@@ -49,7 +49,7 @@ class Dequantize(nn.Module):
         if torch.onnx.is_in_onnx_export():
             return self._onnx(codes).to(self.dtype)
         zero_point = 0 if self.zero_point is None else self.zero_point
-        return dequantize(codes, self.scale, zero_point).to(self.dtype)
+        return dequantize(codes, self.scale, zero_point, self.granularity).to(self.dtype)
 
     def _onnx(self, codes: Tensor) -> Tensor:
         axis = self.granularity.axis
@@ -77,7 +77,7 @@ class StrippedWeight:
     Attributes:
         name: quantizer id, the parameter's former qualified name.
         codes: int8, the weight's shape; unsigned ones are moved down by 2^(b−1).
-        scale: float32, shape [1, …, C, …, 1], or [1] per tensor.
+        scale: float32, shape [1, …, C, …, 1], of groups [1, …, C, …, groups, …, 1], or [1] per tensor.
         num_bits: width of the codes.
         granularity: which elements share a scale.
         aliases: further qualified names that share it (tied weights).

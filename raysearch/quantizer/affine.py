@@ -9,11 +9,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from raysearch.quantizer.blocks import Blocks
+from raysearch.records.granularity import PER_TENSOR, Granularity
+
 ZeroPoint = int | Tensor
 """Code of the value 0: a number for all elements, or a tensor of integers shaped like the scale."""
 
 
-def quantize(x: Tensor, scale: Tensor, zero_point: ZeroPoint, quant_min: int, quant_max: int) -> Tensor:
+def quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: ZeroPoint,
+    quant_min: int,
+    quant_max: int,
+    granularity: Granularity = PER_TENSOR,
+) -> Tensor:
     """Integer codes clamp(rne(x / s) + z, quant_min, quant_max), in x's dtype.
 
     True division and round half to even, as ONNX defines QuantizeLinear: x·(1/s) would differ by a step on
@@ -21,23 +31,35 @@ def quantize(x: Tensor, scale: Tensor, zero_point: ZeroPoint, quant_min: int, qu
 
     Args:
         x: any shape, floating point.
-        scale: step s, broadcastable to x, positive.
+        scale: step s, positive; of groups in the shape of their scales, else broadcastable to x.
         zero_point: code z of the value 0.
         quant_min: lowest code.
         quant_max: highest code.
+        granularity: which inputs form groups; all that it is read for.
     """
+    blocks = Blocks.of(x.shape, granularity)
+    if blocks is not None:
+        scale, zero_point = blocks.broadcast(scale), blocks.broadcast(zero_point)
+        return blocks.join(quantize(blocks.cut(x), scale, zero_point, quant_min, quant_max))
     low, high = _bounds(zero_point, quant_min, quant_max)
     return torch.clamp(torch.round(x / scale), low, high) + zero_point
 
 
-def dequantize(codes: Tensor, scale: Tensor, zero_point: ZeroPoint) -> Tensor:
+def dequantize(
+    codes: Tensor, scale: Tensor, zero_point: ZeroPoint, granularity: Granularity = PER_TENSOR
+) -> Tensor:
     """Values (codes − z)·s, float32.
 
     Args:
         codes: any shape, integers in any dtype.
-        scale: step s, broadcastable to the codes.
+        scale: step s; of groups in the shape of their scales, else broadcastable to the codes.
         zero_point: code z of the value 0.
+        granularity: which inputs form groups; all that it is read for.
     """
+    blocks = Blocks.of(codes.shape, granularity)
+    if blocks is not None:
+        scale, zero_point = blocks.broadcast(scale), blocks.broadcast(zero_point)
+        return blocks.join(dequantize(blocks.cut(codes), scale, zero_point))
     return (codes.to(scale.dtype) - zero_point) * scale
 
 
@@ -46,21 +68,27 @@ class AffineForm:
     """What a quantizer computes, as strip and export need it: a code q stands for (q − zero_point)·scale.
 
     Attributes:
-        scale: float32, shape [1, …, C, …, 1] or [1], positive.
+        scale: float32, shape [1, …, C, …, 1] or [1], of groups [1, …, C, …, groups, …, 1]; positive.
         zero_point: int32, shape of `scale`.
         quant_min: lowest code.
         quant_max: highest code.
+        granularity: which elements share a scale.
     """
 
     scale: Tensor
     zero_point: Tensor
     quant_min: int
     quant_max: int
+    granularity: Granularity = PER_TENSOR
 
     def shifted(self, amount: int) -> AffineForm:
         """The same values with every code moved by `amount`."""
-        zero_point = self.zero_point + amount
-        return AffineForm(self.scale, zero_point, self.quant_min + amount, self.quant_max + amount)
+        low, high = self.quant_min + amount, self.quant_max + amount
+        return AffineForm(self.scale, self.zero_point + amount, low, high, self.granularity)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """What codes stand for, float32."""
+        return dequantize(codes, self.scale, self.zero_point, self.granularity)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -146,7 +174,13 @@ def _gradients_in_place(
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: ZeroPoint, quant_min: int, quant_max: int, gamma: float = 1.0
+    x: Tensor,
+    scale: Tensor,
+    zero_point: ZeroPoint,
+    quant_min: int,
+    quant_max: int,
+    gamma: float = 1.0,
+    granularity: Granularity = PER_TENSOR,
 ) -> Tensor:
     """Quantize and dequantize in one differentiable step (LSQ).
 
@@ -161,14 +195,19 @@ def fake_quantize(
 
     Args:
         x: any shape, floating point.
-        scale: broadcastable to x, positive.
+        scale: positive; of groups in the shape of their scales, else broadcastable to x.
         zero_point: code of the value 0; a number, or an integer tensor of the scale's shape.
         quant_min: lowest code.
         quant_max: highest code.
         gamma: LSQ's gradient scale, 1/√(N·Q).
+        granularity: which inputs form groups; all that it is read for.
 
     Source: Esser et al., Learned Step Size Quantization, ICLR 2020, equations 1–5.
     """
+    blocks = Blocks.of(x.shape, granularity)
+    if blocks is not None:
+        scale, zero_point = blocks.broadcast(scale), blocks.broadcast(zero_point)
+        return blocks.join(fake_quantize(blocks.cut(x), scale, zero_point, quant_min, quant_max, gamma))
     low, high = _bounds(zero_point, quant_min, quant_max)
     function = _TransformableFakeQuantize if _is_transformed() else _FakeQuantize
     result: Tensor = function.apply(x, scale, low, high, gamma)  # type: ignore[no-untyped-call]

@@ -15,7 +15,8 @@ def make_quantizer(point: QuantizationPoint) -> Quantizer:
     so the scale gets one dimension more, the batch.
 
     Raises:
-        PlacementError: an axis does not exist, or scales per group are asked for; names the quantizer.
+        PlacementError: an axis does not exist, or an activation is to have scales per group; names the
+            quantizer.
 
     Example:
         >>> from raysearch.records import Granularity
@@ -24,13 +25,13 @@ def make_quantizer(point: QuantizationPoint) -> Quantizer:
         torch.Size([4, 1])
     """
     granularity = point.granularity.normalized(point.shape, point.id)
-    if granularity.kind == "per_group":
-        raise PlacementError(
-            f"'{point.id}' is to have a scale {granularity}, which no quantizer has; known: per_channel, "
-            f"per_tensor."
-        )
     shape = point.shape
     if point.kind == "activation":
+        if granularity.kind == "per_group":
+            raise PlacementError(
+                f"the activation '{point.id}' is to have a scale {granularity}, and groups are for weights; "
+                f"an activation's scales are per_tensor or per_channel."
+            )
         shape, granularity = (1, *shape), granularity.behind_batch()
     is_symmetric = point.grid_spec.mode == "symmetric"
     quantizer_type = SymmetricQuantizer if is_symmetric else AsymmetricQuantizer

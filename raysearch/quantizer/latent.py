@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raysearch.quantizer.blocks import spread
 from raysearch.quantizer.quantizer import Quantizer
 from raysearch.records import CodeArray
 
@@ -29,8 +30,8 @@ def latent_weight(weight: Tensor, quantizer: Quantizer, codes: CodeArray) -> Ten
     with torch.no_grad():
         if torch.equal(quantizer.codes(weight), target):
             return weight.detach().clone()
-        scale = quantizer.effective_scale()
-        relative = target.float() - quantizer.zero_points()
+        scale = spread(quantizer.effective_scale(), weight.shape, quantizer.granularity)
+        relative = target.float() - spread(quantizer.zero_points(), weight.shape, quantizer.granularity)
         steps = weight.float() / scale
         reached = torch.clamp(steps, relative - REACH, relative + REACH)
         # A weight within reach of its code stays bit for bit, which a division and a product may not keep.

@@ -41,9 +41,10 @@ class Quantizer(nn.Module):
         spec: the kind of grid; None is the default of its kind (signed weights are narrow at 8 bits).
         granularity: which elements share a scale.
         logarithmic: whether the step is stored as its logarithm.
-        scale: parameter, shape [1, …, C, …, 1] (per channel) or [1] (per tensor).
-        zero_point: code of the value 0; a number, or where it may differ between channels an int32 buffer
-            of the scale's shape.
+        scale: parameter, shape [1, …, C, …, 1] (per channel), [1, …, C, …, groups, …, 1] (per group) or [1]
+            (per tensor).
+        zero_point: code of the value 0; a number, or where it may differ between channels or groups an int32
+            buffer of the scale's shape.
         num_bits: bit-width in force.
         signed: whether codes are signed.
         enabled: whether it quantizes.
@@ -80,6 +81,7 @@ class Quantizer(nn.Module):
         self.enabled = True
         self.frozen = False
         self._sample_elements = math.prod(shape)
+        self._group_elements = _elements_of_group(shape, self.granularity)
         sizes = self.granularity.scale_shape(shape)
         self.scale = nn.Parameter(torch.zeros(sizes) if self.logarithmic else torch.ones(sizes))
         if self.mode == "asymmetric" and self.granularity != PER_TENSOR:
@@ -115,10 +117,10 @@ class Quantizer(nn.Module):
         """LSQ's γ = 1/√(N·Q): N elements share a scale, Q is the greatest level.
 
         For activations N counts one sample of the point's shape: the gradient depends neither on the batch
-        size nor on where the batch stands in x.
+        size nor on where the batch stands in x. Of groups N counts a full one.
         """
         count = x.numel() if self.kind == "weight" else self._sample_elements
-        count //= self.scale.numel()
+        count = self._group_elements or count // self.scale.numel()
         return 1.0 / math.sqrt(max(1, count) * self.levels[1])
 
     def set_range(self, num_bits: int, value: QuantizerRange) -> None:
@@ -153,7 +155,7 @@ class Quantizer(nn.Module):
         """The grid in force, for strip and export."""
         with torch.no_grad():
             scale = self.effective_scale().detach().clone()
-            return AffineForm(scale, self.zero_points(), *self.levels)
+            return AffineForm(scale, self.zero_points(), *self.levels, self.granularity)
 
     def forward(self, x: Tensor) -> Tensor:
         """The quantized values, in x's dtype; activations as Q and DQ nodes while exporting to ONNX."""
@@ -163,11 +165,15 @@ class Quantizer(nn.Module):
             return self._onnx(x)
         values = x.float()
         scale, gamma = self.effective_scale(), self.gradient_scale(values)
-        return fake_quantize(values, scale, self.zero_point, *self.levels, gamma).to(x.dtype)
+        low, high = self.levels
+        quantized = fake_quantize(values, scale, self.zero_point, low, high, gamma, self.granularity)
+        return quantized.to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of x by the very arithmetic of `forward`; int8 if signed, else uint8."""
-        codes = quantize(x.float(), self.effective_scale(), self.zero_point, *self.levels)
+        low, high = self.levels
+        scale = self.effective_scale()
+        codes = quantize(x.float(), scale, self.zero_point, low, high, self.granularity)
         return codes.to(torch.int8 if self.signed else torch.uint8)
 
     def learned(self) -> list[tuple[nn.Parameter, float]]:
@@ -270,6 +276,15 @@ class Quantizer(nn.Module):
             "DequantizeLinear", (codes, scale, zero), dtype=torch.float32, shape=x.shape, version=21
         )
         return result
+
+
+def _elements_of_group(shape: Sequence[int], granularity: Granularity) -> int:
+    """Elements of a full group; 0 where there are no groups."""
+    axis, size = granularity.group_axis, granularity.group_size
+    if axis is None or size is None:
+        return 0
+    others = [n for place, n in enumerate(shape) if place not in (axis, granularity.axis)]
+    return min(size, shape[axis]) * math.prod(others)
 
 
 class SymmetricQuantizer(Quantizer):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from raysearch.quantizer import dequantize, make_quantizer
+from raysearch.quantizer import make_quantizer
 from raysearch.records import QuantizerSetup, RangeTable
 
 CACHE_BYTES = 2**30
@@ -51,8 +51,7 @@ class DeployedWeights:
                 quantized: Tensor = quantizer(weight)
                 return quantized
             codes = torch.from_numpy(value.codes.copy()).to(weight.device)
-            grid = quantizer.affine()
-            return dequantize(codes, grid.scale, grid.zero_point).to(weight.dtype)
+            return quantizer.affine().values(codes).to(weight.dtype)
 
 
 class WeightCache:

@@ -17,13 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.errors import PlacementError, StorageError
-from raysearch.quantizer import Quantizer, dequantize, make_quantizer, point_levels
+from raysearch.quantizer import Quantizer, latent_weight, make_quantizer, point_levels
 from raysearch.records import PER_TENSOR, Granularity, QuantizationPoint, QuantizerRange, QuantizerSpec
 from tests.support.quantized_models import WIDTHS
 
 SHAPE = (3, 4, 5)
 KINDS = ("weight", "activation")
 GRANULARITIES = (PER_TENSOR, Granularity(0), Granularity(1), Granularity(-1))
+GROUPS = (
+    Granularity.per_group(2),
+    Granularity.per_group(1, axis=2, group_axis=0),
+    # The last group is shorter, or there is but one.
+    Granularity.per_group(2, axis=-2, group_axis=-1),
+    Granularity.per_group(9),
+)
+"""Of weights alone."""
 
 
 class Layer(nn.Module):
@@ -35,6 +43,14 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.quantizer(x) * 2
+
+
+def spread_scales(value: Tensor, granularity: Granularity) -> np.ndarray:
+    """One value a scale as what broadcasts to a weight of `SHAPE`, by numpy."""
+    if granularity.group_axis is None:
+        return value.numpy()
+    groups = np.arange(SHAPE[granularity.group_axis]) // granularity.group_size
+    return np.take(value.numpy(), groups, axis=granularity.group_axis)
 
 
 class QuantizerContract:
@@ -53,6 +69,10 @@ class QuantizerContract:
     def is_made_for(self, kind: str, spec: str) -> bool:
         """Whether a point of this kind and spec gets this quantizer."""
         return isinstance(make_quantizer(self.point(kind, spec)), self.quantizer_type)
+
+    def granularities(self, kind: str) -> tuple[Granularity, ...]:
+        """Those that a quantizer of such a tensor may have."""
+        return (*GRANULARITIES, *GROUPS) if kind == "weight" else GRANULARITIES
 
     def point(self, kind: str, spec: str, granularity: Granularity = GRANULARITIES[1]) -> QuantizationPoint:
         """A point of `SHAPE`."""
@@ -81,7 +101,7 @@ class QuantizerContract:
         return torch.randn(shape, generator=generator) * 0.15 * (high - low)
 
     def test_the_forward_is_integer_arithmetic_bit_for_bit(self, kind: str, spec: str) -> None:
-        for bits, granularity in itertools.product(WIDTHS, GRANULARITIES):
+        for bits, granularity in itertools.product(WIDTHS, self.granularities(kind)):
             if bits == 2 and spec == "half":
                 continue
             quantizer = self.make(kind, spec, granularity, bits)
@@ -91,7 +111,8 @@ class QuantizerContract:
             assert (form.quant_min, form.quant_max) == (low, high)
             assert point_levels(self.point(kind, spec), bits) == (low, high)
             assert codes.dtype == (torch.int8 if low < 0 else torch.uint8)
-            scale, zero_point = form.scale.numpy(), form.zero_point.numpy()
+            scale = spread_scales(form.scale, quantizer.granularity)
+            zero_point = spread_scales(form.zero_point, quantizer.granularity)
             rounded = np.rint(x.numpy() / scale).astype(np.int64)
             expected = np.clip(rounded + zero_point, low, high)
             assert np.array_equal(codes.numpy(), expected)
@@ -100,18 +121,73 @@ class QuantizerContract:
             assert not quantizer(torch.zeros_like(x)).any(), "0 is on the grid"
 
     def test_codes_and_moved_codes_mean_the_values_of_the_forward(self, kind: str, spec: str) -> None:
-        quantizer = self.make(kind, spec)
+        for granularity in self.granularities(kind):
+            quantizer = self.make(kind, spec, granularity)
+            x = self.data(quantizer)
+            values, codes, form = quantizer(x).detach(), quantizer.codes(x), quantizer.affine()
+            assert torch.equal(form.values(codes), values)
+            moved = form.shifted(-form.quant_min)
+            shifted = (codes.int() - form.quant_min).to(torch.uint8)
+            assert torch.equal(moved.values(shifted), values)
+
+    def test_groups_are_the_channels_of_the_weight_cut_at_them(self, kind: str, spec: str) -> None:
+        if kind != "weight":
+            return  # groups are of weights
+        groups = self.make(kind, spec, GROUPS[0])
+        point = QuantizationPoint("a.b", "weight", (), (6, 10), Granularity(0), spec=self.SPECS[spec])
+        rows = make_quantizer(point)
+        form = groups.affine()
+        scale, zero_point = form.scale.numpy().reshape(-1), form.zero_point.numpy().reshape(-1)
+        rows.set_range(4, QuantizerRange(scale, zero_point, groups.signed))
+        with torch.no_grad():
+            groups.scale.copy_(rows.scale.reshape(groups.scale.shape))  # a logarithm of a value read back
+        x = self.data(groups)
+        assert groups.gradient_scale(x) == rows.gradient_scale(x.reshape(6, 10))
+        upstream = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+        for is_derived_again in (False, True):
+            grads = []
+            for quantizer, value in ((groups, x), (rows, x.reshape(6, 10))):
+                leaf = value.clone().requires_grad_()
+                y = quantizer(leaf)
+                inputs, above = (leaf, quantizer.scale), upstream.reshape(y.shape)
+                grads.append([y, *torch.autograd.grad(y, inputs, above, create_graph=is_derived_again)])
+            for ours, theirs in zip(*grads, strict=True):
+                assert torch.equal(ours.reshape(-1), theirs.reshape(-1))
+
+    def test_a_short_last_group_learns_from_its_own_elements_alone(self, kind: str, spec: str) -> None:
+        if kind != "weight":
+            return  # groups are of weights
+        quantizer = self.make(kind, spec, GROUPS[2])
         x = self.data(quantizer)
-        values, codes, form = quantizer(x).detach(), quantizer.codes(x), quantizer.affine()
-        assert torch.equal(dequantize(codes, form.scale, form.zero_point), values)
-        moved = form.shifted(-form.quant_min)
-        shifted = (codes.int() - form.quant_min).to(torch.uint8)
-        assert torch.equal(dequantize(shifted, moved.scale, moved.zero_point), values)
+        (gradient,) = torch.autograd.grad(quantizer(x).sum(), quantizer.scale)
+        last = self.make(kind, spec, Granularity(1))
+        with torch.no_grad():
+            last.scale.copy_(quantizer.scale[..., 2:])
+        if isinstance(last.zero_point, Tensor) and isinstance(quantizer.zero_point, Tensor):
+            last.zero_point.copy_(quantizer.zero_point[..., 2:])
+        (expected,) = torch.autograd.grad(last(x[..., 4:]).sum(), last.scale)
+        # The two count another number of elements: 6 a full group, 3 here.
+        torch.testing.assert_close(gradient[..., 2:] * 6**0.5, expected * 3**0.5)
+
+    def test_a_latent_weight_of_groups_rounds_to_its_codes(self, kind: str, spec: str) -> None:
+        if kind != "weight":
+            return
+        for granularity in GROUPS:
+            quantizer = self.make(kind, spec, granularity)
+            low, high = quantizer.levels
+            dtype = np.int8 if quantizer.signed else np.uint8
+            codes = np.random.default_rng(1).integers(low, high + 1, SHAPE).astype(dtype)
+            for x in (self.data(quantizer), self.data(quantizer).bfloat16()):
+                latent = latent_weight(x, quantizer, codes)
+                assert latent.dtype == x.dtype
+                assert np.array_equal(quantizer.codes(latent).numpy(), codes)
+                assert torch.equal(latent_weight(x, quantizer, quantizer.codes(x).numpy()), x)
 
     def test_the_state_dict_goes_round_with_everything(self, kind: str, spec: str) -> None:
-        source = self.make(kind, spec, bits=3).freeze()
+        granularity = GROUPS[0] if kind == "weight" else GRANULARITIES[1]
+        source = self.make(kind, spec, granularity, bits=3).freeze()
         source.enabled = kind == "weight"
-        target = make_quantizer(self.point(kind, spec))
+        target = make_quantizer(self.point(kind, spec, granularity))
         target.load_state_dict(copy.deepcopy(source.state_dict()))
         assert (target.num_bits, target.frozen, target.enabled) == (3, True, kind == "weight")
         assert not any(p.requires_grad for p in target.parameters())

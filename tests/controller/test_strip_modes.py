@@ -53,7 +53,9 @@ def build(spec: QuantizerSpec, granularity: Granularity) -> tuple[nn.Module, Qua
 
 
 @pytest.mark.parametrize("form", ["integer", "float"])
-@pytest.mark.parametrize("granularity", [Granularity(0), Granularity(1), PER_TENSOR], ids=str)
+@pytest.mark.parametrize(
+    "granularity", [Granularity(0), Granularity(1), Granularity.per_group(3), PER_TENSOR], ids=str
+)
 @pytest.mark.parametrize("spec", SPECS)
 def test_strip_is_bit_equal(spec: str, granularity: Granularity, form: Literal["integer", "float"]) -> None:
     model, setup = build(SPECS[spec], granularity)

@@ -18,8 +18,8 @@ def weight(granularity: Granularity = ROWS, spec: QuantizerSpec | None = None) -
 def test_what_does_not_exist_is_refused_by_name() -> None:
     with pytest.raises(PlacementError, match=r"'a\.b' of shape \(3, 4, 5\) has no axis 3"):
         make_quantizer(weight(Granularity(3)))
-    with pytest.raises(PlacementError, match=r"'a\.b' .* per group of 2 along axis 1.*known: per_channel"):
-        make_quantizer(weight(Granularity.per_group(2)))
+    with pytest.raises(PlacementError, match=r"'a\.input' .* per group of 2 along axis 1.*for weights"):
+        make_quantizer(QuantizationPoint("a.input", "activation", (), (3, 4), Granularity.per_group(2)))
     with pytest.raises(PlacementError, match=r"'a\.b': 2 bits with half range have no level above 0"):
         point_levels(weight(spec=QuantizerSpec(half_range=True)), 2)
     with pytest.raises(PlacementError, match=r"'a\.b': the bit-width 9 is outside 2–8"):
