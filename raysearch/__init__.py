@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from raysearch.config import Config, load_config
     from raysearch.controller import QuantizationController, create_controller
     from raysearch.errors import BadInputError, RaysearchError, RunError
+    from raysearch.evaluation import Metric
     from raysearch.export import load_model
     from raysearch.export import verify_folder as verify
     from raysearch.job import Job, submit
@@ -43,6 +44,7 @@ _HOME_OF = {
     "BitAssignment": "records.BitAssignment",
     "Config": "config.Config",
     "Job": "job.Job",
+    "Metric": "evaluation.Metric",
     "QuantizationController": "controller.QuantizationController",
     "QuantizerSetup": "records.QuantizerSetup",
     "RaysearchError": "errors.RaysearchError",
@@ -76,6 +78,7 @@ __all__ = [
     "BitAssignment",
     "Config",
     "Job",
+    "Metric",
     "QuantizationController",
     "QuantizerSetup",
     "RaysearchError",

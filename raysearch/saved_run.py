@@ -179,7 +179,7 @@ class SavedRun:
                 inputs = replace(inputs, config=session.config)
                 pool = stack.enter_context(closing(session.open_pool(make_replica(inputs, shards))))
                 objective = make_objective(inputs, load_ranges(store), pool, per_sample)
-                race = Race(objective, len(shards))
+                race = Race(objective, len(shards), maximize=inputs.search.maximize)
 
                 def measure(assignments: Mapping[int, BitAssignment]) -> dict[int, float]:
                     return {number: measured.value for number, measured in race(assignments).items()}
@@ -189,7 +189,7 @@ class SavedRun:
                     inputs.setup,
                     budgets,
                     PlainEvaluator(measure),
-                    inputs.config.search.model_copy(update={"surrogate": surrogate}),
+                    inputs.search.model_copy(update={"surrogate": surrogate}),
                     first=first.assignment,
                     count=count,
                 )

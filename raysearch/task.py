@@ -19,7 +19,7 @@ from raysearch.cluster.shipping import register_by_value
 from raysearch.errors import TaskError
 from raysearch.evaluation import Forward, Loss, default_forward
 from raysearch.evaluation.batches import on_device
-from raysearch.evaluation.measure import Metric
+from raysearch.evaluation.metric import MetricFunction, as_metric
 
 T = TypeVar("T")
 
@@ -45,7 +45,9 @@ class Task:
             an object with `.logits`, or a tuple whose first element they are.
         loss: `loss(outputs, batch) -> scalar`, a mean over the batch. Default: none; everything is
             label-free, by the KL divergence to the float model.
-        metrics: name → `metric(outputs, batch) -> number`, a mean over the batch.
+        metrics: name → `metric(outputs, batch) -> number`, a mean over the batch, or `Metric(function,
+            direction="minimize")`. A search that follows a metric must know whether more or less of it is
+            better; names such as `accuracy` and `rmse` say so themselves.
 
     Raises:
         TaskError: a field is of the wrong type.
@@ -65,7 +67,7 @@ class Task:
     train: Any = None
     forward: Forward | None = None
     loss: Loss | None = None
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -85,6 +87,7 @@ class Task:
         for name, function in {"forward": self.forward, "loss": self.loss, **self.metrics}.items():
             if function is not None and not callable(function):
                 raise TaskError(f"the Task's {name} is a {type(function).__name__}; it must be a function.")
+        self.metrics = {name: as_metric(function) for name, function in self.metrics.items()}
 
     @property
     def run(self) -> Forward:

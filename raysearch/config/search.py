@@ -123,7 +123,7 @@ class SearchConfig(Section):
 
     @property
     def maximize(self) -> bool:
-        """Whether more of what is measured is better: of a metric, unless said otherwise."""
+        """Whether more of what is measured is better, as far as the settings alone say."""
         if self.direction == "auto":
             return self.measured not in ("divergence", "loss")
         return self.direction == "maximize"

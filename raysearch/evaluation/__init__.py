@@ -5,6 +5,7 @@ from raysearch.evaluation.data_set import DataSet, shard_name
 from raysearch.evaluation.divergence import Divergence
 from raysearch.evaluation.forward import Forward, Loss, default_forward, output_tensor
 from raysearch.evaluation.measure import evaluate_model
+from raysearch.evaluation.metric import Metric
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 from raysearch.evaluation.replica import Replica
 from raysearch.evaluation.shard_view import ShardView
@@ -16,6 +17,7 @@ __all__ = [
     "Divergence",
     "Forward",
     "Loss",
+    "Metric",
     "MicrobatchState",
     "Replica",
     "ShardView",

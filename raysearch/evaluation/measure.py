@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,9 +11,8 @@ from torch import nn
 from raysearch.evaluation.batches import Batch, batch_size
 from raysearch.evaluation.divergence import Divergence
 from raysearch.evaluation.forward import Forward, Loss, frozen_eval, output_tensor
+from raysearch.evaluation.metric import MetricFunction
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
-
-Metric = Callable[[Any, Batch], float]
 
 
 def evaluate_model(
@@ -24,7 +23,7 @@ def evaluate_model(
     divergence: Divergence,
     reference: nn.Module | None = None,
     loss: Loss | None = None,
-    metrics: Mapping[str, Metric] | None = None,
+    metrics: Mapping[str, MetricFunction] | None = None,
 ) -> dict[str, float]:
     """Means over samples, each batch weighted by its size.
 
@@ -69,7 +68,7 @@ def _one(
     divergence: Divergence,
     reference: nn.Module | None,
     loss: Loss | None,
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, MetricFunction],
 ) -> dict[str, float]:
     values: dict[str, float] = {}
     with frozen_eval(model), torch.no_grad():

@@ -17,6 +17,7 @@ from raysearch.evaluation.divergence import check_outputs
 from raysearch.evaluation.forward import check_finite_forward, frozen_eval
 from raysearch.evaluation.half_precision import half_type, in_float32, widened_batch
 from raysearch.export import check_precision, check_targets
+from raysearch.pipeline.direction import measured_direction
 from raysearch.pipeline.fingerprints import hash_batches, hash_model
 from raysearch.placement import place_quantizers
 from raysearch.records import (
@@ -70,6 +71,12 @@ class Inputs:
     divergence: Divergence
     fingerprints: Mapping[str, str]
 
+    @property
+    def search(self) -> SearchConfig:
+        """The study's settings, with the direction in force in place of "auto"."""
+        search = self.config.search
+        return search.model_copy(update={"direction": measured_direction(self.task.metrics, search)})
+
 
 def place_task(task: Task, config: Config) -> QuantizerSetup:
     """The placement of a task's model, with the measured times of its layers if there are any.
@@ -107,7 +114,7 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     check_precision(config.export.targets or (), half_type(task.model))
     samples = read_samples(task, config)
     divergence = _fit_divergence(task, config.objective, samples.calibration[0])
-    fingerprints = _make_fingerprints(task, samples, setup)
+    fingerprints = _make_fingerprints(task, samples, setup, config.search)
     return Inputs(task, config, parsed, setup, samples, divergence, fingerprints)
 
 
@@ -193,7 +200,9 @@ def _check_in_float32(task: Task, batch: Batch) -> None:
         ) from error
 
 
-def _make_fingerprints(task: Task, samples: Samples, setup: QuantizerSetup) -> dict[str, str]:
+def _make_fingerprints(
+    task: Task, samples: Samples, setup: QuantizerSetup, search: SearchConfig
+) -> dict[str, str]:
     fingerprints = {
         "model": hash_model(task.model),
         "calibration": hash_batches(samples.calibration),
@@ -203,6 +212,11 @@ def _make_fingerprints(task: Task, samples: Samples, setup: QuantizerSetup) -> d
     # The name is left out where there is no such sample: runs of before it existed stay the same.
     if samples.traces:
         fingerprints["traces"] = hash_batches(samples.traces)
+    # Metrics once were taken for more-is-better unless the settings said otherwise: such trials are not gone
+    # on with.
+    direction = measured_direction(task.metrics, search)
+    if (direction == "maximize") != search.maximize:
+        fingerprints["direction"] = direction
     return fingerprints
 
 
@@ -248,6 +262,7 @@ def _check_measured(task: Task, search: SearchConfig) -> None:
         raise ConfigError(
             f"{_measured_key(search)} names '{search.measured}'; known for this task: {', '.join(choices)}."
         )
+    measured_direction(task.metrics, search)
 
 
 def _check_batch_norm_samples(calibration: CalibrationConfig) -> None:

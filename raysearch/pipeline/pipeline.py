@@ -182,7 +182,7 @@ class Pipeline:
         return replace(table, fingerprint=":".join(fingerprints))
 
     def _search(self, table: SensitivityTable, ranges: RangeTable) -> SearchResult:
-        settings = self.inputs.config.search
+        settings = self.inputs.search
 
         def measure(
             assignments: Mapping[int, BitAssignment], shards: Sequence[int]
@@ -221,7 +221,7 @@ class Pipeline:
             self.inputs.setup,
             self.inputs.budgets,
             race,
-            self.inputs.config.search,
+            self.inputs.search,
             seed=self.inputs.config.seed,
             on_batch=self._save_trials,
         )

@@ -9,6 +9,8 @@ from typing import Any
 from raysearch.artifacts import RunStore, codecs
 from raysearch.artifacts.codecs import Metrics
 from raysearch.errors import ConfigError
+from raysearch.evaluation.metric import direction_of
+from raysearch.pipeline.direction import unlikely_gain
 from raysearch.pipeline.inputs import Inputs
 from raysearch.records import (
     ExportManifest,
@@ -149,6 +151,7 @@ def _notes(
     notes: list[str] = []
     if least is not None:
         notes.append(least.describe())
+    notes.extend(_unlikely_gains(inputs, records.metrics, least))
     if inputs.task.validation is None:
         notes.append(NO_VALIDATION)
     notes.append(records.training.skipped)
@@ -158,9 +161,28 @@ def _notes(
     return tuple(note for note in notes if note)
 
 
+def _unlikely_gains(inputs: Inputs, metrics: Metrics, least: LeastCost | None) -> list[str]:
+    """What is said of metrics that are better than the float model's by more than is to be expected."""
+    search = inputs.search
+    notes: list[str] = []
+    for name, metric in inputs.task.metrics.items():
+        direction = direction_of(name, metric)
+        if name == search.measured:
+            direction = "maximize" if search.maximize else "minimize"
+        if direction is None:
+            continue
+        pairs = [(metrics["quantized"][name], metrics["float"][name])]
+        if least is not None and least.metric == name:
+            # Before training, which may well improve a model.
+            pairs.insert(0, (least.value, least.float_value))
+        said = [unlikely_gain(name, value, float_value, direction) for value, float_value in pairs]
+        notes.extend([text for text in said if text][:1])
+    return notes
+
+
 def _trained_least_cost(inputs: Inputs, store: RunStore, metrics: Metrics) -> LeastCost | None:
     """The least cost with the drop of the trained model; None where no least cost was searched for."""
-    search = inputs.config.search
+    search = inputs.search
     if search.drop is None:
         return None
     before = metrics["float"][search.measured]

@@ -94,6 +94,7 @@ class LeastCost:
         value: the found assignment's, on the same samples, calibrated and not trained.
         drop: how much worse that is; at most `allowed`.
         trained_drop: the same of the trained model on the whole validation data; None before it is known.
+        direction: "maximize" or "minimize", which way the metric gets better; "" in records of before.
     """
 
     kind: str
@@ -105,9 +106,11 @@ class LeastCost:
     value: float
     drop: float
     trained_drop: float | None = None
+    direction: str = ""
 
     def describe(self) -> str:
         """One sentence for people."""
+        change = "rise" if self.direction == "minimize" else "drop"
         after = (
             ""
             if self.trained_drop is None
@@ -117,7 +120,7 @@ class LeastCost:
         return (
             f"The least {self.kind} found with {self.max_drop} is {self.cost:.6g}: {self.metric} is "
             f"{self.value:.6g} on the search's samples before training, {self.float_value:.6g} for the float "
-            f"model, a drop of {self.drop:.6g} of {self.allowed:.6g} allowed{after}"
+            f"model, a {change} of {self.drop:.6g} of {self.allowed:.6g} allowed{after}"
             f"{', which is more than that' if over else ''}."
         )
 

@@ -282,5 +282,6 @@ def _summarise(
         float_value=log.limit.float_value,
         value=best.value,
         drop=log.limit.drop(best),
+        direction="maximize" if maximize else "minimize",
     )
     return combined, least

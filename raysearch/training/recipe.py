@@ -14,7 +14,7 @@ from raysearch.config import TrainingConfig
 from raysearch.controller import QuantizationController, create_controller
 from raysearch.errors import ConfigError
 from raysearch.evaluation import Batch, Divergence, Forward, Loss
-from raysearch.evaluation.measure import Metric
+from raysearch.evaluation.metric import MetricFunction
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 
 
@@ -49,7 +49,7 @@ class Recipe:
     forward: Forward
     divergence: Divergence
     loss: Loss | None = None
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
     settings: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
     deterministic: bool = True
