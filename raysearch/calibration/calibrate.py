@@ -16,7 +16,7 @@ from raysearch.calibration.observer import Collected, ObservationPlan, Observer,
 from raysearch.calibration.ranges import Observed, Rule, find_range, warn_of_clipping
 from raysearch.calibration.rules import choose_rules
 from raysearch.calibration.statistics import Statistics
-from raysearch.calibration.weights import min_max_scale, mse_affine, mse_scale
+from raysearch.calibration.weights import min_max_scale, mse_affine, mse_scale, observe_rows
 from raysearch.cluster.pool import Key, LocalPool, Pool, UnitValue
 from raysearch.config.calibration import CalibrationConfig
 from raysearch.errors import DataError
@@ -51,8 +51,8 @@ def calibrate(
     Work: one unit a weight, one forward a calibration shard; values are merged in key order, and what is
     merged is extremes per sample and integer counts, so shards give the bits of the single pass. Bytes per
     unit: 16 per sample, channel and activation; where an estimator reads the values themselves, also 20 per
-    distinct value rounded to 12 significant bits, about 0.4 MB an activation; 8 per channel and width of a
-    weight.
+    distinct value rounded to 12 significant bits, about 0.4 MB an activation; 8 per scale and width of a
+    weight. All scales of a weight, of channels or of groups, are found together.
 
     Args:
         setup: the points.
@@ -193,15 +193,12 @@ def weight_ranges(
 
 
 def _observe_weight(point: QuantizationPoint, weight: Tensor, rule: Rule) -> Observed:
-    axis = point.granularity.normalized(point.shape).behind_batch().axis
-    plan = rule.observation_plan(axis, EXACT_BITS, EXACT_BITS)
+    # A weight is one sample, and each of its scales a channel.
+    plan = rule.observation_plan(1, EXACT_BITS, EXACT_BITS)
     if rule.estimator == "mse" and not _needs_counts(point, weight):
         # The vectorised form for weights (`mse_scale`) needs no counts.
-        plan = ObservationPlan(axis)
-    observer = Observer(plan)
-    # A weight is one sample.
-    observer(weight.detach()[None])
-    statistics = Statistics.from_units([observer.collect()])
+        plan = ObservationPlan(1)
+    statistics = observe_rows(weight, point.granularity, plan)
     return Observed.check(point, [statistics], statistics)
 
 
@@ -219,10 +216,10 @@ def _weight_range(
     if spec.mode == "asymmetric":
         if rule.estimator == "min_max":
             return find_range(point, observations, rule, bits)
-        return mse_affine(weight, point.granularity.axis, levels_of(point, bits, signed=False))
+        return mse_affine(weight, point.granularity, levels_of(point, bits, signed=False))
     signed = bool((weight < 0).any()) if spec.signed is None else spec.signed
     find = mse_scale if rule.estimator == "mse" else min_max_scale
-    scale = find(weight, point.granularity.axis, bits, levels_of(point, bits, signed=signed))
+    scale = find(weight, point.granularity, bits, levels_of(point, bits, signed=signed))
     return QuantizerRange(scale, np.zeros(scale.shape, np.int32), signed)
 
 

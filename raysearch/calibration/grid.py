@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -37,10 +39,8 @@ def affine_grid(low: float, high: float, levels: tuple[int, int]) -> tuple[float
         high: upper end.
         levels: (lowest code, highest code).
     """
-    bottom, top = levels
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = max((high - low) / (top - bottom), SMALLEST_SCALE)
-    return scale, int(np.clip(bottom + np.rint(-low / scale), bottom, top))
+    scale, zero_point = _affine_grids(np.float64(low), np.float64(high), levels)
+    return float(scale), int(zero_point)
 
 
 def symmetric_scale(peak: float, levels: tuple[int, int]) -> float:
@@ -49,25 +49,32 @@ def symmetric_scale(peak: float, levels: tuple[int, int]) -> float:
 
 
 def affine_range(low: FloatArray, high: FloatArray, levels: tuple[int, int]) -> QuantizerRange:
-    """Range of an asymmetric quantizer, one scale and zero point a channel.
+    """Range of an asymmetric quantizer, one scale and zero point a channel or group; see `affine_grid`.
 
     Args:
-        low: lower ends, [channels].
-        high: upper ends, [channels].
+        low: lower ends, [num_scales].
+        high: upper ends, [num_scales].
         levels: (lowest code, highest code).
     """
-    grids = [affine_grid(float(a), float(b), levels) for a, b in zip(low, high, strict=True)]
-    scales = np.array([scale for scale, _ in grids], np.float32)
-    return QuantizerRange(scales, np.array([zero for _, zero in grids], np.int32), False)
+    scale, zero_point = _affine_grids(low, high, levels)
+    return QuantizerRange(scale.astype(np.float32), zero_point.astype(np.int32), False)
 
 
 def symmetric_range(peak: FloatArray, levels: tuple[int, int], *, signed: bool) -> QuantizerRange:
-    """Range of a symmetric quantizer, one scale a channel.
+    """Range of a symmetric quantizer, one scale a channel or group.
 
     Args:
-        peak: magnitudes that the highest code lies on, [channels].
+        peak: magnitudes that the highest code lies on, [num_scales].
         levels: (lowest code, highest code).
         signed: what the range says of its codes; `levels` must agree with it.
     """
-    scales = np.array([symmetric_scale(float(value), levels) for value in peak], np.float32)
+    scales = np.maximum(peak / levels[1], SMALLEST_SCALE).astype(np.float32)
     return QuantizerRange(scales, np.zeros(scales.shape, np.int32), signed)
+
+
+def _affine_grids(low: Any, high: Any, levels: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+    """(scales, zero points) of many intervals, or of one."""
+    bottom, top = levels
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    scale = np.maximum((high - low) / (top - bottom), SMALLEST_SCALE)
+    return scale, np.clip(bottom + np.rint(-low / scale), bottom, top)

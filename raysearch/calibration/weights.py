@@ -2,49 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from raysearch.calibration.observer import ObservationPlan, Observer
+from raysearch.calibration.statistics import Statistics
 from raysearch.quantizer import quant_levels
+from raysearch.quantizer.blocks import Blocks
 from raysearch.quantizer.quantizer import SMALLEST_SCALE
-from raysearch.records import QuantizerRange
+from raysearch.records import Granularity, QuantizerRange
 
 NUM_CLIPS = 80
-"""Clips tried per channel between 0 and the largest magnitude; a tenth as many are tried above it."""
+"""Clips tried per scale between 0 and the largest magnitude; a tenth as many are tried above it."""
 
 NUM_POLISHES = 4
 """Least-squares steps from the best clip."""
 
 
-def channel_rows(weight: Tensor, axis: int | None) -> Tensor:
-    """The weight as one row a scale: [num_scales, elements], float32."""
-    if axis is None:
-        return weight.detach().float().reshape(1, -1)
-    return weight.detach().float().movedim(axis, 0).reshape(weight.shape[axis], -1)
+def scale_rows(weight: Tensor, granularity: Granularity) -> Tensor:
+    """The weight as one row a scale, in the order of its scales: [num_scales, elements].
+
+    A last group that is shorter ends in zeros, which are on every grid; `row_sizes` tells where.
+    """
+    weight = weight.detach()
+    places = granularity.normalized(weight.shape)
+    if places.axis is None:
+        return weight.reshape(1, -1)
+    blocks = Blocks.of(weight.shape, places)
+    if blocks is None:
+        return weight.movedim(places.axis, 0).reshape(weight.shape[places.axis], -1)
+    channel = places.axis + (places.axis > blocks.axis)
+    first, second = sorted((channel, blocks.axis))
+    rows = blocks.cut(weight).movedim((first, second, blocks.axis + 1), (0, 1, 2))
+    return rows.reshape(places.num_scales(weight.shape), -1)
 
 
-def min_max_scale(
-    weight: Tensor, axis: int | None, num_bits: int, levels: tuple[int, int] | None = None
-) -> npt.NDArray[np.float32]:
-    """max|w| / quant_max per channel; the smallest scale of a quantizer for an all-zero channel.
+def row_sizes(shape: Sequence[int], granularity: Granularity) -> npt.NDArray[np.int64]:
+    """How many elements of the weight each row of `scale_rows` holds, [num_scales]."""
+    num_scales = granularity.num_scales(shape)
+    blocks = Blocks.of(shape, granularity)
+    if blocks is None:
+        return np.full(num_scales, prod(shape) // num_scales)
+    sizes = granularity.scale_shape(shape)
+    starts = np.arange(0, blocks.length, blocks.size)
+    inputs = np.minimum(blocks.size, blocks.length - starts)
+    along = np.expand_dims(inputs, tuple(d for d in range(len(shape)) if d != blocks.axis))
+    others = prod(shape) // (blocks.length * (num_scales // len(starts)))
+    return np.broadcast_to(along, sizes).reshape(-1) * others
+
+
+def observe_rows(weight: Tensor, granularity: Granularity, plan: ObservationPlan) -> Statistics:
+    """What an observer sees of a weight as one sample, each scale a channel; of short groups no zeros behind.
 
     Args:
         weight: the weight.
-        axis: dimension of the channels; None: one scale.
+        granularity: which elements share a scale.
+        plan: of the rows, whose dimension 1 has the scales.
+    """
+    rows, sizes = scale_rows(weight, granularity), row_sizes(weight.shape, granularity)
+    parts = {size: np.flatnonzero(sizes == size) for size in np.unique(sizes)}
+    seen = {size: _observe(rows[places, :size], plan) for size, places in parts.items()}
+    if len(parts) == 1:
+        return next(iter(seen.values()))
+    order = np.argsort(np.concatenate(list(parts.values())))
+    extremes = np.concatenate([part.rows for part in seen.values()], axis=1)[:, order]
+    counted = [distribution for part in seen.values() for distribution in part.distributions]
+    distributions = tuple(counted[place] for place in order) if counted else ()
+    return Statistics(extremes, distributions)
+
+
+def _observe(rows: Tensor, plan: ObservationPlan) -> Statistics:
+    observer = Observer(plan)
+    observer(rows[None])
+    return Statistics.from_units([observer.collect()])
+
+
+def min_max_scale(
+    weight: Tensor, granularity: Granularity, num_bits: int, levels: tuple[int, int] | None = None
+) -> npt.NDArray[np.float32]:
+    """max|w| / quant_max of each scale; the smallest one of a quantizer where all is 0.
+
+    Args:
+        weight: the weight.
+        granularity: which elements share a scale.
         num_bits: the width; not read where `levels` are given.
         levels: (lowest code, highest code); None: the signed ones of the width.
     """
     _, top = levels or quant_levels(num_bits, signed=True)
-    peak = channel_rows(weight, axis).abs().amax(1)
+    peak = scale_rows(weight, granularity).float().abs().amax(1)
     return _array(peak / top)
 
 
 def mse_scale(
-    weight: Tensor, axis: int | None, num_bits: int, levels: tuple[int, int] | None = None
+    weight: Tensor, granularity: Granularity, num_bits: int, levels: tuple[int, int] | None = None
 ) -> npt.NDArray[np.float32]:
-    """The scale that minimises ‖Q(w) − w‖² per channel; never worse than `min_max_scale`.
+    """The scale that minimises ‖Q(w) − w‖² of its elements; never worse than `min_max_scale`.
 
     The best of 1.1·NUM_CLIPS evenly spaced clips, ties to the larger one, then polished: for codes c of a
     scale s the best scale is ⟨w, c⟩/⟨c, c⟩, and rounding anew to it can only lower the error further.
@@ -53,12 +110,12 @@ def mse_scale(
 
     Args:
         weight: the weight.
-        axis: dimension of the channels; None: one scale.
+        granularity: which elements share a scale.
         num_bits: the width.
         levels: lowest and highest code, where they are not those of a signed weight of this width.
     """
     low, high = levels or quant_levels(num_bits, signed=True)
-    rows = channel_rows(weight, axis)
+    rows = scale_rows(weight, granularity).float()
     peak = rows.abs().amax(1, keepdim=True)
     best, scale = torch.full_like(peak, float("inf")), peak / high
 
@@ -82,19 +139,19 @@ def mse_scale(
     return _array(scale.reshape(-1))
 
 
-def mse_affine(weight: Tensor, axis: int | None, levels: tuple[int, int]) -> QuantizerRange:
-    """The scale and zero point that minimise ‖Q(w) − w‖² per channel among NUM_CLIPS clips.
+def mse_affine(weight: Tensor, granularity: Granularity, levels: tuple[int, int]) -> QuantizerRange:
+    """The scale and zero point that minimise ‖Q(w) − w‖² of their elements among NUM_CLIPS clips.
 
-    The interval of a channel is [min w, max w] widened to 0; a clip shrinks both ends by the same factor,
-    so that a channel costs NUM_CLIPS fake-quantizations. Ties go to the larger clip; min-max is among them.
+    The interval is [min w, max w] of a channel or group, widened to 0; a clip shrinks both ends by the same
+    factor, so that it costs NUM_CLIPS fake-quantizations. Ties go to the larger clip; min-max is among them.
 
     Args:
         weight: the weight.
-        axis: dimension of the channels; None: one scale.
+        granularity: which elements share a scale.
         levels: (lowest code, highest code).
     """
     bottom, top = levels
-    rows = channel_rows(weight, axis)
+    rows = scale_rows(weight, granularity).float()
     low, high = rows.amin(1, keepdim=True).clamp_max(0), rows.amax(1, keepdim=True).clamp_min(0)
     best = torch.full_like(low, float("inf"))
     scale, zero = torch.ones_like(low), torch.zeros_like(low)

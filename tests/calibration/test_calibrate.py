@@ -19,6 +19,7 @@ from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.pipeline.fingerprints import hash_model
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import AsymmetricQuantizer, quant_levels
+from raysearch.records import Granularity
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 
@@ -131,7 +132,7 @@ def test_weight_ranges_are_the_estimators(estimator, function):
     ranges = calibrate(setup, LocalPool(replica), 1, CalibrationConfig(weights=estimator))
     for name in ("a.weight", "b.weight", "head.weight"):
         for bits in (2, 5, 8):
-            expected = function(replica.model.get_parameter(name), 0, bits)
+            expected = function(replica.model.get_parameter(name), Granularity(0), bits)
             assert ranges[name, bits].scale.tolist() == expected.tolist()
             assert not ranges[name, bits].zero_point.any()
             assert ranges[name, bits].signed

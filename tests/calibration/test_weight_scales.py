@@ -12,6 +12,7 @@ from raysearch.quantizer.quantizer import SMALLEST_SCALE
 from raysearch.records import Granularity, QuantizerRange
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
+ROWS = Granularity.per_channel(0)
 
 
 def weight_of(name):
@@ -47,8 +48,8 @@ def brute_force(weight, bits):
 @pytest.mark.parametrize("name", ["normal", "heavy", "spiky", "few", "single", "negative", "small", "conv"])
 def test_mse_is_never_worse_than_min_max(name, bits):
     weight = weight_of(name)
-    found = errors(weight, mse_scale(weight, 0, bits), bits)
-    base = errors(weight, min_max_scale(weight, 0, bits), bits)
+    found = errors(weight, mse_scale(weight, ROWS, bits), bits)
+    base = errors(weight, min_max_scale(weight, ROWS, bits), bits)
     energy = weight.reshape(8, -1).double().square().sum(1).numpy()
     # Up to the rounding of sums in float32.
     assert (found <= base * (1 + 1e-5) + energy * 1e-12).all()
@@ -58,7 +59,7 @@ def test_mse_is_never_worse_than_min_max(name, bits):
 @pytest.mark.parametrize("name", ["normal", "heavy", "spiky", "negative", "conv"])
 def test_mse_is_close_to_a_fine_search(name, bits):
     weight = weight_of(name)
-    found, best = errors(weight, mse_scale(weight, 0, bits), bits), brute_force(weight, bits)
+    found, best = errors(weight, mse_scale(weight, ROWS, bits), bits), brute_force(weight, bits)
     assert found.sum() <= best.sum() * 1.01
     assert (found <= best * (1.01 if bits <= 4 else 1.1)).all()
 
@@ -70,8 +71,8 @@ def test_a_weight_on_a_min_max_grid_stays_as_it_is(estimate, bits):
     codes = torch.randint(-high, high + 1, (4, 40), generator=torch.Generator().manual_seed(0))
     codes[:, 0] = high
     weight = codes * torch.tensor([[0.3], [1.7], [0.011], [5.0]])
-    quantizer = SymmetricQuantizer((4, 40), Granularity(0))
-    quantizer.set_range(bits, QuantizerRange(estimate(weight, 0, bits), np.zeros(4, np.int32), True))
+    quantizer = SymmetricQuantizer((4, 40), ROWS)
+    quantizer.set_range(bits, QuantizerRange(estimate(weight, ROWS, bits), np.zeros(4, np.int32), True))
     with torch.no_grad():
         torch.testing.assert_close(quantizer(weight), weight, rtol=1e-6, atol=0)
 
@@ -83,15 +84,15 @@ def test_min_max_is_numpys(axis, bits):
     _, high = quant_levels(bits, signed=True)
     others = tuple(d for d in range(4) if d != axis) if axis is not None else None
     expected = np.atleast_1d(np.abs(weight.numpy()).max(axis=others)) / np.float32(high)
-    assert min_max_scale(weight, axis, bits).tolist() == expected.tolist()
-    assert mse_scale(weight, axis, bits).shape == expected.shape
+    assert min_max_scale(weight, Granularity(axis), bits).tolist() == expected.tolist()
+    assert mse_scale(weight, Granularity(axis), bits).shape == expected.shape
 
 
 def test_channels_do_not_see_each_other():
     weight = weight_of("normal")
-    together = mse_scale(weight, 0, 3)
-    assert together.tolist() == [float(mse_scale(weight[c : c + 1], 0, 3)[0]) for c in range(8)]
-    assert mse_scale(weight.T.contiguous(), 1, 3) == pytest.approx(together, rel=1e-6)
+    together = mse_scale(weight, ROWS, 3)
+    assert together.tolist() == [float(mse_scale(weight[c : c + 1], ROWS, 3)[0]) for c in range(8)]
+    assert mse_scale(weight.T.contiguous(), Granularity(1), 3) == pytest.approx(together, rel=1e-6)
 
 
 @pytest.mark.parametrize("estimate", [mse_scale, min_max_scale])
@@ -99,7 +100,7 @@ def test_channels_do_not_see_each_other():
 def test_a_channel_of_zeros_is_safe(estimate, bits):
     weight = weight_of("normal").clone()
     weight[2] = 0
-    scale = estimate(weight, 0, bits)
+    scale = estimate(weight, ROWS, bits)
     assert scale.dtype == np.float32
     # What the quantizer would use in its place, so that the table says what is deployed.
     assert scale[2] == np.float32(SMALLEST_SCALE)
@@ -109,9 +110,9 @@ def test_a_channel_of_zeros_is_safe(estimate, bits):
 
 def test_scales_grow_with_the_weight():
     weight = weight_of("heavy")
-    assert mse_scale(4 * weight, 0, 3).tolist() == (4 * mse_scale(weight, 0, 3)).tolist()
+    assert mse_scale(4 * weight, ROWS, 3).tolist() == (4 * mse_scale(weight, ROWS, 3)).tolist()
 
 
 def test_half_precision_weights_are_read_as_float32():
     weight = weight_of("normal").to(torch.bfloat16)
-    assert mse_scale(weight, 0, 4).tolist() == mse_scale(weight.float(), 0, 4).tolist()
+    assert mse_scale(weight, ROWS, 4).tolist() == mse_scale(weight.float(), ROWS, 4).tolist()
