@@ -102,7 +102,14 @@ def run(
 
 
 def _as_resumed(settings: Config, recorded: Mapping[str, Any]) -> Config:
-    """The settings of a run that goes on: "auto" leaves the device open, and a run of CPUs stays on them."""
+    """The settings of a run that goes on: what "auto" left open is what the run has."""
+    objective = recorded.get("objective", {})
+    # What the defaults were before outputs chose their comparison themselves.
+    if (objective.get("divergence"), objective.get("class_dim")) == ("kl", -1):
+        judged = settings.objective
+        if judged.divergence == "auto" and judged.class_dim is None:
+            judged = judged.model_copy(update={"divergence": "kl", "class_dim": -1})
+        settings = settings.model_copy(update={"objective": judged})
     if settings.cluster.device == "auto" and recorded.get("cluster", {}).get("device") == "cpu":
         return settings.model_copy(update={"cluster": settings.cluster.settled(has_gpus=False)})
     return settings

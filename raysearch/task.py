@@ -41,10 +41,11 @@ class Task:
         train: a `Dataset`, or batches that can be iterated every epoch. Without it there is no QAT
             (post-training quantization only), and the run says so.
         forward: `forward(model, batch) -> outputs`. Default: a tensor is the input; of a tuple or list the
-            first element is; of a dict all but `labels` go in by keyword. Outputs: a tensor of logits, or
-            an object with `.logits`, or a tuple whose first element they are.
+            first element is; of a dict all but `labels` go in by keyword. Outputs: a tensor, or a tuple, a
+            list, a dict, a dataclass or an object with `.logits` that holds tensors. Every floating-point one
+            with a row a sample is judged, the first of them (`logits` where there are any) as class logits.
         loss: `loss(outputs, batch) -> scalar`, a mean over the batch. Default: none; everything is
-            label-free, by the KL divergence to the float model.
+            label-free, by the divergence to the float model's outputs.
         metrics: name → `metric(outputs, batch) -> number`, a mean over the batch, or `Metric(function,
             direction="minimize")`. A search that follows a metric must know whether more or less of it is
             better; names such as `accuracy` and `rmse` say so themselves.

@@ -24,13 +24,18 @@ from raysearch.evaluation import (
     Divergence,
     Forward,
     Loss,
+    Objective,
     Replica,
     default_forward,
     materialise,
     output_tensor,
 )
+from raysearch.evaluation.batches import tensors_of
 from raysearch.evaluation.divergence import check_outputs
+from raysearch.evaluation.fit_divergence import DENSE_NDIM, Wish, fit_divergence
+from raysearch.evaluation.forward import frozen_eval
 from raysearch.evaluation.half_precision import in_float32
+from raysearch.evaluation.outputs import named_outputs
 from raysearch.evaluation.sampling import random_shards
 from raysearch.records import (
     BitAssignment,
@@ -218,8 +223,8 @@ class ModelInitializer:
     def _sensed(self, num_samples: int) -> tuple[Replica, int]:
         """The replica and its number of shards, with a warning where nothing can be sensed."""
         replica, num_shards = self._replica(num_samples)
-        outputs = replica.float_outputs(DataSet.CALIBRATION, 0)
         if replica.divergence.kind == "kl":
+            outputs = next(tensors_of(replica.float_outputs(DataSet.CALIBRATION, 0)))[1]
             p = outputs.double().softmax(-1)
             entropy = float(-(p * p.clamp_min(1e-300).log()).sum(-1).mean())
             if entropy > CHANCE * math.log(outputs.shape[-1]):
@@ -240,10 +245,21 @@ class ModelInitializer:
         device = "cpu" if first is None else str(first.device)
         replica = Replica(model, self.forward, samples, divergence, self.loss, device)
         replica.place()
-        outputs = output_tensor(replica.float_outputs(DataSet.CALIBRATION, 0))
-        if outputs.ndim != 2 or check_outputs(outputs, divergence):
-            replica.divergence = Divergence("mse")
+        replica.divergence = _fit(replica, divergence)
+        replica.cache.float_outputs.by_shard.clear()
         return replica, len(shards)
+
+
+def _fit(replica: Replica, divergence: Divergence) -> Objective:
+    """The objective for the model's outputs: all of several; of one "kl" for [N, C], else "mse"."""
+    batch = replica.shard(DataSet.CALIBRATION, 0)
+    with frozen_eval(replica.model), torch.no_grad():
+        outputs = replica.forward(replica.model, batch)
+    first = output_tensor(outputs)
+    if len(named_outputs(outputs)) > 1:
+        is_map = first.ndim >= DENSE_NDIM
+        return fit_divergence(outputs, batch, Wish("nmse" if is_map else "auto")).divergence
+    return Divergence("mse") if first.ndim != 2 or check_outputs(first, divergence) else divergence
 
 
 def _range_settings(settings: CalibrationConfig, params: Mapping[str, Any]) -> CalibrationConfig:

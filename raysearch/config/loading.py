@@ -81,7 +81,9 @@ def _value(text: str) -> Any:
 def _nested(key: str, value: Any) -> dict[str, Any]:
     # A scope has dots of its own: placement.pins.block.conv=8 sets pins["block.conv"].
     parts = key.split(".")
-    if key.startswith(("placement.pins.", "placement.overrides.", "calibration.overrides.")):
+    if key.startswith(
+        ("placement.pins.", "placement.overrides.", "calibration.overrides.", "objective.output_weights.")
+    ):
         parts = key.split(".", 2)
     if parts[:2] == ["placement", "overrides"] and len(parts) > 2:
         parts = [*parts[:2], *parts[2].rsplit(".", 1)]

@@ -53,5 +53,8 @@ class Config(Section):
         # section, rounded to nearest.
         if self.rounding.method == "nearest":
             del data["rounding"]
+        # Runs of before there were any lack it.
+        if not self.objective.output_weights:
+            del data["objective"]["output_weights"]
         data["cluster"] = {key: data["cluster"][key] for key in ("threads", "device", "deterministic")}
         return data

@@ -23,7 +23,7 @@ from raysearch.controller.state import ControllerState
 from raysearch.controller.statistics import Statistics, count, memory, quantized_edges
 from raysearch.controller.stripped import strip
 from raysearch.errors import ConfigError, PlacementError
-from raysearch.evaluation import Divergence
+from raysearch.evaluation import Objective
 from raysearch.hooks import place_latent_weights
 from raysearch.quantizer import Quantizer
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable, compression_ratio
@@ -258,7 +258,7 @@ class QuantizationController:
         weight: float = 1.0,
         blocks: Sequence[str] = (),
         feature_weight: float = 1.0,
-        divergence: Divergence | None = None,
+        divergence: Objective | None = None,
     ) -> None:
         """Make `loss` the distance to a float teacher; see `DistillationLoss` for the arguments."""
         self.loss.close()

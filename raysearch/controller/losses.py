@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.errors import PlacementError, TrainingError
-from raysearch.evaluation import Divergence, output_tensor
+from raysearch.evaluation import Divergence, Objective, output_tensor
 from raysearch.evaluation.forward import frozen_eval
 
 
@@ -62,7 +62,7 @@ class DistillationLoss(ZeroLoss):
         weight: float = 1.0,
         blocks: Sequence[str] = (),
         feature_weight: float = 1.0,
-        divergence: Divergence | None = None,
+        divergence: Objective | None = None,
     ) -> None:
         super().__init__(model)
         modules = dict(model.named_modules())
@@ -113,9 +113,9 @@ class DistillationLoss(ZeroLoss):
         if not (self._model.training and torch.is_grad_enabled()):
             return
         with _collected(self._teacher, self._blocks) as targets, frozen_eval(self._teacher), torch.no_grad():
-            target = output_tensor(self._teacher(*args, **kwargs))
+            target = self._divergence.judged(self._teacher(*args, **kwargs))
         weight, feature_weight = self._weights
-        judged = output_tensor(output)
+        judged = self._divergence.judged(output)
         value = weight * self._divergence.per_sample(judged, target).mean()
         for name, feature in targets.items():
             exact = feature.double()
@@ -124,7 +124,7 @@ class DistillationLoss(ZeroLoss):
             size = exact.square().sum().clamp_min(1e-12)
             value = value + feature_weight / len(targets) * error / size
         self._features = {}
-        self._value = value.to(judged.dtype)
+        self._value = value.to(output_tensor(output).dtype)
 
 
 class _Tap:

@@ -4,9 +4,11 @@ from raysearch.evaluation.batches import Batch, batch_size, materialise, trainin
 from raysearch.evaluation.data_set import DataSet, shard_name
 from raysearch.evaluation.divergence import Divergence
 from raysearch.evaluation.forward import Forward, Loss, default_forward, output_tensor
+from raysearch.evaluation.joint_divergence import JointDivergence, Objective
 from raysearch.evaluation.measure import evaluate_model
 from raysearch.evaluation.metric import Metric
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
+from raysearch.evaluation.outputs import Judged
 from raysearch.evaluation.replica import Replica
 from raysearch.evaluation.shard_view import ShardView
 from raysearch.evaluation.worker_cache import WorkerCache
@@ -16,9 +18,12 @@ __all__ = [
     "DataSet",
     "Divergence",
     "Forward",
+    "JointDivergence",
+    "Judged",
     "Loss",
     "Metric",
     "MicrobatchState",
+    "Objective",
     "Replica",
     "ShardView",
     "WorkerCache",

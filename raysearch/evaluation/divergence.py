@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from raysearch.errors import DataError
+from raysearch.evaluation.forward import output_tensor
+from raysearch.evaluation.outputs import Judged
 
 DivergenceKind = Literal["kl", "mse", "nmse", "cosine"]
 
@@ -57,6 +59,14 @@ class Divergence:
                 f"samples or more whose outputs differ. Raise calibration.shard_size, or use 'mse'."
             )
         return replace(self, variance=variance)
+
+    def judged(self, outputs: Any) -> Judged:
+        """The tensor of what a model returned that is judged: its logits, or the first one.
+
+        Raises:
+            TaskError: there is none.
+        """
+        return output_tensor(outputs)
 
     def per_sample(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """D for each sample, shape [N], float64; differentiable in `outputs`."""

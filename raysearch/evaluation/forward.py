@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from raysearch.determinism import GeneratorStates
 from raysearch.errors import DataError, TaskError
 from raysearch.evaluation.batches import Batch
+from raysearch.evaluation.outputs import named_outputs
 
 Forward = Callable[[nn.Module, Batch], Any]
 Loss = Callable[[Any, Batch], Tensor]
@@ -31,11 +32,14 @@ def default_forward(model: nn.Module, batch: Batch) -> Any:
 
 
 def output_tensor(outputs: Any) -> Tensor:
-    """The tensor that is judged: the output itself, its `logits`, or its first element.
+    """The first tensor that is judged: the output itself, its `logits`, or its first floating-point one.
 
     Raises:
         TaskError: there is no floating-point tensor; a task's own `forward` can return one.
     """
+    named = named_outputs(outputs)
+    if named:
+        return next(iter(named.values()))
     output = outputs
     if isinstance(outputs, Mapping):
         output = outputs.get("logits", next(iter(outputs.values()), None))
@@ -43,13 +47,11 @@ def output_tensor(outputs: Any) -> Tensor:
         output = outputs.logits
     elif isinstance(outputs, tuple | list) and outputs:
         output = outputs[0]
-    if not isinstance(output, Tensor) or not output.is_floating_point() or not output.ndim:
-        what = f"tensor of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
-        raise TaskError(
-            f"the model's output is a {what}, not a floating-point tensor with one row a sample; give "
-            f"Task(forward=...) a function (model, batch) that returns the logits."
-        )
-    return output
+    what = f"tensor of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+    raise TaskError(
+        f"the model's output is a {what}, not a floating-point tensor with one row a sample; give "
+        f"Task(forward=...) a function (model, batch) that returns the logits."
+    )
 
 
 def check_finite_forward(model: nn.Module, forward: Forward, batch: Batch) -> None:

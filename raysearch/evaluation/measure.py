@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from raysearch.evaluation.batches import Batch, batch_size
-from raysearch.evaluation.divergence import Divergence
-from raysearch.evaluation.forward import Forward, Loss, frozen_eval, output_tensor
+from raysearch.evaluation.forward import Forward, Loss, frozen_eval
+from raysearch.evaluation.joint_divergence import Objective
 from raysearch.evaluation.metric import MetricFunction
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 
@@ -20,7 +20,7 @@ def evaluate_model(
     batches: Iterable[Batch],
     *,
     forward: Forward,
-    divergence: Divergence,
+    divergence: Objective,
     reference: nn.Module | None = None,
     loss: Loss | None = None,
     metrics: Mapping[str, MetricFunction] | None = None,
@@ -65,7 +65,7 @@ def _one(
     model: nn.Module,
     batch: Batch,
     run: Forward,
-    divergence: Divergence,
+    divergence: Objective,
     reference: nn.Module | None,
     loss: Loss | None,
     metrics: Mapping[str, MetricFunction],
@@ -75,8 +75,8 @@ def _one(
         outputs = run(model, batch)
         if reference is not None:
             with frozen_eval(reference):
-                target = output_tensor(run(reference, batch))
-            judged = output_tensor(outputs)
+                target = divergence.judged(run(reference, batch))
+            judged = divergence.judged(outputs)
             values["divergence"] = float(divergence.per_sample(judged, target).mean())
             values["agreement"] = divergence.agreement(judged, target)
         if loss is not None:

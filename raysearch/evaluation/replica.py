@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from raysearch.evaluation.batches import Batch, map_tensors
 from raysearch.evaluation.data_set import DataSet, shard_name
-from raysearch.evaluation.divergence import Divergence
-from raysearch.evaluation.forward import Forward, Loss, frozen_eval, output_tensor
+from raysearch.evaluation.forward import Forward, Loss, frozen_eval
+from raysearch.evaluation.joint_divergence import Objective
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
+from raysearch.evaluation.outputs import Judged
 from raysearch.evaluation.worker_cache import WorkerCache
 
 
@@ -37,7 +38,7 @@ class Replica:
     model: nn.Module
     forward: Forward
     shards: Mapping[DataSet, list[Batch]]
-    divergence: Divergence
+    divergence: Objective
     loss: Loss | None = None
     device: str = "cpu"
     cache: WorkerCache = field(default_factory=WorkerCache)
@@ -67,7 +68,7 @@ class Replica:
         """How many samples fit this worker's memory at once, for one kind of work ("forward", …)."""
         return self.cache.microbatches.setdefault(work, MicrobatchState())
 
-    def run(self, model: nn.Module, batch: Batch, name: str = "a batch") -> Tensor:
+    def run(self, model: nn.Module, batch: Batch, name: str = "a batch") -> Judged:
         """The judged output of a model on a batch, without gradient.
 
         A batch that does not fit in memory is run in pieces, see `run_in_microbatches`.
@@ -81,13 +82,13 @@ class Replica:
             UnitError: one sample alone does not fit; the message names the batch.
         """
 
-        def judged(part: Batch) -> Tensor:
-            return output_tensor(self.forward(model, part))
+        def judged(part: Batch) -> Judged:
+            return self.divergence.judged(self.forward(model, part))
 
         with frozen_eval(model), torch.no_grad():
             return run_in_microbatches(judged, batch, self.microbatches("forward"), name=name)
 
-    def float_outputs(self, data: DataSet, index: int) -> Tensor:
+    def float_outputs(self, data: DataSet, index: int) -> Judged:
         """The float model's output on a shard; once per worker and shard while all fit in 256 MiB."""
         by_shard = self.cache.float_outputs.by_shard
         if (data, index) not in by_shard:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from raysearch.evaluation.batches import Batch
 from raysearch.evaluation.data_set import DataSet, shard_name
+from raysearch.evaluation.outputs import Judged
 from raysearch.evaluation.replica import Replica
 
 
@@ -40,6 +39,6 @@ class ShardView:
         """The samples, on the worker's device."""
         return self.replica.shard(self.data, self.index)
 
-    def float_outputs(self) -> Tensor:
+    def float_outputs(self) -> Judged:
         """The float model's judged output on the samples; see `Replica.float_outputs`."""
         return self.replica.float_outputs(self.data, self.index)

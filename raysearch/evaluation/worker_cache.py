@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-from torch import Tensor
-
 from raysearch.evaluation.data_set import DataSet
 from raysearch.evaluation.microbatch import MicrobatchState
+from raysearch.evaluation.outputs import Judged, num_bytes
 
 FLOAT_OUTPUTS_BYTES = 2**28
 """Float outputs that a worker keeps at once, beyond those of a single shard."""
@@ -24,9 +23,9 @@ class FloatOutputs:
         by_shard: (data set, index of the shard) → judged output.
     """
 
-    by_shard: dict[tuple[DataSet, int], Tensor] = field(default_factory=dict)
+    by_shard: dict[tuple[DataSet, int], Judged] = field(default_factory=dict)
 
-    def keep(self, data: DataSet, index: int, outputs: Tensor) -> None:
+    def keep(self, data: DataSet, index: int, outputs: Judged) -> None:
         """Take the output on a shard; those of earlier shards go where all exceed `FLOAT_OUTPUTS_BYTES`.
 
         Args:
@@ -34,7 +33,7 @@ class FloatOutputs:
             index: the shard.
             outputs: the judged output on all its samples.
         """
-        total = outputs.nbytes + sum(earlier.nbytes for earlier in self.by_shard.values())
+        total = sum(num_bytes(each) for each in (outputs, *self.by_shard.values()))
         # Units come shard by shard, so of large outputs the last shard's are enough.
         if total > FLOAT_OUTPUTS_BYTES:
             self.by_shard.clear()

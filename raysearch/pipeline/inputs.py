@@ -11,14 +11,15 @@ import torch
 
 from raysearch.calibration import choose_rules
 from raysearch.config import CalibrationConfig, Config, ObjectiveConfig, SearchConfig
-from raysearch.errors import BudgetError, ConfigError, DataError, TaskError
-from raysearch.evaluation import Batch, Divergence, materialise, output_tensor, training_batches
-from raysearch.evaluation.divergence import check_outputs
+from raysearch.errors import BudgetError, ConfigError, TaskError
+from raysearch.evaluation import Batch, Objective, materialise, training_batches
+from raysearch.evaluation.fit_divergence import FittedObjective
 from raysearch.evaluation.forward import check_finite_forward, frozen_eval
 from raysearch.evaluation.half_precision import half_type, in_float32, widened_batch
 from raysearch.export import check_precision, check_targets
 from raysearch.pipeline.direction import measured_direction
 from raysearch.pipeline.fingerprints import hash_batches, hash_model
+from raysearch.pipeline.objective import fit_objective, objective_fingerprint
 from raysearch.placement import place_quantizers
 from raysearch.records import (
     FLOAT_BITS,
@@ -61,6 +62,7 @@ class Inputs:
         samples: the data.
         divergence: the label-free objective.
         fingerprints: hashes of the model, the samples and the setup.
+        notes: what a reader of the result should know of how it was judged.
     """
 
     task: Task
@@ -68,8 +70,9 @@ class Inputs:
     budgets: tuple[Budget, ...]
     setup: QuantizerSetup
     samples: Samples
-    divergence: Divergence
+    divergence: Objective
     fingerprints: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def search(self) -> SearchConfig:
@@ -113,9 +116,12 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     _check_setup(setup, parsed, config)
     check_precision(config.export.targets or (), half_type(task.model))
     samples = read_samples(task, config)
-    divergence = _fit_divergence(task, config.objective, samples.calibration[0])
+    objective = _fit_divergence(task, config.objective, samples.calibration[0])
     fingerprints = _make_fingerprints(task, samples, setup, config.search)
-    return Inputs(task, config, parsed, setup, samples, divergence, fingerprints)
+    detail = objective_fingerprint(objective.divergence, config.objective)
+    if detail:
+        fingerprints["objective"] = detail
+    return Inputs(task, config, parsed, setup, samples, objective.divergence, fingerprints, objective.notes)
 
 
 def read_samples(task: Task, config: Config) -> Samples:
@@ -159,7 +165,7 @@ def _check_setup(setup: QuantizerSetup, budgets: Sequence[Budget], config: Confi
     choose_rules(setup, config.calibration)
 
 
-def _fit_divergence(task: Task, settings: ObjectiveConfig, batch: Batch) -> Divergence:
+def _fit_divergence(task: Task, settings: ObjectiveConfig, batch: Batch) -> FittedObjective:
     """The label-free objective, fitted to the float model's outputs on one batch; costs two forwards."""
     try:
         check_finite_forward(task.model, task.run, batch)
@@ -172,16 +178,7 @@ def _fit_divergence(task: Task, settings: ObjectiveConfig, batch: Batch) -> Dive
             f"parameters, or leave moving to raysearch."
         ) from error
     _check_in_float32(task, batch)
-    divergence = Divergence(settings.divergence, settings.class_dim)
-    with frozen_eval(task.model), torch.no_grad():
-        outputs = output_tensor(task.run(task.model, batch))
-    problem = check_outputs(outputs, divergence)
-    if problem:
-        raise DataError(
-            f"{problem}, so objective.divergence '{divergence.kind}' has no meaning; set it to 'mse', or set "
-            f"objective.class_dim, or give Task(forward=...) that returns logits."
-        )
-    return divergence.fitted(outputs)
+    return fit_objective(task, settings, batch)
 
 
 def _check_in_float32(task: Task, batch: Batch) -> None:

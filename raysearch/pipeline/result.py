@@ -152,6 +152,7 @@ def _notes(
     if least is not None:
         notes.append(least.describe())
     notes.extend(_unlikely_gains(inputs, records.metrics, least))
+    notes.extend(inputs.notes)
     if inputs.task.validation is None:
         notes.append(NO_VALIDATION)
     notes.append(records.training.skipped)

@@ -18,9 +18,10 @@ import torch
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.errors import DataError
 from raysearch.evaluation import DataSet, Replica, ShardView, WorkerCache, shard_name
-from raysearch.evaluation.batches import Batch, join, joinable_form, pick
+from raysearch.evaluation.batches import Batch, batch_size, join, joinable_form, pick
+from raysearch.evaluation.outputs import flat_rows
 from raysearch.seeding import derive_seed
-from raysearch.sensitivity.estimators.output_factor import divergence_factor
+from raysearch.sensitivity.estimators.joint_factor import objective_factor
 
 UNIFORM_SHARE = 0.1
 """Chance that a sample is drawn regardless of its curvature; no weight exceeds its inverse."""
@@ -135,14 +136,14 @@ def output_curvature(replica: Replica, data: DataSet, shard: int) -> UnitValue:
     """
     name = shard_name(data, shard)
     outputs = replica.run(replica.model, replica.shard(data, shard), name)
-    finite = torch.isfinite(outputs.reshape(len(outputs), -1)).all(1)
+    finite = torch.isfinite(flat_rows(outputs).reshape(batch_size(outputs), -1)).all(1)
     if not finite.all():
         raise DataError(
             f"the model's output on sample {int((~finite).nonzero()[0])} of {name} is not finite; mend or "
             f"drop the sample."
         )
     # Rounding may leave a certain sample just below 0.
-    curvature = divergence_factor(outputs, replica.divergence).trace().clamp(min=0)
+    curvature = objective_factor(outputs, replica.divergence).trace().clamp(min=0)
     form = joinable_form(replica.shards[data][shard]).encode()
     return {"curvature": curvature.cpu().numpy(), "form": np.frombuffer(form, np.uint8)}
 

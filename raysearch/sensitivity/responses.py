@@ -21,7 +21,9 @@ from torch import Tensor
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.config.sensitivity import SensitivityConfig
 from raysearch.errors import ConfigError
-from raysearch.evaluation import DataSet, Divergence, Replica
+from raysearch.evaluation import DataSet, Judged, Objective, Replica, batch_size
+from raysearch.evaluation.batches import take
+from raysearch.evaluation.outputs import difference, values_per_sample
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
 from raysearch.sensitivity.sketch import Sketch
 from raysearch.simulation import CACHE_BYTES, SimulatedModel, same_bits, simulated_model
@@ -226,12 +228,12 @@ def respond(
     if mode != "full":
         model.record(replica, options, DataSet.CALIBRATION, shard)
     reference = replica.float_outputs(DataSet.CALIBRATION, shard)
-    sketch = Sketch(reference[0].numel(), method.sketch_size, method.seed, shard)
-    _check_rows(len(setup.options()), len(reference), sketch.size)
+    sketch = Sketch(values_per_sample(reference), method.sketch_size, method.seed, shard)
+    _check_rows(len(setup.options()), batch_size(reference), sketch.size)
     # The option that runs least is the one whose outputs lean most on what was kept.
     latest = max(options, key=lambda option: (model.depth(option), options.index(option)))
     rows, sums, variances = [], [], []
-    latest_outputs: Tensor | None = None
+    latest_outputs: Judged | None = None
     forward = model.outputs if mode == "full" else model.later_outputs
     for group, bits in options:
         outputs = forward(replica, BitAssignment({group: bits}), DataSet.CALIBRATION, shard)
@@ -250,22 +252,21 @@ def respond(
     }
 
 
-def _differs(model: SimulatedModel, replica: Replica, shard: int, option: Option, later: Tensor) -> bool:
+def _differs(model: SimulatedModel, replica: Replica, shard: int, option: Option, later: Judged) -> bool:
     """Whether running all layers gives other outputs than running the later ones alone gave."""
     full = model.outputs(replica, BitAssignment(dict([option])), DataSet.CALIBRATION, shard)
     return not same_bits(later, full)
 
 
 def _judge(
-    divergence: Divergence, outputs: Tensor, reference: Tensor, sketch: Sketch
+    divergence: Objective, outputs: Judged, reference: Judged, sketch: Sketch
 ) -> tuple[Tensor, float, float]:
     """Rows [samples, k] of one option on the CPU, Σ variance of their squared norms, Σ divergence."""
     rows, variance, alone = [], 0.0, 0.0
-    for lo, hi in _spans(len(reference), sketch.num_outputs):
-        judged = outputs[lo:hi]
-        expected = reference[lo:hi]
-        # In float64 before the subtraction: at 8 bits the two are nearly equal.
-        weighted = divergence.weighted(judged.double() - expected.double(), expected)
+    for lo, hi in _spans(batch_size(reference), sketch.num_outputs):
+        judged = take(outputs, lo, hi)
+        expected = take(reference, lo, hi)
+        weighted = divergence.weighted(difference(judged, expected), expected)
         sketches, spread = sketch.project(weighted, lo)
         rows.append(sketches.cpu())
         variance += float(spread.sum())

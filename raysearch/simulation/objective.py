@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.errors import ConfigError
-from raysearch.evaluation import DataSet, Replica, batch_size, run_in_microbatches, shard_name
+from raysearch.evaluation import DataSet, Judged, Replica, batch_size, run_in_microbatches, shard_name
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 from raysearch.simulation.simulated_model import simulated_model
@@ -136,10 +136,10 @@ def measure_values(
     return {"values": np.array([value]), "sizes": np.array([float(batch_size(batch))])}
 
 
-def _divergences(replica: Replica, outputs: Tensor, judgement: Judgement, shard: int) -> UnitValue:
+def _divergences(replica: Replica, outputs: Judged, judgement: Judgement, shard: int) -> UnitValue:
     """The divergence of some outputs from the float model's, per sample or of the shard."""
 
-    def divergence(pair: tuple[Tensor, Tensor]) -> Tensor:
+    def divergence(pair: tuple[Judged, Judged]) -> Tensor:
         return replica.divergence.per_sample(*pair).cpu()
 
     values = run_in_microbatches(

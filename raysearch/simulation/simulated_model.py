@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.determinism import GeneratorStates
-from raysearch.evaluation import Batch, DataSet, Replica, batch_size, output_tensor, shard_name
-from raysearch.evaluation.batches import take
+from raysearch.evaluation import Batch, DataSet, Judged, Replica, batch_size, shard_name
+from raysearch.evaluation.batches import take, tensors_of
 from raysearch.evaluation.microbatch import is_out_of_memory, run_in_microbatches
 from raysearch.hooks.attach import check_weight
 from raysearch.quantizer import Quantizer, make_quantizer
@@ -103,7 +103,7 @@ class SimulatedModel:
         self._widths = widths
         self._hooks.hook(acting)
 
-    def outputs(self, replica: Replica, assignment: BitAssignment, data: DataSet, index: int) -> Tensor:
+    def outputs(self, replica: Replica, assignment: BitAssignment, data: DataSet, index: int) -> Judged:
         """Judged outputs under an assignment on one shard, by a forward from the first layer to the last.
 
         Args:
@@ -137,7 +137,7 @@ class SimulatedModel:
             return
         self.apply(BitAssignment({}))
         size = batch_size(batch)
-        outputs: list[Tensor] = []
+        outputs: list[Judged] = []
 
         def run(part: Batch) -> None:
             # A quantizer that is not hooked in cannot tell when it is read.
@@ -171,7 +171,7 @@ class SimulatedModel:
         if not self._may_record:
             self._give_up_recording()
 
-    def later_outputs(self, replica: Replica, assignment: BitAssignment, data: DataSet, index: int) -> Tensor:
+    def later_outputs(self, replica: Replica, assignment: BitAssignment, data: DataSet, index: int) -> Judged:
         """The same as `outputs`, where only what comes after the first quantizer that acts is run.
 
         Without a recording of the shard all is run.
@@ -188,7 +188,7 @@ class SimulatedModel:
         points = [name for group in assignment.bits for name in self._points(group)]
         batch = replica.shard(data, index)
         try:
-            outputs: Tensor = self._prefix.replay(
+            outputs: Judged = self._prefix.replay(
                 (data, index), lambda: self._run_private(replica, batch), points
             )
             return outputs
@@ -212,7 +212,7 @@ class SimulatedModel:
     def _points(self, group: str) -> tuple[str, ...]:
         return self._setup.groups[group].points
 
-    def _compare(self, replica: Replica, data: DataSet, index: int, hooked: Tensor | None = None) -> None:
+    def _compare(self, replica: Replica, data: DataSet, index: int, hooked: Judged | None = None) -> None:
         """Once: whether the float model gives the same bits with all hooks on as with none."""
         if self._is_compared:
             return
@@ -233,7 +233,7 @@ class SimulatedModel:
             "full forwards, with the same results"
         )
 
-    def _run(self, replica: Replica, data: DataSet, index: int) -> Tensor:
+    def _run(self, replica: Replica, data: DataSet, index: int) -> Judged:
         return run_in_microbatches(
             lambda part: self._run_private(replica, part),
             replica.shard(data, index),
@@ -241,7 +241,7 @@ class SimulatedModel:
             name=shard_name(data, index),
         )
 
-    def _run_private(self, replica: Replica, batch: Batch) -> Tensor:
+    def _run_private(self, replica: Replica, batch: Batch) -> Judged:
         # As `Replica.run`, without its walk over all modules: this model is private, and in eval mode for
         # good, so that only the generators have to be put back.
         generators = GeneratorStates.now()
@@ -250,13 +250,18 @@ class SimulatedModel:
         finally:
             generators.restore()
 
-    def _forward(self, replica: Replica, batch: Batch) -> Tensor:
+    def _forward(self, replica: Replica, batch: Batch) -> Judged:
         with torch.no_grad():
-            return output_tensor(replica.forward(self.model, batch))
+            return replica.divergence.judged(replica.forward(self.model, batch))
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two outputs are equal, NaN counting as a value."""
+def same_bits(one: Judged, other: Judged) -> bool:
+    """Whether two judged outputs are equal, NaN counting as a value."""
+    pairs = zip(tensors_of(one), tensors_of(other), strict=True)
+    return all(_same_tensor(a, b) for (_, a), (_, b) in pairs)
+
+
+def _same_tensor(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 

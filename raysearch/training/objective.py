@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.errors import TaskError
-from raysearch.evaluation import Batch, output_tensor
+from raysearch.evaluation import Batch
 from raysearch.training.recipe import Recipe
 
 
@@ -43,5 +43,5 @@ class Objective(nn.Module):
                 raise TaskError(f"the task's loss has shape {tuple(value.shape)}; it must be a scalar.")
             return value
         with torch.no_grad():
-            target = output_tensor(recipe.forward(self._teacher[0], batch))
-        return recipe.divergence.per_sample(output_tensor(outputs), target).mean()
+            target = recipe.divergence.judged(recipe.forward(self._teacher[0], batch))
+        return recipe.divergence.per_sample(recipe.divergence.judged(outputs), target).mean()

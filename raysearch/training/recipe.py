@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raysearch.config import TrainingConfig
 from raysearch.controller import QuantizationController, create_controller
 from raysearch.errors import ConfigError
-from raysearch.evaluation import Batch, Divergence, Forward, Loss
+from raysearch.evaluation import Batch, Forward, Loss, Objective
 from raysearch.evaluation.metric import MetricFunction
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 
@@ -47,7 +47,7 @@ class Recipe:
     train: Any
     validation: list[Batch]
     forward: Forward
-    divergence: Divergence
+    divergence: Objective
     loss: Loss | None = None
     metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
     settings: TrainingConfig = field(default_factory=TrainingConfig)

@@ -134,16 +134,22 @@ def test_a_model_that_cannot_be_captured(tmp_path):
 
 def test_outputs_that_are_no_logits(tmp_path):
     task = raysearch.Task(nn.Linear(4, 1), (torch.zeros(2, 4),), [torch.randn(8, 4)])
-    assert "objective.divergence" in refuse_run(task, tmp_path)
-    raysearch.run(
+    assert "set it to 'nmse'" in refuse_run(task, tmp_path, objective={"divergence": "kl"})
+    result = raysearch.run(
         task,
         "avg_bits<=4",
         tmp_path,
-        config=raysearch.load_config(
-            assignments=[*QUICK, "objective.divergence=mse", 'export.targets=["packed"]']
-        ),
+        config=raysearch.load_config(assignments=[*QUICK, 'export.targets=["packed"]']),
         workers=0,
     )
+    assert any("compared by 'nmse'" in note for note in result.notes)
+
+
+def test_maps_whose_classes_may_be_anywhere(tmp_path):
+    task = raysearch.Task(nn.Conv2d(3, 2, 1), (torch.zeros(2, 3, 5, 6),), [torch.randn(8, 3, 5, 6)])
+    text = refuse_run(task, tmp_path)
+    assert "(8, 2, 5, 6)" in text
+    assert "objective.class_dim: 1" in text
 
 
 def test_settings_that_are_unknown_or_wrong(tmp_path):

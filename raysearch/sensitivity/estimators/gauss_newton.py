@@ -21,15 +21,15 @@ from torch import Tensor
 
 from raysearch.config.estimators import PER_SAMPLE
 from raysearch.errors import ConfigError, DataError
-from raysearch.evaluation import ShardView, batch_size
+from raysearch.evaluation import Judged, ShardView, batch_size
 from raysearch.evaluation.batches import map_tensors
+from raysearch.evaluation.outputs import flat_rows
 from raysearch.seeding import derive_seed
+from raysearch.sensitivity.estimators.joint_factor import as_cotangent, objective_factor
 from raysearch.sensitivity.estimators.loss_at_outputs import is_one_position, loss_curvature
 from raysearch.sensitivity.estimators.output_factor import (
     EigenFactor,
     OutputFactor,
-    as_outputs,
-    divergence_factor,
     random_signs,
 )
 from raysearch.sensitivity.estimators.protocol import TraceRequest
@@ -100,7 +100,7 @@ class _GaussNewton(ABC):
         before = [generator.get_state() for generator in generators]
         try:
             gradients = SampleGradients(curvature.view, weights, curvature.batch_of(samples))
-            outputs = gradients.output.detach()
+            outputs = gradients.judged
             columns = self._columns(curvature.factor(outputs, samples), generators)
             while part := list(islice(columns, COLUMNS_PER_PASS)):
                 cotangents = [curvature.as_cotangent(column, outputs) for column, _ in part]
@@ -219,19 +219,20 @@ class _Curvature:
         """The batch of some samples, given by their rows."""
         return map_tensors(self._batch, lambda t: t[samples.to(t.device)] if t.ndim else t)
 
-    def factor(self, outputs: Tensor, samples: Tensor) -> OutputFactor:
+    def factor(self, outputs: Judged, samples: Tensor) -> OutputFactor:
         """The factor of Λ for some samples with these outputs."""
-        if not bool(torch.isfinite(outputs).all()):
+        if not bool(torch.isfinite(flat_rows(outputs)).all()):
             raise DataError(
                 f"the model's output is not finite on {self.view.name}, so no trace is. Mend the data or the "
                 f"model."
             )
         if self._matrices is None:
-            return divergence_factor(outputs, self.view.replica.divergence)
+            return objective_factor(outputs, self.view.replica.divergence)
         return EigenFactor(self._matrices[samples.to(self._matrices.device)])
 
-    def as_cotangent(self, column: Tensor, outputs: Tensor) -> Tensor:
-        """A column of the factor, [n, P, C], in the shape of the outputs."""
-        if self._matrices is not None and is_one_position(outputs):
-            return column.reshape(outputs.shape).to(outputs)
-        return as_outputs(column, outputs, self.view.replica.divergence)
+    def as_cotangent(self, column: Tensor, outputs: Judged) -> Tensor:
+        """A column of the factor, [n, P, C], in the shape of `flat_rows` of the outputs."""
+        rows = flat_rows(outputs)
+        if self._matrices is not None and is_one_position(rows):
+            return column.reshape(rows.shape).to(rows)
+        return as_cotangent(column, outputs, self.view.replica.divergence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from raysearch.errors import TaskError
-from raysearch.evaluation import Replica, output_tensor, run_in_microbatches
+from raysearch.evaluation import Judged, Replica, run_in_microbatches
 from raysearch.evaluation.batches import Batch, tensors_of
 from raysearch.evaluation.forward import frozen_eval
+from raysearch.evaluation.joint_divergence import JointDivergence
+from raysearch.evaluation.outputs import flat_rows
 from raysearch.sensitivity.estimators.output_factor import MAX_DENSE, by_position
 
 
@@ -75,9 +78,10 @@ def is_one_position(outputs: Tensor) -> bool:
 
 
 def _blocks(tensor: Tensor, replica: Replica) -> Tensor:
-    if is_one_position(tensor):
+    divergence = replica.divergence
+    if is_one_position(tensor) or isinstance(divergence, JointDivergence):
         return tensor.reshape(len(tensor), 1, -1)
-    return by_position(tensor, replica.divergence)
+    return by_position(tensor, divergence)
 
 
 def _check_separable(times: Any, blocks: Tensor) -> None:
@@ -101,42 +105,54 @@ def _loss_of_outputs(replica: Replica, batch: Batch, user: str) -> tuple[Tensor,
         outputs = run_in_microbatches(
             lambda part: replica.forward(replica.model, part), batch, replica.microbatches("forward")
         )
-    judged = output_tensor(outputs)
-    leaf = judged.detach().clone().requires_grad_()
+    judged = replica.divergence.judged(outputs)
+    leaf = flat_rows(judged).detach().clone().requires_grad_()
+    leaves = _split(leaf, judged)
     others = [
         t.requires_grad_()
         for _, t in tensors_of(outputs)
-        if t is not judged and t.is_floating_point() and t.is_leaf
+        if id(t) not in leaves and t.is_floating_point() and t.is_leaf
     ]
-    value = replica.loss(_replaced(outputs, judged, leaf), batch)
+    value = replica.loss(_replaced(outputs, leaves), batch)
     if value.numel() != 1:
         raise TaskError(f"the task's loss has shape {tuple(value.shape)}; it must be a scalar.")
     gradients: tuple[Tensor | None, ...] = (None,)
     if value.requires_grad:
         gradients = torch.autograd.grad(value, [leaf, *others], retain_graph=True, allow_unused=True)
     if gradients[0] is None or any(g is not None and bool(g.any()) for g in gradients[1:]):
+        shapes = ", ".join(str(tuple(tensor.shape)) for _, tensor in tensors_of(judged))
         raise TaskError(
-            f"the task's loss does not depend on the model's output of shape {tuple(judged.shape)} alone. "
-            f"Give Task(loss=...) a function of the judged output (the tensor, its logits or its first "
-            f"element), or set sensitivity.trace_loss to 'divergence'."
+            f"the task's loss does not depend on the model's judged output of shape {shapes} alone. Give "
+            f"Task(loss=...) a function of what is judged (see objective.output_weights), or set "
+            f"sensitivity.trace_loss to 'divergence'."
         )
     return leaf, value
 
 
-def _replaced(outputs: Any, judged: Tensor, leaf: Tensor) -> Any:
-    if outputs is judged:
-        return leaf
+def _split(leaf: Tensor, judged: Judged) -> dict[int, Tensor]:
+    """Identity of each judged tensor → its part of the leaf."""
+    if isinstance(judged, Tensor):
+        return {id(judged): leaf}
+    parts = torch.split(leaf, [tensor[0].numel() for tensor in judged], 1)
+    return {id(tensor): part.reshape(tensor.shape) for tensor, part in zip(judged, parts, strict=True)}
+
+
+def _replaced(outputs: Any, leaves: Mapping[int, Tensor]) -> Any:
+    """The same outputs with the judged tensors replaced."""
+    if isinstance(outputs, Tensor):
+        return leaves.get(id(outputs), outputs)
+    if isinstance(outputs, tuple | list):
+        values = [_replaced(value, leaves) for value in outputs]
+        return type(outputs)(*values) if hasattr(outputs, "_fields") else type(outputs)(values)
     if isinstance(outputs, Mapping):
         changed: Any = copy.copy(outputs)
-        for name in [name for name, value in outputs.items() if value is judged]:
-            changed[name] = leaf
+        for name, value in outputs.items():
+            changed[name] = _replaced(value, leaves)
         return changed
-    if isinstance(outputs, tuple) and hasattr(outputs, "_replace"):
-        named: Any = outputs
-        names = [name for name, value in named._asdict().items() if value is judged]
-        return named._replace(**dict.fromkeys(names, leaf))
-    if isinstance(outputs, tuple | list):
-        return type(outputs)(leaf if value is judged else value for value in outputs)
-    changed = copy.copy(outputs)
-    changed.logits = leaf
-    return changed
+    if dataclasses.is_dataclass(outputs) or hasattr(outputs, "logits"):
+        changed = copy.copy(outputs)
+        for name, value in vars(outputs).items():
+            # Past a frozen dataclass's own setter: the copy is not yet anyone's.
+            object.__setattr__(changed, name, _replaced(value, leaves))
+        return changed
+    return outputs

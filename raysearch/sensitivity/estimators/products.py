@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raysearch.config.sensitivity import TraceLoss
 from raysearch.errors import TaskError
-from raysearch.evaluation import Replica, ShardView, output_tensor, run_in_microbatches
+from raysearch.evaluation import Judged, Replica, ShardView, batch_size, run_in_microbatches
 from raysearch.evaluation.batches import Batch
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.sensitivity.estimators.protocol import TraceRequest
@@ -54,7 +54,7 @@ class Block:
 
 @contextmanager
 def weight_blocks(
-    replica: Replica, request: TraceRequest, batch: Batch, reference: Tensor
+    replica: Replica, request: TraceRequest, batch: Batch, reference: Judged
 ) -> Iterator[Mapping[str, Block]]:
     """The blocks of some weights on one batch; flags, generators and the model are put back afterwards.
 
@@ -89,7 +89,7 @@ def weight_blocks(
         yield blocks
 
 
-def in_pieces(view: ShardView, draw: Callable[[Batch, Tensor], Mapping[str, _Value]]) -> dict[str, _Value]:
+def in_pieces(view: ShardView, draw: Callable[[Batch, Judged], Mapping[str, _Value]]) -> dict[str, _Value]:
     """Draws on a shard and its float outputs; where the graph does not fit in memory, on pieces of it.
 
     The mean loss of a shard is the mean of its pieces' weighted by their samples, and so is its Hessian. What
@@ -102,8 +102,8 @@ def in_pieces(view: ShardView, draw: Callable[[Batch, Tensor], Mapping[str, _Val
             any samples.
     """
 
-    def sized_draw(part: tuple[Batch, Tensor]) -> tuple[int, Mapping[str, _Value]]:
-        return len(part[1]), draw(*part)
+    def sized_draw(part: tuple[Batch, Judged]) -> tuple[int, Mapping[str, _Value]]:
+        return batch_size(part[1]), draw(*part)
 
     _, values = run_in_microbatches(
         sized_draw,
@@ -139,7 +139,7 @@ class ShardProducts:
     def __init__(self, view: ShardView, request: TraceRequest) -> None:
         self._view = view
         self._request = request
-        self._size = len(view.float_outputs())
+        self._size = batch_size(view.float_outputs())
         self._stack = ExitStack()
         self._blocks: dict[str, Block] = {}
 
@@ -154,7 +154,7 @@ class ShardProducts:
     def of(self, name: str, directions: Tensor) -> Tensor:
         """H_ll V for the columns of V, [n, m], float64; zeros where the loss does not reach the weight."""
 
-        def multiply(batch: Batch, reference: Tensor) -> dict[str, Tensor]:
+        def multiply(batch: Batch, reference: Judged) -> dict[str, Tensor]:
             with self._blocks_on(name, batch, reference) as blocks:
                 columns = [blocks[name].product(column.contiguous()) for column in directions.unbind(1)]
             return {name: torch.stack(columns, dim=1)}
@@ -162,9 +162,9 @@ class ShardProducts:
         return in_pieces(self._view, multiply)[name]
 
     @contextmanager
-    def _blocks_on(self, name: str, batch: Batch, reference: Tensor) -> Iterator[Mapping[str, Block]]:
+    def _blocks_on(self, name: str, batch: Batch, reference: Judged) -> Iterator[Mapping[str, Block]]:
         replica = self._view.replica
-        if len(reference) < self._size:
+        if batch_size(reference) < self._size:
             only = replace(self._request, weights=(name,))
             with weight_blocks(replica, only, batch, reference) as blocks:
                 yield blocks
@@ -218,7 +218,7 @@ def estimate_blocks(
     return draws
 
 
-def mean_loss(replica: Replica, loss: TraceLoss, batch: Batch, reference: Tensor) -> Tensor:
+def mean_loss(replica: Replica, loss: TraceLoss, batch: Batch, reference: Judged) -> Tensor:
     """The scalar that is differentiated: the mean divergence from `reference`, or the task's loss.
 
     Args:
@@ -232,7 +232,7 @@ def mean_loss(replica: Replica, loss: TraceLoss, batch: Batch, reference: Tensor
     """
     outputs = replica.forward(replica.model, batch)
     if loss == "divergence":
-        return replica.divergence.per_sample(output_tensor(outputs), reference).mean()
+        return replica.divergence.per_sample(replica.divergence.judged(outputs), reference).mean()
     if replica.loss is None:
         raise TaskError("sensitivity.trace_loss is 'loss', but the Task has no loss; set it to 'divergence'.")
     value = replica.loss(outputs, batch)

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from raysearch.errors import TaskError
-from raysearch.evaluation import Replica, ShardView, batch_size, output_tensor, run_in_microbatches
-from raysearch.evaluation.batches import Batch, take
+from raysearch.evaluation import Judged, Replica, ShardView, batch_size, run_in_microbatches
+from raysearch.evaluation.batches import Batch, map_tensors, take, tensors_of
 from raysearch.evaluation.data_set import DataSet
 from raysearch.evaluation.forward import frozen_eval
+from raysearch.evaluation.outputs import flat_rows, values_per_sample
 from raysearch.sensitivity.estimators.captured_calls import (
     Call,
     CallCapture,
@@ -120,7 +121,8 @@ class SampleGradients:
         batch: the samples.
 
     Attributes:
-        output: the judged output, [N, …], with its graph.
+        output: the judged output, [N, …], with its graph; of several all values of a sample side by side.
+        judged: the same without its graph, each output by itself.
     """
 
     def __init__(self, view: ShardView, weights: tuple[str, ...], batch: Batch) -> None:
@@ -128,7 +130,9 @@ class SampleGradients:
         self._batch = batch
         self._weights = {name: view.replica.model.get_parameter(name) for name in weights}
         self._plan = _plan(view, weights)
-        self.output, self._calls = _forward(view.replica, self._weights, batch)
+        judged, self._calls = _forward(view.replica, self._weights, batch)
+        self.output = flat_rows(judged)
+        self.judged = map_tensors(judged, Tensor.detach)
         if tuple(call.signature for call in self._calls) != self._plan.signatures:
             # The model took another way for this batch, so nothing that is known of its layers holds.
             self._plan = Plan((), (), frozenset(weights))
@@ -200,7 +204,8 @@ def looped_norms(
     num_samples = len(columns[0])
     norms = {name: torch.zeros(len(columns), num_samples, dtype=torch.float64) for name in weights}
     for index in range(num_samples):
-        output = output_tensor(replica.forward(replica.model, take(batch, index, index + 1)))
+        outputs = replica.forward(replica.model, take(batch, index, index + 1))
+        output = flat_rows(replica.divergence.judged(outputs))
         if not output.requires_grad:
             continue
         for number, column in enumerate(columns):
@@ -228,7 +233,7 @@ def samples_at_once(view: ShardView, one: Batch, most: int) -> int:
     Raises:
         UnitError: one sample alone does not fit in memory.
     """
-    num_outputs = view.replica.run(view.replica.model, one, view.name).numel()
+    num_outputs = values_per_sample(view.replica.run(view.replica.model, one, view.name))
     return max(1, min(most, MAX_OUTPUTS // num_outputs))
 
 
@@ -238,17 +243,19 @@ def require_gradients(replica: Replica) -> None:
         parameter.requires_grad_(parameter.is_floating_point())
 
 
-def _forward(replica: Replica, weights: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, list[Call]]:
+def _forward(replica: Replica, weights: Mapping[str, Tensor], batch: Batch) -> tuple[Judged, list[Call]]:
     with CallCapture(weights) as capture:
         outputs = replica.forward(replica.model, batch)
-    output = output_tensor(outputs)
+    judged = replica.divergence.judged(outputs)
     num_samples = batch_size(batch)
-    if len(output) != num_samples:
+    for _, output in tensors_of(judged):
+        if len(output) == num_samples:
+            continue
         raise TaskError(
             f"the model's output of shape {tuple(output.shape)} has {len(output)} rows for {num_samples} "
             f"samples; give Task(forward=...) a function whose output has one row a sample."
         )
-    return output, capture.calls
+    return judged, capture.calls
 
 
 def _plan(view: ShardView, weights: tuple[str, ...]) -> Plan:
@@ -266,7 +273,8 @@ def _plan(view: ShardView, weights: tuple[str, ...]) -> Plan:
 def _make_plan(replica: Replica, names: tuple[str, ...], batch: Batch) -> Plan:
     """Find the layout of every call's samples, and hold the norms against autograd's own gradients."""
     weights = {name: replica.model.get_parameter(name) for name in names}
-    output, calls = _forward(replica, weights, batch)
+    judged, calls = _forward(replica, weights, batch)
+    output = flat_rows(judged)
     signatures = tuple(call.signature for call in calls)
     if not output.requires_grad:
         return Plan(signatures, (None,) * len(calls), frozenset())
