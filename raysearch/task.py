@@ -20,6 +20,7 @@ from raysearch.errors import TaskError
 from raysearch.evaluation import Forward, Loss, default_forward
 from raysearch.evaluation.batches import on_device
 from raysearch.evaluation.metric import MetricFunction, as_metric
+from raysearch.evaluation.plain_weights import with_plain_weights
 
 T = TypeVar("T")
 
@@ -97,13 +98,14 @@ class Task:
 
 
 def on_host(task: Task) -> Task:
-    """The task with its model and example inputs in the host's memory; the task itself where they are there.
+    """The task with plain weights, and its model and example inputs in the host's memory.
 
-    Whoever starts a run may have no GPU, and its data come as CPU tensors; each worker takes its copy to its
-    own device. The user's model stays where it is: a copy is moved.
+    It is the task itself where that is so already. Whoever starts a run may have no GPU, and its data come as
+    CPU tensors; each worker takes its copy to its own device. The user's model stays as it is and where it
+    is: a copy is changed.
     """
-    tensors: list[Tensor] = [*task.model.parameters(), *task.model.buffers()]
-    model = task.model
+    model = with_plain_weights(task.model)
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     if any(tensor.device.type == "cuda" for tensor in tensors):
         model = copy.deepcopy(model).cpu()
     example_inputs = on_device(task.example_inputs, "cpu")

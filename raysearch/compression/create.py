@@ -19,6 +19,7 @@ from raysearch.controller import ControllerState, QuantizationController, create
 from raysearch.errors import ConfigError, ExportError
 from raysearch.evaluation import Batch, Forward, Loss, default_forward
 from raysearch.evaluation.batches import on_device
+from raysearch.evaluation.plain_weights import make_plain_weights
 from raysearch.export import StrippedModel, export_model
 from raysearch.placement import place_quantizers
 from raysearch.records import (
@@ -67,6 +68,7 @@ def create_compressed_model(
         DataError: there is no data to calibrate on.
         StorageError: the state is damaged, or of another model or configuration; names the quantizer.
     """
+    make_plain_weights(model)
     if isinstance(config, Config):
         return _typed(model, config, example_inputs, data, forward, loss, compression_state)
     source = config if isinstance(config, Mapping) else Path(config)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from raysearch.errors import PlacementError
+from raysearch.evaluation.plain_weights import own_classes
 from raysearch.hooks.locations import quantizer_location
 from raysearch.quantizer import Quantizer, dequantize
 from raysearch.records import Granularity, QuantizationPoint, QuantizerSetup, Site
@@ -119,7 +120,7 @@ def strip(
         activation_quantizer(model, point)
     if do_copy:
         model = copy.deepcopy(model)
-    _own_classes(model)
+    own_classes(model)
     for point in weights:
         _strip_weight(model, point, form)
     for point in setup.of_kind("activation").values():
@@ -221,13 +222,3 @@ def _parametrizations(model: nn.Module, site: Site) -> Any:
 
 def _name(site: Site) -> str:
     return f"{site.module}.{site.name}" if site.module else site.name
-
-
-def _own_classes(model: nn.Module) -> None:
-    # deepcopy shares the class that parametrize injects; removing the parametrization from one of the two
-    # would take the property off the other as well.
-    for module in model.modules():
-        if parametrize.is_parametrized(module):
-            shared = type(module)
-            body = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
-            module.__class__ = type(shared.__name__, shared.__bases__, body)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from raysearch.controller import create_controller, stripped_weights
 from raysearch.errors import PlacementError, StorageError, TaskError
+from raysearch.evaluation.plain_weights import make_plain_weights
 from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight
 from raysearch.export.program import tensor_slots
 from raysearch.placement.stored_tensors import TORCH_DTYPES
@@ -73,6 +74,8 @@ def _build(factory: str | Callable[[], nn.Module]) -> nn.Module:
         raise TaskError(f"the factory failed: {type(error).__name__}: {error!s:.300}") from error
     if not isinstance(model, nn.Module):
         raise TaskError(f"the factory returned a {type(model).__name__}; it must return a torch.nn.Module.")
+    # What was quantized are the values of computed weights, see `with_plain_weights`.
+    make_plain_weights(model)
     return model.cpu().eval()
 
 
