@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from raysearch.hooks.functions import EAGER_CALLS, IN_PLACE, OPENED, Call, counts
+from raysearch.hooks.functions import EAGER_CALLS, IN_PLACE, OPENED, Call, counts, plain_arguments
 
 CallKey = tuple[str, str, int, int]
 """Owner module, kind, occurrence, operand."""
@@ -51,6 +51,7 @@ class CallTap(TorchFunctionMode):
             with self:
                 return OPENED[func](*args, **kwargs)
         call = EAGER_CALLS.get(func)
+        args = plain_arguments(func, args)
         slots = _counted_slots(call, args, kwargs) if call else None
         if call is None or slots is None:
             return func(*args, **kwargs)

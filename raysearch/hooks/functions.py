@@ -34,6 +34,8 @@ _EAGER: tuple[tuple[str, tuple[int, ...], _Names, tuple[Callable[..., Any], ...]
         ),
     ),
     ("matmul", (1, 2), (("batch1",), ("batch2",)), (torch.baddbmm, _Tensor.baddbmm)),
+    ("matmul", (1, 2), (("mat1",), ("mat2",)), (torch.addmm, _Tensor.addmm)),
+    ("bilinear", (0, 1), (("input1",), ("input2",)), (F.bilinear,)),
     (
         "attention",
         (0, 1, 2),
@@ -64,6 +66,7 @@ _ATEN_NAMES = {
     "matmul": "matmul bmm mm",
     "attention": "scaled_dot_product_attention",
     "linear": "linear",
+    "bilinear": "bilinear",
     "conv": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
     "pool": "mean avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
@@ -74,7 +77,7 @@ class Call:
     """What is known of a function: its kind, and where its operands stand.
 
     Attributes:
-        kind: "add", "matmul", "attention", "linear", "conv" or "pool".
+        kind: "add", "matmul", "attention", "linear", "bilinear", "conv", "pool" or "einsum".
         positions: index of each operand among the positional arguments.
         keywords: names under which each operand may come instead.
     """
@@ -98,18 +101,38 @@ class Call:
         return slots
 
 
+class EinsumCall(Call):
+    """`torch.einsum`, whose operands follow its equation, one by one or as a list; those of two count."""
+
+    def __init__(self) -> None:
+        super().__init__("einsum", (1, 2), ())
+
+    def slots(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int | str] | None:
+        """Where the operands are, once `plain_arguments` has spread them."""
+        return [1, 2] if len(args) == 3 and isinstance(args[0], str) else None
+
+
 EAGER_CALLS: dict[Callable[..., Any], Call] = {
     function: Call(kind, positions, keywords)
     for kind, positions, keywords, functions in _EAGER
     for function in functions
 }
+EAGER_CALLS[torch.einsum] = EinsumCall()
+
+
+def plain_arguments(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The positional arguments of a call, with the operands of einsum one by one."""
+    if function is torch.einsum and len(args) == 2 and isinstance(args[1], list | tuple):
+        return (args[0], *args[1])
+    return args
+
 
 _POSITIONS = {kind: positions for kind, positions, _, _ in reversed(_EAGER)}
 ATEN_CALLS: dict[str, tuple[str, tuple[int, ...]]] = {
     f"aten.{name}": (kind, _POSITIONS[kind]) for kind, names in _ATEN_NAMES.items() for name in names.split()
 }
-# Its first operand is what the product is added to.
-ATEN_CALLS["aten.baddbmm"] = ("matmul", (1, 2))
+# Their first operand is what the product is added to.
+ATEN_CALLS["aten.baddbmm"] = ATEN_CALLS["aten.addmm"] = ("matmul", (1, 2))
 
 
 def counts(kind: str, shapes: Sequence[tuple[int, ...]], are_float: bool) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,9 @@ class Operation:
         arguments: per positional argument the name of the node it comes from, "" if it is no tensor.
         shape: shape of the result; () if it is no single tensor.
         is_float: whether the result is a floating-point tensor.
-        sources: names of all nodes it reads, those inside lists too.
+        sources: names of all nodes it reads, those inside lists too, each once.
+        operands: names of all nodes among its positional arguments in order, those inside lists too.
+        literals: per positional argument its value if it is no tensor, else None.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Operation:
     shape: tuple[int, ...]
     is_float: bool
     sources: tuple[str, ...] = ()
+    operands: tuple[str, ...] = ()
+    literals: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,17 @@ def _operation(node: torch.fx.Node, op: str, modules: Mapping[str, str]) -> Oper
         shape=shape,
         is_float=is_float,
         sources=tuple(source.name for source in node.all_input_nodes),
+        operands=tuple(_nodes_of(node.args)),
+        literals=tuple(None if isinstance(arg, torch.fx.Node) else arg for arg in node.args),
     )
+
+
+def _nodes_of(argument: Any) -> Iterator[str]:
+    if isinstance(argument, torch.fx.Node):
+        yield argument.name
+    elif isinstance(argument, list | tuple):
+        for part in argument:
+            yield from _nodes_of(part)
 
 
 def _explain(model: nn.Module, error: Exception) -> str:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
 from raysearch.hooks.functions import ATEN_CALLS, counts
 from raysearch.placement.capture import CapturedGraph, Operation
+from raysearch.placement.weight_reads import EINSUM, GETITEM, WeightRead, read_weight
 from raysearch.records import Site
 
-CONVOLUTIONS = {"aten.conv1d": 1, "aten.conv2d": 2, "aten.conv3d": 3}
-TRANSPOSED = {"aten.conv_transpose1d": 1, "aten.conv_transpose2d": 2, "aten.conv_transpose3d": 3}
-LINEAR = "aten.linear"
-EMBEDDING = "aten.embedding"
 CONCATENATION = "aten.cat"
 
 PASS_THROUGH = frozenset(
@@ -39,12 +36,6 @@ FUSED = frozenset(
 )  # fmt: skip
 """Operations that kernels fuse with the convolution or linear layer before them."""
 
-GETITEM = "<built-in function getitem>"
-SLICES = frozenset(
-    {"aten.split", "aten.split_with_sizes", "aten.chunk", "aten.slice", "aten.narrow", "aten.detach", GETITEM}
-)
-"""Operations that take a part of a weight: attention over other keys splits its `in_proj_weight`."""
-
 
 @dataclass
 class WeightUse:
@@ -52,8 +43,8 @@ class WeightUse:
 
     Attributes:
         kinds: of the operations: "conv", "depthwise", "conv_transpose", "linear" or "embedding".
-        inputs: root of the tensor that each operation reads, "" where a quantizer cannot reach it.
-        sites: where each operation reads it; None where a quantizer cannot reach it.
+        inputs: roots of the tensors that the operations multiply it with, "" where no quantizer reaches.
+        sites: where each of those is read; None where a quantizer cannot reach it.
         outputs: names of the operations.
     """
 
@@ -119,9 +110,8 @@ def read_graph(
 ) -> GraphReads:
     """Walk the graph once.
 
-    MACs per operation and sample, summed over all uses of a weight of shape (O, I/g, k…): convolution
-    numel(W) · output positions; transposed convolution numel(W) · input positions; linear numel(W) · rows;
-    embedding 0. Matrix products between activations are not counted.
+    MACs are per sample and summed over all uses of a weight, see `read_weight`. Matrix products between
+    activations are not counted.
 
     Args:
         graph: the captured graph.
@@ -139,13 +129,15 @@ def read_graph(
         if kind:
             occurrence[op.call, kind] += 1
             reads.counts[op.module, kind] = max(reads.counts[op.module, kind], index + 1)
-        if kind in ("add", "matmul", "attention", "pool"):
+        weight = read_weight(graph, op)
+        if weight is not None:
+            if weight.parameter not in refused:
+                _read_layer(graph, op, weight, index, batch, leaf_modules, reads)
+        elif kind in ("add", "matmul", "attention", "pool", "einsum"):
             _read_operands(graph, op, kind, operands, index, reads)
         elif op.op == CONCATENATION:
             parts = (root_of(graph, name) for name in op.sources if name not in graph.constants)
             reads.concatenations.append((op.name, tuple(parts)))
-        else:
-            _read_layer(graph, op, index, batch, leaf_modules, refused, reads)
     return replace(reads, tensors=[_of_sample(read, batch, folded) for read in reads.tensors])
 
 
@@ -158,55 +150,62 @@ def _of_sample(read: TensorRead, batch: int, folded: Container[str]) -> TensorRe
 
 def _counted(graph: CapturedGraph, op: Operation) -> tuple[str, tuple[str, ...]]:
     """Kind and operands of a call that the eager run counts too; ("", ()) for any other operation."""
+    if op.op == EINSUM:
+        # A tap counts those of two operands.
+        is_counted = len(op.operands) == 2 and _counts(graph, "einsum", op.operands)
+        return ("einsum", op.operands) if is_counted else ("", ())
     kind, positions = ATEN_CALLS.get(op.op, ("", ()))
     if not kind or len(op.arguments) <= max(positions):
         return "", ()
     names = tuple(op.arguments[position] for position in positions)
-    if not all(names):
-        return "", ()
+    return (kind, names) if all(names) and _counts(graph, kind, names) else ("", ())
+
+
+def _counts(graph: CapturedGraph, kind: str, names: Sequence[str]) -> bool:
     operands = [graph.operations[name] for name in names]
-    fits = counts(kind, [o.shape for o in operands], all(o.is_float for o in operands))
-    return (kind, names) if fits else ("", ())
+    return counts(kind, [o.shape for o in operands], all(o.is_float for o in operands))
 
 
 def _read_layer(
     graph: CapturedGraph,
     op: Operation,
+    weight: WeightRead,
     index: int,
     batch: int,
     leaf_modules: set[str],
-    refused: Container[str],
     reads: GraphReads,
 ) -> None:
-    is_embedding = op.op == EMBEDDING
-    if op.op not in CONVOLUTIONS and op.op not in TRANSPOSED and op.op != LINEAR and not is_embedding:
-        return
-    parameter = _parameter_of(graph, op.arguments[0 if is_embedding else 1])
-    if parameter is None or parameter in refused:
-        return
-    use = reads.weights.setdefault(parameter, WeightUse(parameter, 1 if op.op in TRANSPOSED else 0))
-    kind = _layer_kind(graph, op)
+    use = reads.weights.setdefault(weight.parameter, WeightUse(weight.parameter, weight.axis))
     use.modules.append(op.module)
-    use.kinds.append(kind)
+    use.kinds.append(weight.kind)
     use.outputs.append(op.name)
-    if is_embedding:
-        return
-    source = graph.operations[op.arguments[0]]
-    use.macs += _macs(graph, op, source, batch)
-    if not source.is_float or source.name in graph.constants:
-        use.inputs.append("")
-        use.sites.append(None)
-        return
-    # A layer of torch reads its first argument, perhaps padded; what is computed within a module, or by a
-    # module that calls the function itself, a tap reaches.
-    entry = _outside(graph, source, op)
-    is_leaf = op.module in leaf_modules and not _is_within(entry, op)
-    called = "linear" if op.op == LINEAR else "conv"
-    site = Site(op.module, "input") if is_leaf else Site(op.module, "call", called, index, 0)
-    root = root_of(graph, source.name)
-    use.inputs.append(root)
-    use.sites.append(site)
-    reads.tensors.append(TensorRead(root, site, (entry if is_leaf else source).shape, kind))
+    use.macs += weight.macs // max(1, batch)
+    for operand, name in weight.inputs:
+        source = graph.operations[name]
+        if not source.is_float or source.name in graph.constants:
+            use.inputs.append("")
+            use.sites.append(None)
+            continue
+        # A layer of torch reads its first argument, perhaps padded; what is computed within a module, or by a
+        # module that calls the function itself, a tap reaches.
+        entry = _outside(graph, source, op)
+        is_leaf = op.module in leaf_modules and not _is_within(entry, op)
+        site = Site(op.module, "call", weight.call, index, operand)
+        shape = _with_batch(source.shape, batch) if weight.call in _FOLDING else source.shape
+        if is_leaf:
+            site, shape = Site(op.module, "input"), entry.shape
+        root = root_of(graph, source.name)
+        use.inputs.append(root)
+        use.sites.append(site)
+        reads.tensors.append(TensorRead(root, site, shape, weight.kind))
+
+
+_FOLDING = ("matmul", "einsum")
+"""Calls that often read samples and positions as one dimension, or the batch behind another."""
+
+
+def _with_batch(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
+    return shape if shape[0] == batch else (batch, prod(shape) // max(1, batch))
 
 
 def _outside(graph: CapturedGraph, source: Operation, layer: Operation) -> Operation:
@@ -223,18 +222,6 @@ def _is_within(source: Operation, layer: Operation) -> bool:
     )
 
 
-def _layer_kind(graph: CapturedGraph, op: Operation) -> str:
-    if op.op == EMBEDDING:
-        return "embedding"
-    if op.op == LINEAR:
-        return "linear"
-    if op.op in TRANSPOSED:
-        return "conv_transpose"
-    weight, source = (graph.operations[name].shape for name in (op.arguments[1], op.arguments[0]))
-    channels = source[-1 - CONVOLUTIONS[op.op]]
-    return "depthwise" if weight[1] == 1 and channels > 1 else "conv"
-
-
 def _read_operands(
     graph: CapturedGraph, op: Operation, kind: str, operands: tuple[str, ...], index: int, reads: GraphReads
 ) -> None:
@@ -246,7 +233,9 @@ def _read_operands(
         else:
             site = Site(op.module, "call", kind, index, argument)
         shape = graph.operations[name].shape
-        reads.tensors.append(TensorRead(root_of(graph, name), site, shape, kind))
+        # Hardware profiles know products of activations by one name.
+        read_by = "matmul" if kind == "einsum" else kind
+        reads.tensors.append(TensorRead(root_of(graph, name), site, shape, read_by))
     if kind == "add":
         a, b = (root_of(graph, name) for name in operands)
         reads.additions.append(Addition(op.module, (a, b)))
@@ -273,23 +262,6 @@ def _moves(graph: CapturedGraph, op: Operation) -> bool:
     # Adaptive max pooling gives a pair (values, indices), of which only the values are floating point.
     is_part = op.op == GETITEM and graph.operations[op.arguments[0]].op in PASS_THROUGH
     return op.op in PASS_THROUGH or is_part
-
-
-def _parameter_of(graph: CapturedGraph, name: str) -> str | None:
-    while name and name not in graph.parameters and graph.operations[name].op in SLICES:
-        name = graph.operations[name].arguments[0]
-    return graph.parameters.get(name)
-
-
-def _macs(graph: CapturedGraph, op: Operation, source: Operation, batch: int) -> int:
-    weight = graph.operations[op.arguments[1]].shape
-    if op.op == LINEAR:
-        positions = prod(source.shape[:-1])
-    elif op.op in TRANSPOSED:
-        positions = prod(source.shape) // max(1, source.shape[-1 - TRANSPOSED[op.op]])
-    else:
-        positions = prod(op.shape) // max(1, op.shape[-1 - CONVOLUTIONS[op.op]])
-    return prod(weight) * positions // max(1, batch)
 
 
 def _batch_size(graph: CapturedGraph) -> int:

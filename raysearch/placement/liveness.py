@@ -7,16 +7,8 @@ from math import prod
 
 from raysearch.hooks.functions import ATEN_CALLS
 from raysearch.placement.capture import CapturedGraph, Operation
-from raysearch.placement.graph import (
-    CONVOLUTIONS,
-    FUSED,
-    LINEAR,
-    PASS_THROUGH,
-    SLICES,
-    TRANSPOSED,
-    GraphReads,
-    root_of,
-)
+from raysearch.placement.graph import FUSED, PASS_THROUGH, GraphReads, root_of
+from raysearch.placement.weight_reads import CONVOLUTIONS, EINSUM, LINEAR, SLICES, TRANSPOSED
 from raysearch.records import LiveTensor, QuantizationPoint
 
 VIEWS = frozenset(
@@ -30,7 +22,7 @@ VIEWS = frozenset(
 """Operations whose result shares the storage of what they read, or needs none."""
 
 _READS_CODES = frozenset(
-    {*CONVOLUTIONS, *TRANSPOSED, LINEAR, *ATEN_CALLS, *PASS_THROUGH, *SLICES, "aten.cat"}
+    {*CONVOLUTIONS, *TRANSPOSED, LINEAR, EINSUM, *ATEN_CALLS, *PASS_THROUGH, *SLICES, "aten.cat"}
 )
 
 

@@ -6,7 +6,7 @@ N  samples    P  output positions    G  groups    d  inputs of one output channe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
 
@@ -14,10 +14,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raysearch.hooks.einsum import read_einsum
+from raysearch.hooks.functions import EAGER_CALLS, Call, plain_arguments
+
 PATCH_BYTES = 2**26
 """Vectors that are held at once; more are made in pieces of whole samples, whose sums are added in order."""
 
-LayerKind = Literal["linear", "conv", "transposed", "embedding"]
+LayerKind = Literal["linear", "product", "batched", "batched_product", "conv", "transposed", "embedding"]
+"""A linear weight is [out, in], that of a product [in, out]; batched ones have one such matrix a group."""
+
+_TURNED: Mapping[LayerKind, LayerKind] = {
+    "linear": "product",
+    "product": "linear",
+    "batched": "batched_product",
+    "batched_product": "batched",
+}
 
 
 @dataclass(frozen=True)
@@ -26,11 +37,12 @@ class Geometry:
 
     Attributes:
         kind: the operation.
-        groups: convolution groups; 1 of other layers.
+        groups: convolution groups, or matrices of a batched weight; 1 of other layers.
         kernel: spatial sizes of the kernel.
         stride: per spatial dimension.
         dilation: per spatial dimension.
         padding: zeros before and after, per spatial dimension.
+        axis: of a linear layer or a product, where the input has what one row reads.
     """
 
     kind: LayerKind
@@ -39,6 +51,12 @@ class Geometry:
     stride: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     padding: tuple[tuple[int, int], ...] = ()
+    axis: int = -1
+
+    def turned(self) -> Geometry | None:
+        """The same for a weight that is given with its last two dimensions swapped; None of a convolution."""
+        kind = _TURNED.get(self.kind)
+        return None if kind is None else replace(self, kind=kind)
 
 
 @dataclass(frozen=True)
@@ -50,37 +68,91 @@ class LayerCall:
     weight: Tensor
 
 
-def read_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> LayerCall | None:
-    """What a torch function was called with; None where it is no layer.
+def read_calls(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[LayerCall, ...]:
+    """What a torch function may have read a weight for; of a product either factor may be the weight.
 
     Args:
         function: as torch's override protocol passes it.
         args: positional arguments of the call.
         kwargs: keyword arguments of the call.
     """
+    call = EAGER_CALLS.get(function)
+    if call is not None and call.kind in ("matmul", "einsum", "bilinear"):
+        return _products(call, plain_arguments(function, tuple(args)), dict(kwargs))
     entry = _LAYERS.get(function)
     if entry is None:
-        return None
+        return ()
     kind, names = entry
     values = {**dict(zip(names, args, strict=False)), **kwargs}
     source, weight = values.get("input"), values.get("weight")
     if not isinstance(source, Tensor) or not isinstance(weight, Tensor):
-        return None
+        return ()
     if kind in ("linear", "embedding"):
-        return LayerCall(Geometry(kind), source, weight)
-    return LayerCall(_convolution(kind, weight, values), source, weight)
+        return (LayerCall(Geometry(kind), source, weight),)
+    return (LayerCall(_convolution(kind, weight, values), source, weight),)
+
+
+def _products(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[LayerCall, ...]:
+    slots = call.slots(args, kwargs)
+    if slots is None:
+        return ()
+    factors = [args[slot] if isinstance(slot, int) else kwargs[slot] for slot in slots]
+    if not all(isinstance(factor, Tensor) and factor.ndim for factor in factors):
+        return ()
+    first, second = factors
+    if call.kind == "bilinear":
+        weight = args[2] if len(args) > 2 else kwargs["weight"]
+        # Each row reads the products of all pairs of inputs.
+        pairs = (first.unsqueeze(-1) * second.unsqueeze(-2)).flatten(-2)
+        return (LayerCall(Geometry("linear"), pairs, weight),)
+    if call.kind == "einsum":
+        return _einsum(args[0], first, second)
+    calls = []
+    if second.ndim > 1:
+        calls.append(LayerCall(_product("product", "batched_product", second, -1), first, second))
+    if first.ndim > 1 and second.ndim > 1:
+        calls.append(LayerCall(_product("linear", "batched", first, -2), second, first))
+    return tuple(calls)
+
+
+def _product(plain: LayerKind, batched: LayerKind, weight: Tensor, axis: int) -> Geometry:
+    """x·W, or W·x; a weight of three dimensions is a matrix for each entry of the first."""
+    if weight.ndim == 2:
+        return Geometry(plain, axis=axis)
+    return Geometry(batched, groups=weight.shape[-3], axis=axis)
+
+
+def _einsum(text: str, first: Tensor, second: Tensor) -> tuple[LayerCall, ...]:
+    """The factors that are a matrix whose one dimension is summed over and whose other one the result has."""
+    equation = read_einsum(text, (first.shape, second.shape))
+    if equation is None:
+        return ()
+    calls = []
+    factors = (first, second)
+    for index, weight in enumerate(factors):
+        labels, other = equation.operands[index], equation.operands[1 - index]
+        summed = set(labels + other) - set(equation.result)
+        if weight.ndim != 2 or len(summed) != 1 or not summed <= set(labels) & set(other):
+            continue
+        label = summed.pop()
+        outer = labels.replace(label, "")
+        if outer not in other:
+            kind: LayerKind = "linear" if labels[1] == label else "product"
+            axis = other.index(label) - len(other)
+            calls.append(LayerCall(Geometry(kind, axis=axis), factors[1 - index], weight))
+    return tuple(calls)
 
 
 def vectors(geometry: Geometry, source: Tensor) -> Iterator[Tensor]:
     """The vectors that a layer's weight is multiplied with, [G, d, vectors] a piece; float32, or the input's.
 
-    Linear: rows of the input over all leading axes. Convolution: patches of the padded input, channels
-    first, per group. Transposed convolution: an output position reads those inputs whose kernel covers it,
-    which are the patches of the input with stride − 1 zeros put between its values, under the kernel turned
-    round; so d is again (channels of a group) · (kernel positions), as the weight has them.
+    Linear and products: the input's rows along `axis`, over all other axes. Convolution: patches of the
+    padded input, channels first, per group. Transposed convolution: an output position reads those inputs
+    whose kernel covers it, which are the patches of the input with stride − 1 zeros put between its values,
+    under the kernel turned round; so d is again (channels of a group) · (kernel positions), as the weight has them.
     """
-    if geometry.kind == "linear":
-        yield _computable(source.reshape(-1, source.shape[-1]).T)[None]
+    if geometry.kind in _TURNED:
+        yield _computable(_rows(geometry, source))
         return
     dims = len(geometry.kernel)
     samples = source if source.ndim == dims + 2 else source[None]
@@ -91,6 +163,19 @@ def vectors(geometry: Geometry, source: Tensor) -> Iterator[Tensor]:
     sample_bytes = 4 * samples.shape[1] * prod(geometry.kernel) * size * stuffing
     for part in torch.split(samples, max(1, PATCH_BYTES // max(1, sample_bytes))):
         yield _patches(geometry, part)
+
+
+def _rows(geometry: Geometry, source: Tensor) -> Tensor:
+    """[G, d, vectors] of the input of a linear layer or a product."""
+    moved = (source if source.ndim > 1 else source[None]).movedim(geometry.axis, -1)
+    num_inputs = moved.shape[-1]
+    if geometry.groups == 1:
+        return moved.reshape(1, -1, num_inputs).transpose(1, 2)
+    # A matrix for each entry of the dimension before the last two; the input may have one row block for all.
+    if moved.ndim == 2:
+        moved = moved[None]
+    spread = moved.expand(*moved.shape[:-3], geometry.groups, *moved.shape[-2:])
+    return spread.movedim(-3, 0).reshape(geometry.groups, -1, num_inputs).transpose(1, 2)
 
 
 def counts(source: Tensor, num_rows: int) -> Tensor:

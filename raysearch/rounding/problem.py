@@ -142,13 +142,13 @@ def gather_inputs(
                 f"data, or leave the layer float (placement.ignored_scopes)."
             )
     if not parts:
-        return None, ("never reached by the calibration data, rounded to nearest",)
+        return None, ("no call of the calibration data reads it as a matrix, rounded to nearest",)
     tables = [(reader, moment) for reader, moment in parts if reader.kind == "embedding"]
     layers = [(reader, moment) for reader, moment in parts if reader.kind != "embedding"]
-    layouts = {Layout(reader.kind == "transposed", reader.groups) for reader, _ in layers} or {Layout()}
+    layouts = {layout_of(reader) for reader, _ in layers} or {Layout()}
     layout = next(iter(layouts))
     has_parts = any(_is_part(reader, point.shape) for reader, _ in layers)
-    if len(layouts) > 1 or (layout.groups > 1 and has_parts):
+    if len(layouts) > 1 or (has_parts and (layout.groups > 1 or layout.is_batched)):
         return None, ("its uses lay its rows out in different ways, rounded to nearest",)
     counts = torch.zeros(point.shape[0], dtype=torch.float64, device=device)
     for reader, moment in tables:
@@ -205,9 +205,9 @@ def _blocks(
             (reader.columns, reader.rows) if layout.is_transposed else (reader.rows, reader.columns)
         )
         uses.append((outputs, inputs, torch.from_numpy(moment.values).to(device)))
-    num_rows = shape[1] if layout.is_transposed else shape[0] // layout.groups
+    num_rows = layout.num_rows(shape)
     num_inputs = shape[0] // layout.groups if layout.is_transposed else shape[1]
-    if layout.groups > 1:
+    if layout.groups > 1 or layout.is_batched:
         total = sum((matrix for _, _, matrix in uses[1:]), start=uses[0][2].clone())
         return [(0, num_rows, total)]
     edges = sorted({0, num_rows} | {edge for outputs, _, _ in uses for edge in outputs})
@@ -220,6 +220,12 @@ def _blocks(
                 matrix[:, span, span] += values
         blocks.append((first, last, matrix))
     return blocks
+
+
+def layout_of(reader: Reader) -> Layout:
+    """How the rows lie in a weight that is read in such a way."""
+    is_transposed = reader.kind in ("transposed", "product", "batched_product")
+    return Layout(is_transposed, reader.groups, is_batched=reader.kind.startswith("batched"))
 
 
 def _is_part(reader: Reader, shape: Sequence[int]) -> bool:

@@ -135,7 +135,7 @@ def _by_inputs(
             uses[reader.weight].append((reader, moment))
     together: dict[object, list[str]] = {}
     for name, parts in uses.items():
-        key = tuple((id(moment), reader.rows, reader.columns, reader.groups) for reader, moment in parts)
+        key = tuple((id(moment), r.kind, r.rows, r.columns, r.groups) for r, moment in parts)
         # A weight that nothing is known of stands alone, as does one of another shape.
         together.setdefault((key or name, points[name].shape), []).append(name)
     return [(tuple(names), uses[names[0]]) for names in together.values()]

@@ -23,7 +23,7 @@ from raysearch.errors import DataError
 from raysearch.evaluation import Batch, DataSet, Replica, batch_size, run_in_microbatches, shard_name
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.hooks.functions import OPENED
-from raysearch.rounding.layers import Geometry, LayerKind, counts, read_call, vectors
+from raysearch.rounding.layers import Geometry, LayerKind, counts, read_calls, vectors
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -192,8 +192,7 @@ class MomentTap(TorchFunctionMode):
         if func in OPENED:
             with self:
                 return OPENED[func](*args, **kwargs)
-        call = read_call(func, args, kwargs)
-        if call is not None:
+        for call in read_calls(func, args, kwargs):
             self._observe(call.geometry, call.input.detach(), call.weight, call.input)
         return func(*args, **kwargs)
 
@@ -234,6 +233,12 @@ class MomentTap(TorchFunctionMode):
             place = _part_of(parameter, weight)
             if place is not None:
                 return Reader(name, geometry.kind, geometry.groups, *place)
+            turned = geometry.turned() if weight.ndim > 1 else None
+            if turned is None:
+                continue
+            place = _part_of(parameter, weight.transpose(-1, -2))
+            if place is not None:
+                return Reader(name, turned.kind, geometry.groups, *place)
         return None
 
 

@@ -36,5 +36,5 @@ def test_weights_with_too_few_rows_or_none_are_named(tmp_path):
     result = raysearch.run(task, "avg_bits<=4", tmp_path, config=config, run_id="run", workers=0)
     notes = [note for note in result.notes if note.startswith("Rounding")]
     few = "fewer calibration vectors than inputs, damping raised (40 for 80 inputs, from 0.01 to 0.02)"
-    never = "never reached by the calibration data, rounded to nearest"
+    never = "no call of the calibration data reads it as a matrix, rounded to nearest"
     assert notes == [f"Rounding of wide.weight: {few}.", f"Rounding of other.weight: {never}."]

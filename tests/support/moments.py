@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from raysearch.rounding.layout import Layout
+from raysearch.rounding.problem import layout_of
 
 
 def values_of(moments, weight):
@@ -21,7 +21,7 @@ def quadratic(moments, weight, delta):
     """tr(Δ H Δᵀ) by the moments, one number for the whole weight."""
     total = torch.zeros(())
     for reader, matrix in values_of(moments, weight):
-        layout = Layout(reader.kind == "transposed", reader.groups)
+        layout = layout_of(reader)
         part = delta[slice(*reader.rows)]
         if reader.columns != (0, 0):
             part = part[:, slice(*reader.columns)]
