@@ -92,7 +92,9 @@ def run(
     progress = Progress(store, listener)
     # The order counts: `stoppable` sets its signal handler after Ray has set its own, and `reporting` sees
     # what goes wrong in both.
-    with reporting(progress), pool_session(settings, address) as session, stoppable():
+    coverage = inputs.setup.coverage
+    remark = "" if coverage is None else coverage.describe()
+    with reporting(progress, remark), pool_session(settings, address) as session, stoppable():
         settings = session.config
         _settle_device(store, started | settings.fixed())
         inputs = _on_device(inputs, settings)

@@ -14,6 +14,7 @@ from raysearch.records import (
     BitAssignment,
     Budget,
     CostModel,
+    Coverage,
     QuantizationPoint,
     QuantizerGroup,
     QuantizerSetup,
@@ -56,6 +57,8 @@ class ProgressLines:
         if status.state != "running":
             self.close()
             return
+        if status.message:
+            self._console.print(f"{status.run_id}  {status.message}", soft_wrap=True, markup=False)
         text = f"{status.run_id}  {progress_text(status)}"
         is_new = status.stage != self._stage
         self._stage = status.stage
@@ -126,9 +129,10 @@ def assignment_table(setup: QuantizerSetup, assignment: Mapping[str, int]) -> Ta
 
 
 def layers_table(setup: QuantizerSetup) -> Table:
-    """Every group with its points, grid and widths, and what stays float."""
+    """Every group with its points, grid and widths, and what stays float and why."""
     columns = ("group", "kind", "shape", "elements", "MACs", "quantizer", "bit-widths", "pairs")
-    table = Table(*columns, "shares its width with")
+    caption = "" if setup.coverage is None else f"{setup.coverage.describe()}."
+    table = Table(*columns, "shares its width with", caption=caption)
     for group in setup.groups.values():
         points = [setup.points[name] for name in group.points]
         first = points[0]
@@ -151,8 +155,10 @@ def layers_table(setup: QuantizerSetup) -> Table:
             others,
         )
         table.add_row(*row)
-    for name in setup.unsupported:
-        table.add_row(name, "weight", "", "", "", "none: a recurrent layer", "float", "", "")
+    for weight in setup.coverage.floating if setup.coverage else ():
+        shape = "×".join(map(str, weight.shape))
+        cells = ("weight", shape, f"{weight.num_elements:,}", "", f"none: {weight.reason}", "float", "", "")
+        table.add_row(weight.name, *cells)
     return table
 
 
@@ -198,10 +204,18 @@ def inspection(setup: QuantizerSetup, model: CostModel) -> dict[str, object]:
     return {
         "groups": {group.id: _group_facts(setup, group) for group in setup.groups.values()},
         "unsupported": list(setup.unsupported),
+        "coverage": _coverage_facts(setup.coverage),
         "uniform": uniform,
         "achievable": {kind: [model.lowest[kind], model.highest[kind]] for kind in model.lowest},
         "reference": model.reference,
     }
+
+
+def _coverage_facts(coverage: Coverage | None) -> dict[str, object] | None:
+    if coverage is None:
+        return None
+    totals = {"weights": coverage.num_weights, "quantizable": coverage.num_quantizable}
+    return totals | coverage.as_dict()
 
 
 def _group_facts(setup: QuantizerSetup, group: QuantizerGroup) -> dict[str, object]:

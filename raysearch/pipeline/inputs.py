@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -156,6 +157,8 @@ def _check_setup(setup: QuantizerSetup, budgets: Sequence[Budget], config: Confi
     """What can be said of the settings once the quantizers are placed."""
     search = config.search
     check_budgets(budgets, setup)
+    for text in broken_promises(budgets, setup):
+        warnings.warn(text, stacklevel=4)
     if search.minimized_kind is not None:
         check_minimized(search.minimized_kind, budgets, setup)
     # The default targets hold every width; the export notes which of them it leaves out.
@@ -163,6 +166,14 @@ def _check_setup(setup: QuantizerSetup, budgets: Sequence[Budget], config: Confi
     for index, bits in enumerate(search.enqueue):
         _check_enqueued(index, BitAssignment(bits), budgets, setup)
     choose_rules(setup, config.calibration)
+
+
+def broken_promises(budgets: Sequence[Budget], setup: QuantizerSetup) -> tuple[str, ...]:
+    """What budgets of mean widths leave out, as sentences: weights that stay float, if they are many."""
+    if setup.coverage is None:
+        return ()
+    texts = [setup.coverage.broken_promise(b.text) for b in budgets if b.kind in ("avg_bits", "effective")]
+    return tuple(text for text in texts if text)
 
 
 def _fit_divergence(task: Task, settings: ObjectiveConfig, batch: Batch) -> FittedObjective:

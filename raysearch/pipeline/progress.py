@@ -119,9 +119,14 @@ class Progress:
 
 
 @contextmanager
-def reporting(progress: Progress) -> Iterator[None]:
-    """Say in the run's folder how it ends."""
-    progress.tell("running", "starting")
+def reporting(progress: Progress, remark: str = "") -> Iterator[None]:
+    """Say in the run's folder how it ends.
+
+    Args:
+        progress: keeps the run's status.
+        remark: what is told when it starts.
+    """
+    progress.tell("running", "starting", message=remark)
     try:
         yield
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from raysearch.artifacts.codecs import Metrics
 from raysearch.errors import ConfigError
 from raysearch.evaluation.metric import direction_of
 from raysearch.pipeline.direction import unlikely_gain
-from raysearch.pipeline.inputs import Inputs
+from raysearch.pipeline.inputs import Inputs, broken_promises
 from raysearch.records import (
     ExportManifest,
     FineTuneResult,
@@ -155,6 +155,7 @@ def _notes(
     notes.extend(inputs.notes)
     if inputs.task.validation is None:
         notes.append(NO_VALIDATION)
+    notes.extend(broken_promises(inputs.budgets, inputs.setup))
     notes.append(records.training.skipped)
     if store.has(codecs.ROUNDING):
         notes.extend(store.load(codecs.ROUNDING).notes())

@@ -16,6 +16,7 @@ from raysearch.evaluation.batches import on_device
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.hooks.call_taps import CallTap, tap_calls
 from raysearch.placement.capture import CapturedGraph, capture
+from raysearch.placement.coverage import measure_coverage
 from raysearch.placement.graph import GraphReads, WeightUse, producer_of, read_graph
 from raysearch.placement.liveness import live_tensors
 from raysearch.placement.overrides import read_overrides
@@ -39,16 +40,19 @@ def place_quantizers(
 ) -> QuantizerSetup:
     """Decide where quantizers go in a model.
 
-    Weights: every parameter that Conv1d/2d/3d, ConvTranspose1d/2d/3d, Linear or Embedding operations read,
-    once even if it is tied or its module runs often; one scale per output channel (axis 1 of transposed
-    convolutions, rows of an embedding). Activations: every tensor that such an operation, a residual
-    addition, a product of two activations or a scaled dot-product attention reads; one quantizer serves all
-    readers of one tensor, and the parts of a concatenation with it. The operands of an addition, and the
-    tensors that one weight reads, share a width. Nothing is placed between an operation and the normalisation
-    or activation that follows it.
+    Weights: every parameter that a Conv1d/2d/3d, ConvTranspose1d/2d/3d, Linear, Embedding or Bilinear
+    operation reads, or that a matrix product (`matmul`, `mm`, `bmm`, `addmm`, `baddbmm`, `einsum` of two)
+    multiplies an activation with; once even if it is tied or its module runs often. One scale per output
+    channel (axis 1 of transposed convolutions and of weights that are [in, out], rows of an embedding, the
+    largest axis that only the result has for an einsum). Activations: every tensor that such an operation, a
+    residual addition, a product of two activations or a scaled dot-product attention reads; one quantizer
+    serves all readers of one tensor, and the parts of a concatenation with it. The operands of an addition,
+    and the tensors that one weight reads, share a width. Nothing is placed between an operation and the
+    normalisation or activation that follows it.
 
     Left float: the weights of LSTM, GRU and RNN (with a warning), the softmax inside a fused attention, and
     everything else that is no such operation; all activations, where `activation_bit_widths` is empty.
+    `QuantizerSetup.coverage` says which weights that are, and why.
 
     A scope is a name, a glob, or a regular expression after "re:"; `"fc"` means the weights of fc,
     `"fc.input"` its input.
@@ -80,8 +84,8 @@ def place_quantizers(
     if not reads.weights:
         besides = f" Recurrent weights stay float: {', '.join(recurrent)}." if recurrent else ""
         raise PlacementError(
-            f"{type(model).__name__} has no weight of a Conv, ConvTranspose, Linear or Embedding that its "
-            f"forward reads; there is nothing to quantize.{besides}"
+            f"{type(model).__name__} has no weight of a Conv, ConvTranspose, Linear, Embedding or matrix "
+            f"product that its forward reads; there is nothing to quantize.{besides}"
         )
     table = make_points(model, reads)
     requested = _requested_scopes(settings)
@@ -100,6 +104,7 @@ def place_quantizers(
         unsupported=tuple(recurrent),
         tensors=live_tensors(graph, reads, floating, points),
         stored=stored_tensors(model, points),
+        coverage=measure_coverage(model, graph, reads.weights, points, recurrent),
     )
 
 

@@ -16,6 +16,7 @@ from raysearch.records.costs.formula import CostFormula, CostSum
 from raysearch.records.costs.kinds import COST_KINDS, CostKind
 from raysearch.records.costs.memory import live_sets, tensor_bytes
 from raysearch.records.costs.model import CostModel
+from raysearch.records.coverage import Coverage, FloatWeight
 from raysearch.records.drop import LeastCost, MaxDrop, drop_of, parse_max_drop
 from raysearch.records.granularity import PER_TENSOR, Granularity, GranularityKind
 from raysearch.records.latency import LatencyProfile
@@ -56,11 +57,13 @@ __all__ = [
     "CostKind",
     "CostModel",
     "CostSum",
+    "Coverage",
     "EpochMetrics",
     "ExportManifest",
     "ExportedFile",
     "FileSize",
     "FineTuneResult",
+    "FloatWeight",
     "Granularity",
     "GranularityKind",
     "LatencyProfile",

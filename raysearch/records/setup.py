@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Literal
 
 from raysearch.errors import ConfigError, StorageError
+from raysearch.records.coverage import Coverage
 from raysearch.records.granularity import PER_TENSOR, Granularity
 from raysearch.records.latency import LatencyProfile
 
@@ -27,7 +28,8 @@ class Site:
         role: "parameter" (the quantizer is a parametrization of `name`), "input" (it acts on the
             module's first argument), "add" (it acts on one operand of the `occurrence`-th addition that the
             module itself executes in one forward) or "call" (the same of another function, `name`).
-        name: the parameter's name, or the kind of function: "matmul", "attention", "linear", "conv", "pool".
+        name: the parameter's name, or the kind of function: "matmul", "einsum", "attention", "linear",
+            "bilinear", "conv", "pool".
         occurrence: index of the call within the module's own forward, among those of its kind.
         argument: the operand, from 0.
     """
@@ -178,6 +180,7 @@ class QuantizerSetup:
         latency: measured times of this model's layers, when a profile was given.
         stored: what the packed file holds beside the quantized weights, tied tensors once; None when that
             is not known: `size` then counts the weights alone.
+        coverage: how much of the weights that is; no part of the fingerprint. None when it is not known.
     """
 
     points: Mapping[str, QuantizationPoint]
@@ -187,6 +190,7 @@ class QuantizerSetup:
     tensors: tuple[LiveTensor, ...] = ()
     latency: LatencyProfile | None = None
     stored: tuple[StoredTensor, ...] | None = None
+    coverage: Coverage | None = None
 
     def __post_init__(self) -> None:
         grouped = [p for group in self.groups.values() for p in group.points]
@@ -231,8 +235,9 @@ class QuantizerSetup:
         return tuple((g.id, bits) for g in self.groups.values() for bits in g.bit_widths)
 
     def fingerprint(self) -> str:
-        """A short hash of the whole setup."""
-        return blake2b(self.to_json().encode(), digest_size=8).hexdigest()
+        """A short hash of all that decides about a result."""
+        decisive = replace(self, coverage=None)
+        return blake2b(decisive.to_json().encode(), digest_size=8).hexdigest()
 
     def to_json(self) -> str:
         """The setup as JSON text; `from_json` reads it back."""
@@ -250,6 +255,8 @@ class QuantizerSetup:
             data["latency"] = self.latency.as_dict()
         if self.stored is not None:
             data["stored"] = [asdict(tensor) for tensor in self.stored]
+        if self.coverage is not None:
+            data["coverage"] = self.coverage.as_dict()
         return json.dumps(data, indent=1)
 
     @classmethod
@@ -279,6 +286,7 @@ class QuantizerSetup:
                 tuple(LiveTensor(**entry) for entry in data.get("tensors", ())),
                 LatencyProfile.from_dict(data["latency"]) if "latency" in data else None,
                 tuple(map(_stored_from, data["stored"])) if "stored" in data else None,
+                Coverage.from_dict(data["coverage"]) if "coverage" in data else None,
             )
         except (ValueError, KeyError, TypeError, ConfigError) as error:
             raise StorageError(f"setup.json is damaged: {error}. Start the run anew.") from error

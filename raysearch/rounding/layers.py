@@ -149,7 +149,8 @@ def vectors(geometry: Geometry, source: Tensor) -> Iterator[Tensor]:
     Linear and products: the input's rows along `axis`, over all other axes. Convolution: patches of the
     padded input, channels first, per group. Transposed convolution: an output position reads those inputs
     whose kernel covers it, which are the patches of the input with stride − 1 zeros put between its values,
-    under the kernel turned round; so d is again (channels of a group) · (kernel positions), as the weight has them.
+    under the kernel turned round; so d is again (channels of a group) · (kernel positions), as the weight
+    has them.
     """
     if geometry.kind in _TURNED:
         yield _computable(_rows(geometry, source))
