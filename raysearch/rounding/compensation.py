@@ -6,6 +6,7 @@ M  rows: output channels, each once a scheme and candidate scale
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,13 +65,43 @@ class Grid:
 
     def nearest(self, weights_gmd: Tensor) -> Tensor:
         """The nearest code of every weight, less the zero point."""
-        scale, low, high = (self.of_columns(part) for part in (self.scale_gkm, self.low_gkm, self.high_gkm))
+        scale, low, high = (self.of_columns(part) for part in self.tables())
         return torch.clamp(torch.round(weights_gmd / scale), low, high)
 
     def of_columns(self, part_gkm: Tensor) -> Tensor:
         """One entry of a row's part for every column, or one for all, [G, M, d or 1]."""
         part_gmk = part_gkm.transpose(1, 2)
         return part_gmk if self.group_of_d is None else part_gmk[:, :, self.group_of_d]
+
+    def shares(self, squares_gdm: Tensor) -> Tensor:
+        """The sum over the columns of every scale group, [G, K, M]."""
+        if self.group_of_d is None:
+            return squares_gdm.sum(1, keepdim=True)
+        num_groups, _, num_rows = squares_gdm.shape
+        shares_gkm = squares_gdm.new_zeros((num_groups, self.scale_gkm.shape[1], num_rows))
+        return shares_gkm.index_add_(1, self.group_of_d, squares_gdm)
+
+    def narrowed(self, num_rows: int, first: int, last: int) -> Grid:
+        """Rows first … last−1 of every candidate, each of `num_rows` rows."""
+        parts = []
+        for part in self.tables():
+            every = part.expand(*part.shape[:2], self.scale_gkm.shape[2])
+            apart = every.reshape(*part.shape[:2], -1, num_rows)
+            parts.append(apart[..., first:last].flatten(2))
+        return Grid(parts[0], parts[1], parts[2], self.group_of_d)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What `solve` chose for the rows of one grid.
+
+    Attributes:
+        codes_gmd: codes less the zero point, int16.
+        error_gkm: the damped error of a row, in the parts that the columns of each scale group have in it.
+    """
+
+    codes_gmd: Tensor
+    error_gkm: Tensor
 
 
 def factorise(moments_gdd: Tensor, damping: float, *, act_order: bool = True) -> Factor:
@@ -112,7 +143,7 @@ def factorise(moments_gdd: Tensor, damping: float, *, act_order: bool = True) ->
         share_g1 = torch.where(has_failed_g[:, None], raised_g1, share_g1)
 
 
-def solve(rows_grd: Tensor, grid: Grid, factor: Factor, block_size: int = 128) -> tuple[Tensor, Tensor]:
+def solve(rows_grd: Tensor, grids: Sequence[Grid], factor: Factor, block_size: int = 128) -> list[Solution]:
     """The codes of all rows by one pass over the columns.
 
     With δ_i = w_i − q_i of the columns that are done, column j is rounded as if it were
@@ -126,52 +157,65 @@ def solve(rows_grd: Tensor, grid: Grid, factor: Factor, block_size: int = 128) -
 
     Within a block of columns the sums are matrix-vector products; what all columns before a block
     contribute is one matrix product. Rows know nothing of each other, so all schemes and candidate scales
-    of a weight are rows of one call, and the loop over columns runs once.
+    of a weight are rows of one call, and the loop over columns runs once. A column keeps the scale of its
+    group in the weight's own order, whenever it is rounded.
 
     Cost: M·d² flops a group, and 2·d small operations.
 
     Args:
         rows_grd: the float weights, float64, R rows.
-        grid: the levels of M rows: candidate after candidate of all R.
+        grids: the levels of M rows each: candidate after candidate of all R.
         factor: of the inputs' second moments.
         block_size: columns in a block.
-
-    Returns:
-        codes less the zero point, [G, M, d], int16; the damped error above, [G, M].
 
     Source: Frantar et al., GPTQ, 2022 (arXiv 2210.17323); that it is Babai's nearest plane: arXiv 2507.18553.
     """
     # Column by column, so that a column's rows lie together.
     columns_gdr = _taken(rows_grd.transpose(1, 2).contiguous(), factor.order_gd)
     num_groups, num_columns, num_rows = columns_gdr.shape
-    num_candidates = grid.scale_gkm.shape[2] // num_rows
-    chunk = max(1, SOLVE_BYTES // (8 * num_groups * num_columns * num_candidates))
-    apart = (num_groups, -1, num_candidates, num_rows)
-    tables = [part.expand_as(grid.scale_gkm).reshape(apart) for part in grid.tables()]
+    counts = [grid.scale_gkm.shape[2] // num_rows for grid in grids]
+    chunk = max(1, SOLVE_BYTES // (8 * num_groups * num_columns * sum(counts)))
     back_gd = torch.argsort(factor.order_gd, dim=1)
-    codes, errors = [], []
+    parts: list[list[Solution]] = [[] for _ in grids]
     for start in range(0, num_rows, chunk):
-        part_gdr = columns_gdr[..., start : start + chunk]
-        parts = [table[..., start : start + chunk].flatten(2) for table in tables]
-        part_grid = Grid(parts[0], parts[1], parts[2], grid.group_of_d)
-        codes_gdm, error_gm = _solve_columns(
-            part_gdr.repeat(1, 1, num_candidates), part_grid, factor, block_size
-        )
-        codes.append(_taken(codes_gdm, back_gd).reshape(num_groups, num_columns, num_candidates, -1))
-        errors.append(error_gm.reshape(num_groups, num_candidates, -1))
-    return torch.cat(codes, 3).flatten(2).transpose(1, 2), torch.cat(errors, 2).flatten(1)
+        stop = min(start + chunk, num_rows)
+        narrow = [grid.narrowed(num_rows, start, stop) for grid in grids]
+        repeated_gdm = columns_gdr[..., start:stop].repeat(1, 1, sum(counts))
+        codes_gdm, missed_gdm = _solve_columns(repeated_gdm, narrow, factor, block_size)
+        codes_gdm = _taken(codes_gdm, back_gd)
+        squares_gdm = missed_gdm.square_()
+        if any(grid.group_of_d is not None for grid in grids):
+            squares_gdm = _taken(squares_gdm, back_gd)
+        sizes = [grid.scale_gkm.shape[2] for grid in narrow]
+        split = zip(narrow, torch.split(codes_gdm, sizes, 2), torch.split(squares_gdm, sizes, 2), strict=True)
+        for index, (grid, codes, squares) in enumerate(split):
+            parts[index].append(Solution(codes.transpose(1, 2), grid.shares(squares)))
+    return [_joined(solutions, count) for solutions, count in zip(parts, counts, strict=True)]
 
 
-def _solve_columns(columns_gdm: Tensor, grid: Grid, factor: Factor, block_size: int) -> tuple[Tensor, Tensor]:
-    """Codes and errors of columns that are in the order of rounding."""
-    num_groups, num_columns, num_rows = columns_gdm.shape
+def _joined(parts: Sequence[Solution], count: int) -> Solution:
+    """Rows that were done in turn, each of so many candidates, as candidate after candidate of all."""
+    if len(parts) == 1:
+        return parts[0]
+    codes, errors = [], []
+    for part in parts:
+        num_groups, _, num_columns = part.codes_gmd.shape
+        codes.append(part.codes_gmd.reshape(num_groups, count, -1, num_columns))
+        errors.append(part.error_gkm.reshape(num_groups, part.error_gkm.shape[1], count, -1))
+    return Solution(torch.cat(codes, 2).flatten(1, 2), torch.cat(errors, 3).flatten(2))
+
+
+def _solve_columns(
+    columns_gdm: Tensor, grids: Sequence[Grid], factor: Factor, block_size: int
+) -> tuple[Tensor, Tensor]:
+    """Codes of columns that are in the order of rounding; what each misses takes the place of the columns."""
+    num_columns = columns_gdm.shape[1]
     upper_gdd = factor.upper_gdd
-    scale_gdm, low_gdm, high_gdm = _ordered_grid(grid, factor.order_gd)
+    scale_gdm, low_gdm, high_gdm = _ordered_tables(grids, factor.order_gd)
     diagonal_gd = upper_gdd.diagonal(dim1=1, dim2=2)
     shares_gdd = upper_gdd / diagonal_gd[:, None, :]
     left_gdm = torch.empty_like(columns_gdm)
     codes_gdm = torch.empty(columns_gdm.shape, dtype=torch.int16, device=columns_gdm.device)
-    error_gm = columns_gdm.new_zeros((num_groups, num_rows))
     for start in range(0, num_columns, block_size):
         stop = min(start + block_size, num_columns)
         block_gbm = columns_gdm[:, start:stop]
@@ -183,25 +227,42 @@ def _solve_columns(columns_gdm: Tensor, grid: Grid, factor: Factor, block_size: 
             if column > start:
                 handed_g1i = shares_gdd[:, None, start:column, column]
                 target_gm = target_gm + torch.bmm(handed_g1i, left_gdm[:, start:column])[:, 0]
-            at = column if scale_gdm.shape[1] > 1 else 0
-            scale_gm = scale_gdm[:, at]
-            low_gm, high_gm = low_gdm[:, at], high_gdm[:, at]
+            scale_gm, low_gm, high_gm = (
+                table[:, min(column, table.shape[1] - 1)] for table in (scale_gdm, low_gdm, high_gdm)
+            )
             code_gm = torch.clamp(torch.round(target_gm / scale_gm), low_gm, high_gm)
             value_gm = code_gm * scale_gm
             codes_gdm[:, column] = code_gm
             left_gdm[:, column] = columns_gdm[:, column] - value_gm
-            miss_gm = (target_gm - value_gm) * diagonal_gd[:, column, None]
-            error_gm.addcmul_(miss_gm, miss_gm)
-    return codes_gdm, error_gm
+            columns_gdm[:, column] = (target_gm - value_gm) * diagonal_gd[:, column, None]
+    return codes_gdm, columns_gdm
 
 
-def _ordered_grid(grid: Grid, order_gd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale, lowest and highest code of the columns in the order of rounding, [G, d or 1, M]."""
-    if grid.group_of_d is None:
-        return grid.tables()
-    groups_gd = grid.group_of_d[order_gd]
-    scale, low, high = (_taken(part, groups_gd) for part in grid.tables())
-    return scale, low, high
+def _ordered_tables(grids: Sequence[Grid], order_gd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale, lowest and highest code of all rows for the columns in the order of rounding, [G, d or 1, M]."""
+    tables = []
+    for parts in zip(*(grid.tables() for grid in grids), strict=True):
+        expanded = [_of_rows(part, grid) for part, grid in zip(parts, grids, strict=True)]
+        if any(part.shape[1] > 1 for part in expanded):
+            groups = [grid.group_of_d for grid in grids]
+            expanded = [
+                _in_order(part, group_of_d, order_gd)
+                for part, group_of_d in zip(expanded, groups, strict=True)
+            ]
+        tables.append(expanded[0] if len(expanded) == 1 else torch.cat(expanded, 2))
+    return tables[0], tables[1], tables[2]
+
+
+def _of_rows(part: Tensor, grid: Grid) -> Tensor:
+    """One entry a row."""
+    return part.expand(*part.shape[:2], grid.scale_gkm.shape[2])
+
+
+def _in_order(part_gkm: Tensor, group_of_d: Tensor | None, order_gd: Tensor) -> Tensor:
+    """One entry a column in the order of rounding."""
+    if group_of_d is None or part_gkm.shape[1] == 1:
+        return part_gkm.expand(len(order_gd), order_gd.shape[1], part_gkm.shape[2])
+    return _taken(part_gkm.expand(len(order_gd), -1, -1), group_of_d[order_gd])
 
 
 def _taken(values_gdm: Tensor, order_gd: Tensor) -> Tensor:

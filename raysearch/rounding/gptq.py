@@ -1,11 +1,12 @@
 """GPTQ with several candidate scales: all schemes of a weight in one pass over its columns.
 
-G  convolution groups    R  rows of a group    d  inputs of a row    S  scales    C  candidates
+G  convolution groups    R  rows of a group    d  inputs of a row    K  scale groups along a row    S  scales
+C  candidates    B  bundles of scales that are chosen together
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,12 +15,16 @@ import torch
 from torch import Tensor
 
 from raysearch.config.rounding import RoundingConfig
+from raysearch.records.granularity import Granularity
 from raysearch.records.rounding import RoundedWeight
 from raysearch.records.scheme import Scheme
-from raysearch.rounding.compensation import Grid, solve
+from raysearch.rounding.candidates import Steps, Weight, first_candidates
+from raysearch.rounding.compensation import Grid, Solution, solve
+from raysearch.rounding.joint_fit import jointly_fitted_scale
 from raysearch.rounding.nearest import round_nearest
-from raysearch.rounding.problem import Inputs, Problem, Target
-from raysearch.rounding.scales import Sharing, as_deployed, fitted_scale, least_squares_scale
+from raysearch.rounding.problem import Block, Problem, Target
+from raysearch.rounding.scales import fitted_scale
+from raysearch.rounding.sharing import Sharing
 
 NEIGHBOURS = (0.97, 1.0, 1.03)
 """Multiples of a fitted scale that are tried with it."""
@@ -34,11 +39,12 @@ CANDIDATE_BYTES = 2**28
 def round_gptq(problem: Problem, settings: RoundingConfig) -> dict[Scheme, RoundedWeight]:
     """Every scheme of a weight: codes by `compensation.solve` at several scales, the best kept per scale.
 
-    Candidates are the calibrated scale and `settings.scale_factors` times that of least squared weight
-    error; asymmetric grids try each with the zero point one lower and higher too. Then the scale is fitted
-    to the codes that were chosen, and tried again with its neighbours, `settings.refits` times. What is kept
-    for each scale (a row, or the tensor) has the least error after rounding, by H, damped. It never has more
-    by H itself than the nearest codes at the calibrated scale, which are the last candidate.
+    `first_candidates` says where scales and zero points come from. Where a row has several scales they act on
+    each other, so rows are kept whole, and one more candidate takes for each scale the one whose columns had
+    the least part in the error. Then the scales are fitted to the codes that were chosen, those of a row
+    jointly, and tried again with their neighbours, `settings.refits` times. What is kept for each bundle (a
+    row, or the tensor) has the least error after rounding, by H, damped. It never has more by H itself than
+    the nearest codes at the calibrated scale, which are the last candidate.
 
     A weight without inputs, or whose scales run across its rows, is rounded to nearest.
 
@@ -48,178 +54,241 @@ def round_gptq(problem: Problem, settings: RoundingConfig) -> dict[Scheme, Round
     inputs = problem.inputs
     if inputs is None:
         return round_nearest(problem)
-    ids_gr = inputs.layout.scale_ids(problem.point.shape, problem.point.granularity)
-    if ids_gr is None:
+    granularities = {target.point.granularity for target in problem.targets}
+    weights: dict[Granularity, Weight] = {}
+    rows_grd = inputs.layout.rows(problem.weight).double()
+    for granularity in granularities:
+        places = inputs.layout.scale_places(problem.point.shape, granularity)
+        if places is None:
+            continue
+        num_scales = granularity.num_scales(problem.point.shape)
+        sharing = Sharing(places.to(problem.weight.device), num_scales, inputs.row_weights)
+        weights[granularity] = Weight(rows_grd, inputs, sharing)
+    by_inputs = [target for target in problem.targets if target.point.granularity in weights]
+    others = [target for target in problem.targets if target.point.granularity not in weights]
+    rounded: dict[Scheme, RoundedWeight] = {}
+    if by_inputs:
+        rounded |= _Search(replace(problem, targets=tuple(by_inputs)), weights, settings).run()
+    if others:
         note = "rows with several scales, or scales across rows, rounded to nearest"
-        return round_nearest(replace(problem, notes=(*problem.notes, note)))
-    sharing = Sharing(ids_gr.to(problem.weight.device), problem.point.num_scales, inputs.row_weights)
-    search = _Search(problem, inputs, sharing, settings)
-    search.try_all(search.first_candidates())
-    for _ in range(settings.refits):
-        search.try_all(search.refitted_candidates())
-    return {target.scheme: search.finish(index) for index, target in enumerate(problem.targets)}
+        notes = (*problem.notes, note)
+        rounded |= round_nearest(replace(problem, targets=tuple(others), notes=notes))
+    return {target.scheme: rounded[target.scheme] for target in problem.targets}
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Candidate:
-    """A scale and zero point to try for one target, [S] each."""
+    """Steps to try for one target."""
 
     target: int
-    scale_s: Tensor
-    zero_s: Tensor
+    steps: Steps
 
 
 @dataclass
 class _Best:
-    """The best so far of one target; codes are less the zero point."""
+    """The best so far of one target.
 
-    error_s: Tensor
-    scale_s: Tensor
-    zero_s: Tensor
+    Attributes:
+        error_b: damped error.
+        steps: its steps.
+        codes_grd: codes less the zero point.
+        part_s: the least part in the error that the columns of each scale had.
+        parts: the steps with which they had it.
+    """
+
+    error_b: Tensor
+    steps: Steps
     codes_grd: Tensor
+    part_s: Tensor
+    parts: Steps
 
 
 class _Search:
-    def __init__(self, problem: Problem, inputs: Inputs, sharing: Sharing, settings: RoundingConfig) -> None:
-        self._problem, self._inputs, self._sharing, self._settings = problem, inputs, sharing, settings
-        self._rows_grd = inputs.layout.rows(problem.weight).double()
+    """All targets of a weight, whose rows go through the columns together."""
+
+    def __init__(
+        self, problem: Problem, weights: dict[Granularity, Weight], settings: RoundingConfig
+    ) -> None:
+        self._problem, self._settings = problem, settings
+        self._weights = [weights[target.point.granularity] for target in problem.targets]
+        self._rows_grd, self._inputs = self._weights[0].rows_grd, self._weights[0].inputs
         self._best: dict[int, _Best] = {}
 
-    def first_candidates(self) -> list[_Candidate]:
-        candidates = []
+    def run(self) -> dict[Scheme, RoundedWeight]:
+        self._try_all(self._first_candidates())
+        self._try_all(self._assembled_candidates())
+        for _ in range(self._settings.refits):
+            self._try_all(self._refitted_candidates())
+        return {target.scheme: self._finish(index) for index, target in enumerate(self._problem.targets)}
+
+    def _first_candidates(self) -> list[_Candidate]:
+        candidates: list[_Candidate] = []
         for index, target in enumerate(self._problem.targets):
-            start_s = self._tensor(target.start.scale).double()
-            zero_s = self._tensor(target.start.zero_point).double()
-            low, high = target.levels
-            base_s = least_squares_scale(self._rows_grd, self._sharing, start_s, low - zero_s, high - zero_s)
-            candidates.append(_Candidate(index, start_s, zero_s))
-            shifts = (0, -1, 1) if self._problem.point.grid_spec.mode == "asymmetric" else (0,)
-            for shift in shifts:
-                shifted_s = (zero_s + shift).clamp(low, high)
-                for factor in self._settings.scale_factors:
-                    candidates.append(_Candidate(index, as_deployed(base_s * factor), shifted_s))
+            steps = first_candidates(
+                self._weights[index],
+                self._start(target),
+                target.levels,
+                target.point.grid_spec.mode,
+                self._settings.scale_factors,
+            )
+            candidates.extend(_Candidate(index, each) for each in steps)
         return candidates
 
-    def refitted_candidates(self) -> list[_Candidate]:
-        candidates = []
+    def _assembled_candidates(self) -> list[_Candidate]:
+        return [
+            _Candidate(index, best.parts)
+            for index, best in self._best.items()
+            if self._weights[index].sharing.has_groups
+        ]
+
+    def _refitted_candidates(self) -> list[_Candidate]:
+        candidates: list[_Candidate] = []
         for index, best in self._best.items():
-            fitted_s = self._fitted(best)[0]
-            for factor in NEIGHBOURS:
-                candidates.append(_Candidate(index, as_deployed(fitted_s * factor), best.zero_s))
+            fitted = Steps(self._fitted(index, best)[0], best.steps.zero_s)
+            candidates.extend(_Candidate(index, fitted.times(factor)) for factor in NEIGHBOURS)
         return candidates
 
-    def try_all(self, candidates: Sequence[_Candidate]) -> None:
+    def _try_all(self, candidates: Sequence[_Candidate]) -> None:
         """Round at every candidate and keep what is better than the best so far."""
         at_once = max(1, CANDIDATE_BYTES // (32 * self._rows_grd.numel()))
         for start in range(0, len(candidates), at_once):
             part = candidates[start : start + at_once]
-            codes_cgrd, error_cgr = self._solve(part)
-            error_cs = self._sharing.sums(error_cgr)
-            for candidate, codes_grd, error_s in zip(part, codes_cgrd, error_cs, strict=True):
-                self._keep_better(candidate, codes_grd, error_s)
+            alike: dict[Granularity, list[_Candidate]] = {}
+            for candidate in part:
+                granularity = self._problem.targets[candidate.target].point.granularity
+                alike.setdefault(granularity, []).append(candidate)
+            for listed, (codes_cgrd, error_cgrk) in zip(
+                alike.values(), self._solve(list(alike.values())), strict=True
+            ):
+                sharing = self._weights[listed[0].target].sharing
+                parts_cs, errors_cb = sharing.sums(error_cgrk), sharing.bundle_sums(error_cgrk)
+                for candidate, codes_grd, part_s, error_b in zip(
+                    listed, codes_cgrd, parts_cs, errors_cb, strict=True
+                ):
+                    self._keep_better(candidate, codes_grd, part_s, error_b)
 
-    def finish(self, index: int) -> RoundedWeight:
+    def _finish(self, index: int) -> RoundedWeight:
         """The best of one target, with its scale fitted; or nearest codes, where those miss less by H."""
         problem, target, best = self._problem, self._problem.targets[index], self._best[index]
-        scale_s, error_s = self._fitted(best)
-        nearest = self._nearest(target)
-        _, nearest_error_s = self._fitted(nearest, keep_scale=True)
-        is_nearest_s = nearest_error_s < error_s
-        scale_s = torch.where(is_nearest_s, nearest.scale_s, scale_s)
-        zero_s = torch.where(is_nearest_s, nearest.zero_s, best.zero_s)
-        is_nearest_gr1 = is_nearest_s[self._sharing.ids_gr][..., None]
+        sharing = self._weights[index].sharing
+        scale_s, error_b = self._fitted(index, best)[::2]
+        nearest = self._nearest(index)
+        nearest_error_b = self._fitted(index, nearest)[1]
+        is_nearest_b = nearest_error_b < error_b
+        steps = Steps(scale_s, best.steps.zero_s).where(is_nearest_b[sharing.bundle_of_s], nearest.steps)
+        is_nearest_gr1 = is_nearest_b[sharing.bundle_of_gr][..., None]
         relative_grd = torch.where(is_nearest_gr1, nearest.codes_grd, best.codes_grd)
-        codes_grd = relative_grd + zero_s[self._sharing.ids_gr][..., None].to(relative_grd.dtype)
+        codes_grd = relative_grd + sharing.of_columns(steps.zero_s).to(relative_grd.dtype)
         dtype = torch.int8 if target.start.signed else torch.uint8
         codes = self._inputs.layout.weight(codes_grd.to(dtype), problem.point.shape)
-        error = float(torch.minimum(error_s, nearest_error_s).sum()) / problem.num_samples
+        error = float(torch.minimum(error_b, nearest_error_b).sum()) / problem.num_samples
         return RoundedWeight(
             codes=codes.cpu().numpy(),
-            scale=self._held_scale(scale_s),
-            zero_point=zero_s.cpu().numpy().astype(np.int32),
+            scale=self._held_scale(target, steps.scale_s),
+            zero_point=steps.zero_s.cpu().numpy().astype(np.int32),
             signed=target.start.signed,
-            granularity=problem.point.granularity,
-            error_nearest=float(nearest_error_s.sum()) / problem.num_samples,
+            granularity=target.point.granularity,
+            error_nearest=float(nearest_error_b.sum()) / problem.num_samples,
             error=error,
             method="gptq",
             mean_moment=self._inputs.mean_moment() / problem.num_samples,
             notes=problem.notes,
         )
 
-    def _solve(self, candidates: Sequence[_Candidate]) -> tuple[Tensor, Tensor]:
-        """Codes less the zero point, [C, G, R, d], and damped errors, [C, G, R]."""
+    def _solve(self, alike: Sequence[Sequence[_Candidate]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of candidates whose scales lie alike: codes less the zero point, and damped errors.
+
+        The codes are [C, G, R, d]; the errors are in the parts of each scale group, [C, G, R, K].
+        """
+        solutions: list[list[Solution]] = []
+        grids = [self._grid(candidates) for candidates in alike]
+        for block in self._inputs.blocks:
+            rows_grd = self._rows_grd[:, block.first : block.last]
+            narrow = [grid.narrowed(self._rows_grd.shape[1], block.first, block.last) for grid in grids]
+            solutions.append(self._solve_block(rows_grd, narrow, block))
+        for index, candidates in enumerate(alike):
+            codes, errors = [], []
+            for parts in solutions:
+                solution = parts[index]
+                codes.append(_apart(solution.codes_gmd, len(candidates)))
+                errors.append(_apart(solution.error_gkm.transpose(1, 2), len(candidates)))
+            yield torch.cat(codes, 2), torch.cat(errors, 2)
+
+    def _solve_block(self, rows_grd: Tensor, grids: Sequence[Grid], block: Block) -> list[Solution]:
+        if block.factor is not None:
+            return solve(rows_grd, grids, block.factor, self._settings.block_size)
+        solutions = []
+        for grid in grids:
+            rows_gmd = rows_grd.repeat(1, grid.scale_gkm.shape[2] // rows_grd.shape[1], 1)
+            codes_gmd = grid.nearest(rows_gmd)
+            missed_gmd = codes_gmd * grid.of_columns(grid.scale_gkm) - rows_gmd
+            shares_gkm = grid.shares(missed_gmd.square().transpose(1, 2))
+            solutions.append(Solution(codes_gmd.to(torch.int16), shares_gkm))
+        return solutions
+
+    def _grid(self, candidates: Sequence[_Candidate]) -> Grid:
+        """The levels of all rows, candidate after candidate."""
+        sharing = self._weights[candidates[0].target].sharing
         levels = [self._problem.targets[candidate.target].levels for candidate in candidates]
-        scale_cs = torch.stack([candidate.scale_s for candidate in candidates])
-        zero_cs = torch.stack([candidate.zero_s for candidate in candidates])
+        scale_cs = torch.stack([candidate.steps.scale_s for candidate in candidates])
+        zero_cs = torch.stack([candidate.steps.zero_s for candidate in candidates])
         ends_c12 = torch.tensor(levels, dtype=torch.float64, device=scale_cs.device)
         tables = (scale_cs, ends_c12[:, :1] - zero_cs, ends_c12[:, 1:] - zero_cs)
-        scale_cgr, low_cgr, high_cgr = (self._sharing.spread(table) for table in tables)
-        codes, errors = [], []
-        for block in self._inputs.blocks:
-            part = slice(block.first, block.last)
-            rows_grd = self._rows_grd[:, part]
-            grid = Grid(
-                _stacked(scale_cgr[..., part]), _stacked(low_cgr[..., part]), _stacked(high_cgr[..., part])
-            )
-            if block.factor is None:
-                rows_gmd = rows_grd.repeat(1, len(candidates), 1)
-                codes_gmd = grid.nearest(rows_gmd)
-                values_gmd = codes_gmd * grid.of_columns(grid.scale_gkm)
-                error_gm = (values_gmd - rows_gmd).square().sum(2)
-                codes_gmd = codes_gmd.to(torch.int16)
-            else:
-                codes_gmd, error_gm = solve(rows_grd, grid, block.factor, self._settings.block_size)
-            apart = (len(rows_grd), len(candidates), rows_grd.shape[1])
-            codes.append(codes_gmd.reshape(*apart, -1).transpose(0, 1))
-            errors.append(error_gm.reshape(apart).transpose(0, 1))
-        return torch.cat(codes, 2), torch.cat(errors, 2)
+        scale, low, high = (_stacked(sharing.spread(table)) for table in tables)
+        return Grid(scale, low, high, sharing.places.group_of_d)
 
-    def _keep_better(self, candidate: _Candidate, codes_grd: Tensor, error_s: Tensor) -> None:
-        best = self._best.get(candidate.target)
+    def _keep_better(self, candidate: _Candidate, codes_grd: Tensor, part_s: Tensor, error_b: Tensor) -> None:
+        best, steps = self._best.get(candidate.target), candidate.steps
         if best is None:
-            self._best[candidate.target] = _Best(
-                error_s, candidate.scale_s, candidate.zero_s, codes_grd.clone()
-            )
+            self._best[candidate.target] = _Best(error_b, steps, codes_grd.clone(), part_s, steps)
             return
-        is_better_s = error_s < best.error_s
-        best.error_s = torch.where(is_better_s, error_s, best.error_s)
-        best.scale_s = torch.where(is_better_s, candidate.scale_s, best.scale_s)
-        best.zero_s = torch.where(is_better_s, candidate.zero_s, best.zero_s)
-        is_better_gr1 = is_better_s[self._sharing.ids_gr][..., None]
-        best.codes_grd = torch.where(is_better_gr1, codes_grd, best.codes_grd)
+        sharing = self._weights[candidate.target].sharing
+        is_better_b = error_b < best.error_b
+        best.error_b = torch.where(is_better_b, error_b, best.error_b)
+        best.steps = best.steps.where(is_better_b[sharing.bundle_of_s], steps)
+        best.codes_grd = torch.where(is_better_b[sharing.bundle_of_gr][..., None], codes_grd, best.codes_grd)
+        best.parts = best.parts.where(part_s < best.part_s, steps)
+        best.part_s = torch.minimum(part_s, best.part_s)
 
-    def _fitted(self, best: _Best, *, keep_scale: bool = False) -> tuple[Tensor, Tensor]:
-        """The scale that fits its codes best, and the error by H that is left."""
-        codes_cgrd = best.codes_grd[None].double()
-        scale_cs, before_cs, after_cs = fitted_scale(
-            codes_cgrd, self._rows_grd, self._inputs, self._sharing, best.scale_s[None]
-        )
-        return (best.scale_s, before_cs[0]) if keep_scale else (scale_cs[0], after_cs[0])
+    def _fitted(self, index: int, best: _Best) -> tuple[Tensor, Tensor, Tensor]:
+        """The scale that fits its codes best; the errors by H before and after that."""
+        sharing = self._weights[index].sharing
+        fit = jointly_fitted_scale if sharing.has_groups else fitted_scale
+        return fit(best.codes_grd.double(), self._rows_grd, self._inputs, sharing, best.steps.scale_s)
 
-    def _nearest(self, target: Target) -> _Best:
+    def _nearest(self, index: int) -> _Best:
+        target, sharing = self._problem.targets[index], self._weights[index].sharing
         quantizer = self._problem.quantizer(target)
         with torch.no_grad():
             codes = quantizer.codes(self._problem.weight)
-        zero_s = self._tensor(target.start.zero_point).double()
+        start = self._start(target)
         codes_grd = self._inputs.layout.rows(codes).to(torch.int16)
-        relative_grd = codes_grd - zero_s[self._sharing.ids_gr][..., None].to(torch.int16)
-        scale_s = self._tensor(target.start.scale).double()
-        return _Best(torch.zeros_like(scale_s), scale_s, zero_s, relative_grd)
+        relative_grd = codes_grd - sharing.of_columns(start.zero_s).to(torch.int16)
+        nothing_s = torch.zeros_like(start.scale_s)
+        return _Best(nothing_s, start, relative_grd, nothing_s, start)
 
-    def _held_scale(self, scale_s: Tensor) -> npt.NDArray[np.float32]:
+    def _held_scale(self, target: Target, scale_s: Tensor) -> npt.NDArray[np.float32]:
         """The scale as the quantizer holds it: one that is stored as a logarithm comes back a little off."""
         scale_s = scale_s.float()
-        if self._problem.point.grid_spec.logarithm_scale:
+        if target.point.grid_spec.logarithm_scale:
             for _ in range(NUM_SETTLING):
                 scale_s = scale_s.log().exp()
         stored_scale: npt.NDArray[np.float32] = scale_s.cpu().numpy()
         return stored_scale
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array.copy()).to(self._rows_grd.device)
+    def _start(self, target: Target) -> Steps:
+        """The calibrated steps."""
+        arrays = (target.start.scale.reshape(-1), target.start.zero_point.reshape(-1))
+        scale_s, zero_s = (torch.from_numpy(array.copy()).to(self._rows_grd.device) for array in arrays)
+        return Steps(scale_s.double(), zero_s.double())
 
 
-def _stacked(values_cgr: Tensor) -> Tensor:
-    """[C, G, R] as rows of one call, [G, 1, C·R]."""
-    groups = values_cgr.shape[1]
-    return values_cgr.transpose(0, 1).reshape(groups, 1, -1)
+def _apart(values_gmx: Tensor, count: int) -> Tensor:
+    """Rows of so many candidates, [C, G, R, …] of [G, C·R, …]."""
+    num_groups, _, num_columns = values_gmx.shape
+    return values_gmx.reshape(num_groups, count, -1, num_columns).transpose(0, 1)
+
+
+def _stacked(values_cgrk: Tensor) -> Tensor:
+    """As rows of one call, [G, K, C·R]."""
+    return values_cgrk.permute(1, 3, 0, 2).flatten(2)

@@ -27,7 +27,7 @@ def round_nearest(problem: Problem) -> dict[Scheme, RoundedWeight]:
             scale=target.start.scale.reshape(-1),
             zero_point=target.start.zero_point.reshape(-1),
             signed=quantizer.signed,
-            granularity=problem.point.granularity,
+            granularity=target.point.granularity,
             error_nearest=error,
             error=error,
             method="nearest",

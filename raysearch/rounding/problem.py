@@ -61,6 +61,24 @@ class Inputs:
             parts.append(part if block.factor is None else part @ block.factor.moments_gdd)
         return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
+    def times_own_moments(self, rows_grd: Tensor, spans: Sequence[slice]) -> Tensor:
+        """Each row times the H of its block, without what lies between columns of different spans.
+
+        Args:
+            rows_grd: the rows.
+            spans: columns that belong together; all columns, in order.
+        """
+        if len(spans) == 1:
+            return self.times_moments(rows_grd)
+        parts = []
+        for block in self.blocks:
+            part = rows_grd[:, block.first : block.last]
+            if block.factor is not None:
+                moments_gdd = block.factor.moments_gdd
+                part = torch.cat([part[..., span] @ moments_gdd[:, span, span] for span in spans], 2)
+            parts.append(part)
+        return torch.cat(parts, 1)
+
     def mean_moment(self) -> float:
         """The mean over all weights of what the square of each one's error counts alone: mean diag(H)."""
         total = torch.zeros((), dtype=torch.float64, device=self.row_weights.device)
@@ -78,11 +96,13 @@ class Target:
 
     Attributes:
         scheme: the scheme.
+        point: the weight's point as the scheme has it.
         levels: lowest and highest code.
-        start: the calibrated range; its zero points stay as they are.
+        start: the calibrated range.
     """
 
     scheme: Scheme
+    point: QuantizationPoint
     levels: tuple[int, int]
     start: QuantizerRange
 
@@ -109,7 +129,7 @@ class Problem:
 
     def quantizer(self, target: Target) -> Quantizer:
         """The point's quantizer with the calibrated range of a target."""
-        quantizer = make_quantizer(self.point).to(self.weight.device)
+        quantizer = make_quantizer(target.point).to(self.weight.device)
         quantizer.set_range(target.scheme.num_bits, target.start)
         return quantizer
 

@@ -146,5 +146,5 @@ def _targets(setup: QuantizerSetup, ranges: RangeTable, point: QuantizationPoint
     for num_bits in setup.group_of(point.id).bit_widths:
         start = ranges[point.id, num_bits]
         levels = point_levels(point, num_bits, signed=start.signed)
-        targets.append(Target(Scheme(num_bits), levels, start))
+        targets.append(Target(Scheme(num_bits), point, levels, start))
     return tuple(targets)

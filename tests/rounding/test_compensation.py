@@ -29,6 +29,12 @@ def grid_of(weights, num_bits, scale_groups=1):
     return Grid(torch.stack(scales, 1), *ends, group_of_d if scale_groups > 1 else None)
 
 
+def solve_one(weights, grid, factor, **options):
+    """Codes and damped errors [G, M] of one grid."""
+    (solution,) = solve(weights, [grid], factor, **options)
+    return solution.codes_gmd, solution.error_gkm.sum(1)
+
+
 def literal_gptq(row, damped, scale, low, high):
     """Optimal brain quantization with the next column fixed: H⁻¹ is inverted anew after every column.
 
@@ -62,7 +68,7 @@ def test_codes_are_those_of_the_literal_loop(num_bits, scale_groups, act_order):
     weights, moments = random_problem(rows=6, columns=9, groups=2)
     grid = grid_of(weights, num_bits, scale_groups)
     factor = factorise(moments, 0.01, act_order=act_order)
-    codes, error = solve(weights, grid, factor, block_size=4)
+    codes, error = solve_one(weights, grid, factor, block_size=4)
     low, high = -(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1
     scales = grid.of_columns(grid.scale_gkm).expand_as(weights)
     for group in range(2):
@@ -82,8 +88,8 @@ def test_codes_are_those_of_the_literal_loop(num_bits, scale_groups, act_order):
 def test_blocks_of_any_size_give_the_same_codes(block_size):
     weights, moments = random_problem(rows=20, columns=33)
     grid, factor = grid_of(weights, 3), factorise(moments, 0.01)
-    expected, error = solve(weights, grid, factor, block_size=33)
-    codes, found = solve(weights, grid, factor, block_size=block_size)
+    expected, error = solve_one(weights, grid, factor, block_size=33)
+    codes, found = solve_one(weights, grid, factor, block_size=block_size)
     assert torch.equal(codes, expected)
     assert torch.allclose(found, error, rtol=1e-12)
 
@@ -91,9 +97,22 @@ def test_blocks_of_any_size_give_the_same_codes(block_size):
 def test_rows_in_turn_give_the_same_bits(monkeypatch):
     weights, moments = random_problem(rows=20, columns=33)
     grid, factor = grid_of(weights, 3), factorise(moments, 0.01)
-    expected, _ = solve(weights, grid, factor)
-    monkeypatch.setattr("raysearch.rounding.compensation.SOLVE_BYTES", 8 * 33 * 7)
-    assert torch.equal(solve(weights, grid, factor)[0], expected)
+    grouped = grid_of(weights, 2, scale_groups=3)
+    expected = solve(weights, [grid, grouped], factor)
+    monkeypatch.setattr("raysearch.rounding.compensation.SOLVE_BYTES", 2 * 8 * 33 * 7)
+    for solution, other in zip(solve(weights, [grid, grouped], factor), expected, strict=True):
+        assert torch.equal(solution.codes_gmd, other.codes_gmd)
+        assert torch.allclose(solution.error_gkm, other.error_gkm, rtol=1e-12)
+
+
+def test_grids_of_any_groups_go_through_the_columns_together():
+    weights, moments = random_problem(rows=6, columns=12, groups=2)
+    factor = factorise(moments, 0.01)
+    grids = [grid_of(weights, 3), grid_of(weights, 2, scale_groups=3), grid_of(weights, 4, scale_groups=4)]
+    for solution, grid in zip(solve(weights, grids, factor), grids, strict=True):
+        (alone,) = solve(weights, [grid], factor)
+        assert torch.equal(solution.codes_gmd, alone.codes_gmd)
+        assert torch.allclose(solution.error_gkm, alone.error_gkm, rtol=1e-12)
 
 
 def test_it_lies_between_the_best_of_all_codes_and_nearest():
@@ -103,7 +122,7 @@ def test_it_lies_between_the_best_of_all_codes_and_nearest():
     for seed in range(20):
         weights, moments = random_problem(rows=8, columns=4, seed=seed)
         grid = grid_of(weights, 2)
-        codes, error = solve(weights, grid, factorise(moments, 1e-9))
+        codes, error = solve_one(weights, grid, factorise(moments, 1e-9))
         for row in range(8):
             delta = choices * grid.scale_gkm[0, 0, row] - weights[0, row]
             best = float(((delta @ moments[0]) * delta).sum(1).min())
@@ -127,9 +146,9 @@ def test_one_factor_serves_many_stacked_candidates():
         torch.cat([low for low, _ in ends], 2),
         torch.cat([high for _, high in ends], 2),
     )
-    codes, error = solve(weights, stacked, factor)
+    codes, error = solve_one(weights, stacked, factor)
     for index, grid in enumerate(grids):
-        alone, its_error = solve(weights, grid, factor)
+        alone, its_error = solve_one(weights, grid, factor)
         assert torch.equal(codes[:, 4 * index : 4 * index + 4], alone)
         assert torch.allclose(error[:, 4 * index : 4 * index + 4], its_error, rtol=1e-12)
 
@@ -152,7 +171,7 @@ def test_an_indefinite_matrix_falls_back_to_its_diagonal():
     assert factor.damping == 1
     weights = torch.tensor([[[0.3, 0.8]], [[0.3, 0.8]]], dtype=torch.float64)
     grid = grid_of(weights, 2)
-    codes, _ = solve(weights, grid, factor)
+    codes, _ = solve_one(weights, grid, factor)
     assert torch.equal(codes[0], grid.nearest(weights)[0].to(torch.int16))
 
 
@@ -164,17 +183,17 @@ def test_dead_inputs_round_to_nearest_and_hand_nothing_on():
     grid = grid_of(weights, 2)
     factor = factorise(moments, 0.01)
     assert factor.num_dead == 2
-    codes, _ = solve(weights, grid, factor)
+    codes, _ = solve_one(weights, grid, factor)
     assert torch.equal(codes[..., dead], grid.nearest(weights)[..., dead].to(torch.int16))
     alive = torch.tensor([0, 2, 3, 5])
     # The same λ: the mean of the diagonal counts the dead inputs too.
     other = factorise(moments[:, alive][:, :, alive], 0.01 * 4 / 6)
     part = Grid(grid.scale_gkm, grid.low_gkm, grid.high_gkm)
-    assert torch.equal(codes[..., alive], solve(weights[..., alive], part, other)[0])
+    assert torch.equal(codes[..., alive], solve_one(weights[..., alive], part, other)[0])
 
 
 def test_nothing_at_all_is_nearest():
     weights, _ = random_problem(rows=5, columns=6)
     grid = grid_of(weights, 3)
     factor = factorise(torch.zeros(1, 6, 6, dtype=torch.float64), 0.01)
-    assert torch.equal(solve(weights, grid, factor)[0], grid.nearest(weights).to(torch.int16))
+    assert torch.equal(solve_one(weights, grid, factor)[0], grid.nearest(weights).to(torch.int16))
