@@ -16,6 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from raysearch.hooks.checkpoints import resume_checkpoints, suspend_checkpoints
 from raysearch.hooks.functions import EAGER_CALLS, IN_PLACE, OPENED, Call, counts, plain_arguments
 
 CallKey = tuple[str, str, int, int]
@@ -120,6 +121,7 @@ class _Enter:
         if self.is_root:
             self.tap.stack.clear()
             self.tap.__enter__()  # type: ignore[no-untyped-call]
+            suspend_checkpoints()
         self.tap.stack.append(self.owner)
         self.tap.start(self.owner)
 
@@ -132,6 +134,7 @@ class _Leave:
         if self.tap.stack:
             self.tap.stack.pop()
         if self.is_root:
+            resume_checkpoints()
             self.tap.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
