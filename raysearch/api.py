@@ -10,7 +10,7 @@ from typing import Any
 
 from raysearch.artifacts import DEFAULT_STORAGE, RunStore, new_run_id
 from raysearch.config import Config, load_config, with_search
-from raysearch.determinism import pinned_threads, seeded
+from raysearch.determinism import pinned_threads, plain_modes, process_as_found, seeded
 from raysearch.errors import ConfigError
 from raysearch.pipeline.fingerprints import versions
 from raysearch.pipeline.inputs import Inputs, check_inputs, place_task
@@ -31,6 +31,7 @@ def silent(status: RunStatus) -> None:
     """A listener that shows nothing."""
 
 
+@process_as_found()
 def run(
     task: Task | str,
     budget: str | Sequence[str] = (),
@@ -82,7 +83,9 @@ def run(
     # A factory or a loader that draws from a global generator draws the same when the run is resumed.
     with pinned_threads(settings.cluster.threads), seeded(derive_seed(settings.seed, "task")):
         loaded = load_task(task)
-        inputs = check_inputs(loaded, settings, texts)
+        # The task's file may have set modes of its own.
+        with plain_modes(), pinned_threads(settings.cluster.threads):
+            inputs = check_inputs(loaded, settings, texts)
     name = task if isinstance(task, str) else type(loaded.model).__name__
     started = {"task": name, "budget": list(texts)}
     if resume:
@@ -94,7 +97,12 @@ def run(
     # what goes wrong in both.
     coverage = inputs.setup.coverage
     remark = "" if coverage is None else coverage.describe()
-    with reporting(progress, remark), pool_session(settings, address) as session, stoppable():
+    with (
+        plain_modes(),
+        reporting(progress, remark),
+        pool_session(settings, address) as session,
+        stoppable(),
+    ):
         settings = session.config
         _settle_device(store, started | settings.fixed())
         inputs = _on_device(inputs, settings)
@@ -149,6 +157,7 @@ def _with_workers(config: Config, workers: int) -> Config:
     return config.model_copy(update={"cluster": cluster})
 
 
+@process_as_found()
 def inspect(task: Task | str, config: Config | None = None) -> tuple[QuantizerSetup, CostModel]:
     """Placement and cost model of a task; no compute but one capture is spent.
 
@@ -156,5 +165,6 @@ def inspect(task: Task | str, config: Config | None = None) -> tuple[QuantizerSe
         BadInputError: the task, its model or a scope rule is not usable.
     """
     loaded = load_task(task)
-    setup = place_task(loaded, config or Config())
+    with plain_modes():
+        setup = place_task(loaded, config or Config())
     return setup, CostModel(setup)

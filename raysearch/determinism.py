@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,6 +84,68 @@ def pinned_threads(threads: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def plain_modes() -> Iterator[None]:
+    """Torch's modes as every process of a run has them, and as they were afterwards.
+
+    Gradients on, no inference mode, float32 and the CPU where nothing else is said, no autocast, no anomaly
+    detection: a script that a task comes from may have set any of them, and workers would not know it.
+    """
+    # Of torch's own functions each sets one mode for good; as contexts they would cost every call.
+    dtype = torch.get_default_dtype()
+    device = torch.get_default_device()
+    autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    torch.set_default_dtype(torch.float32)
+    if device.type != "cpu":
+        torch.set_default_device(None)
+    for kind in autocast:
+        torch.set_autocast_enabled(kind, False)
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autograd.set_detect_anomaly(False),
+        ):
+            yield
+    finally:
+        for kind in autocast:
+            torch.set_autocast_enabled(kind, True)
+        if device.type != "cpu":
+            torch.set_default_device(device)
+        torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def process_as_found() -> Iterator[None]:
+    """Put back what a task file may set for its whole process while it is imported, or its code later.
+
+    That is torch's modes and threads, the filters of warnings, the folders that modules are looked for in,
+    and the working folder.
+    """
+    dtype = torch.get_default_dtype()
+    device = torch.get_default_device()
+    grad = torch.is_grad_enabled()
+    inference = torch.is_inference_mode_enabled()
+    anomaly = (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled())
+    autocast = {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
+    threads = torch.get_num_threads()
+    path = list(sys.path)
+    folder = os.getcwd()
+    try:
+        with warnings.catch_warnings(), torch.inference_mode(inference), torch.set_grad_enabled(grad):
+            yield
+    finally:
+        os.chdir(folder)
+        sys.path[:] = path
+        torch.set_num_threads(threads)
+        for kind, is_enabled in autocast.items():
+            torch.set_autocast_enabled(kind, is_enabled)
+        torch.autograd.set_detect_anomaly(*anomaly)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+        torch.set_default_dtype(dtype)
 
 
 CUBLAS_WORKSPACES = (":4096:8", ":16:8")

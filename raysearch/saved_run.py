@@ -12,7 +12,7 @@ from typing import Any
 
 from raysearch.artifacts import RunStore, codecs, copy_run, resolve_run
 from raysearch.config import SearchConfig, load_config
-from raysearch.determinism import pinned_threads, seeded
+from raysearch.determinism import pinned_threads, plain_modes, process_as_found, seeded
 from raysearch.errors import RunError, TaskError
 from raysearch.export import verify_folder
 from raysearch.export.check_folder import FolderCheck
@@ -286,10 +286,13 @@ class SavedRun:
         for name, values in changes.items():
             settings[name] = {**settings[name], **values}
         config = load_config(overrides=settings)
-        with pinned_threads(config.cluster.threads), seeded(derive_seed(config.seed, "task")):
-            inputs = check_inputs(load_task(task), config, record["budget"])
-            self._store.check_same(record, inputs.fingerprints)
-            yield inputs
+        seed = derive_seed(config.seed, "task")
+        with process_as_found(), pinned_threads(config.cluster.threads), seeded(seed):
+            loaded = load_task(task)
+            with plain_modes(), pinned_threads(config.cluster.threads):
+                inputs = check_inputs(loaded, config, record["budget"])
+                self._store.check_same(record, inputs.fingerprints)
+                yield inputs
 
 
 def _budgets(budget: str | Sequence[str]) -> tuple[Budget, ...]:

@@ -1,14 +1,16 @@
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from raysearch.cluster.pool import LocalPool
-from raysearch.determinism import _precision_places, reproducible, seeded
+from raysearch.determinism import _precision_places, plain_modes, process_as_found, reproducible, seeded
 from raysearch.errors import UnitError
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.simulation.prefix_cache import PrefixCache
@@ -137,3 +139,49 @@ def multiply(_: object) -> dict[str, np.ndarray]:
 def test_a_product_before_the_import_is_told_with_what_to_do() -> None:
     with pytest.raises(UnitError, match="before raysearch was imported: import it first"):
         list(LocalPool(None).run(multiply, {("a",): ()}))
+
+
+def _modes():
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_anomaly_enabled(),
+        torch.is_autocast_enabled("cpu"),
+    )
+
+
+def _set_every_mode():
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(False)
+    torch.autograd.set_detect_anomaly(True)
+    torch.set_autocast_enabled("cpu", True)
+    torch.set_num_threads(3)
+    warnings.simplefilter("ignore")
+    sys.path.insert(0, "/nowhere")
+
+
+def test_modes_that_a_script_sets_are_off_inside_and_everything_is_put_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = (_modes(), torch.get_num_threads(), list(warnings.filters), list(sys.path))
+    plain = _modes()
+    with process_as_found():
+        _set_every_mode()
+        (tmp_path / "other").mkdir()
+        os.chdir("other")
+        changed = _modes()
+        with plain_modes():
+            assert _modes() == plain
+            layer = torch.nn.Linear(2, 2)
+            layer(torch.ones(1, 2)).sum().backward()
+        assert _modes() == changed
+    assert (_modes(), torch.get_num_threads(), list(warnings.filters), list(sys.path)) == before
+    assert Path.cwd() == tmp_path
+
+
+def test_an_inference_mode_that_was_never_left_does_not_reach_a_run():
+    with torch.inference_mode(), plain_modes():
+        layer = torch.nn.Linear(2, 2)
+        layer(torch.ones(1, 2)).sum().backward()
