@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib
 import importlib.util
 import sys
 import types
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from raysearch.cluster.shipping import register_by_value
 from raysearch.errors import TaskError
 from raysearch.evaluation import Forward, Loss, default_forward
-from raysearch.evaluation.batches import on_device
+from raysearch.evaluation.batches import host_copy
+from raysearch.evaluation.measure import RESERVED
 from raysearch.evaluation.metric import MetricFunction, as_metric
-from raysearch.evaluation.plain_weights import with_plain_weights
+from raysearch.evaluation.model.private_model import private_model, refuse_compiled, unwrapped
 
 T = TypeVar("T")
 
@@ -85,7 +86,8 @@ class Task:
             raise TaskError(
                 "Task(calibration=...) is None; pass a Dataset, a DataLoader or a list of batches."
             )
-        self.metrics = dict(self.metrics or {})
+        refuse_compiled(self.model)
+        self.metrics = _named_metrics(self.metrics)
         for name, function in {"forward": self.forward, "loss": self.loss, **self.metrics}.items():
             if function is not None and not callable(function):
                 raise TaskError(f"the Task's {name} is a {type(function).__name__}; it must be a function.")
@@ -97,28 +99,34 @@ class Task:
         return self.forward or default_forward
 
 
-def on_host(task: Task) -> Task:
-    """The task with plain weights, and its model and example inputs in the host's memory.
+def private_task(task: Task) -> Task:
+    """The task with a model and example inputs of raysearch's own, in the host's memory.
 
-    It is the task itself where that is so already. Whoever starts a run may have no GPU, and its data come as
-    CPU tensors; each worker takes its copy to its own device. The user's model stays as it is and where it
-    is: a copy is changed.
+    Whoever starts a run may have no GPU, and its data come as CPU tensors; each worker takes its copy to its
+    own device. The user's model is never run: a forward may change what it runs on; see `private_model`.
+
+    Raises:
+        CaptureError: the model does not run on its example inputs.
+        TaskError: the model cannot be copied, or holds no values.
     """
-    model = with_plain_weights(task.model)
-    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    if any(tensor.device.type == "cuda" for tensor in tensors):
-        model = copy.deepcopy(model).cpu()
-    example_inputs = on_device(task.example_inputs, "cpu")
-    if model is task.model and example_inputs is task.example_inputs:
-        return task
+    inner = unwrapped(task.model)
+    if inner is not task.model:
+        warnings.warn(
+            f"Task(model=...) is a {type(task.model).__name__}; raysearch works on the "
+            f"{type(inner).__name__} inside it.",
+            stacklevel=2,
+        )
+    example_inputs = host_copy(task.example_inputs)
+    model = private_model(task.model, example_inputs)
     return replace(task, model=model, example_inputs=example_inputs)
 
 
 def load_task(spec: str | Task) -> Task:
     """Find a task: `path/to/file.py:factory`, `package.module:factory`, or a `Task` as it is.
 
-    The factory takes no argument and returns a `Task`. A file is imported with its folder on the path, and
-    what it defines is shipped to workers by value, so that they need not have the file.
+    The factory takes no argument and returns a `Task`. A file is imported with its folder on the path, where
+    it stays, as Python does with a script's. What it defines, and what modules and packages beside it do, is
+    shipped to workers by value, so that they need not have the files.
 
     Raises:
         TaskError: no such file, module or factory, or it does not return a Task.
@@ -139,8 +147,13 @@ def load_task(spec: str | Task) -> Task:
         task = factory()
     except TaskError:
         raise
+    except SystemExit as error:
+        raise TaskError(f"the factory '{spec}' {_ended(error)}") from error
     except Exception as error:
         raise TaskError(f"the factory '{spec}' failed: {type(error).__name__}: {error}") from error
+    # What the factory imported is known only now.
+    if location.endswith(".py"):
+        _ship_neighbours(Path(str(module.__file__)).parent)
     if not isinstance(task, Task):
         raise TaskError(
             f"the factory '{spec}' returned a {type(task).__name__}; it must return a raysearch.Task."
@@ -158,19 +171,30 @@ def _from_file(location: str) -> types.ModuleType:
         raise TaskError(f"the task file '{location}' is no Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(path.parent))
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
     loader = spec.loader
-    try:
-        _import(lambda: loader.exec_module(module), location)
-    finally:
-        sys.path.remove(str(path.parent))
+    _import(lambda: loader.exec_module(module), location)
     register_by_value(module)
-    # Modules beside the task file are as unknown to workers as the file itself.
-    for other in list(sys.modules.values()):
-        file = getattr(other, "__file__", None)
-        if other is not module and file and Path(file).resolve().parent == path.parent:
-            register_by_value(other)
+    _ship_neighbours(path.parent)
     return module
+
+
+def _ship_neighbours(folder: Path) -> None:
+    """Ship the modules and packages in a task file's folder by value: workers know them as little."""
+    for name, module in list(sys.modules.items()):
+        if "." not in name and name not in ("raysearch", "__main__") and folder in _parents(module):
+            register_by_value(module)
+
+
+def _parents(module: types.ModuleType) -> list[Path]:
+    """The folders that a top-level module or package lies in."""
+    # A package without __init__.py has no file, only its places.
+    places = [str(place) for place in getattr(module, "__path__", ())]
+    file = getattr(module, "__file__", None)
+    if not places and file:
+        places = [file]
+    return [Path(place).resolve().parent for place in places]
 
 
 def _from_module(name: str) -> types.ModuleType:
@@ -181,8 +205,44 @@ def _import(action: Callable[[], T], location: str) -> T:
     """Import, where anything may go wrong: the code is the user's."""
     try:
         return action()
+    except SystemExit as error:
+        raise TaskError(f"'{location}' cannot be imported: it {_ended(error)}") from error
     except Exception as error:
         raise TaskError(f"'{location}' cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _ended(error: SystemExit) -> str:
+    return (
+        f"ended the process (SystemExit: {error.code}), as `sys.exit` and argparse's `parse_args` do. Put "
+        f"what belongs to a script under `if __name__ == '__main__':`."
+    )
+
+
+def _named_metrics(metrics: object) -> dict[str, MetricFunction]:
+    """The metrics as a dictionary, whose names are texts that nothing else has.
+
+    Raises:
+        TaskError: they are no mapping, or a name is no text, empty or reserved.
+    """
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise TaskError(
+            f"Task(metrics=...) is a {type(metrics).__name__}; it must be a mapping of names to functions, "
+            f"for example {{'accuracy': accuracy}}."
+        )
+    for name in metrics:
+        if not isinstance(name, str) or not name.strip():
+            raise TaskError(
+                f"Task(metrics=...) has the name {name!r}, a {type(name).__name__}; a name is a text that is "
+                f"not empty."
+            )
+        if name.strip().lower() in RESERVED:
+            raise TaskError(
+                f"Task(metrics=...) has the name '{name}', which is reserved for what raysearch measures "
+                f"itself ({', '.join(RESERVED)}); give the metric another, such as 'my_{name.strip()}'."
+            )
+    return dict(metrics)
 
 
 def _functions(module: types.ModuleType) -> list[str]:

@@ -185,3 +185,4 @@ def test_an_inference_mode_that_was_never_left_does_not_reach_a_run():
     with torch.inference_mode(), plain_modes():
         layer = torch.nn.Linear(2, 2)
         layer(torch.ones(1, 2)).sum().backward()
+    assert layer.weight.grad is not None

@@ -8,6 +8,7 @@ from torch import nn
 from raysearch import Task, load_task
 from raysearch.cluster.shipping import dumps, loads
 from raysearch.errors import TaskError
+from raysearch.task import private_task
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,14 @@ from raysearch.errors import TaskError
         ({"calibration": None}, "calibration"),
         ({"loss": 3}, "loss"),
         ({"metrics": {"accuracy": "top1"}}, "accuracy"),
+        ({"metrics": len}, r"Task\(metrics=...\) is a builtin_function_or_method; it must be a mapping"),
+        ({"metrics": [("accuracy", len)]}, "is a list"),
+        ({"metrics": torch.zeros(2)}, "is a Tensor"),
+        ({"metrics": {1: len}}, "the name 1, a int"),
+        ({"metrics": {"": len}}, "not empty"),
+        ({"metrics": {"divergence": len}}, "'divergence', which is reserved"),
+        ({"metrics": {"agreement": len}}, "reserved"),
+        ({"metrics": {"Loss": len}}, "reserved"),
     ],
 )
 def test_fields_of_a_wrong_type_are_named(fields, part):
@@ -54,3 +63,49 @@ def test_a_failing_factory_says_what_failed(tmp_path):
     (tmp_path / "bad.py").write_text("def make_task():\n    raise OSError('no such weights')\n")
     with pytest.raises(TaskError, match="OSError: no such weights"):
         load_task(f"{tmp_path / 'bad.py'}:make_task")
+
+
+def test_a_script_that_ends_the_process_is_named(tmp_path):
+    (tmp_path / "script.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['--no'])\n")
+    with pytest.raises(TaskError, match=r"script.py' cannot be imported: it ended .*SystemExit: 2"):
+        load_task(f"{tmp_path / 'script.py'}:make_task")
+    (tmp_path / "factory.py").write_text("import sys\ndef make_task():\n    sys.exit('no GPU')\n")
+    with pytest.raises(TaskError, match=r"SystemExit: no GPU.*__main__"):
+        load_task(f"{tmp_path / 'factory.py'}:make_task")
+    (tmp_path / "stopped.py").write_text("raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        load_task(f"{tmp_path / 'stopped.py'}:make_task")
+
+
+def test_packages_beside_a_task_file_travel_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for package in ("plain_nets", "marked_nets"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "small.py").write_text(
+            "import torch\nclass Net(torch.nn.Linear):\n    size = 3\n"
+        )
+    (tmp_path / "marked_nets" / "__init__.py").write_text("")
+    (tmp_path / "beside.py").write_text(
+        "import torch\nfrom plain_nets.small import Net\nfrom raysearch import Task\n"
+        "def make_task():\n    from marked_nets.small import Net as Late\n"
+        "    model = torch.nn.Sequential(Net(2, 2), Late(2, 2))\n"
+        "    return Task(model, (torch.zeros(1, 2),), [torch.zeros(4, 2)])\n"
+    )
+    shipment = dumps(load_task(f"{tmp_path / 'beside.py'}:make_task").model)
+    ours = ("plain_nets", "marked_nets", "raysearch_task_beside")
+    for name in [name for name in sys.modules if name.startswith(ours)]:
+        monkeypatch.delitem(sys.modules, name)
+    sys.path.remove(str(tmp_path))
+    assert [layer.size for layer in loads(shipment)] == [3, 3]
+
+
+def test_a_model_in_a_wrapper_is_taken_out_of_it_and_told():
+    task = Task(nn.DataParallel(nn.Linear(2, 2)), (torch.zeros(1, 2),), [torch.zeros(4, 2)])
+    with pytest.warns(UserWarning, match="is a DataParallel; raysearch works on the Linear inside it"):
+        own = private_task(task)
+    assert type(own.model) is nn.Linear
+    assert own.model is not task.model.module
+    with pytest.warns(DeprecationWarning, match="trace"):
+        traced = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
+    with pytest.raises(TaskError, match=r"torch\.jit"):
+        Task(traced, (torch.zeros(1, 2),), [torch.zeros(4, 2)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,8 @@ from raysearch.controller import ControllerState, QuantizationController, create
 from raysearch.errors import ConfigError, ExportError
 from raysearch.evaluation import Batch, Forward, Loss, default_forward
 from raysearch.evaluation.batches import on_device
-from raysearch.evaluation.plain_weights import make_plain_weights
+from raysearch.evaluation.model.copies import private_copy
+from raysearch.evaluation.model.plain_weights import make_plain_weights
 from raysearch.export import StrippedModel, export_model
 from raysearch.placement import place_quantizers
 from raysearch.records import (
@@ -77,7 +77,7 @@ def create_compressed_model(
     placed = place_quantizers(model, _required(inputs), settings.placement)
     setup = _with_kinds(placed, settings)
     calibration = CalibrationConfig(batch_norm_samples=settings.norm_samples)
-    initializer = ModelInitializer(copy.deepcopy(model), data, forward, loss, calibration)
+    initializer = ModelInitializer(private_copy(model), data, forward, loss, calibration)
     options = {"params": settings.params}
     controller = _attach(model, setup, initializer, settings.ranges, options, compression_state)
     kind, params = settings.precision
@@ -133,7 +133,7 @@ def _typed(
     state: Mapping[str, Any] | None,
 ) -> tuple[QuantizationController, nn.Module]:
     setup = place_quantizers(model, _required(example_inputs), config.placement)
-    initializer = ModelInitializer(copy.deepcopy(model), data, forward, loss, config.calibration)
+    initializer = ModelInitializer(private_copy(model), data, forward, loss, config.calibration)
     controller = _attach(model, setup, initializer, {}, {}, state)
     if state is None:
         controller.adapt_batch_norm()

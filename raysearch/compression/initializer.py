@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import warnings
@@ -35,6 +34,7 @@ from raysearch.evaluation.divergence import check_outputs
 from raysearch.evaluation.fit_divergence import DENSE_NDIM, Wish, fit_divergence
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.evaluation.half_precision import in_float32
+from raysearch.evaluation.model.copies import private_copy
 from raysearch.evaluation.outputs import named_outputs
 from raysearch.evaluation.sampling import random_shards
 from raysearch.records import (
@@ -240,7 +240,7 @@ class ModelInitializer:
             raise DataError("no data is known to calibrate on; give create_compressed_model(..., data=...).")
         shards = materialise(self.data, num_samples, self.settings.shard_size, "calibration")
         divergence = Divergence("kl")
-        model, samples = in_float32(copy.deepcopy(self.model), {DataSet.CALIBRATION: shards})
+        model, samples = in_float32(private_copy(self.model), {DataSet.CALIBRATION: shards})
         first = next(model.parameters(), None)
         device = "cpu" if first is None else str(first.device)
         replica = Replica(model, self.forward, samples, divergence, self.loss, device)

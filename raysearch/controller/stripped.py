@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from raysearch.errors import PlacementError
-from raysearch.evaluation.plain_weights import own_classes
+from raysearch.evaluation.model.copies import private_copy
+from raysearch.evaluation.model.plain_weights import own_classes
 from raysearch.hooks.locations import quantizer_location
 from raysearch.quantizer import Quantizer, dequantize
 from raysearch.records import Granularity, QuantizationPoint, QuantizerSetup, Site
@@ -119,7 +119,7 @@ def strip(
     for point in setup.of_kind("activation").values():
         activation_quantizer(model, point)
     if do_copy:
-        model = copy.deepcopy(model)
+        model = private_copy(model)
     own_classes(model)
     for point in weights:
         _strip_weight(model, point, form)

@@ -38,6 +38,11 @@ def on_device(batch: Batch, device: torch.device | str) -> Batch:
     return map_tensors(batch, lambda tensor: tensor.to(target))
 
 
+def host_copy(batch: Batch) -> Batch:
+    """A batch with copies of its tensors in the host's memory, without history."""
+    return map_tensors(batch, lambda tensor: tensor.detach().to("cpu", copy=True))
+
+
 def tensors_of(batch: Batch, path: str = "batch") -> Iterator[tuple[str, torch.Tensor]]:
     """(path, tensor) of every tensor in a batch."""
     if isinstance(batch, torch.Tensor):
@@ -150,7 +155,7 @@ def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list
             _check_finite(take(batch, 0, size), where)
             for start in range(0, size, shard_size):
                 part = take(batch, start, min(start + shard_size, size))
-                shards.append(map_tensors(part, _host_copy))
+                shards.append(host_copy(part))
             num_read += size
             if num_samples and num_read >= num_samples:
                 break
@@ -235,10 +240,6 @@ def _batches(data: Any, size: int, name: str) -> Iterable[Batch]:
 
 def _is_map_style(data: Any) -> bool:
     return isinstance(data, Dataset) and not isinstance(data, IterableDataset)
-
-
-def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True)
 
 
 def _check_sizes(batch: Batch, where: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from raysearch.determinism import GeneratorStates
 from raysearch.errors import DataError, TaskError
 from raysearch.evaluation.batches import Batch
+from raysearch.evaluation.model.model_state import state_as_found
 from raysearch.evaluation.outputs import named_outputs
 
 Forward = Callable[[nn.Module, Batch], Any]
@@ -98,13 +99,17 @@ def check_finite_forward(model: nn.Module, forward: Forward, batch: Batch) -> No
 
 @contextmanager
 def frozen_eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards modules' flags, every `requires_grad` and torch's generators are as before."""
+    """Eval mode; afterwards the model and torch's generators are as before.
+
+    Modules' flags, every `requires_grad`, and what a forward keeps on the model; see `state_as_found`.
+    """
     flags = {module: module.training for module in model.modules()}
     grads = {parameter: parameter.requires_grad for parameter in model.parameters()}
     generators = GeneratorStates.now()
     model.eval()
     try:
-        yield
+        with state_as_found(model):
+            yield
     finally:
         generators.restore()
         for module, flag in flags.items():

@@ -14,6 +14,9 @@ from raysearch.evaluation.joint_divergence import Objective
 from raysearch.evaluation.metric import MetricFunction
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 
+RESERVED = ("divergence", "agreement", "loss")
+"""Names of what is measured of every model; no metric may have one of them."""
+
 
 def evaluate_model(
     model: nn.Module,

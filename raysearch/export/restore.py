@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raysearch.controller import create_controller, stripped_weights
 from raysearch.errors import PlacementError, StorageError, TaskError
-from raysearch.evaluation.plain_weights import make_plain_weights
+from raysearch.evaluation.model.plain_weights import make_plain_weights
 from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight
 from raysearch.export.program import tensor_slots
 from raysearch.placement.stored_tensors import TORCH_DTYPES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from raysearch.evaluation import Batch, Objective, materialise, training_batches
 from raysearch.evaluation.fit_divergence import FittedObjective
 from raysearch.evaluation.forward import check_finite_forward, frozen_eval
 from raysearch.evaluation.half_precision import half_type, in_float32, widened_batch
+from raysearch.evaluation.model.copies import private_copy
 from raysearch.export import check_precision, check_targets
 from raysearch.pipeline.direction import measured_direction
 from raysearch.pipeline.fingerprints import hash_batches, hash_model
@@ -33,7 +33,7 @@ from raysearch.records import (
     parse_budgets,
 )
 from raysearch.search import check_budgets, check_minimized, check_sampler
-from raysearch.task import Task, on_host
+from raysearch.task import Task, private_task
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Inputs:
     """A task that was found fit, and what was read of it.
 
     Attributes:
-        task: as the user gave it.
+        task: the user's, with a model of raysearch's own; see `private_task`.
         config: the settings.
         budgets: parsed and achievable; none where the least cost is asked for.
         setup: placed quantizers.
@@ -88,7 +88,10 @@ def place_task(task: Task, config: Config) -> QuantizerSetup:
     Raises:
         ConfigError: the latency profile lacks a layer.
     """
-    task = on_host(task)
+    return _place(private_task(task), config)
+
+
+def _place(task: Task, config: Config) -> QuantizerSetup:
     setup = place_quantizers(task.model, task.example_inputs, config.placement)
     times = config.search.latency_profile
     return setup if times is None else replace(setup, latency=_latency_profile(times, setup))
@@ -110,10 +113,10 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
         DataError: data is empty or not finite, or the model's output on it is not.
     """
     # From cheap to dear, so that a mistake is told before a long wait: texts, the graph, the data, a forward.
-    task = on_host(task)
     parsed = _read_budgets(budgets, config.search)
     _check_settings(task, config)
-    setup = place_task(task, config)
+    task = private_task(task)
+    setup = _place(task, config)
     _check_setup(setup, parsed, config)
     check_precision(config.export.targets or (), half_type(task.model))
     samples = read_samples(task, config)
@@ -197,7 +200,7 @@ def _check_in_float32(task: Task, batch: Batch) -> None:
     half = half_type(task.model)
     if half is None:
         return
-    model, _ = in_float32(copy.deepcopy(task.model), {})
+    model, _ = in_float32(private_copy(task.model), {})
     try:
         with frozen_eval(model), torch.no_grad():
             task.run(model, widened_batch(batch))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 from raysearch.calibration import calibrate_model
 from raysearch.config import CalibrationConfig, Config
 from raysearch.controller import create_controller
-from raysearch.determinism import pinned_threads, seeded
+from raysearch.determinism import pinned_threads, plain_modes, process_as_found, seeded
 from raysearch.errors import ConfigError
+from raysearch.evaluation.model.copies import private_copy
 from raysearch.export import profile_onnxruntime
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, LatencyProfile, QuantizerSetup
 from raysearch.seeding import derive_seed
-from raysearch.task import Task, load_task, on_host
+from raysearch.task import Task, load_task, private_task
 
 PROFILE_TARGETS = ("onnxruntime",)
 NUM_SAMPLES = 8
@@ -54,21 +54,24 @@ def measure_latency(
     if target not in PROFILE_TARGETS:
         raise ConfigError(f"the target '{target}' cannot be timed; known: {', '.join(PROFILE_TARGETS)}.")
     settings = config or Config()
-    with pinned_threads(settings.cluster.threads), seeded(derive_seed(settings.seed, "task")):
-        loaded = on_host(load_task(task))
-        setup = place_quantizers(loaded.model, loaded.example_inputs, settings.placement)
-        eight = _at_eight_bits(setup)
-        calibration = CalibrationConfig(
-            num_samples=NUM_SAMPLES, shard_size=NUM_SAMPLES, weights="min_max", activations="min_max"
-        )
-        ranges = calibrate_model(loaded.model, eight, loaded.calibration, calibration, forward=loaded.run)
-        assignment = BitAssignment(dict.fromkeys(eight.groups, 8))
-        # On a copy: the task's model is never changed.
-        model = copy.deepcopy(loaded.model)
-        stripped = create_controller(model, eight, ranges, assignment).strip_model()
-        profile = profile_onnxruntime(
-            stripped, eight, loaded.example_inputs, batch=batch, threads=threads, rounds=rounds
-        )
+    seed = derive_seed(settings.seed, "task")
+    with process_as_found(), pinned_threads(settings.cluster.threads), seeded(seed):
+        loaded = load_task(task)
+        with plain_modes(), pinned_threads(settings.cluster.threads):
+            own = private_task(loaded)
+            setup = place_quantizers(own.model, own.example_inputs, settings.placement)
+            eight = _at_eight_bits(setup)
+            calibration = CalibrationConfig(
+                num_samples=NUM_SAMPLES, shard_size=NUM_SAMPLES, weights="min_max", activations="min_max"
+            )
+            ranges = calibrate_model(own.model, eight, own.calibration, calibration, forward=own.run)
+            assignment = BitAssignment(dict.fromkeys(eight.groups, 8))
+            # On a copy: the task's model is never changed.
+            model = private_copy(own.model)
+            stripped = create_controller(model, eight, ranges, assignment).strip_model()
+            profile = profile_onnxruntime(
+                stripped, eight, own.example_inputs, batch=batch, threads=threads, rounds=rounds
+            )
     return profile, setup
 
 

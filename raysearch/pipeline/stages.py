@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from raysearch.cluster.pool import Pool
 from raysearch.controller import create_controller
 from raysearch.evaluation import Batch, DataSet, Replica, evaluate_model
 from raysearch.evaluation.half_precision import in_float32
+from raysearch.evaluation.model.copies import private_copy
 from raysearch.evaluation.sampling import random_shards
 from raysearch.export import StrippedModel, export_model
 from raysearch.pipeline.inputs import Inputs
@@ -28,7 +28,7 @@ def make_replica(inputs: Inputs, search: list[Batch]) -> Replica:
     shards = {DataSet.CALIBRATION: inputs.samples.calibration, DataSet.SEARCH: search}
     if inputs.samples.traces:
         shards[DataSet.TRACES] = inputs.samples.traces
-    model, data = in_float32(copy.deepcopy(inputs.task.model), shards)
+    model, data = in_float32(private_copy(inputs.task.model), shards)
     return Replica(
         model,
         inputs.task.run,
@@ -111,7 +111,7 @@ def make_recipe(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment) -
         assignment: group id → bit-width.
     """
     return Recipe(
-        model=copy.deepcopy(inputs.task.model),
+        model=private_copy(inputs.task.model),
         setup=inputs.setup,
         ranges=ranges,
         assignment=assignment,
@@ -142,7 +142,7 @@ def adapted_norms(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment)
     count = inputs.config.calibration.batch_norm_samples
     if not count:
         return {}
-    model = copy.deepcopy(inputs.task.model)
+    model = private_copy(inputs.task.model)
     create_controller(model, inputs.setup, ranges, assignment)
     return adapt_batch_norm(model, inputs.samples.calibration, inputs.task.run, count)
 
@@ -161,7 +161,7 @@ def strip_checkpoint(
     Raises:
         StorageError: the state is damaged or belongs to another setup.
     """
-    controller = create_controller(copy.deepcopy(inputs.task.model), inputs.setup, ranges, assignment)
+    controller = create_controller(private_copy(inputs.task.model), inputs.setup, ranges, assignment)
     load_checkpoint(controller, checkpoint)
     return controller.strip_model()
 

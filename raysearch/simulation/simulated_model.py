@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from raysearch.determinism import GeneratorStates
 from raysearch.evaluation import Batch, DataSet, Judged, Replica, batch_size, shard_name
 from raysearch.evaluation.batches import take, tensors_of
 from raysearch.evaluation.microbatch import is_out_of_memory, run_in_microbatches
+from raysearch.evaluation.model.copies import private_copy
 from raysearch.hooks.attach import check_weight
 from raysearch.quantizer import Quantizer, make_quantizer
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
@@ -53,7 +53,7 @@ class SimulatedModel:
         self._setup = setup
         self._ranges = ranges
         shared: dict[int, object] = {id(p): p for p in model.parameters()}
-        self.model = copy.deepcopy(model, shared).eval()
+        self.model = private_copy(model, shared).eval()
         points = setup.of_kind("weight")
         for point in points.values():
             check_weight(self.model, point)

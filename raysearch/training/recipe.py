@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from raysearch.controller import QuantizationController, create_controller
 from raysearch.errors import ConfigError
 from raysearch.evaluation import Batch, Forward, Loss, Objective
 from raysearch.evaluation.metric import MetricFunction
+from raysearch.evaluation.model.copies import private_copy
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 
 
@@ -57,7 +57,7 @@ class Recipe:
 
     def build(self) -> QuantizationController:
         """A controller on a copy of the float model, at the calibrated ranges and with the adapted norms."""
-        model = copy.deepcopy(self.model)
+        model = private_copy(self.model)
         with torch.no_grad():
             for name, value in self.norms.items():
                 model.get_buffer(name).copy_(value)

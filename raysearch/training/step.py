@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import itertools
 import math
@@ -20,6 +19,7 @@ from raysearch.determinism import GeneratorStates
 from raysearch.errors import TrainingError
 from raysearch.evaluation import Batch, evaluate_model, training_batches
 from raysearch.evaluation.batches import batch_size, map_tensors, take
+from raysearch.evaluation.model.copies import private_copy
 from raysearch.records import EpochMetrics
 from raysearch.seeding import derive_seed
 from raysearch.training.objective import Objective
@@ -92,7 +92,7 @@ def train(recipe: Recipe, context: Context) -> Progress:
     settings = recipe.settings
     controller = recipe.build()
     model = controller.model.to(context.device)
-    teacher = copy.deepcopy(recipe.model).to(context.device).eval().requires_grad_(False)
+    teacher = private_copy(recipe.model).to(context.device).eval().requires_grad_(False)
     progress = context.resume() or Progress()
     if progress.state:
         load_state(model, progress.state)

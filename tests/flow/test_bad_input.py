@@ -129,7 +129,9 @@ def test_a_model_that_cannot_be_captured(tmp_path):
     assert "depends on the values of a tensor" in text
     assert "What to do" in text
     task = raysearch.Task(nn.Linear(4, 2), (torch.zeros(1, 3),), [torch.randn(8, 4)])
-    assert "cannot be captured" in refuse_run(task, tmp_path)
+    text = refuse_run(task, tmp_path)
+    assert "itself does not run on its example inputs" in text
+    assert "(1, 3) torch.float32" in text
 
 
 def test_outputs_that_are_no_logits(tmp_path):

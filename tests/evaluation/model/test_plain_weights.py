@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
-from raysearch.evaluation.plain_weights import with_plain_weights
+from raysearch.evaluation.model.plain_weights import with_plain_weights
 
 
 class Symmetric(nn.Module):

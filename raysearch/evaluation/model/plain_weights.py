@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from raysearch.evaluation.model.copies import private_copy
 
 
 def with_plain_weights(model: nn.Module) -> nn.Module:
@@ -26,7 +27,7 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
     """
     if not has_computed_weights(model):
         return model
-    model = _copied(model)
+    model = private_copy(model)
     make_plain_weights(model)
     return model
 
@@ -112,13 +113,3 @@ def _replace(module: nn.Module, name: str, value: Tensor) -> None:
         module.register_parameter(name, value)
     else:
         module.register_buffer(name, value)
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy; older norms and pruning leave a computed tensor on the module, which torch cannot copy."""
-    memo: dict[int, object] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
