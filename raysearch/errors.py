@@ -9,6 +9,7 @@
     │   ├── PlacementError          a pin or scope that matches nothing, a width that is not allowed
     │   ├── BudgetError             a budget that cannot be read or cannot be met
     │   └── StorageError            a run folder that is missing, foreign or damaged
+    │       └── DamagedFileError    a file of a run that is not as it was written
     └── RunError                    something failed while it ran; exit code 1, what was done is kept
         ├── UnitError               one unit of work failed, by its key
         ├── PoolError               the workers could not be started or kept alive
@@ -58,6 +59,18 @@ class BudgetError(BadInputError):
 
 class StorageError(BadInputError):
     """A run folder is missing, belongs to another run, or is damaged."""
+
+
+class DamagedFileError(StorageError):
+    """A file of a run is not as it was written.
+
+    Attributes:
+        files: names of the damaged files within the run's folder.
+    """
+
+    def __init__(self, message: str, files: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.files = files
 
 
 class RunError(RaysearchError):

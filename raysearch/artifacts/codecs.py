@@ -62,15 +62,27 @@ class Codec(Generic[T]):
         files: names in the order they are written: when the last one is there, the record is whole.
         write: record → the content of each file.
         read: the files → the record; raises `StorageError` for a damaged one.
+        sealed: whether a file that differs from what was written is refused. Not so the status, which is
+            written every second, and the report, from which nothing is read.
     """
 
     files: tuple[str, ...]
     write: Callable[[T], tuple[bytes, ...]]
     read: Callable[[Sequence[SavedFile]], T]
+    sealed: bool = True
 
 
-def _text_codec(name: str, to_text: Callable[[T], str], from_text: Callable[[str], T]) -> Codec[T]:
-    """A record that is one file of text."""
+def _text_codec(
+    name: str, to_text: Callable[[T], str], from_text: Callable[[str], T], *, sealed: bool = True
+) -> Codec[T]:
+    """A record that is one file of text.
+
+    Args:
+        name: the file.
+        to_text: record → text.
+        from_text: text → record.
+        sealed: see `Codec`.
+    """
 
     def write(record: T) -> tuple[bytes, ...]:
         return (to_text(record).encode(),)
@@ -78,7 +90,7 @@ def _text_codec(name: str, to_text: Callable[[T], str], from_text: Callable[[str
     def read(files: Sequence[SavedFile]) -> T:
         return from_text(files[0].text)
 
-    return Codec((name,), write, read)
+    return Codec((name,), write, read, sealed)
 
 
 def _dict_codec(
@@ -170,7 +182,7 @@ def _metrics_from_dict(values: dict[str, Any]) -> Metrics:
     return values
 
 
-STATUS = _text_codec("status.json", RunStatus.to_json, RunStatus.from_json)
+STATUS = _text_codec("status.json", RunStatus.to_json, RunStatus.from_json, sealed=False)
 SETUP = _text_codec("setup.json", QuantizerSetup.to_json, QuantizerSetup.from_json)
 RANGES = Codec(("ranges.safetensors",), _write_ranges, _read_ranges)
 ROUNDING = Codec(("rounding.safetensors",), _write_rounding, _read_rounding)
@@ -185,7 +197,7 @@ LEAST_COST = _dict_codec("least_cost.json", LeastCost.as_dict, LeastCost.from_di
 FINE_TUNE = _text_codec("finetune.json", FineTuneResult.to_json, FineTuneResult.from_json)
 METRICS = _dict_codec("metrics.json", _metrics_to_dict, _metrics_from_dict)
 MANIFEST = _text_codec("model/manifest.json", ExportManifest.to_json, ExportManifest.from_json)
-REPORT = _text_codec("report.html", str, str)
+REPORT = _text_codec("report.html", str, str, sealed=False)
 RESULT = _dict_codec("result.json", RunResult.to_dict, RunResult.from_dict)
 """The last file of a run: its presence says that the run is complete."""
 

@@ -6,10 +6,13 @@ import hashlib
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 from raysearch.artifacts import codecs
+from raysearch.artifacts.codecs import Codec
 from raysearch.artifacts.location import check_name
 from raysearch.artifacts.run_store import RUN_FILE, RunStore, resolve_run
+from raysearch.artifacts.seals import SEALS_FILE
 from raysearch.errors import StorageError
 from raysearch.records import ExportedFile, RunStatus
 
@@ -48,14 +51,23 @@ def copy_run(store: RunStore, to: str | os.PathLike[str]) -> Path:
         _check_listed(file.path)
     target = Path(to).expanduser().absolute()
     _claim(target, store)
+    if store.has(SEALS_FILE):
+        _write(target, SEALS_FILE, store.storage.read_bytes(SEALS_FILE))
     for file in manifest.files:
         _fetch(store, target, file)
     # result.json comes last, as in the run itself: where it is, everything else is.
     for record in codecs.RECORDS:
-        for name in record.files:
-            if store.has(name):
-                _write(target, name, store.storage.read_bytes(name))
+        if store.has(record):
+            for name, data in _whole_files(store, record):
+                _write(target, name, data)
     return target
+
+
+def _whole_files(store: RunStore, record: Codec[Any]) -> list[tuple[str, bytes]]:
+    """The files of a record that can be read: what was damaged is not handed out."""
+    files = store.read_files(record)
+    store.understand(record, files)
+    return [(name, file.data) for name, file in zip(record.files, files, strict=True)]
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:

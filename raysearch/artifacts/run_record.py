@@ -30,6 +30,7 @@ def run_record_bytes(
         "config": dict(config),
         "fingerprints": dict(fingerprints),
         "versions": dict(versions),
+        "sealed": True,
     }
     return json.dumps(record, indent=1).encode()
 

@@ -7,21 +7,40 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pyarrow import ArrowException
+
 from raysearch.artifacts.codecs import Codec, SavedFile
 from raysearch.artifacts.location import check_name
 from raysearch.artifacts.run_id import split_run, valid_run_id
 from raysearch.artifacts.run_record import first_difference, read_run_record, run_record_bytes
+from raysearch.artifacts.seals import SEALS_FILE, Seals
 from raysearch.artifacts.storage import Storage
-from raysearch.errors import StorageError
+from raysearch.errors import DamagedFileError, StorageError
 
 T = TypeVar("T")
 
 RUN_FILE = "run.json"
 """What a run was started with: a folder that has it is a run."""
 
+_UNREADABLE = (
+    ArrowException,
+    StorageError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What reading a damaged record may end in: whatever a type, a shape or a range that is wrong leads to."""
+
 
 class RunStore:
     """Saves and loads the records of one run; each file is written whole or not at all.
+
+    A file that is not as it was written is refused: `seals.json` holds a hash of each. Runs that were started
+    before there were seals are read without.
 
     Attributes:
         run_id: the run.
@@ -38,6 +57,8 @@ class RunStore:
     def __init__(self, storage_uri: str | os.PathLike[str], run_id: str) -> None:
         self.run_id = valid_run_id(run_id)
         self.storage = Storage(storage_uri).child(run_id)
+        self._seals = Seals(self.storage)
+        self._is_sealed: bool | None = None
 
     @property
     def uri(self) -> str:
@@ -65,14 +86,17 @@ class RunStore:
                 f"the run '{self.run_id}' exists already at {self.uri}. Use --resume to go on with it, or "
                 "another --run-id."
             )
-        files = self.storage.list()
+        # A run that was killed in its first moment left its seals, and nothing that they are of.
+        files = [name for name in self.storage.list() if name != SEALS_FILE]
         if files:
             raise StorageError(
                 f"{self.uri} exists and is no run: it has no run.json, but holds '{files[0]}'. Use another "
                 "--run-id or --storage."
             )
         record = run_record_bytes(self.run_id, config, fingerprints or {}, versions or {})
-        self.storage.write_bytes(RUN_FILE, record)
+        self._seals.begin()
+        self._is_sealed = True
+        self._write({RUN_FILE: record})
 
     def open(self) -> dict[str, Any]:
         """The content of `run.json` of an existing run.
@@ -87,7 +111,16 @@ class RunStore:
             raise StorageError(
                 f"there is no run '{self.run_id}': {self.uri} {why}. Check the run id and --storage."
             )
-        return read_run_record(self.storage.read_bytes(RUN_FILE), self.storage.shown(RUN_FILE))
+        data = self.storage.read_bytes(RUN_FILE)
+        if self._sealed:
+            self._seals.check(RUN_FILE, data)
+        record = read_run_record(data, self.storage.shown(RUN_FILE))
+        if record.get("sealed") and not self._sealed:
+            raise DamagedFileError(
+                f"{self.storage.shown(SEALS_FILE)} is missing: nothing says that the run's files are whole. "
+                "Copy the run again, or start it anew with another --run-id."
+            )
+        return record
 
     def settle(self, config: Mapping[str, Any]) -> None:
         """Keep the settings of a run that was started before all of them were known.
@@ -99,7 +132,7 @@ class RunStore:
         data = run_record_bytes(
             self.run_id, config, record.get("fingerprints", {}), record.get("versions", {})
         )
-        self.storage.write_bytes(RUN_FILE, data)
+        self._write({RUN_FILE: data})
 
     def check_same(
         self,
@@ -139,14 +172,19 @@ class RunStore:
         Raises:
             StorageError: a file cannot be written.
         """
-        for name, data in zip(codec.files, codec.write(record), strict=True):
-            self.storage.write_bytes(name, data)
+        contents = dict(zip(codec.files, codec.write(record), strict=True))
+        if codec.sealed:
+            self._write(contents)
+            return
+        for name, data in contents.items():
+            self.storage.write_bytes(name, data, durable=False)
 
     def load(self, codec: Codec[T]) -> T:
         """Read a record.
 
         Raises:
-            StorageError: a file is missing or damaged, or the files do not belong together.
+            DamagedFileError: a file is not as it was written, or cannot be understood.
+            StorageError: a file is missing.
 
         Example:
             >>> import tempfile
@@ -156,23 +194,102 @@ class RunStore:
             >>> store.load(codecs.METRICS)["float"]["accuracy"]
             0.9
         """
-        files = [SavedFile(self.storage.read_bytes(name), self.storage.shown(name)) for name in codec.files]
-        return codec.read(files)
+        return self.understand(codec, self.read_files(codec))
+
+    def read_files(self, codec: Codec[Any]) -> list[SavedFile]:
+        """The files of a record as they lie there, each checked against its hash.
+
+        Raises:
+            DamagedFileError: a file is not as it was written.
+            StorageError: a file is missing.
+        """
+        files: list[SavedFile] = []
+        for name in codec.files:
+            data = self.storage.read_bytes(name)
+            if codec.sealed and self._sealed:
+                self._seals.check(name, data)
+            files.append(SavedFile(data, self.storage.shown(name)))
+        return files
+
+    def understand(self, codec: Codec[T], files: list[SavedFile]) -> T:
+        """The record of files that were read.
+
+        Raises:
+            DamagedFileError: they are no such record.
+        """
+        try:
+            return codec.read(files)
+        except _UNREADABLE as error:
+            reason = f"{files[-1].shown} is damaged: {error!r:.300}."
+            if isinstance(error, StorageError):
+                reason = str(error)
+            advice = "`raysearch run --resume` computes it anew."
+            raise DamagedFileError(f"{reason} {advice}", codec.files) from error
+
+    def set_aside(self, codec: Codec[Any]) -> tuple[str, ...]:
+        """Keep the files of a damaged record under other names, so that it counts as not there.
+
+        Returns:
+            The new names, `NAME.damaged`, of those files that are there.
+
+        Raises:
+            StorageError: the storage cannot be read or written.
+        """
+        names = [name for name in codec.files if self.storage.exists(name)]
+        for name in names:
+            self.storage.write_bytes(f"{name}.damaged", self.storage.read_bytes(name))
+        # The last file says that the record is whole, so it goes first.
+        for name in reversed(names):
+            self.storage.delete_file(name)
+        if self._sealed:
+            self._seals.forget(names)
+        return tuple(f"{name}.damaged" for name in names)
+
+    @property
+    def _sealed(self) -> bool:
+        if self._is_sealed is None:
+            self._is_sealed = self.storage.exists(SEALS_FILE)
+        return self._is_sealed
+
+    def _write(self, contents: Mapping[str, bytes]) -> None:
+        """Write files in this order, sealed where the run is."""
+        if self._sealed:
+            self._seals.announce(contents)
+        for name, data in contents.items():
+            self.storage.write_bytes(name, data)
+        if self._sealed:
+            self._seals.settle(contents)
 
     def save_checkpoint(self, name: str, data: bytes) -> None:
         """Write a state of the training."""
-        self.storage.write_bytes(f"checkpoints/{check_name(name)}", data)
+        self._write({f"checkpoints/{check_name(name)}": data})
 
     def load_checkpoint(self, name: str) -> bytes:
-        """Read a state of the training."""
-        return self.storage.read_bytes(f"checkpoints/{check_name(name)}")
+        """Read a state of the training.
+
+        Raises:
+            DamagedFileError: it is not as it was written.
+            StorageError: it is missing.
+        """
+        path = f"checkpoints/{check_name(name)}"
+        data = self.storage.read_bytes(path)
+        if self._sealed:
+            self._seals.check(path, data)
+        return data
+
+    def save_file(self, name: str, source: Path) -> None:
+        """Write a file that is no record, such as the journal for Optuna's dashboard."""
+        self._write({name: source.read_bytes()})
 
     def save_model(self, folder: Path) -> None:
         """Copy the files of an export into `model/`, `manifest.json` last; what an older one left goes."""
         files = Storage(folder).list()
         # The manifest comes last: where it is, all that it lists is.
-        for name in sorted(files, key=lambda n: (n == "manifest.json", n)):
-            self.storage.write_file(f"model/{name}", folder / name)
+        for name in sorted(files):
+            if name != "manifest.json":
+                self.storage.write_file(f"model/{name}", folder / name)
+        if "manifest.json" in files:
+            self._write({"model/manifest.json": (folder / "manifest.json").read_bytes()})
         written = {f"model/{name}" for name in files}
         for name in set(self.storage.list("model")) - written:
             self.storage.delete_file(name)

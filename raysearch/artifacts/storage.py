@@ -89,13 +89,18 @@ class Storage:
             while chunk := stream.read(CHUNK_BYTES):
                 yield chunk
 
-    def write_bytes(self, name: str, data: bytes) -> None:
+    def write_bytes(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Write a file whole: a reader sees the old content or the new one, never a part.
+
+        Args:
+            name: of the file.
+            data: its content.
+            durable: on a local disk, wait until content and name outlast a loss of power.
 
         Raises:
             StorageError: it cannot be written.
         """
-        with self._writer(name) as stream:
+        with self._writer(name, durable=durable) as stream:
             stream.write(data)
 
     def write_file(self, name: str, source: Path) -> None:
@@ -176,7 +181,7 @@ class Storage:
             raise StorageError(f"cannot {action} {self.shown(name)}: {error}") from error
 
     @contextmanager
-    def _writer(self, name: str) -> Iterator[BinaryIO]:
+    def _writer(self, name: str, *, durable: bool = True) -> Iterator[BinaryIO]:
         path = self._path(check_name(name))
         folder, _, leaf = path.rpartition("/")
         # An object store shows a file only once its upload is complete, and cannot rename.
@@ -189,13 +194,28 @@ class Storage:
                 with self._filesystem.open_output_stream(written, compression=None) as stream:
                     yield stream
                 if written != path:
+                    # The content first, then its name: the other way about, a loss of power leaves an empty
+                    # file under the final name.
+                    if durable:
+                        _sync(written)
                     self._filesystem.move(written, path)
+                    if durable:
+                        _sync(folder)
             except BaseException:
                 # Whatever stopped the writing, an interrupt too, half a file is not left behind.
                 if written != path:
                     with suppress(OSError):
                         self._filesystem.delete_file(written)
                 raise
+
+
+def _sync(path: str) -> None:
+    """Wait until the disk holds a file's content, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_temporary(name: str) -> bool:

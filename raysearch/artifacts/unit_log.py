@@ -68,7 +68,8 @@ class UnitLog:
                 f"the unit {key} of {stage} cannot be kept: {error}. A key is a tuple of strings and "
                 "integers, a value maps names to arrays of bool, integers or floats."
             ) from error
-        self._storage.write_bytes(_file_name(stage, key), data)
+        # A unit that a loss of power takes away is computed again; waiting for the disk costs more.
+        self._storage.write_bytes(_file_name(stage, key), data, durable=False)
 
     def clear(self, stage: str) -> None:
         """Forget every unit of a stage."""

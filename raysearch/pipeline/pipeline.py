@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from raysearch.artifacts import RunStore, UnitLog, codecs
 from raysearch.artifacts.codecs import Codec, Metrics
 from raysearch.cluster.pool import Pool
 from raysearch.determinism import pinned_threads
+from raysearch.errors import DamagedFileError
 from raysearch.evaluation import DataSet
 from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.pools import Fleet, OpenPool
@@ -109,8 +111,9 @@ class Pipeline:
 
     def run(self) -> RunResult:
         """Go from the first stage that has no record to the result."""
-        if self.store.has(codecs.RESULT):
-            return self.store.load(codecs.RESULT)
+        result = self._saved(codecs.RESULT)
+        if result is not None:
+            return result
         with pinned_threads(self.inputs.config.cluster.threads):
             return self._run_stages()
 
@@ -122,8 +125,7 @@ class Pipeline:
             search = self._complete(SEARCH, self._search, table, ranges)
         # The fleet is released before training, which may need its CPUs and GPUs.
         assignment = search.best.assignment
-        training = self._complete(TRAINING, self._fine_tune, ranges, assignment)
-        checkpoint = self.store.load_checkpoint(training.checkpoint)
+        training, checkpoint = self._train(ranges, assignment)
         stripped = strip_checkpoint(self.inputs, ranges, assignment, checkpoint)
         metrics = self._complete(EVALUATION, self._evaluate, stripped)
         manifest = self._complete(EXPORT, self._export, stripped, assignment)
@@ -139,8 +141,9 @@ class Pipeline:
             *args: its arguments.
             **kwargs: the same.
         """
-        if self.store.has(stage.record):
-            return self.store.load(stage.record)
+        saved = self._saved(stage.record)
+        if saved is not None:
+            return saved
         with self.progress.stage(stage.name):
             record = compute(*args, **kwargs)
         self.store.save(stage.record, record)
@@ -148,6 +151,20 @@ class Pipeline:
         for part in stage.parts:
             self._log.clear(part)
         return record
+
+    def _saved(self, codec: Codec[T]) -> T | None:
+        """A record that is there and whole; a damaged one is set aside, since it can be computed again."""
+        if not self.store.has(codec):
+            return None
+        try:
+            return self.store.load(codec)
+        except DamagedFileError as error:
+            self._set_aside(codec, error)
+            return None
+
+    def _set_aside(self, codec: Codec[T], error: DamagedFileError) -> None:
+        names = ", ".join(self.store.set_aside(codec))
+        warnings.warn(f"{error} What was there is kept as {names}; it is computed again.", stacklevel=2)
 
     def _calibrate(self) -> RangeTable:
         return calibrate_ranges(self.inputs, self._fleet.pool("calibration"))
@@ -213,7 +230,7 @@ class Pipeline:
 
     def _earlier_trials(self) -> tuple[SearchTrial, ...]:
         """What an interrupted search measured; empty when no batch was finished yet."""
-        return self.store.load(codecs.TRIALS) if self.store.has(codecs.TRIALS) else ()
+        return self._saved(codecs.TRIALS) or ()
 
     def _least_cost(self, table: SensitivityTable, race: Race) -> SearchResult:
         result, least = minimize_cost(
@@ -241,7 +258,17 @@ class Pipeline:
                 maximize=result.maximize,
                 front=front,
             )
-            self.store.storage.write_file("study.journal", path)
+            self.store.save_file("study.journal", path)
+
+    def _train(self, ranges: RangeTable, assignment: BitAssignment) -> tuple[FineTuneResult, bytes]:
+        """What training gave, and its best state."""
+        training = self._complete(TRAINING, self._fine_tune, ranges, assignment)
+        try:
+            return training, self.store.load_checkpoint(training.checkpoint)
+        except DamagedFileError as error:
+            self._set_aside(codecs.FINE_TUNE, error)
+        training = self._complete(TRAINING, self._fine_tune, ranges, assignment)
+        return training, self.store.load_checkpoint(training.checkpoint)
 
     def _fine_tune(self, ranges: RangeTable, assignment: BitAssignment) -> FineTuneResult:
         recipe = make_recipe(self.inputs, ranges, assignment)

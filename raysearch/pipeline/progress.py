@@ -7,10 +7,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from raysearch.artifacts import RunStore, codecs
+from raysearch.errors import DamagedFileError
 from raysearch.records import RunStatus
 
 Listener = Callable[[RunStatus], None]
@@ -65,8 +66,9 @@ class Progress:
         self._meter = RateMeter()
         self.seconds: dict[str, float] = {}
         if store.has(codecs.STATUS):
-            # A run that goes on adds to the times of its earlier attempts.
-            self.seconds.update(store.load(codecs.STATUS).seconds)
+            # A run that goes on adds to the times of its earlier attempts, and goes on without them as well.
+            with suppress(DamagedFileError):
+                self.seconds.update(store.load(codecs.STATUS).seconds)
         self._status = RunStatus(store.run_id, "running", seconds=self.seconds)
 
     @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from types import NoneType
 from typing import Any
 
 from raysearch.errors import StorageError
@@ -52,9 +53,35 @@ class RunStatus:
             StorageError: the text is damaged.
         """
         try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError) as error:
-            raise StorageError(f"status.json is damaged: {error!r}.") from error
+            status = cls(**json.loads(text))
+            _check_status(status)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise StorageError(f"status.json is damaged: {error!r:.300}.") from error
+        return status
+
+
+_STATUS_TYPES: dict[str, tuple[type, ...]] = {
+    "run_id": (str,),
+    "state": (str,),
+    "stage": (str,),
+    "done": (int,),
+    "total": (int,),
+    "seconds": (dict,),
+    "updated": (int, float),
+    "message": (str,),
+    "rate": (int, float),
+    "remaining_seconds": (int, float, NoneType),
+}
+
+
+def _check_status(status: RunStatus) -> None:
+    for name, types in _STATUS_TYPES.items():
+        value = getattr(status, name)
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise TypeError(f"'{name}' is {value!r:.50}")
+    for stage, seconds in status.seconds.items():
+        if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+            raise TypeError(f"the seconds of '{stage}' are {seconds!r:.50}")
 
 
 @dataclass(frozen=True)

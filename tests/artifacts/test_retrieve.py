@@ -4,6 +4,7 @@ import json
 import pytest
 
 from raysearch.artifacts import RunStore, Storage, codecs, hash_file, retrieve
+from raysearch.artifacts.seals import Seals
 from raysearch.errors import StorageError
 from raysearch.records import RunStatus
 
@@ -15,7 +16,10 @@ def tree(folder):
 def edit_manifest(store, change):
     manifest = json.loads(store.storage.read_bytes("model/manifest.json"))
     change(manifest["files"])
-    store.storage.write_bytes("model/manifest.json", json.dumps(manifest).encode())
+    data = json.dumps(manifest).encode()
+    # Whoever can write to the folder can write its seals as well.
+    Seals(store.storage).announce({"model/manifest.json": data})
+    store.storage.write_bytes("model/manifest.json", data)
 
 
 def test_copies_records_and_model_but_no_checkpoints(done, tmp_path):

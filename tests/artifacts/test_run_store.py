@@ -5,6 +5,7 @@ import pytest
 
 from raysearch.artifacts import RunStore, codecs, new_run_id, resolve_run, valid_run_id
 from raysearch.artifacts.run_record import first_difference
+from raysearch.artifacts.seals import Seals
 from raysearch.errors import StorageError
 from raysearch.records import Granularity, LeastCost, QuantizerRange, RangeTable, RunStatus
 from raysearch.records.rounding import RoundedWeight, RoundingTable
@@ -76,8 +77,8 @@ def test_every_record_comes_back_equal(store):
 
 def test_files_have_the_names_of_the_layout(done):
     assert set(done.storage.list()) == {
-        "run.json", "status.json", "setup.json", "sensitivity.parquet", "traces.parquet", "responses.arrow",
-        "trials.parquet", "front.parquet", "best.json", "finetune.json", "result.json",
+        "run.json", "seals.json", "status.json", "setup.json", "sensitivity.parquet", "traces.parquet",
+        "responses.arrow", "trials.parquet", "front.parquet", "best.json", "finetune.json", "result.json",
         "checkpoints/best.safetensors", "model/manifest.json", "model/model.safetensors", "model/config.json",
         "model/onnx/model.onnx",
     }  # fmt: skip
@@ -161,7 +162,9 @@ def test_tables_of_two_measurements_are_not_mixed(store):
     other = RunStore(store.storage.local_path().parent, "run-2")
     store.save(codecs.SENSITIVITY, make_sensitivity(make_setup(3)))
     other.save(codecs.SENSITIVITY, make_sensitivity(make_setup(4)))
-    store.storage.write_bytes("responses.arrow", other.storage.read_bytes("responses.arrow"))
+    mixed = other.storage.read_bytes("responses.arrow")
+    Seals(store.storage).announce({"responses.arrow": mixed})
+    store.storage.write_bytes("responses.arrow", mixed)
     with pytest.raises(StorageError, match="belong to different measurements"):
         store.load(codecs.SENSITIVITY)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import raysearch
-from raysearch.artifacts import codecs, resolve_run
+from raysearch.artifacts import Storage, codecs, resolve_run
+from raysearch.artifacts.seals import Seals
 from raysearch.config import ClusterConfig
 from raysearch.errors import PoolError, StorageError
 from tests.support import toy_task
@@ -61,6 +62,37 @@ def test_a_run_killed_in_every_part_goes_on_to_the_identical_result(finished, tm
     assert folder_bytes(tmp_path) == folder_bytes(finished[0])
 
 
+def damage_all(folder):
+    """Empty every record that a run can compute again, as a loss of power may leave it; their names."""
+    names = [name for record in codecs.RECORDS for name in record.files if (folder / name).exists()]
+    for name in names:
+        (folder / name).write_bytes(b"")
+    return names
+
+
+@pytest.mark.filterwarnings("ignore:.*is damaged")
+def test_a_run_with_every_record_empty_goes_on_to_the_identical_result(finished, tmp_path):
+    shutil.copytree(finished[0] / "run", tmp_path / "run")
+    damaged = damage_all(tmp_path / "run")
+    assert {"status.json", "best.json", "result.json", "finetune.json"} <= set(damaged)
+    again = run(tmp_path, resume=True)
+    assert again.quantized_metrics == finished[1].quantized_metrics
+    assert folder_bytes(tmp_path) == folder_bytes(finished[0])
+    assert (tmp_path / "run" / "responses.arrow.damaged").exists()
+
+
+def test_a_damaged_state_of_training_is_set_aside_and_made_again(finished, tmp_path):
+    shutil.copytree(finished[0] / "run", tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.safetensors"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.warns(UserWarning, match=r"best\.safetensors is damaged.*finetune\.json\.damaged"):
+        again = run(tmp_path, resume=True)
+    assert checkpoint.read_bytes() == whole
+    assert again.quantized_metrics == finished[1].quantized_metrics
+
+
 @pytest.mark.ray
 def test_two_actors_and_no_ray_give_the_same_tables(ray_cluster, finished, tmp_path):
     run(tmp_path, workers=2)
@@ -72,7 +104,9 @@ def edited(folder, change):
     path = folder / "run" / "run.json"
     record = json.loads(path.read_text())
     change(record["config"])
-    path.write_text(json.dumps(record))
+    data = json.dumps(record).encode()
+    Seals(Storage(path.parent)).announce({path.name: data})
+    path.write_bytes(data)
     return path
 
 
