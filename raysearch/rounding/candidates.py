@@ -21,6 +21,9 @@ SHARES = (1.0, 0.85, 0.7, 0.55, 0.4)
 STEPS = (0.075, 0.0375)
 """Then the best pair's neighbours this far off, all eight, once for each step."""
 
+NEAR_BY_INPUTS = (0.87, 0.94, 1.0, 1.06, 1.14)
+"""Multiples that are tried of the scales of groups that are best by their own inputs."""
+
 Levels = tuple[int, int]
 
 
@@ -77,9 +80,9 @@ def first_candidates(
 ) -> list[Steps]:
     """What is tried first: the calibrated steps, then multiples of those of least error.
 
-    Symmetric: of least squared weight error; with several scales a row also, of these, that of least error by
-    what the elements of each scale read. Asymmetric: those of least weight error and of least error by the
-    inputs among many clips of both ends.
+    Symmetric: of least squared weight error; with several scales a row also multiples of the one, of these,
+    that has least error by what the elements of each scale read. Asymmetric: multiples of those of least
+    weight error and of least error by the inputs among many clips of both ends.
 
     Args:
         weight: its rows and what they read.
@@ -99,7 +102,8 @@ def first_candidates(
     base = Steps(base_s, start.zero_s)
     candidates = [start, *(base.times(factor) for factor in factors)]
     if weight.sharing.has_groups:
-        candidates.append(_best_of(candidates, weight, levels, weight.input_error))
+        by_inputs = _best_of(candidates, weight, levels, weight.input_error)
+        candidates.extend(by_inputs.times(factor) for factor in NEAR_BY_INPUTS)
     return candidates
 
 

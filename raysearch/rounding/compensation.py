@@ -21,6 +21,9 @@ LEAST_RAISED = 1e-6
 SOLVE_BYTES = 2**28
 """Rounding errors that `solve` holds at once; more rows are done in turn, with the same results."""
 
+INNER_BLOCK = 16
+"""Columns of a block that are rounded before what is left of them is handed on to the rest of the block."""
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -155,10 +158,10 @@ def solve(rows_grd: Tensor, grids: Sequence[Grid], factor: Factor, block_size: i
 
         (w − q)(H + diag(added))(w − q)ᵀ = Σ_j ((w̃_j − q_j) R_jj)².
 
-    Within a block of columns the sums are matrix-vector products; what all columns before a block
-    contribute is one matrix product. Rows know nothing of each other, so all schemes and candidate scales
-    of a weight are rows of one call, and the loop over columns runs once. A column keeps the scale of its
-    group in the weight's own order, whenever it is rounded.
+    Within `INNER_BLOCK` columns the sums are matrix-vector products; what all columns before them in a block
+    contribute, and all before the block, are matrix products. Rows know nothing of each other, so all schemes
+    and candidate scales of a weight are rows of one call, and the loop over columns runs once. A column keeps
+    the scale of its group in the weight's own order, whenever it is rounded.
 
     Cost: M·d² flops a group, and 2·d small operations.
 
@@ -210,32 +213,37 @@ def _solve_columns(
 ) -> tuple[Tensor, Tensor]:
     """Codes of columns that are in the order of rounding; what each misses takes the place of the columns."""
     num_columns = columns_gdm.shape[1]
-    upper_gdd = factor.upper_gdd
-    scale_gdm, low_gdm, high_gdm = _ordered_tables(grids, factor.order_gd)
-    diagonal_gd = upper_gdd.diagonal(dim1=1, dim2=2)
-    shares_gdd = upper_gdd / diagonal_gd[:, None, :]
+    tables = _ordered_tables(grids, factor.order_gd)
+    diagonal_gd = factor.upper_gdd.diagonal(dim1=1, dim2=2)
+    shares_gdd = factor.upper_gdd / diagonal_gd[:, None, :]
     left_gdm = torch.empty_like(columns_gdm)
     codes_gdm = torch.empty(columns_gdm.shape, dtype=torch.int16, device=columns_gdm.device)
     for start in range(0, num_columns, block_size):
         stop = min(start + block_size, num_columns)
-        block_gbm = columns_gdm[:, start:stop]
-        if start:
-            earlier_gbi = shares_gdd[:, :start, start:stop].transpose(1, 2)
-            block_gbm = torch.baddbmm(block_gbm, earlier_gbi, left_gdm[:, :start])
-        for column in range(start, stop):
-            target_gm = block_gbm[:, column - start]
-            if column > start:
-                handed_g1i = shares_gdd[:, None, start:column, column]
-                target_gm = target_gm + torch.bmm(handed_g1i, left_gdm[:, start:column])[:, 0]
-            scale_gm, low_gm, high_gm = (
-                table[:, min(column, table.shape[1] - 1)] for table in (scale_gdm, low_gdm, high_gdm)
+        block_gbm = _handed_on(columns_gdm[:, start:stop], shares_gdd, left_gdm, 0, start)
+        for inner in range(start, stop, INNER_BLOCK):
+            end = min(inner + INNER_BLOCK, stop)
+            inner_gbm = _handed_on(
+                block_gbm[:, inner - start : end - start], shares_gdd, left_gdm, start, inner
             )
-            code_gm = torch.clamp(torch.round(target_gm / scale_gm), low_gm, high_gm)
-            value_gm = code_gm * scale_gm
-            codes_gdm[:, column] = code_gm
-            left_gdm[:, column] = columns_gdm[:, column] - value_gm
-            columns_gdm[:, column] = (target_gm - value_gm) * diagonal_gd[:, column, None]
-    return codes_gdm, columns_gdm
+            for column in range(inner, end):
+                target_gm = inner_gbm[:, column - inner : column - inner + 1]
+                target_gm = _handed_on(target_gm, shares_gdd, left_gdm, inner, column)[:, 0]
+                scale_gm, low_gm, high_gm = (table[:, min(column, table.shape[1] - 1)] for table in tables)
+                value_gm = torch.div(target_gm, scale_gm).round_().clamp_(low_gm, high_gm)
+                codes_gdm[:, column] = value_gm
+                value_gm.mul_(scale_gm)
+                torch.sub(columns_gdm[:, column], value_gm, out=left_gdm[:, column])
+                torch.sub(target_gm, value_gm, out=columns_gdm[:, column])
+    return codes_gdm, columns_gdm.mul_(diagonal_gd[..., None])
+
+
+def _handed_on(block_gbm: Tensor, shares_gdd: Tensor, left_gdm: Tensor, first: int, start: int) -> Tensor:
+    """Columns from `start` on, with what is left of columns first … start−1 handed on to them."""
+    if first == start:
+        return block_gbm
+    stop = start + block_gbm.shape[1]
+    return torch.baddbmm(block_gbm, shares_gdd[:, first:start, start:stop].mT, left_gdm[:, first:start])
 
 
 def _ordered_tables(grids: Sequence[Grid], order_gd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
