@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raysearch.artifacts import DEFAULT_STORAGE, RunStore, new_run_id
+from raysearch.artifacts import DEFAULT_STORAGE, RunStore, new_run_id, owned
 from raysearch.config import Config, load_config, with_search
 from raysearch.determinism import pinned_threads, plain_modes, process_as_found, seeded
 from raysearch.errors import ConfigError
@@ -92,14 +92,14 @@ def run(
         store.check_same(started | settings.fixed(), inputs.fingerprints, ignore=("task", *FOLLOW_DEVICE))
     else:
         store.create(started | settings.fixed(), inputs.fingerprints, versions())
-    progress = Progress(store, listener)
     # The order counts: `stoppable` sets its signal handler after Ray has set its own, and `reporting` sees
     # what goes wrong in both.
     coverage = inputs.setup.coverage
     remark = "" if coverage is None else coverage.describe()
     with (
         plain_modes(),
-        reporting(progress, remark),
+        owned(store),
+        reporting(Progress(store, listener), remark) as progress,
         pool_session(settings, address) as session,
         stoppable(),
     ):

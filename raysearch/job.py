@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from raysearch.artifacts import Storage, codecs, new_run_id, resolve_run, retrieve, valid_run_id
+from raysearch.artifacts import (
+    Storage,
+    codecs,
+    current_status,
+    new_run_id,
+    resolve_run,
+    retrieve,
+    valid_run_id,
+)
 from raysearch.cluster.jobs import LOOPBACK, JobRequest, JobsClient, JobState
 from raysearch.errors import ConfigError, JobError, StorageError
 from raysearch.records import TERMINAL_STATES, RunStatus, parse_budgets
@@ -51,7 +59,7 @@ class Job:
             JobError: the cluster does not know the job.
         """
         try:
-            status = resolve_run(self.run_id, self.storage).load(codecs.STATUS)
+            status = current_status(resolve_run(self.run_id, self.storage))
         except StorageError:
             # A job that has not begun, or whose environment failed, leaves no folder.
             if self.address is None:
@@ -74,7 +82,8 @@ class Job:
     def wait(self, timeout: float | None = None) -> RunStatus:
         """Wait until the run is done, failed or cancelled.
 
-        With an address a job that ended without a word (killed, or its environment failed) is noticed too.
+        A driver that ended without a word is noticed by its process or its silence; with an address, so is a
+        job that was killed before it had a folder, or whose environment failed.
 
         Args:
             timeout: seconds after which to give up; None waits for ever.

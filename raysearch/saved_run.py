@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raysearch.artifacts import RunStore, codecs, copy_run, resolve_run
+from raysearch.artifacts import RunStore, codecs, copy_run, current_status, resolve_run
 from raysearch.config import SearchConfig, load_config
 from raysearch.determinism import pinned_threads, plain_modes, process_as_found, seeded
 from raysearch.errors import RunError, TaskError
@@ -79,8 +79,8 @@ class SavedRun:
         return f"SavedRun({self.uri!r})"
 
     def status(self) -> RunStatus:
-        """State, stage and progress, as the run last wrote them."""
-        return self._store.load(codecs.STATUS)
+        """State, stage and progress as the run wrote them last; "failed" if its driver died silently."""
+        return current_status(self._store)
 
     def result(self) -> RunResult:
         """What `run` returned: the assignment, its costs and the metrics."""

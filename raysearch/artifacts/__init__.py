@@ -2,6 +2,7 @@
 
 from raysearch.artifacts import codecs
 from raysearch.artifacts.location import DEFAULT_STORAGE, redact
+from raysearch.artifacts.owner import current_status, owned
 from raysearch.artifacts.retrieve import copy_run, hash_file, retrieve
 from raysearch.artifacts.run_id import new_run_id, valid_run_id
 from raysearch.artifacts.run_store import RunStore, resolve_run
@@ -15,8 +16,10 @@ __all__ = [
     "UnitLog",
     "codecs",
     "copy_run",
+    "current_status",
     "hash_file",
     "new_run_id",
+    "owned",
     "redact",
     "resolve_run",
     "retrieve",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
 
 import pyarrow as pa
 
@@ -110,6 +110,29 @@ def _dict_codec(
             raise StorageError(f"{shown} is damaged: {error!r}. Run with --resume.") from error
 
     return Codec((name,), write, read)
+
+
+def object_codec(name: str, record_type: type[T]) -> Codec[T]:
+    """A small dataclass of plain values that is one file with a JSON object, and not sealed.
+
+    Args:
+        name: the file.
+        record_type: the dataclass; a value of another type than its field's is refused.
+    """
+    hints = get_type_hints(record_type)
+
+    def write(record: T) -> tuple[bytes, ...]:
+        return (json.dumps(vars(record), indent=1).encode(),)
+
+    def read(files: Sequence[SavedFile]) -> T:
+        data, shown = files[0]
+        values = from_json(data, shown)
+        for field, hint in hints.items():
+            if type(values.get(field)) is not hint:
+                raise StorageError(f"{shown} is damaged: '{field}' is {values.get(field)!r:.50}.")
+        return record_type(**values)
+
+    return Codec((name,), write, read, sealed=False)
 
 
 def _write_ranges(ranges: RangeTable) -> tuple[bytes, ...]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from raysearch.artifacts import RunStore, codecs
-from raysearch.errors import DamagedFileError
+from raysearch.errors import DamagedFileError, StorageError
 from raysearch.records import RunStatus
 
 Listener = Callable[[RunStatus], None]
@@ -99,7 +99,7 @@ class Progress:
         self._listener(self._status)
         if now - self._written >= WRITE_EVERY_SECONDS or done == total:
             self._written = now
-            self._store.save(codecs.STATUS, self._status)
+            self._write()
 
     def tell(self, state: str, stage: str = "", done: int = 0, total: int = 0, message: str = "") -> None:
         """Write and tell a change of stage or state.
@@ -113,7 +113,20 @@ class Progress:
         """
         self._status = self._record(state, stage or self._status.stage, done, total, message)
         self._listener(self._status)
+        self._write()
+
+    def settle(self) -> None:
+        """Write the last status, which tells others that the run has ended.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
         self._store.save(codecs.STATUS, self._status)
+
+    def _write(self) -> None:
+        # Nothing is computed from the status: a storage that does not answer for a moment ends no run.
+        with suppress(StorageError):
+            self._store.save(codecs.STATUS, self._status)
 
     def _record(self, state: str, stage: str, done: int, total: int, message: str) -> RunStatus:
         seconds = dict(self.seconds)
@@ -121,7 +134,7 @@ class Progress:
 
 
 @contextmanager
-def reporting(progress: Progress, remark: str = "") -> Iterator[None]:
+def reporting(progress: Progress, remark: str = "") -> Iterator[Progress]:
     """Say in the run's folder how it ends.
 
     Args:
@@ -130,7 +143,7 @@ def reporting(progress: Progress, remark: str = "") -> Iterator[None]:
     """
     progress.tell("running", "starting", message=remark)
     try:
-        yield
+        yield progress
     except KeyboardInterrupt:
         progress.tell("cancelled", message="stopped from outside; --resume goes on with it")
         raise
@@ -138,6 +151,7 @@ def reporting(progress: Progress, remark: str = "") -> Iterator[None]:
         progress.tell("failed", message=str(error))
         raise
     progress.tell("done")
+    progress.settle()
 
 
 @contextmanager
