@@ -99,18 +99,18 @@ def random_table(setup: QuantizerSetup, seed: int = 0, coupling: float = 0.5) ->
     directions = {group: rng.standard_normal(RANK) for group in setup.groups}
     scales = {group: float(np.exp(rng.normal(0, 0.8))) for group in setup.groups}
     rows = []
-    for group, bits in setup.options():
+    for group, scheme in setup.options():
         direction = directions[group] + coupling * common + 0.3 * rng.standard_normal(RANK)
-        rows.append(scales[group] * 2.0**-bits * direction)
+        rows.append(scales[group] * 2.0**-scheme.num_bits * direction)
     perturbations = np.array(rows)
     gram = perturbations @ perturbations.T
     effects = {}
-    for (group, bits), square in zip(setup.options(), gram.diagonal().tolist(), strict=True):
+    for (group, scheme), square in zip(setup.options(), gram.diagonal().tolist(), strict=True):
         kind, response = setup.group_kind(group), 0.5 * square
-        error = 4.0**-bits * float(rng.uniform(0.5, 2)) if kind == "weight" else 0.0
+        error = 4.0**-scheme.num_bits * float(rng.uniform(0.5, 2)) if kind == "weight" else 0.0
         trace_term = error * scales[group] ** 2
         measured = response * float(rng.uniform(0.8, 1.2))
-        effects[group, bits] = OptionEffect(group, bits, kind, error, trace_term, response, measured)
+        effects[group, scheme] = OptionEffect(group, scheme, kind, error, trace_term, response, measured)
     traces = {}
     for point in setup.of_kind("weight"):
         traces[point] = Trace(point, float(rng.uniform(0.1, 2)), 0.05, 0.01, 0.049, 8, 64, "ggn", True)
@@ -128,7 +128,7 @@ class DisturbedForm:
 
     def value(self, assignment: BitAssignment) -> float:
         """log(1 + ½ fᵀGf) over the rows of the assignment's options."""
-        rows = [self._rows[option] for option in assignment.bits.items()]
+        rows = [self._rows[option] for option in assignment.schemes.items()]
         factors = self._factors[rows]
         return float(np.log1p(0.5 * (factors @ self._gram[np.ix_(rows, rows)] @ factors)))
 

@@ -33,7 +33,7 @@ from raysearch.evaluation import (
 )
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.hooks import attach_activation, detach_all
-from raysearch.records import QuantizationPoint, QuantizerRange, QuantizerSetup, RangeTable
+from raysearch.records import QuantizationPoint, QuantizerRange, QuantizerSetup, RangeTable, Scheme
 
 
 def calibrate(
@@ -74,19 +74,19 @@ def calibrate(
         observed = dict(pool.run(observe_shard, shard_units, (setup, plans)))
     weight_units: dict[Key, tuple[object, ...]] = {("weight", p): (p,) for p in setup.of_kind("weight")}
     of_weights = dict(pool.run(weight_ranges, weight_units, (setup, rules)))
-    ranges: dict[tuple[str, int], QuantizerRange] = {}
+    ranges: dict[tuple[str, Scheme], QuantizerRange] = {}
     for point in setup.points.values():
-        widths = setup.group_of(point.id).bit_widths
+        schemes = setup.group_of(point.id).schemes
         if point.kind == "weight":
-            for bits in widths:
-                ranges[point.id, bits] = _unpack(point, of_weights["weight", point.id], bits)
+            for scheme in schemes:
+                ranges[point.id, scheme] = _unpack(point, of_weights["weight", point.id], scheme)
             continue
         parts = [_part(observed[key], point.id) for key in shard_units]
         batches = [Statistics.from_units([part]) for part in parts]
         observations = Observed.check(point, batches, Statistics.from_units(parts))
         warn_of_clipping(point, observations)
-        for bits in widths:
-            ranges[point.id, bits] = find_range(point, observations, rules[point.id], bits)
+        for scheme in schemes:
+            ranges[point.id, scheme] = find_range(point, observations, rules[point.id], scheme.num_bits)
     return RangeTable(ranges)
 
 
@@ -168,11 +168,11 @@ def _merged(parts: Sequence[dict[str, Collected]]) -> dict[str, Collected]:
 def weight_ranges(
     replica: Replica, setup: QuantizerSetup, rules: Mapping[str, Rule], point_id: str
 ) -> UnitValue:
-    """Unit: the ranges of one weight at each of its widths, as "width|field".
+    """Unit: the ranges of one weight at each of its schemes, as "scheme|field".
 
     Args:
         replica: holds the float model.
-        setup: the points, and the widths of their groups.
+        setup: the points, and the schemes of their groups.
         rules: quantizer id → how its range is found.
         point_id: the weight.
     """
@@ -184,11 +184,11 @@ def weight_ranges(
         observations = _observe_weight(point, weight, rule)
         warn_of_clipping(point, observations)
         fields: dict[str, npt.NDArray[np.generic]] = {}
-        for bits in setup.group_of(point_id).bit_widths:
-            value = _weight_range(point, weight, observations, rule, bits)
-            fields[f"{bits}|scale"] = value.scale
-            fields[f"{bits}|zero_point"] = value.zero_point
-            fields[f"{bits}|signed"] = np.array([value.signed])
+        for scheme in setup.group_of(point_id).schemes:
+            value = _weight_range(point, weight, observations, rule, scheme.num_bits)
+            fields[f"{scheme}|scale"] = value.scale
+            fields[f"{scheme}|zero_point"] = value.zero_point
+            fields[f"{scheme}|signed"] = np.array([value.signed])
     return fields
 
 
@@ -223,12 +223,12 @@ def _weight_range(
     return QuantizerRange(scale, np.zeros(scale.shape, np.int32), signed)
 
 
-def _unpack(point: QuantizationPoint, value: UnitValue, bits: int) -> QuantizerRange:
-    scale = np.asarray(value[f"{bits}|scale"], np.float32)
+def _unpack(point: QuantizationPoint, value: UnitValue, scheme: Scheme) -> QuantizerRange:
+    scale = np.asarray(value[f"{scheme}|scale"], np.float32)
     if not np.isfinite(scale).all():
-        raise DataError(f"the weight '{point.id}' has a scale that is not finite at {bits} bits.")
-    zero_point = np.asarray(value[f"{bits}|zero_point"], np.int32)
-    return QuantizerRange(scale, zero_point, bool(value[f"{bits}|signed"][0]))
+        raise DataError(f"the weight '{point.id}' has a scale that is not finite at {scheme.in_words}.")
+    zero_point = np.asarray(value[f"{scheme}|zero_point"], np.int32)
+    return QuantizerRange(scale, zero_point, bool(value[f"{scheme}|signed"][0]))
 
 
 def _part(value: UnitValue, point_id: str) -> dict[str, npt.NDArray[np.generic]]:

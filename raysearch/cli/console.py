@@ -20,6 +20,7 @@ from raysearch.records import (
     QuantizerSetup,
     RunResult,
     RunStatus,
+    Scheme,
     SensitivityTable,
 )
 from raysearch.reporting import sensitivity_grid, sketch_note
@@ -120,11 +121,11 @@ def front_table(front: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def assignment_table(setup: QuantizerSetup, assignment: Mapping[str, int]) -> Table:
-    """Group → bit-width."""
+def assignment_table(setup: QuantizerSetup, assignment: Mapping[str, int | str]) -> Table:
+    """Group → bit-width, or scheme."""
     table = Table("group", "kind", "bits")
-    for name, bits in assignment.items():
-        table.add_row(name, setup.group_kind(name), str(bits))
+    for name, scheme in assignment.items():
+        table.add_row(name, setup.group_kind(name), str(scheme))
     return table
 
 
@@ -140,7 +141,7 @@ def layers_table(setup: QuantizerSetup) -> Table:
         num_elements = sum(point.num_elements for point in points)
         # The MACs of an activation are those of the weight that it meets.
         macs = f"{sum(point.macs for point in points):,}" if first.kind == "weight" else ""
-        widths = ", ".join(map(str, group.bit_widths))
+        schemes = ", ".join(map(str, group.schemes))
         pairs = " ".join(f"{weight_bits}/{input_bits}" for weight_bits, input_bits in _pairs(setup, group))
         others = ", ".join(group.points[1:])
         row = (
@@ -150,7 +151,7 @@ def layers_table(setup: QuantizerSetup) -> Table:
             f"{num_elements:,}",
             macs,
             grid_text(first),
-            widths,
+            schemes,
             pairs,
             others,
         )
@@ -182,7 +183,9 @@ def widths_table(setup: QuantizerSetup, model: CostModel) -> Table:
     kinds = list(model.lowest)
     percentages = [f"{kind} %" for kind in model.reference]
     table = Table("weights at", *kinds, *percentages)
-    rows = {f"{bits} bits": costs for bits, costs in _uniform_costs(setup, model).items()}
+    rows = {}
+    for scheme, costs in _uniform_costs(setup, model).items():
+        rows[f"{scheme} bits" if scheme.is_plain else str(scheme)] = costs
     for name, costs in {**rows, "lowest": model.lowest, "highest": model.highest}.items():
         texts = [cost(kind, costs[kind]) for kind in kinds]
         # A model without such layers has a reference of 0, of which nothing is a share.
@@ -191,16 +194,16 @@ def widths_table(setup: QuantizerSetup, model: CostModel) -> Table:
     return table
 
 
-def _uniform_costs(setup: QuantizerSetup, model: CostModel) -> dict[int, dict[str, float]]:
-    """Each bit-width that some weight may take → what all weights at it, or next to it, cost."""
+def _uniform_costs(setup: QuantizerSetup, model: CostModel) -> dict[Scheme, dict[str, float]]:
+    """Each scheme that some weight may take → what all weights at it, or next to it, cost."""
     groups = [group for group in setup.groups.values() if setup.group_kind(group.id) == "weight"]
-    widths = sorted({num_bits for group in groups for num_bits in group.bit_widths})
-    return {bits: model.costs(BitAssignment.uniform(setup, bits)) for bits in widths}
+    schemes = sorted({scheme for group in groups for scheme in group.schemes})
+    return {scheme: model.costs(BitAssignment.uniform(setup, scheme)) for scheme in schemes}
 
 
 def inspection(setup: QuantizerSetup, model: CostModel) -> dict[str, object]:
     """What `inspect --json` prints."""
-    uniform = {str(bits): costs for bits, costs in _uniform_costs(setup, model).items()}
+    uniform = {str(scheme): costs for scheme, costs in _uniform_costs(setup, model).items()}
     return {
         "groups": {group.id: _group_facts(setup, group) for group in setup.groups.values()},
         "unsupported": list(setup.unsupported),
@@ -233,14 +236,14 @@ def _group_facts(setup: QuantizerSetup, group: QuantizerGroup) -> dict[str, obje
 
 
 def sensitivity_table(
-    setup: QuantizerSetup, sensitivity: SensitivityTable, assignment: Mapping[str, int] | None
+    setup: QuantizerSetup, sensitivity: SensitivityTable, assignment: BitAssignment | None
 ) -> Table:
     """Traces, perturbations and responses, a row a group.
 
     Args:
         setup: points and groups.
         sensitivity: what was measured.
-        assignment: group → bit-width that the run chose, once it has.
+        assignment: what the run chose, once it has.
     """
     grid = sensitivity_grid(setup, sensitivity, assignment)
     title, note = f"sensitivity {sensitivity.fingerprint}", sketch_note(sensitivity)

@@ -57,7 +57,7 @@ def resolve(
         best = measured[0] if measured else saved.resolve(budget, surrogate=surrogate)
         setup = saved.setup()
         data = {
-            "assignment": dict(best.assignment.bits),
+            "assignment": best.assignment.as_json,
             "costs": dict(best.costs),
             "predicted": best.predicted,
             "surrogate": surrogate,
@@ -65,7 +65,7 @@ def resolve(
         }
 
         def draw(out: Console) -> None:
-            out.print(console.assignment_table(setup, best.assignment.bits))
+            out.print(console.assignment_table(setup, best.assignment.as_json))
             for line in console.excess_lines(parse_budgets(budget), CostModel(setup), best.costs):
                 out.print(line)
             for trial in measured:
@@ -82,7 +82,7 @@ def _trial_facts(trial: SearchTrial) -> dict[str, Any]:
         "value": trial.value,
         "predicted": trial.predicted,
         "costs": dict(trial.costs),
-        "assignment": dict(trial.assignment.bits),
+        "assignment": trial.assignment.as_json,
     }
 
 

@@ -114,8 +114,7 @@ def run(
 def _show_sensitivity(run: str, storage: str, show: Show) -> None:
     from raysearch.saved_run import load_run
 
-    setup, table, best = load_run(run, storage).load_sensitivity()
-    assignment = dict(best.bits) if best else None
+    setup, table, assignment = load_run(run, storage).load_sensitivity()
     show(
         {"fingerprint": table.fingerprint, "groups": sensitivity_rows(setup, table, assignment)},
         lambda out: out.print(console.sensitivity_table(setup, table, assignment)),

@@ -39,6 +39,7 @@ from raysearch.evaluation.outputs import named_outputs
 from raysearch.evaluation.sampling import random_shards
 from raysearch.records import (
     BitAssignment,
+    Option,
     QuantizerGroup,
     QuantizerSetup,
     RangeTable,
@@ -172,12 +173,12 @@ class ModelInitializer:
         # A floor far below every trace: among equals the wider width is then the better one.
         floor = 1e-9 * max((value for value in traces.values() if value > 0), default=1.0)
         errors = measure_perturbations(setup, ranges, pool)
-        omegas: dict[tuple[str, int], float] = {}
+        omegas: dict[Option, float] = {}
         for group in setup.groups.values():
             if setup.group_kind(group.id) == "weight":
-                for bits in group.bit_widths:
-                    terms = (max(traces[name], floor) * errors[name, bits] for name in group.points)
-                    omegas[group.id, bits] = sum(terms)
+                for scheme in group.schemes:
+                    terms = (max(traces[name], floor) * errors[name, scheme] for name in group.points)
+                    omegas[group.id, scheme] = sum(terms)
         return solve_ratio(setup, omegas, request.compression_ratio, request.bitwidth_assignment_mode)
 
     def _measure_traces(
@@ -283,7 +284,7 @@ def _part_of(setup: QuantizerSetup, names: Collection[str]) -> QuantizerSetup:
     for group in setup.groups.values():
         members = tuple(name for name in group.points if name in points)
         if members:
-            groups[group.id] = QuantizerGroup(group.id, members, group.bit_widths)
+            groups[group.id] = QuantizerGroup(group.id, members, group.schemes)
     return QuantizerSetup(points, groups)
 
 

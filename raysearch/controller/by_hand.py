@@ -16,6 +16,7 @@ from raysearch.records import (
     QuantizerRange,
     QuantizerSetup,
     RangeTable,
+    Scheme,
     Site,
 )
 
@@ -84,9 +85,10 @@ def _point_granularity(quantizer: Quantizer) -> Granularity:
 
 def ranges_of(quantizers: Mapping[str, Quantizer]) -> RangeTable:
     """The ranges that quantizers have now, at their present widths."""
-    ranges: dict[tuple[str, int], QuantizerRange] = {}
+    ranges: dict[tuple[str, Scheme], QuantizerRange] = {}
     for name, quantizer in quantizers.items():
         scale = quantizer.effective_scale().detach().float().cpu().reshape(-1).numpy().copy()
         zero_point = quantizer.zero_points().cpu().reshape(-1).numpy().astype("int32")
-        ranges[name, quantizer.num_bits] = QuantizerRange(scale, zero_point, bool(quantizer.signed))
+        value = QuantizerRange(scale, zero_point, bool(quantizer.signed))
+        ranges[name, Scheme(quantizer.num_bits)] = value
     return RangeTable(ranges)

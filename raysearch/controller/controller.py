@@ -142,7 +142,7 @@ class QuantizationController:
                 nothing was changed.
         """
         self._set.apply(assignment)
-        place_latent_weights(self.model, self.setup, self.ranges, self.all_quantizations, self._set.widths())
+        place_latent_weights(self.model, self.setup, self.ranges, self.all_quantizations, assignment)
         self._follow_schedule()
         self._notify("apply", assignment=assignment)
 
@@ -165,10 +165,10 @@ class QuantizationController:
         Raises:
             PlacementError: no data is known, or a name is no quantizer of the assignment.
         """
-        widths = self._set.widths()
-        names = list(widths) if points is None else list(points)
+        schemes = self._set.schemes()
+        names = list(schemes) if points is None else list(points)
         for name in names:
-            if name not in widths:
+            if name not in schemes:
                 raise PlacementError(f"init_range names '{name}', which the assignment does not quantize.")
         loaded = set() if force else self._loaded
         report = RangeReport(
@@ -249,7 +249,7 @@ class QuantizationController:
     def disable_scheduler(self) -> None:
         """Quantize everything now, and only count from here on."""
         self.scheduler = Scheduler()
-        self._set.switch(self._set.widths(), True)
+        self._set.switch(self._set.schemes(), True)
 
     def distil(
         self,
@@ -322,7 +322,7 @@ class QuantizationController:
         saved = ControllerState.from_json(state)
         saved.check_setup(self.setup)
         self._set.restore(saved.assignment, saved.ranges, saved.frozen)
-        self._loaded = set(self._set.widths())
+        self._loaded = set(self._set.schemes())
         self._follow_schedule()
         self.loss.load_state(saved.loss)
         if not self.scheduler.staged:  # else the epoch says what is on

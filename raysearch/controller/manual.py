@@ -117,5 +117,5 @@ def find_points(setup: QuantizerSetup, scope: str) -> list[QuantizationPoint]:
 def to_entries(setup: QuantizerSetup, assignment: BitAssignment) -> list[list[Any]]:
     """An assignment in NNCF's file format; `read_entries` reads it back."""
     tails = {"weight": "WEIGHT", "activation": "INPUT0"}
-    widths = assignment.per_point(setup)
-    return [[bits, f"{name}|{tails[setup.points[name].kind]}"] for name, bits in widths.items()]
+    schemes = assignment.per_point(setup)
+    return [[scheme.as_json, f"{name}|{tails[setup.points[name].kind]}"] for name, scheme in schemes.items()]

@@ -71,8 +71,9 @@ def narrow(
                 f"no width is left for '{name}': it admits {', '.join(map(str, group.bit_widths))}, "
                 f"and bits={list(bits or [])} and the constraints admit none of them."
             )
-        groups[name] = replace(group, bit_widths=tuple(sorted(left)))
-    if all(len(group.bit_widths) < 2 for group in groups.values()):
+        schemes = tuple(scheme for scheme in group.schemes if scheme.num_bits in left)
+        groups[name] = replace(group, schemes=schemes)
+    if all(len(group.schemes) < 2 for group in groups.values()):
         warnings.warn(
             "every quantizer has one admissible width, so there is nothing to choose; admit more widths "
             "('bits', or another target_device: NPU or TRIAL)",

@@ -9,7 +9,7 @@ from raysearch.controller.distribution import broadcast_quantizers
 from raysearch.controller.scheduler import Kind
 from raysearch.controller.switches import Switches
 from raysearch.quantizer import Quantizer
-from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
+from raysearch.records import BitAssignment, QuantizerSetup, RangeTable, Scheme
 from raysearch.records.applicable import check_assignment
 
 
@@ -50,13 +50,13 @@ class QuantizerSet:
                 bits[group.id] = first.num_bits
         self.assignment = BitAssignment(bits)
 
-    def widths(self) -> dict[str, int]:
-        """Quantizer id → width, of those that the assignment quantizes."""
+    def schemes(self) -> dict[str, Scheme]:
+        """Quantizer id → scheme, of those that the assignment quantizes."""
         return self.assignment.per_point(self.setup)
 
     def names(self, kind: Kind) -> list[str]:
         """The weights, or the activations, that the assignment quantizes."""
-        return [name for name in self.widths() if self.setup.points[name].kind == kind]
+        return [name for name in self.schemes() if self.setup.points[name].kind == kind]
 
     def apply(self, assignment: BitAssignment) -> None:
         """Set every width and its calibrated range; groups that are not named are off.
@@ -91,9 +91,10 @@ class QuantizerSet:
         """
         rounded = {key: value for key, value in self.ranges.rounded.items() if key not in ranges.ranges}
         self.ranges = RangeTable({**self.ranges.ranges, **ranges.ranges}, rounded)
-        widths = self.widths()
+        schemes = self.schemes()
         for name in names:
-            self.quantizers[name].set_range(widths[name], ranges[name, widths[name]])
+            scheme = schemes[name]
+            self.quantizers[name].set_range(scheme.num_bits, ranges[name, scheme])
 
     def switch(self, names: Iterable[str], enabled: bool) -> None:
         """Turn quantizers on or off."""
@@ -102,7 +103,7 @@ class QuantizerSet:
 
     def switch_to(self, enabled: Collection[str]) -> None:
         """Turn on the named quantizers of the assignment, and off its others."""
-        for name in self.widths():
+        for name in self.schemes():
             self._switches.set(name, name in enabled)
 
     def enabled(self) -> list[str]:
@@ -115,7 +116,7 @@ class QuantizerSet:
 
     def stage(self) -> CompressionStage:
         """How much of the assignment is in force, by the quantizers' own flags."""
-        flags = [self.quantizers[name].enabled for name in self.widths()]
+        flags = [self.quantizers[name].enabled for name in self.schemes()]
         if flags and all(flags):
             return CompressionStage.FULLY_COMPRESSED
         if any(flags):
@@ -128,12 +129,13 @@ class QuantizerSet:
         self._switches.refresh()
 
     def _adopt(self, assignment: BitAssignment, keep_equal: bool) -> None:
-        widths = assignment.per_point(self.setup)
+        schemes = assignment.per_point(self.setup)
         for name, quantizer in self.quantizers.items():
-            self._switches.set(name, name in widths)
-            if name not in widths:
+            self._switches.set(name, name in schemes)
+            if name not in schemes:
                 continue
-            if keep_equal and quantizer.num_bits == widths[name]:
+            num_bits = schemes[name].num_bits
+            if keep_equal and quantizer.num_bits == num_bits:
                 continue
-            quantizer.set_range(widths[name], self.ranges[name, widths[name]])
+            quantizer.set_range(num_bits, self.ranges[name, schemes[name]])
         self.assignment = assignment

@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from raysearch.errors import StorageError
-from raysearch.records import BitAssignment, QuantizationPoint, QuantizerRange, QuantizerSetup, RangeTable
+from raysearch.errors import PlacementError, StorageError
+from raysearch.records import (
+    BitAssignment,
+    QuantizationPoint,
+    QuantizerRange,
+    QuantizerSetup,
+    RangeTable,
+    Scheme,
+)
 from raysearch.unknown_keys import nearest
 
 VERSION = 1
@@ -44,7 +51,7 @@ class ControllerState:
         return {
             "version": VERSION,
             "setup": self.setup.to_json(),
-            "assignment": dict(self.assignment.bits),
+            "assignment": self.assignment.as_json,
             "ranges": _ranges_to_json(self.ranges),
             "scheduler": dict(self.scheduler),
             "loss": dict(self.loss),
@@ -70,7 +77,7 @@ class ControllerState:
             raise StorageError(f"the controller state lacks {', '.join(missing)}; it is damaged.")
         return cls(
             setup=QuantizerSetup.from_json(values["setup"]),
-            assignment=BitAssignment(values["assignment"]),
+            assignment=_assignment_from_json(values["assignment"]),
             ranges=_ranges_from_json(values["ranges"]),
             scheduler=values["scheduler"],
             loss=values["loss"],
@@ -110,27 +117,34 @@ def _check_point(point: QuantizationPoint, setup: QuantizerSetup, name: str) -> 
         raise StorageError(f"the quantizer '{name}' of the state differs from this model's: {_ANOTHER_MODEL}")
 
 
+def _assignment_from_json(values: Mapping[str, int | str]) -> BitAssignment:
+    try:
+        return BitAssignment(values)
+    except (AttributeError, PlacementError) as error:
+        raise StorageError(f"the assignment of the controller state is damaged: {error}.") from error
+
+
 def _ranges_to_json(table: RangeTable) -> list[dict[str, Any]]:
     return [
         {
             "point": point,
-            "num_bits": bits,
+            "num_bits": scheme.as_json,
             "scale": value.scale.tolist(),
             "zero_point": value.zero_point.tolist(),
             "signed": bool(value.signed),
         }
-        for (point, bits), value in table.ranges.items()
+        for (point, scheme), value in table.ranges.items()
     ]
 
 
 def _ranges_from_json(entries: list[dict[str, Any]]) -> RangeTable:
-    ranges: dict[tuple[str, int], QuantizerRange] = {}
+    ranges: dict[tuple[str, Scheme], QuantizerRange] = {}
     try:
         for entry in entries:
             scale = np.array(entry["scale"], np.float32)
             zero_point = np.array(entry["zero_point"], np.int32)
             value = QuantizerRange(scale, zero_point, bool(entry["signed"]))
-            ranges[entry["point"], int(entry["num_bits"])] = value
-    except (KeyError, TypeError, ValueError) as error:
+            ranges[entry["point"], Scheme.of(entry["num_bits"])] = value
+    except (KeyError, TypeError, ValueError, PlacementError) as error:
         raise StorageError(f"the ranges of the controller state are damaged: {error}.") from error
     return RangeTable(ranges)

@@ -98,11 +98,11 @@ def _traits(quantizer: Quantizer) -> tuple[str, str, str]:
 
 def memory(setup: QuantizerSetup, assignment: BitAssignment) -> dict[str, float]:
     """Bytes: of all weights, float and as stored, and of the largest activation of one sample."""
-    bits = assignment.per_point(setup)
+    bits = {name: scheme.num_bits for name, scheme in assignment.per_point(setup).items()}
     weights = setup.of_kind("weight").values()
     activations = setup.of_kind("activation").values()
     float_bytes = float(sum(packed_bytes(point, FLOAT_BITS) for point in weights))
-    packed = float(sum(packed_bytes(point, bits.get(point.id, FLOAT_BITS)) for point in weights))
+    packed = float(CostModel(setup).weight_bytes(assignment))
     float_sizes = [4 * point.num_elements for point in activations]
     sizes = [point.num_elements * bits.get(point.id, FLOAT_BITS) / 8 for point in activations]
     return {

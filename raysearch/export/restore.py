@@ -27,6 +27,7 @@ from raysearch.records import (
     QuantizerSetup,
     QuantizerSpec,
     RangeTable,
+    Scheme,
     Site,
 )
 
@@ -152,20 +153,20 @@ def _is_quantizers(name: str) -> bool:
 def _recipe(config: ModelConfig) -> tuple[QuantizerSetup, RangeTable, BitAssignment]:
     """Points, placeholder ranges and widths; values come with the stored tensors."""
     points: dict[str, QuantizationPoint] = {}
-    ranges: dict[tuple[str, int], QuantizerRange] = {}
+    ranges: dict[tuple[str, Scheme], QuantizerRange] = {}
     bits: dict[str, int] = {}
     for name, weight in config.weights.items():
         points[name] = _weight_point(name, weight)
         ones = np.ones(weight.num_scales, np.float32)
         zeros = np.zeros(weight.num_scales, np.int32)
-        ranges[name, weight.bits] = QuantizerRange(ones, zeros, weight.zero_point == 0)
+        ranges[name, Scheme(weight.bits)] = QuantizerRange(ones, zeros, weight.zero_point == 0)
         bits[name] = weight.bits
     for name, entry in config.activations.items():
         points[name] = QuantizationPoint(
             name, "activation", entry.sites, entry.shape, Granularity(entry.axis), spec=entry.spec
         )
         if entry.bits is not None:
-            ranges[name, entry.bits] = _activation_range(entry)
+            ranges[name, Scheme(entry.bits)] = _activation_range(entry)
             bits[name] = entry.bits
     groups = {n: QuantizerGroup(n, (n,), (bits.get(n, _PLACEHOLDER_BITS),)) for n in points}
     return QuantizerSetup(points, groups), RangeTable(ranges), BitAssignment(bits)

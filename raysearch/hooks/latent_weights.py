@@ -9,7 +9,7 @@ from torch import nn
 
 from raysearch.hooks.locations import float_weight
 from raysearch.quantizer import Quantizer, latent_weight
-from raysearch.records import QuantizerSetup, RangeTable
+from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 
 
 def place_latent_weights(
@@ -17,7 +17,7 @@ def place_latent_weights(
     setup: QuantizerSetup,
     ranges: RangeTable,
     quantizers: Mapping[str, Quantizer],
-    widths: Mapping[str, int],
+    assignment: BitAssignment,
 ) -> None:
     """Move float weights to where their quantizers, with their ranges in force, give the chosen codes.
 
@@ -28,12 +28,13 @@ def place_latent_weights(
         setup: where the weights are.
         ranges: the ranges in force, with the codes.
         quantizers: quantizer id → quantizer.
-        widths: quantizer id → bit-width in force.
+        assignment: the schemes in force.
     """
+    schemes = assignment.per_point(setup)
     for name, point in setup.of_kind("weight").items():
-        if name not in widths:
+        if name not in schemes:
             continue
-        codes = ranges[name, widths[name]].codes
+        codes = ranges[name, schemes[name]].codes
         if codes is None:
             continue
         weight = float_weight(model, point.sites[0])

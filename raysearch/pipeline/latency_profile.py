@@ -12,7 +12,12 @@ from raysearch.errors import ConfigError
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.export import profile_onnxruntime
 from raysearch.placement import place_quantizers
-from raysearch.records import BitAssignment, LatencyProfile, QuantizerSetup
+from raysearch.records import (
+    BitAssignment,
+    LatencyProfile,
+    QuantizerSetup,
+    Scheme,
+)
 from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task, private_task
 
@@ -77,5 +82,5 @@ def measure_latency(
 
 def _at_eight_bits(setup: QuantizerSetup) -> QuantizerSetup:
     """The setup with 8 bits as every group's only width: all narrower ones run the same kernels."""
-    groups = {name: replace(group, bit_widths=(8,)) for name, group in setup.groups.items()}
+    groups = {name: replace(group, schemes=(Scheme(8),)) for name, group in setup.groups.items()}
     return replace(setup, groups=groups, pairs={})

@@ -124,7 +124,7 @@ def _make_result(
         run_id=store.run_id,
         storage=store.uri,
         budget=tuple(budget.text for budget in inputs.budgets),
-        assignment=best.assignment.bits,
+        assignment=best.assignment.as_json,
         costs=best.costs,
         float_metrics=records.metrics["float"],
         quantized_metrics=records.metrics["quantized"],
@@ -199,7 +199,7 @@ def front_rows(result: SearchResult) -> tuple[dict[str, Any], ...]:
             "trial": trial.number,
             "value": trial.value,
             "costs": dict(trial.costs),
-            "assignment": dict(trial.assignment.bits),
+            "assignment": trial.assignment.as_json,
         }
         for trial in result.front
     )

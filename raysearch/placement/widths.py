@@ -181,7 +181,7 @@ def _consistent(
                 partnered = {pair[index] for pair in pairs}
                 changed = changed or partnered != widths[group]
                 widths[group] = partnered
-    return {g.id: QuantizerGroup(g.id, g.points, tuple(sorted(widths[g.id]))) for g in groups.values()}
+    return {g.id: QuantizerGroup(g.id, g.points, sorted(widths[g.id])) for g in groups.values()}
 
 
 def _warn_single(

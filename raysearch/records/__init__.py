@@ -20,6 +20,7 @@ from raysearch.records.coverage import Coverage, FloatWeight
 from raysearch.records.drop import LeastCost, MaxDrop, drop_of, parse_max_drop
 from raysearch.records.granularity import PER_TENSOR, Granularity, GranularityKind
 from raysearch.records.latency import LatencyProfile
+from raysearch.records.point import FLOAT_BITS, QuantizationPoint, QuantizerSpec, Row, Site
 from raysearch.records.ranges import CodeArray, QuantizerRange, RangeTable
 from raysearch.records.results import (
     EpochMetrics,
@@ -34,16 +35,7 @@ from raysearch.records.run import TERMINAL_STATES, RunResult, RunStatus
 from raysearch.records.scheme import Scheme
 from raysearch.records.search import SearchResult, SearchTrial, TrialState, trials_from_table, trials_to_table
 from raysearch.records.sensitivity import Option, OptionEffect, SensitivityTable, Trace
-from raysearch.records.setup import (
-    FLOAT_BITS,
-    LiveTensor,
-    QuantizationPoint,
-    QuantizerGroup,
-    QuantizerSetup,
-    QuantizerSpec,
-    Site,
-    StoredTensor,
-)
+from raysearch.records.setup import LiveTensor, QuantizerGroup, QuantizerSetup, StoredTensor
 
 __all__ = [
     "COST_KINDS",
@@ -81,6 +73,7 @@ __all__ = [
     "RangeTable",
     "RoundedWeight",
     "RoundingTable",
+    "Row",
     "RunResult",
     "RunStatus",
     "Scheme",

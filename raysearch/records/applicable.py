@@ -18,12 +18,15 @@ def check_assignment(setup: QuantizerSetup, ranges: RangeTable, assignment: BitA
         PlacementError: a group is unknown, a width is not one of its group's, or a range is missing.
     """
     assignment.check_named(setup)
-    for name, bits in assignment.per_point(setup).items():
-        if (name, bits) not in ranges.ranges:
-            raise PlacementError(f"there is no calibrated range for '{name}' at {bits} bits; calibrate anew.")
-        size = ranges[name, bits].scale.size
-        if size != setup.points[name].num_scales:
+    for name, scheme in assignment.per_point(setup).items():
+        if (name, scheme) not in ranges.ranges:
             raise PlacementError(
-                f"the range of '{name}' at {bits} bits has {size} scales instead of "
-                f"{setup.points[name].num_scales}: it was calibrated for another model; calibrate anew."
+                f"there is no calibrated range for '{name}' at {scheme.in_words}; calibrate anew."
+            )
+        size = ranges[name, scheme].scale.size
+        num_scales = setup.points[name].at(scheme).num_scales
+        if size != num_scales:
+            raise PlacementError(
+                f"the range of '{name}' at {scheme.in_words} has {size} scales instead of {num_scales}: it "
+                f"was calibrated for another model; calibrate anew."
             )

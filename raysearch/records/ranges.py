@@ -1,4 +1,4 @@
-"""Scales and zero points of every quantizer at every bit-width; codes of the weights that were rounded."""
+"""Scales and zero points of every quantizer at every scheme; codes of the weights that were rounded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from raysearch.errors import StorageError
+from raysearch.errors import PlacementError, StorageError
+from raysearch.records.scheme import Scheme
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
@@ -21,7 +22,7 @@ CodeArray = npt.NDArray[np.int8] | npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class QuantizerRange:
-    """Affine parameters of one quantizer at one bit-width.
+    """Affine parameters of one quantizer at one scheme.
 
     A stored code q in [quant_min, quant_max] stands for the value (q − zero_point)·scale.
 
@@ -48,7 +49,7 @@ class QuantizerRange:
 
 @dataclass(frozen=True)
 class RangeTable:
-    """Ranges keyed by (quantizer id, bit-width).
+    """Ranges keyed by (quantizer id, scheme); a bit-width stands for the plain scheme.
 
     Attributes:
         ranges: as they were calibrated.
@@ -56,14 +57,22 @@ class RangeTable:
             calibrated ones wherever a weight is quantized.
     """
 
-    ranges: Mapping[tuple[str, int], QuantizerRange]
-    rounded: Mapping[tuple[str, int], QuantizerRange] = field(default_factory=dict)
+    ranges: Mapping[tuple[str, Scheme], QuantizerRange]
+    rounded: Mapping[tuple[str, Scheme], QuantizerRange] = field(default_factory=dict)
 
-    def __getitem__(self, key: tuple[str, int]) -> QuantizerRange:
+    def __post_init__(self) -> None:
+        for name in ("ranges", "rounded"):
+            table = getattr(self, name)
+            # A plain scheme equals its width as a key, but a table that is read has schemes throughout.
+            keyed = {(point, Scheme.of(scheme)): value for (point, scheme), value in table.items()}
+            object.__setattr__(self, name, keyed)
+
+    def __getitem__(self, key: tuple[str, int | str | Scheme]) -> QuantizerRange:
         """The range in force: the rounded weight's, else the calibrated one."""
-        if key in self.rounded:
-            return self.rounded[key]
-        return self.ranges[key]
+        point, scheme = key[0], Scheme.of(key[1])
+        if (point, scheme) in self.rounded:
+            return self.rounded[point, scheme]
+        return self.ranges[point, scheme]
 
     @property
     def calibrated(self) -> RangeTable:
@@ -73,19 +82,19 @@ class RangeTable:
     def to_bytes(self) -> bytes:
         """The calibrated ranges in the safetensors format; `from_bytes` reads them back."""
         tensors: dict[str, np.ndarray] = {}
-        for (point, bits), value in self.ranges.items():
+        for (point, scheme), value in self.ranges.items():
             # safetensors writes memory as it lies, so a strided array would come back scrambled.
-            tensors[f"{point}|{bits}|scale"] = np.asarray(value.scale, order="C")
-            tensors[f"{point}|{bits}|zero_point"] = np.asarray(value.zero_point, order="C")
-            tensors[f"{point}|{bits}|signed"] = np.array([value.signed], dtype=np.uint8)
+            tensors[f"{point}|{scheme}|scale"] = np.asarray(value.scale, order="C")
+            tensors[f"{point}|{scheme}|zero_point"] = np.asarray(value.zero_point, order="C")
+            tensors[f"{point}|{scheme}|signed"] = np.array([value.signed], dtype=np.uint8)
         return bytes(save(tensors))
 
     def digest(self) -> str:
         """A hash of everything in the table, codes included."""
         digest = blake2b(self.to_bytes(), digest_size=16)
         # Sorted: a table that was read has another order than one that was made.
-        for (point, bits), value in sorted(self.rounded.items(), key=lambda item: item[0]):
-            digest.update(f"{point}|{bits}".encode())
+        for (point, scheme), value in sorted(self.rounded.items(), key=lambda item: item[0]):
+            digest.update(f"{point}|{scheme}".encode())
             for array in (value.scale, value.zero_point, value.codes):
                 digest.update(np.asarray(array, order="C").tobytes())
         return digest.hexdigest()
@@ -99,15 +108,15 @@ class RangeTable:
         """
         try:
             tensors = load(data)
-            ranges: dict[tuple[str, int], QuantizerRange] = {}
+            ranges: dict[tuple[str, Scheme], QuantizerRange] = {}
             for key in sorted(tensors):
-                point, bits, field = key.rsplit("|", 2)
+                point, text, field = key.rsplit("|", 2)
                 if field == "scale":
-                    ranges[point, int(bits)] = QuantizerRange(
+                    ranges[point, Scheme.of(text)] = QuantizerRange(
                         tensors[key],
-                        tensors[f"{point}|{bits}|zero_point"],
-                        bool(tensors[f"{point}|{bits}|signed"][0]),
+                        tensors[f"{point}|{text}|zero_point"],
+                        bool(tensors[f"{point}|{text}|signed"][0]),
                     )
-        except (SafetensorError, KeyError, ValueError, IndexError) as error:
+        except (SafetensorError, PlacementError, KeyError, ValueError, IndexError) as error:
             raise StorageError(f"ranges.safetensors is damaged: {error}. Start the run anew.") from error
         return cls(ranges)

@@ -184,8 +184,7 @@ class RoundingTable:
 
     def put_into(self, ranges: RangeTable) -> RangeTable:
         """Ranges with these scales and codes in the place of the calibrated ones of the same weights."""
-        rounded = {(point, scheme.num_bits): weight.range for (point, scheme), weight in self.weights.items()}
-        return RangeTable(ranges.ranges, rounded)
+        return RangeTable(ranges.ranges, {key: weight.range for key, weight in self.weights.items()})
 
     def digest(self) -> str:
         """A short hash of everything in it."""

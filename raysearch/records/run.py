@@ -108,7 +108,7 @@ class RunResult:
     run_id: str
     storage: str
     budget: tuple[str, ...]
-    assignment: Mapping[str, int]
+    assignment: Mapping[str, int | str]
     costs: Mapping[str, float]
     float_metrics: Mapping[str, float]
     quantized_metrics: Mapping[str, float]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import total_ordering
 
 from raysearch.errors import PlacementError
 
@@ -12,12 +14,16 @@ LEAST_BITS, MOST_BITS = 2, 8
 _FORM = re.compile(r"([1-9][0-9]*)(?:g([1-9][0-9]*))?(a?)")
 
 
-@dataclass(frozen=True, order=True)
+@total_ordering
+@dataclass(frozen=True, eq=False)
 class Scheme:
     """One way to store the values of a quantizer.
 
-    A plain scheme is a bit-width alone: granularity and mode are those of the quantization point. Schemes
-    are ordered by their bit-width, then by granularity.
+    A plain scheme is a bit-width alone: granularity and mode are those of the quantization point. It equals
+    that number, and hashes as it does, so a table keyed by schemes may be asked for a bit-width.
+
+    Schemes are ordered by their bit-width, then from few scales to many, symmetric before asymmetric: 4, 4a,
+    4g64, 4g64a, 4g32. That is no order of cost: 3g16a takes more bits than 4.
 
     Attributes:
         num_bits: 2–8.
@@ -55,6 +61,8 @@ class Scheme:
         """
         if isinstance(value, Scheme):
             return value
+        if type(value) is int:
+            return cls(value)
         match = _FORM.fullmatch(str(value))
         if isinstance(value, bool) or match is None:
             raise PlacementError(
@@ -73,6 +81,51 @@ class Scheme:
     def as_json(self) -> int | str:
         """The number where it is plain, as assignments have it; else the text."""
         return self.num_bits if self.is_plain else str(self)
+
+    @property
+    def in_words(self) -> str:
+        """As a message names it: "4 bits", or "the scheme 4g64"."""
+        return f"{self.num_bits} bits" if self.is_plain else f"the scheme {self}"
+
+    def nearest(self, schemes: Iterable[Scheme]) -> Scheme:
+        """The one that is most like this one.
+
+        Of the nearest width, the lower on a tie; then of the same mode; then of the nearest number of scales.
+
+        Example:
+            >>> str(Scheme.of("4g64").nearest(map(Scheme.of, ["3g64", "4", "4g128", "8"])))
+            '4g128'
+        """
+
+        def distance(other: Scheme) -> tuple[int, int, bool, float, Scheme]:
+            return (
+                abs(other.num_bits - self.num_bits),
+                other.num_bits,
+                other.is_asymmetric != self.is_asymmetric,
+                abs(other._scales_per_input - self._scales_per_input),
+                other,
+            )
+
+        return min(schemes, key=distance)
+
+    @property
+    def _scales_per_input(self) -> float:
+        return 1 / self.group_size if self.group_size else 0.0
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Scheme):
+            return self._order == other._order
+        return self.is_plain and self.num_bits == other
+
+    def __lt__(self, other: Scheme | int) -> bool:
+        return self._order < Scheme.of(other)._order
+
+    def __hash__(self) -> int:
+        return hash(self.num_bits) if self.is_plain else hash(self._order)
+
+    @property
+    def _order(self) -> tuple[int, bool, int, bool]:
+        return self.num_bits, bool(self.group_size), -self.group_size, self.is_asymmetric
 
     def __str__(self) -> str:
         """The text that `of` reads back."""

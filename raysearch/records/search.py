@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raysearch.errors import StorageError
+from raysearch.errors import PlacementError, StorageError
 from raysearch.records.assignment import BitAssignment
 
 _SCHEMA = pa.schema(
@@ -50,7 +50,7 @@ class SearchTrial:
 
     Attributes:
         number: the trial's number in the study.
-        assignment: group id → bit-width.
+        assignment: group id → scheme.
         costs: kind → cost.
         excess: budget expression → (cost − limit)/limit; all ≤ 0, since every trial is feasible.
         value: the measured objective, mean per sample; NaN of a failed trial. Of a stopped one the estimate:
@@ -140,7 +140,7 @@ class SearchResult:
         """`best.json`: the winner, its costs, and what it was compared with."""
         return json.dumps(
             {
-                "assignment": dict(self.best.assignment.bits),
+                "assignment": self.best.assignment.as_json,
                 "costs": dict(self.best.costs),
                 "excess": dict(self.best.excess),
                 "value": self.best.value,
@@ -213,7 +213,7 @@ def _row_of(trial: SearchTrial) -> dict[str, Any]:
         "value": trial.value,
         "predicted": trial.predicted,
         "source": trial.source,
-        "assignment": json.dumps(dict(trial.assignment.bits)),
+        "assignment": json.dumps(trial.assignment.as_json),
         "costs": json.dumps(dict(trial.costs)),
         "excess": json.dumps(dict(trial.excess)),
         "num_samples": trial.num_samples,
@@ -230,7 +230,7 @@ def trials_from_table(table: pa.Table) -> tuple[SearchTrial, ...]:
     """
     try:
         return tuple(_trial_of({**_ADDED, **row}) for row in table.to_pylist())
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, PlacementError) as error:
         raise StorageError(f"trials.parquet is damaged: {error!r}. Start the run anew.") from error
 
 

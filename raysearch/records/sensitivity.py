@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raysearch.errors import StorageError
+from raysearch.errors import PlacementError, StorageError
+from raysearch.records.scheme import Scheme
 
-Option = tuple[str, int]
-"""A group id and one of its bit-widths."""
+Option = tuple[str, Scheme]
+"""A group id and one of its schemes."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class OptionEffect:
 
     Attributes:
         group: the group's id.
-        num_bits: the bit-width.
+        scheme: the scheme; a bit-width or a text stands for its scheme.
         kind: "weight" or "activation".
         perturbation: ‖Q(W) − W‖² summed over the group's weights; 0 for activations.
         omega: Σ max(trace, 0)·‖Q(W) − W‖² over the group's weights (HAWQ-V2); 0 for activations.
@@ -62,13 +64,21 @@ class OptionEffect:
     """
 
     group: str
-    num_bits: int
+    scheme: Scheme
     kind: str
     perturbation: float
     omega: float
     response: float
     divergence: float
     second_moment: float = math.nan
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scheme", Scheme.of(self.scheme))
+
+    @property
+    def num_bits(self) -> int:
+        """The scheme's bit-width."""
+        return self.scheme.num_bits
 
 
 @dataclass(frozen=True)
@@ -100,8 +110,13 @@ class SensitivityTable:
         return _rows(Trace, self.traces.values(), self.fingerprint)
 
     def effects_table(self) -> pa.Table:
-        """One row an option; second moments only where there are any, as earlier versions wrote it."""
+        """One row an option.
+
+        Second moments stand in it only where there are any, and schemes where one is more than its
+        bit-width, as earlier versions wrote it.
+        """
         rows = _rows(OptionEffect, self.effects.values(), self.fingerprint)
+        rows = _with_schemes(rows, [effect.scheme for effect in self.effects.values()])
         if any(math.isfinite(effect.second_moment) for effect in self.effects.values()):
             return rows
         return rows.drop_columns(["second_moment"])
@@ -110,9 +125,11 @@ class SensitivityTable:
         """One row an option: its group, width, and row of K as a list; the sketch's error as metadata."""
         rows = pa.array(list(self.gram), type=pa.list_(pa.float64()))
         names = [group for group, _ in self.effects]
-        widths = [bits for _, bits in self.effects]
+        schemes = [effect.scheme for effect in self.effects.values()]
+        widths = [scheme.num_bits for scheme in schemes]
         metadata = {"sketch_error": repr(self.sketch_error)}
-        return pa.table({"group": names, "num_bits": widths, "gram": rows}, metadata=metadata)
+        table = pa.table({"group": names, "num_bits": widths, "gram": rows}, metadata=metadata)
+        return _with_schemes(table, schemes)
 
     @classmethod
     def from_tables(cls, traces: pa.Table, effects: pa.Table, gram: pa.Table) -> SensitivityTable:
@@ -129,12 +146,12 @@ class SensitivityTable:
         try:
             fingerprints = {table.schema.metadata[b"fingerprint"].decode() for table in (traces, effects)}
             found_traces = [Trace(**row) for row in traces.to_pylist()]
-            found_effects = [OptionEffect(**row) for row in effects.to_pylist()]
+            found_effects = [_effect_from(row) for row in effects.to_pylist()]
             size = len(found_effects)
             # Tables of earlier versions lack it.
             sketch_error = float((gram.schema.metadata or {}).get(b"sketch_error", b"nan"))
             matrix = np.array(gram.column("gram").to_pylist(), dtype=np.float64).reshape(size, size)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, PlacementError) as error:
             raise StorageError(f"the sensitivity tables are damaged: {error}. Start the run anew.") from error
         if len(fingerprints) != 1:
             raise StorageError(
@@ -142,18 +159,41 @@ class SensitivityTable:
             )
         return cls(
             {trace.point: trace for trace in found_traces},
-            {(effect.group, effect.num_bits): effect for effect in found_effects},
+            {(effect.group, effect.scheme): effect for effect in found_effects},
             matrix,
             fingerprints.pop(),
             sketch_error,
         )
 
 
-def _rows(record: type, values: object, fingerprint: str) -> pa.Table:
-    entries = [asdict(value) for value in values]  # type: ignore[attr-defined]
+def _effect_from(row: Mapping[str, Any]) -> OptionEffect:
+    values = dict(row)
+    num_bits = values.pop("num_bits")
+    return OptionEffect(**{"scheme": num_bits, **values})
+
+
+def _with_schemes(table: pa.Table, schemes: Sequence[Scheme]) -> pa.Table:
+    """The table with the schemes' texts as one more column, where one is more than a bit-width."""
+    if all(scheme.is_plain for scheme in schemes):
+        return table
+    return table.append_column("scheme", pa.array([str(scheme) for scheme in schemes]))
+
+
+def _rows(record: type, values: Iterable[Any], fingerprint: str) -> pa.Table:
+    entries = [_entry(value) for value in values]
     types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
-    schema = pa.schema(
-        [(field.name, types[str(field.type)]) for field in fields(record)],
-        metadata={"fingerprint": fingerprint},
-    )
-    return pa.Table.from_pylist(entries, schema=schema)
+    columns = []
+    for field in fields(record):
+        if field.type == "Scheme":
+            columns.append(("num_bits", pa.int64()))
+        else:
+            columns.append((field.name, types[str(field.type)]))
+    return pa.Table.from_pylist(entries, schema=pa.schema(columns, metadata={"fingerprint": fingerprint}))
+
+
+def _entry(value: Any) -> dict[str, Any]:
+    entry = asdict(value)
+    if isinstance(value, OptionEffect):
+        del entry["scheme"]
+        entry["num_bits"] = value.num_bits
+    return entry

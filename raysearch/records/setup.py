@@ -1,131 +1,44 @@
-"""Where quantizers go: points, the places each one acts on, and the groups that share a bit-width."""
+"""Where quantizers go: points, the places each one acts on, and the groups that share a scheme."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Literal
 
-from raysearch.errors import ConfigError, StorageError
+from raysearch.errors import ConfigError, PlacementError, StorageError
 from raysearch.records.coverage import Coverage
-from raysearch.records.granularity import PER_TENSOR, Granularity
+from raysearch.records.granularity import Granularity
 from raysearch.records.latency import LatencyProfile
-
-FLOAT_BITS = 32
-"""The bit-width that stands for 'not quantized' in costs."""
-
-Role = Literal["parameter", "input", "add", "call"]
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place in the eager model where a quantizer acts.
-
-    Attributes:
-        module: dotted path of the module, "" for the root.
-        role: "parameter" (the quantizer is a parametrization of `name`), "input" (it acts on the
-            module's first argument), "add" (it acts on one operand of the `occurrence`-th addition that the
-            module itself executes in one forward) or "call" (the same of another function, `name`).
-        name: the parameter's name, or the kind of function: "matmul", "einsum", "attention", "linear",
-            "bilinear", "conv", "pool".
-        occurrence: index of the call within the module's own forward, among those of its kind.
-        argument: the operand, from 0.
-    """
-
-    module: str
-    role: Role
-    name: str = ""
-    occurrence: int = 0
-    argument: int = 0
-
-
-@dataclass(frozen=True)
-class QuantizerSpec:
-    """What kind of quantizer a point gets; the bit-width is not part of it.
-
-    Attributes:
-        mode: "symmetric" (levels around 0) or "asymmetric" (a zero point, 0 exactly on the grid).
-        signed: of a symmetric quantizer; None takes it from the data.
-        narrow_range: one level less: −2^(b−1)+1 …, or … 2^b−2 when unsigned.
-        half_range: the levels of b−1 bits in a container of b.
-        logarithm_scale: the learned parameter is log(scale).
-    """
-
-    mode: Literal["symmetric", "asymmetric"] = "symmetric"
-    signed: bool | None = None
-    narrow_range: bool = False
-    half_range: bool = False
-    logarithm_scale: bool = False
-
-
-@dataclass(frozen=True)
-class QuantizationPoint:
-    """One quantizer: a weight, or a tensor that quantizable operations read.
-
-    Attributes:
-        id: stable name, such as "conv1.weight", "conv1.input" or "block.add0.input1".
-        kind: "weight" or "activation".
-        sites: where it acts; several for tied weights, or for a tensor with several readers.
-        shape: of the weight, or of one sample of the activation (no batch dimension).
-        granularity: which of its elements share a scale.
-        macs: multiply-accumulates per sample of all the operations that use this weight; 0 for others.
-        input_point: id of the activation point that feeds the weight's operation; "" when it is float.
-        spec: the kind of quantizer; None is the default of its kind: signed symmetric for weights (narrow at
-            8 bits), asymmetric for activations.
-    """
-
-    id: str
-    kind: Literal["weight", "activation"]
-    sites: tuple[Site, ...]
-    shape: tuple[int, ...]
-    granularity: Granularity = PER_TENSOR
-    macs: int = 0
-    input_point: str = ""
-    spec: QuantizerSpec | None = None
-
-    @property
-    def grid_spec(self) -> QuantizerSpec:
-        """`spec`, or the default of the kind: signed symmetric for weights, asymmetric for activations."""
-        if self.spec is not None:
-            return self.spec
-        if self.kind == "weight":
-            return QuantizerSpec("symmetric", signed=True)
-        return QuantizerSpec("asymmetric")
-
-    @property
-    def num_elements(self) -> int:
-        """Number of weights, or of activation values per sample."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
-
-    @property
-    def num_scales(self) -> int:
-        """Number of scales the quantizer holds."""
-        return self.granularity.num_scales(self.shape)
-
-    @property
-    def num_zero_points(self) -> int:
-        """Number of zero points that are stored with a weight: one a scale if it is asymmetric, else none."""
-        stored = self.kind == "weight" and self.spec is not None and self.spec.mode == "asymmetric"
-        return self.num_scales if stored else 0
-
-    @property
-    def layer(self) -> str:
-        """The module of the first site."""
-        return self.sites[0].module
+from raysearch.records.point import QuantizationPoint, QuantizerSpec, Site
+from raysearch.records.scheme import Scheme
 
 
 @dataclass(frozen=True)
 class QuantizerGroup:
-    """Points that must share a bit-width, and the widths they may take (ascending)."""
+    """Points that must share a scheme.
+
+    Attributes:
+        id: name of the group: that of its first point.
+        points: ids of the points.
+        schemes: what the points may take, ascending; a bit-width or a text stands for its scheme.
+    """
 
     id: str
     points: tuple[str, ...]
-    bit_widths: tuple[int, ...]
+    schemes: tuple[Scheme, ...]
+
+    def __init__(self, id: str, points: Iterable[str], schemes: Iterable[int | str | Scheme]) -> None:
+        object.__setattr__(self, "id", id)
+        object.__setattr__(self, "points", tuple(points))
+        object.__setattr__(self, "schemes", tuple(map(Scheme.of, schemes)))
+
+    @property
+    def bit_widths(self) -> tuple[int, ...]:
+        """The widths among its schemes, ascending."""
+        return tuple(sorted({scheme.num_bits for scheme in self.schemes}))
 
 
 @dataclass(frozen=True)
@@ -172,7 +85,7 @@ class QuantizerSetup:
 
     Attributes:
         points: where quantizers act.
-        groups: which of them share a width, and the widths they may take.
+        groups: which of them share a scheme, and the schemes they may take.
         pairs: weight id → the (weight, input) widths that may go together, where a hardware profile does not
             allow every combination of the two groups' widths.
         unsupported: names of weights of recurrent layers, which stay float.
@@ -230,9 +143,9 @@ class QuantizerSetup:
         }
         return {name: pair for name, pair in widths.items() if pair not in self.pairs[name]}
 
-    def options(self) -> tuple[tuple[str, int], ...]:
-        """Every option (group id, bit-width) in group order, widths ascending."""
-        return tuple((g.id, bits) for g in self.groups.values() for bits in g.bit_widths)
+    def options(self) -> tuple[tuple[str, Scheme], ...]:
+        """Every option (group id, scheme) in group order, schemes ascending."""
+        return tuple((g.id, scheme) for g in self.groups.values() for scheme in g.schemes)
 
     def fingerprint(self) -> str:
         """A short hash of all that decides about a result."""
@@ -243,7 +156,7 @@ class QuantizerSetup:
         """The setup as JSON text; `from_json` reads it back."""
         data: dict[str, Any] = {
             "points": [_point_to_json(point) for point in self.points.values()],
-            "groups": [asdict(group) for group in self.groups.values()],
+            "groups": [_group_to_json(group) for group in self.groups.values()],
         }
         if self.pairs:
             data["pairs"] = dict(self.pairs)
@@ -269,10 +182,7 @@ class QuantizerSetup:
         try:
             data = json.loads(text)
             points = [_point_from(entry) for entry in data["points"]]
-            groups = [
-                QuantizerGroup(entry["id"], tuple(entry["points"]), tuple(entry["bit_widths"]))
-                for entry in data["groups"]
-            ]
+            groups = [_group_from(entry) for entry in data["groups"]]
             pairs = {
                 name: tuple((int(w), int(a)) for w, a in allowed)
                 for name, allowed in data.get("pairs", {}).items()
@@ -288,8 +198,21 @@ class QuantizerSetup:
                 tuple(map(_stored_from, data["stored"])) if "stored" in data else None,
                 Coverage.from_dict(data["coverage"]) if "coverage" in data else None,
             )
-        except (ValueError, KeyError, TypeError, ConfigError) as error:
+        except (ValueError, KeyError, TypeError, ConfigError, PlacementError) as error:
             raise StorageError(f"setup.json is damaged: {error}. Start the run anew.") from error
+
+
+def _group_to_json(group: QuantizerGroup) -> dict[str, Any]:
+    # As every setup.json so far, where there are widths and nothing else: its hash names runs.
+    is_plain = all(scheme.is_plain for scheme in group.schemes)
+    key = "bit_widths" if is_plain else "schemes"
+    schemes = [scheme.as_json for scheme in group.schemes]
+    return {"id": group.id, "points": group.points, key: schemes}
+
+
+def _group_from(entry: dict[str, Any]) -> QuantizerGroup:
+    schemes = entry["schemes"] if "schemes" in entry else entry["bit_widths"]
+    return QuantizerGroup(entry["id"], entry["points"], schemes)
 
 
 def _stored_from(entry: dict[str, Any]) -> StoredTensor:

@@ -13,7 +13,14 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raysearch.records import FineTuneResult, QuantizerSetup, SearchResult, SearchTrial, SensitivityTable
+from raysearch.records import (
+    FineTuneResult,
+    QuantizerSetup,
+    Scheme,
+    SearchResult,
+    SearchTrial,
+    SensitivityTable,
+)
 from raysearch.reporting.axes import WIDTH, height, is_many, label_layers, plain_ticks, set_scale
 from raysearch.reporting.format import cost_axis
 from raysearch.reporting.svg import FIRST, INK, SECOND, THIRD, style, to_svg
@@ -74,11 +81,11 @@ def traces_figure(table: SensitivityTable) -> str:
 
 
 def responses_figure(table: SensitivityTable, kind: str) -> str:
-    """Response of every option of one kind: groups against bit-widths, logarithmic colours."""
+    """Response of every option of one kind: groups against schemes, logarithmic colours."""
     effects = [effect for effect in table.effects.values() if effect.kind == kind]
     groups = list(dict.fromkeys(effect.group for effect in effects))
-    widths = sorted({effect.num_bits for effect in effects})
-    cells = _response_cells(table, groups, widths)
+    schemes = sorted({effect.scheme for effect in effects})
+    cells = _response_cells(table, groups, schemes)
     low, high = _positive_range(cells)
     norm = LogNorm(low, high, clip=True)
     # A response of 0 has no logarithm and takes the lowest colour; an option that is not allowed stays open.
@@ -87,13 +94,13 @@ def responses_figure(table: SensitivityTable, kind: str) -> str:
         figure = Figure(figsize=(WIDTH, height(len(groups)) + 0.2), layout="constrained")
         axes = figure.add_subplot()
         image: dict[str, Any] = {"aspect": "auto", "interpolation": "none", "norm": norm, "cmap": _COLOURS}
-        width_labels = [f"{bits} bits" for bits in widths]
+        labels = [f"{scheme} bits" if scheme.is_plain else str(scheme) for scheme in schemes]
         if is_many(len(groups)):
             axes.imshow(drawable.T, **image)
-            axes.set_yticks(range(len(widths)), width_labels)
+            axes.set_yticks(range(len(schemes)), labels)
         else:
             axes.imshow(drawable, **image)
-            axes.set_xticks(range(len(widths)), width_labels)
+            axes.set_xticks(range(len(schemes)), labels)
         axes.grid(visible=False)
         label_layers(axes, groups)
         axes.spines[:].set_visible(False)
@@ -103,12 +110,12 @@ def responses_figure(table: SensitivityTable, kind: str) -> str:
         return to_svg(figure, f"Response of each {kind} option")
 
 
-def _response_cells(table: SensitivityTable, groups: Sequence[str], widths: Sequence[int]) -> np.ndarray:
-    """(groups, widths) responses; NaN where a group may not take a width."""
-    cells = np.full((len(groups), len(widths)), np.nan)
+def _response_cells(table: SensitivityTable, groups: Sequence[str], schemes: Sequence[Scheme]) -> np.ndarray:
+    """(groups, schemes) responses; NaN where a group may not take a scheme."""
+    cells = np.full((len(groups), len(schemes)), np.nan)
     for row, group in enumerate(groups):
-        for column, num_bits in enumerate(widths):
-            effect = table.effects.get((group, num_bits))
+        for column, scheme in enumerate(schemes):
+            effect = table.effects.get((group, scheme))
             if effect is not None:
                 cells[row, column] = effect.response
     return cells

@@ -12,6 +12,7 @@ from raysearch.records import (
     ExportManifest,
     QuantizerSetup,
     RunResult,
+    Scheme,
     SearchResult,
     SensitivityTable,
 )
@@ -73,15 +74,15 @@ def excess_grid(search: SearchResult) -> Grid:
     return Grid(("budget", "used"), tuple(rows))
 
 
-def layers_grid(setup: QuantizerSetup, widths: Mapping[str, int]) -> Grid:
-    """Every quantizer with its group, its width and what the group could have taken."""
+def layers_grid(setup: QuantizerSetup, schemes: Mapping[str, Scheme]) -> Grid:
+    """Every quantizer with its group, its scheme and what the group could have taken."""
     group_of = {point: group for group in setup.groups.values() for point in group.points}
     rows = []
     for point in setup.points.values():
         group = group_of[point.id]
-        width = str(widths[point.id]) if point.id in widths else "float"
-        allowed = ", ".join(map(str, group.bit_widths))
-        rows.append(Row(point.id, (point.kind, width, allowed, number(point.num_elements), group.id)))
+        scheme = str(schemes.get(point.id, "float"))
+        allowed = ", ".join(map(str, group.schemes))
+        rows.append(Row(point.id, (point.kind, scheme, allowed, number(point.num_elements), group.id)))
     return Grid(("quantizer", "kind", "bits", "allowed", "elements", "group"), tuple(rows))
 
 
@@ -97,7 +98,7 @@ def trace_grid(table: SensitivityTable) -> Grid:
 def option_grid(table: SensitivityTable) -> Grid:
     """Every option with what it alone does."""
     rows = (
-        Row(e.group, (str(e.num_bits), number(e.response), number(e.divergence), number(e.perturbation)))
+        Row(e.group, (str(e.scheme), number(e.response), number(e.divergence), number(e.perturbation)))
         for e in table.effects.values()
     )
     return Grid(("group", "bits", "response", "measured divergence", "perturbation"), tuple(rows))

@@ -13,6 +13,7 @@ from raysearch.records import (
     FineTuneResult,
     QuantizerSetup,
     RunResult,
+    Scheme,
     SearchResult,
     SensitivityTable,
     TrialState,
@@ -71,8 +72,8 @@ def render_report(records: ReportRecords, comparison: Sequence[Mapping[str, obje
     environment.filters.update(number=number, size=size)
     source = resources.files("raysearch.reporting").joinpath("report.html.jinja").read_text(encoding="utf-8")
     result, search = records.result, records.search
-    widths = BitAssignment(result.assignment).per_point(records.setup)
-    figures = {name: Markup(svg) for name, svg in _figures(records, widths).items()}
+    schemes = BitAssignment(result.assignment).per_point(records.setup)
+    figures = {name: Markup(svg) for name, svg in _figures(records, schemes).items()}
     missing = dict.fromkeys(set(_FIGURES) - figures.keys())
     export_notes = records.manifest.notes if records.manifest else ()
     states = [trial.state for trial in search.trials]
@@ -86,20 +87,20 @@ def render_report(records: ReportRecords, comparison: Sequence[Mapping[str, obje
         failed=states.count(TrialState.FAIL),
         stopped=states.count(TrialState.PRUNED),
         comparison=grids.comparison_grid(comparison) if comparison else None,
-        **_tables(records, widths),
+        **_tables(records, schemes),
         **figures,
         **missing,
     )
 
 
-def _tables(records: ReportRecords, widths: Mapping[str, int]) -> dict[str, grids.Grid | None]:
+def _tables(records: ReportRecords, schemes: Mapping[str, Scheme]) -> dict[str, grids.Grid | None]:
     """Name in the template → table; None where there is nothing to list."""
     result, search = records.result, records.search
     metrics = records.metrics or {"float": result.float_metrics, "quantized": result.quantized_metrics}
     table, manifest = records.sensitivity, records.manifest
     return {
         "summary": grids.summary_grid(records.setup, result, metrics),
-        "layers": grids.layers_grid(records.setup, widths),
+        "layers": grids.layers_grid(records.setup, schemes),
         "excess": grids.excess_grid(search) if search.best.excess else None,
         "trace_table": grids.trace_grid(table) if table else None,
         "option_table": grids.option_grid(table) if table else None,
@@ -117,13 +118,14 @@ _FIGURES = (
 """The template's names of figures."""
 
 
-def _figures(records: ReportRecords, widths: Mapping[str, int]) -> dict[str, str]:
+def _figures(records: ReportRecords, schemes: Mapping[str, Scheme]) -> dict[str, str]:
     """Some of `_FIGURES` → SVG: those for which there is something to draw."""
     # Only here, since the module cannot be imported without matplotlib.
     from raysearch.reporting import figures as draw
 
     svgs = {"trials": draw.trials_figure(records.search)}
-    point_kinds = {records.setup.points[name].kind for name in widths}
+    widths = {name: scheme.num_bits for name, scheme in schemes.items()}
+    point_kinds = {records.setup.points[name].kind for name in schemes}
     for kind in sorted(point_kinds):
         svgs[f"{kind}_bits"] = draw.bits_figure(records.setup, widths, kind)
     table = records.sensitivity

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from raysearch.records import QuantizerSetup, SensitivityTable
+import numpy as np
+
+from raysearch.records import (
+    BitAssignment,
+    QuantizerSetup,
+    Scheme,
+    SensitivityTable,
+)
 from raysearch.reporting.format import MISSING, number
 from raysearch.reporting.grids import Grid, Row
 
 
-def predicted_shares(table: SensitivityTable, assignment: Mapping[str, int]) -> dict[str, float]:
+def predicted_shares(table: SensitivityTable, assignment: BitAssignment) -> dict[str, float]:
     """Share of each group in the predicted loss of an assignment A.
 
     The prediction is ½ Σ_{q,r∈A} K_qr; a group's part is ½ Σ_r K_qr over its own option q, so interactions
@@ -20,22 +27,21 @@ def predicted_shares(table: SensitivityTable, assignment: Mapping[str, int]) -> 
 
     Args:
         table: the measurements.
-        assignment: group id → bit-width; groups that are not named stay float and have no share.
+        assignment: groups that it does not name stay float and have no share.
 
     Returns:
         group id → share; all 0 where the prediction is 0.
     """
     index = {option: row for row, option in enumerate(table.effects)}
-    rows = [index[group, bits] for group, bits in assignment.items()]
+    rows = [index[option] for option in assignment.schemes.items()]
     parts = table.gram[rows][:, rows].sum(axis=1)
     total = float(parts.sum())
-    return {
-        group: float(part) / total if total else 0.0 for group, part in zip(assignment, parts, strict=True)
-    }
+    shares = parts / total if total else np.zeros(len(parts))
+    return dict(zip(assignment.schemes, shares.tolist(), strict=True))
 
 
 def sensitivity_rows(
-    setup: QuantizerSetup, table: SensitivityTable, assignment: Mapping[str, int] | None = None
+    setup: QuantizerSetup, table: SensitivityTable, assignment: BitAssignment | None = None
 ) -> list[dict[str, Any]]:
     """One mapping a group, for JSON.
 
@@ -45,7 +51,7 @@ def sensitivity_rows(
         assignment: the run's choice, once there is one: adds `chosen` and `share`.
 
     Returns:
-        `group`, `kind`, `traces` (one a weight, with its errors), and `widths`: bit-width → perturbation
+        `group`, `kind`, `traces` (one a weight, with its errors), and `widths`: scheme → perturbation
         ‖Q(W) − W‖², response norm √K_qq (root mean square over samples of ‖Λ^½ δ_q‖) and the measured
         divergence of the option alone.
     """
@@ -59,15 +65,15 @@ def sensitivity_rows(
             "traces": [asdict(trace) for trace in traces],
             "widths": {},
         }
-        for bits in group.bit_widths:
-            effect = table.effects[group.id, bits]
-            row["widths"][str(bits)] = {
+        for scheme in group.schemes:
+            effect = table.effects[group.id, scheme]
+            row["widths"][str(scheme)] = {
                 "perturbation": effect.perturbation,
                 "response_norm": math.sqrt(2 * max(effect.response, 0.0)),
                 "divergence": effect.divergence,
             }
-        if assignment and group.id in assignment:
-            row |= {"chosen": assignment[group.id], "share": shares[group.id]}
+        if assignment and group.id in assignment.schemes:
+            row |= {"chosen": assignment.schemes[group.id].as_json, "share": shares[group.id]}
         rows.append(row)
     return rows
 
@@ -85,32 +91,32 @@ def sketch_note(table: SensitivityTable) -> str:
 
 
 def sensitivity_grid(
-    setup: QuantizerSetup, table: SensitivityTable, assignment: Mapping[str, int] | None = None
+    setup: QuantizerSetup, table: SensitivityTable, assignment: BitAssignment | None = None
 ) -> Grid:
-    """The same as text: a column a width for perturbations and for response norms; arguments as there.
+    """The same as text: a column a scheme for perturbations and for response norms; arguments as there.
 
     Args:
         setup: points and groups.
         table: the measurements.
-        assignment: the run's choice, group → bits; without one its two columns are left out.
+        assignment: the run's choice; without one its two columns are left out.
     """
-    widths = sorted({bits for group in setup.groups.values() for bits in group.bit_widths})
+    schemes = sorted({scheme for group in setup.groups.values() for scheme in group.schemes})
     columns = (
         "group",
         "trace ± standard error",
-        *(f"‖ΔW‖² at {bits}" for bits in widths),
-        *(f"response at {bits}" for bits in widths),
+        *(f"‖ΔW‖² at {scheme}" for scheme in schemes),
+        *(f"response at {scheme}" for scheme in schemes),
         *(("bits", "share of predicted loss") if assignment else ()),
     )
     return Grid(
         columns,
-        tuple(_row(entry, widths, bool(assignment)) for entry in sensitivity_rows(setup, table, assignment)),
+        tuple(_row(entry, schemes, bool(assignment)) for entry in sensitivity_rows(setup, table, assignment)),
     )
 
 
-def _row(entry: Mapping[str, Any], widths: list[int], chosen: bool) -> Row:
+def _row(entry: Mapping[str, Any], schemes: Sequence[Scheme], chosen: bool) -> Row:
     traces = "; ".join(f"{number(t['value'])} ± {number(t['stderr'])}" for t in entry["traces"]) or MISSING
-    options = [entry["widths"].get(str(bits)) for bits in widths]
+    options = [entry["widths"].get(str(scheme)) for scheme in schemes]
     is_weight = entry["kind"] == "weight"
     cells = [traces]
     cells += [number(o["perturbation"]) if o and is_weight else MISSING for o in options]

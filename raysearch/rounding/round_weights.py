@@ -55,7 +55,7 @@ def round_weights(
     8·d² of each at once, a worker one of them with its factor.
 
     Args:
-        setup: points and groups; a group's widths are its schemes.
+        setup: points and groups; and the schemes of the groups.
         ranges: calibrated ranges, where scales start from.
         pool: its replicas hold the float model and the shards named "calibration".
         num_shards: how many shards there are.
@@ -143,8 +143,8 @@ def _by_inputs(
 
 def _targets(setup: QuantizerSetup, ranges: RangeTable, point: QuantizationPoint) -> tuple[Target, ...]:
     targets = []
-    for num_bits in setup.group_of(point.id).bit_widths:
-        start = ranges[point.id, num_bits]
-        levels = point_levels(point, num_bits, signed=start.signed)
-        targets.append(Target(Scheme(num_bits), point, levels, start))
+    for scheme in setup.group_of(point.id).schemes:
+        start, effective = ranges[point.id, scheme], point.at(scheme)
+        levels = point_levels(effective, scheme.num_bits, signed=start.signed)
+        targets.append(Target(scheme, effective, levels, start))
     return tuple(targets)

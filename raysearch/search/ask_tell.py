@@ -174,7 +174,7 @@ class BatchSearch:
         return self._space.choices(assignment).tobytes()
 
     def _enqueue(self, assignment: BitAssignment, source: str) -> None:
-        self._study.enqueue_trial(dict(assignment.bits), user_attrs={"source": source})
+        self._study.enqueue_trial(dict(assignment.as_json), user_attrs={"source": source})
 
     def _is_over(self) -> bool:
         if len(self.trials) >= self._schedule.num_trials:

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from raysearch.errors import BudgetError, PlacementError
-from raysearch.records import COST_KINDS, FLOAT_BITS, BitAssignment, Option, QuantizerSetup
+from raysearch.records import COST_KINDS, FLOAT_BITS, BitAssignment, Option, QuantizerSetup, Scheme
 from raysearch.records.components import connected_components
 from raysearch.records.costs.kinds import weighted_macs
 from raysearch.search.pareto import pareto_front
@@ -198,7 +198,7 @@ def _strict_candidates(
             continue
         inputs = dict.fromkeys(component.activations, width)
         cost = sum(_group_cost(setup, weight, width, inputs) for weight in component.weights)
-        omega = sum(omegas.get((weight, width), 0.0) for weight in component.weights)
+        omega = sum(omegas.get((weight, Scheme(width)), 0.0) for weight in component.weights)
         candidates.append(Candidate(cost, omega, bits))
     return candidates
 
@@ -269,7 +269,7 @@ def _combine(
                 continue
             met = sum(1 << index for index, rule in own if rule.is_required and rule.bits == width)
             cost = _group_cost(setup, group, width, inputs)
-            omega = omegas.get((group, width), 0.0)
+            omega = omegas.get((group, Scheme(width)), 0.0)
             for mask, candidates in partial.items():
                 into = grown.setdefault(mask | met, [])
                 for candidate in candidates:

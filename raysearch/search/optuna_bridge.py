@@ -104,7 +104,7 @@ def freeze_trial(
         options["value"] = trial.value
     return create_trial(
         state=TrialState[trial.state],
-        params=dict(trial.assignment.bits),
+        params=dict(trial.assignment.as_json),
         distributions=dict(distributions),
         user_attrs=user_attributes(trial),
         system_attrs=dict(trial.system_attrs),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysearch.errors import BudgetError, ConfigError, DataError
-from raysearch.records import BitAssignment, SensitivityTable
+from raysearch.records import BitAssignment, Scheme, SensitivityTable
 from raysearch.search.problem.solution import Solution
 from raysearch.search.problem.space import IntArray, OptionSpace
 from raysearch.search.problem.surrogates import SURROGATES, Surrogate, make_surrogate
@@ -53,8 +53,8 @@ def warm_starts(
     Required, several of which may name the same assignment:
 
     - `quadratic`: the best assignment found of the response form, see `solve_quadratic`;
-    - `uniform b`: weights at b bits, activations at the widest uniform width that fits (`uniform w4a8`
-      when that is not their widest); `enqueued i`: the user's own;
+    - `uniform b`: weights at b bits, or another scheme, activations at the widest uniform width that fits
+      (`uniform w4a8` when that is not their widest); `enqueued i`: the user's own;
     - `additive`, `hawq`, `fisher`, `weight-error`, `single-loss`: the optimum of each surrogate that the
       table can give, the chosen one's first; `additive` is the response of each option alone;
     - `greedy`: from the lowest widths upwards, see `BudgetSolver.greedy`.
@@ -162,11 +162,11 @@ def _enqueued(solver: BudgetSolver, assignments: Iterable[BitAssignment]) -> Ite
 
 
 def _uniforms(solver: BudgetSolver) -> Iterator[tuple[str, IntArray]]:
-    """Every uniform weight width that fits, with the widest uniform activation width that fits with it."""
+    """Every uniform weight scheme that fits, with the widest uniform activation width that fits with it."""
     space = solver.space
-    weight_widths = _widths_of(space, is_weight=True)
-    activation_widths = _widths_of(space, is_weight=False)
-    for weight in weight_widths:
+    weight_schemes = _schemes_of(space, is_weight=True)
+    activation_widths = _schemes_of(space, is_weight=False)
+    for weight in weight_schemes:
         uniform = BitAssignment.uniform(space.setup, weight)
         choices = space.choices(uniform)
         if solver.is_feasible(choices):
@@ -179,15 +179,15 @@ def _uniforms(solver: BudgetSolver) -> Iterator[tuple[str, IntArray]]:
                 break
 
 
-def _widths_of(space: OptionSpace, is_weight: bool) -> list[int]:
-    """All widths that weights, or activations, may take, ascending."""
+def _schemes_of(space: OptionSpace, is_weight: bool) -> list[Scheme]:
+    """All schemes that weights, or activations, may take, ascending."""
     rows = np.flatnonzero(space.is_weight == is_weight)
-    return sorted({width for row in rows for width in space.allowed[row]})
+    return sorted({scheme for row in rows for scheme in space.allowed[row]})
 
 
-def _with_activations(space: OptionSpace, uniform: BitAssignment, width: int) -> BitAssignment:
+def _with_activations(space: OptionSpace, uniform: BitAssignment, width: Scheme) -> BitAssignment:
     """The assignment with every activation group at its width nearest to one, the lower one on a tie."""
-    bits = dict(uniform.bits)
+    schemes = dict(uniform.schemes)
     for row in np.flatnonzero(~space.is_weight):
-        bits[space.groups[row]] = min(space.allowed[row], key=lambda b: (abs(b - width), b))
-    return BitAssignment(bits)
+        schemes[space.groups[row]] = width.nearest(space.allowed[row])
+    return BitAssignment(schemes)

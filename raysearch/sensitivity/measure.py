@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from raysearch.cluster.pool import Pool
 from raysearch.config.sensitivity import SensitivityConfig
 from raysearch.evaluation import DataSet
-from raysearch.records import OptionEffect, QuantizerSetup, RangeTable, SensitivityTable, Trace
+from raysearch.records import OptionEffect, QuantizerSetup, RangeTable, Scheme, SensitivityTable, Trace
 from raysearch.sensitivity.perturbation import measure_perturbations
 from raysearch.sensitivity.responses import measure_responses
 from raysearch.sensitivity.stopping import trace_warnings
@@ -61,15 +61,15 @@ def measure_sensitivity(
         cache_bytes=cache_bytes,
     )
     effects = {}
-    for index, (group, bits) in enumerate(setup.options()):
+    for index, (group, scheme) in enumerate(setup.options()):
         weights = [point for point in setup.groups[group].points if point in traces]
-        effects[group, bits] = OptionEffect(
+        effects[group, scheme] = OptionEffect(
             group=group,
-            num_bits=bits,
+            scheme=scheme,
             kind=setup.group_kind(group),
-            perturbation=sum(perturbations[point, bits] for point in weights),
-            omega=_omega(traces, perturbations, weights, bits),
-            second_moment=_second_moment(traces, ranges, weights, bits),
+            perturbation=sum(perturbations[point, scheme] for point in weights),
+            omega=_omega(traces, perturbations, weights, scheme),
+            second_moment=_second_moment(traces, ranges, weights, scheme),
             response=0.5 * float(responses.gram[index, index]),
             divergence=float(responses.divergence[index]),
         )
@@ -78,17 +78,17 @@ def measure_sensitivity(
 
 def _omega(
     traces: Mapping[str, Trace],
-    perturbations: Mapping[tuple[str, int], float],
+    perturbations: Mapping[tuple[str, Scheme], float],
     weights: Sequence[str],
-    bits: int,
+    scheme: Scheme,
 ) -> float:
     """HAWQ-V2's Ω of an option: Σ over its weights of t_l ‖Q(W_l) − W_l‖²."""
     # A negative trace is noise or negative curvature; rounding a weight never lowers the loss for sure.
-    return sum(max(traces[point].value, 0.0) * perturbations[point, bits] for point in weights)
+    return sum(max(traces[point].value, 0.0) * perturbations[point, scheme] for point in weights)
 
 
 def _second_moment(
-    traces: Mapping[str, Trace], ranges: RangeTable, weights: Sequence[str], bits: int
+    traces: Mapping[str, Trace], ranges: RangeTable, weights: Sequence[str], scheme: Scheme
 ) -> float:
     """Ω of the codes that rounding chose, each direction of an error weighed by what is read along it.
 
@@ -100,5 +100,5 @@ def _second_moment(
     for point in weights:
         # What the data never reach has no second moments, and no trace either.
         if traces[point].value > 0:
-            total += traces[point].value * ranges[point, bits].second_moment
+            total += traces[point].value * ranges[point, scheme].second_moment
     return total

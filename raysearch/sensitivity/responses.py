@@ -139,7 +139,7 @@ def units_of(
     """(shard, first option) → arguments of `respond`; on shard 0 recorded outputs are checked.
 
     Args:
-        options: all (group, bits), in the order of the Gram matrix.
+        options: all (group, scheme), in the order of the Gram matrix.
         num_shards: how many shards there are.
         option_chunk: options a unit; the last unit of a shard may have fewer.
     """
@@ -235,9 +235,9 @@ def respond(
     rows, sums, variances = [], [], []
     latest_outputs: Judged | None = None
     forward = model.outputs if mode == "full" else model.later_outputs
-    for group, bits in options:
-        outputs = forward(replica, BitAssignment({group: bits}), DataSet.CALIBRATION, shard)
-        if mode == "check" and (group, bits) == latest:
+    for group, scheme in options:
+        outputs = forward(replica, BitAssignment({group: scheme}), DataSet.CALIBRATION, shard)
+        if mode == "check" and (group, scheme) == latest:
             latest_outputs = outputs
         row, variance, alone = _judge(replica.divergence, outputs, reference, sketch)
         rows.append(row)

@@ -17,7 +17,7 @@ from raysearch.evaluation.microbatch import is_out_of_memory, run_in_microbatche
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.hooks.attach import check_weight
 from raysearch.quantizer import Quantizer, make_quantizer
-from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
+from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable, Scheme
 from raysearch.records.applicable import check_assignment
 from raysearch.simulation.hook_switch import HookSwitch
 from raysearch.simulation.prefix_cache import PrefixCache
@@ -74,8 +74,8 @@ class SimulatedModel:
         self._is_compared = False
         self._may_record = True
         self._acting: frozenset[str] = frozenset()
-        self._widths: dict[str, int] = {}
-        self._set_widths: dict[str, int] = {}
+        self._schemes: dict[str, Scheme] = {}
+        self._set_schemes: dict[str, Scheme] = {}
 
     def apply(self, assignment: BitAssignment) -> None:
         """Take an assignment; groups that are not named are float.
@@ -85,22 +85,22 @@ class SimulatedModel:
                 nothing was changed.
         """
         check_assignment(self._setup, self._ranges, assignment)
-        widths = assignment.per_point(self._setup)
+        schemes = assignment.per_point(self._setup)
         for name in self._sites:
-            bits = widths.get(name, 0)
-            if bits != self._widths.get(name, 0):
-                self._put_weight(name, bits)
-        acting = [name for name in self._activations if name in widths]
+            scheme = schemes.get(name)
+            if scheme != self._schemes.get(name):
+                self._put_weight(name, scheme)
+        acting = [name for name in self._activations if name in schemes]
         for name in self._acting.symmetric_difference(acting):
-            self._activations[name].enabled = name in widths
+            self._activations[name].enabled = name in schemes
         self._acting = frozenset(acting)
         for name in acting:
-            bits = widths[name]
+            scheme = schemes[name]
             # A range outlives the time its quantizer is off, so it is set again for another width only.
-            if self._set_widths.get(name) != bits:
-                self._activations[name].set_range(bits, self._ranges[name, bits])
-                self._set_widths[name] = bits
-        self._widths = widths
+            if self._set_schemes.get(name) != scheme:
+                self._activations[name].set_range(scheme.num_bits, self._ranges[name, scheme])
+                self._set_schemes[name] = scheme
+        self._schemes = schemes
         self._hooks.hook(acting)
 
     def outputs(self, replica: Replica, assignment: BitAssignment, data: DataSet, index: int) -> Judged:
@@ -185,7 +185,7 @@ class SimulatedModel:
         if not self._prefix.holds((data, index)):
             return self.outputs(replica, assignment, data, index)
         self.apply(assignment)
-        points = [name for group in assignment.bits for name in self._points(group)]
+        points = [name for group in assignment.schemes for name in self._points(group)]
         batch = replica.shard(data, index)
         try:
             outputs: Judged = self._prefix.replay(
@@ -202,9 +202,11 @@ class SimulatedModel:
         """How late in the recorded forward an option first acts; grows from layer to layer."""
         return self._prefix.depth(self._points(option[0]))
 
-    def _put_weight(self, name: str, bits: int) -> None:
-        """Put a weight at a width in place of the present one; at width 0 the float one."""
-        weight = self._weights.get(name, bits) if bits else self._float_weights[name]
+    def _put_weight(self, name: str, scheme: Scheme | None) -> None:
+        """Put a weight at a scheme in place of the present one; without one the float weight."""
+        weight = self._float_weights[name]
+        if scheme is not None:
+            weight = self._weights.get(name, scheme)
         for module, parameter in self._sites[name]:
             # Past `setattr`, which would register the parameter anew.
             module._parameters[parameter] = weight

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from raysearch.quantizer import make_quantizer
-from raysearch.records import QuantizerSetup, RangeTable
+from raysearch.quantizer import Quantizer, make_quantizer
+from raysearch.records import QuantizationPoint, QuantizerSetup, RangeTable, Scheme
 
 CACHE_BYTES = 2**30
 """What a worker may keep between forwards by default: half of it fake-quantized weights, half the outputs of
@@ -16,7 +16,7 @@ layers before the quantized one. More only saves time; the results are the same.
 
 
 class DeployedWeights:
-    """Makes the fake-quantized form of a weight at a bit-width: the one place where measurements get it.
+    """Makes the fake-quantized form of a weight at a scheme: the one place where measurements get it.
 
     Perturbations, responses and measured trials all read what is made here, so they are all about the same
     weights. It equals, bit for bit, what the controller's parametrization computes: of a weight whose codes
@@ -30,28 +30,34 @@ class DeployedWeights:
 
     def __init__(self, weights: Mapping[str, Tensor], setup: QuantizerSetup, ranges: RangeTable) -> None:
         self.float_weights = weights
+        self._setup = setup
         self._ranges = ranges
-        self._quantizers = {
-            name: make_quantizer(setup.points[name]).to(weight.device) for name, weight in weights.items()
-        }
+        # One a point as its scheme makes it: plain schemes share theirs.
+        self._quantizers: dict[tuple[str, QuantizationPoint], Quantizer] = {}
 
-    def make(self, name: str, num_bits: int) -> Tensor:
+    def make(self, name: str, scheme: Scheme) -> Tensor:
         """The fake-quantized weight, a new tensor of the float one's shape and dtype.
 
         Args:
             name: quantizer id.
-            num_bits: one of its bit-widths.
+            scheme: one of its group's.
         """
-        quantizer = self._quantizers[name]
         weight = self.float_weights[name]
-        value = self._ranges[name, num_bits]
-        quantizer.set_range(num_bits, value)
+        quantizer = self._quantizer(name, scheme)
+        value = self._ranges[name, scheme]
+        quantizer.set_range(scheme.num_bits, value)
         with torch.no_grad():
             if value.codes is None:
                 quantized: Tensor = quantizer(weight)
                 return quantized
             codes = torch.from_numpy(value.codes.copy()).to(weight.device)
             return quantizer.affine().values(codes).to(weight.dtype)
+
+    def _quantizer(self, name: str, scheme: Scheme) -> Quantizer:
+        point = self._setup.points[name].at(scheme)
+        if (name, point) not in self._quantizers:
+            self._quantizers[name, point] = make_quantizer(point).to(self.float_weights[name].device)
+        return self._quantizers[name, point]
 
 
 class WeightCache:
@@ -69,14 +75,14 @@ class WeightCache:
     def __init__(self, source: DeployedWeights, limit_bytes: int) -> None:
         self._source = source
         self._free_bytes = limit_bytes
-        self._weights: dict[tuple[str, int], nn.Parameter] = {}
+        self._weights: dict[tuple[str, Scheme], nn.Parameter] = {}
 
-    def get(self, name: str, num_bits: int) -> nn.Parameter:
-        """One weight at one bit-width; see `DeployedWeights.make`."""
-        key = (name, num_bits)
+    def get(self, name: str, scheme: Scheme) -> nn.Parameter:
+        """One weight at one scheme; see `DeployedWeights.make`."""
+        key = (name, scheme)
         if key in self._weights:
             return self._weights[key]
-        weight = nn.Parameter(self._source.make(name, num_bits), requires_grad=False)
+        weight = nn.Parameter(self._source.make(name, scheme), requires_grad=False)
         if weight.nbytes <= self._free_bytes:
             self._free_bytes -= weight.nbytes
             self._weights[key] = weight

@@ -22,6 +22,7 @@ from raysearch.records import (
     QuantizerSetup,
     RangeTable,
     RunStatus,
+    Scheme,
     SearchResult,
     SensitivityTable,
     TargetCheck,
@@ -86,6 +87,19 @@ def test_a_setup_whose_groups_miss_a_point_is_damaged():
         QuantizerSetup.from_json(json.dumps(data))
 
 
+def test_schemes_stand_in_a_setup_only_where_they_are_more_than_widths():
+    setup = small_setup()
+    assert "schemes" not in setup.to_json()
+    ga = setup.groups["ga"]
+    mixed = replace(setup, groups={**setup.groups, "ga": replace(ga, schemes=map(Scheme.of, [2, "3g4a", 4]))})
+    again = QuantizerSetup.from_json(mixed.to_json())
+    assert again == mixed
+    assert json.loads(mixed.to_json())["groups"][0]["schemes"] == [2, "3g4a", 4]
+    assert again.groups["ga"].bit_widths == (2, 3, 4)
+    with pytest.raises(StorageError, match="no scheme"):
+        QuantizerSetup.from_json(mixed.to_json().replace("3g4a", "3h4a"))
+
+
 def test_a_newer_manifest_is_refused():
     text = MANIFEST.to_json().replace('"schema_version": 1', '"schema_version": 2')
     with pytest.raises(StorageError, match="schema version 2"):
@@ -100,6 +114,18 @@ def test_sensitivity_table():
     assert list(again.effects.items()) == list(table.effects.items())
     assert np.array_equal(again.gram, table.gram)
     assert again.fingerprint == "mark"
+
+
+def test_a_sensitivity_table_of_schemes():
+    table = small_table()
+    schemes = [Scheme.of(value) for value in ("2", "2g4", "2g4a", "8", "3g2", "8", "8a")]
+    pairs = zip(table.effects.values(), schemes, strict=True)
+    effects = [replace(effect, scheme=scheme) for effect, scheme in pairs]
+    table = replace(table, effects={(effect.group, effect.scheme): effect for effect in effects})
+    again = SensitivityTable.from_tables(table.traces_table(), table.effects_table(), table.gram_table())
+    assert again.effects == table.effects
+    assert again.gram.tobytes() == table.gram.tobytes()
+    assert table.gram_table().column("scheme").to_pylist() == list(map(str, schemes))
 
 
 def test_the_error_of_a_sketch_is_kept_and_unknown_in_old_tables():
@@ -158,6 +184,16 @@ def test_ranges():
         assert again[key].zero_point.dtype == np.int32
 
 
+def test_ranges_of_schemes():
+    plain = QuantizerRange(np.ones(2, np.float32), np.zeros(2, np.int32), True)
+    grouped = QuantizerRange(np.ones(4, np.float32), np.ones(4, np.int32), True)
+    table = RangeTable({("a", 4): plain, ("a", Scheme.of("4g4a")): grouped}, {("a", "4g4a"): plain})
+    again = RangeTable.from_bytes(table.to_bytes())
+    assert set(again.ranges) == set(table.ranges)
+    assert again["a", "4g4a"].scale.tolist() == [1, 1, 1, 1]
+    assert table["a", "4g4a"] is table.rounded["a", Scheme.of("4g4a")] is plain
+
+
 def test_every_cut_of_ranges_is_named_as_damage():
     data = small_ranges().to_bytes()
     for cut in range(len(data)):
@@ -214,6 +250,17 @@ def test_search_result():
             SearchResult.from_records(damaged, table, table)
 
 
+def test_trials_of_schemes():
+    trial = replace(small_trials()[0], assignment=BitAssignment({"ga": "4g64a", "gx": 8}))
+    table = trials_to_table((trial,))
+    (again,) = trials_from_table(table)
+    assert again.assignment == trial.assignment
+    assert table.column("assignment").to_pylist() == ['{"ga": "4g64a", "gx": 8}']
+    column = pa.array(['{"ga": "4h64", "gx": 8}'])
+    with pytest.raises(StorageError, match="4h64"):
+        trials_from_table(table.set_column(table.schema.get_field_index("assignment"), "assignment", column))
+
+
 @given(setups(), st.data())
 def test_assignment_digest_and_points(setup, data):
     assignment = data.draw(assignments(setup))
@@ -228,6 +275,7 @@ def test_assignment_digest_and_points(setup, data):
 @pytest.mark.parametrize(
     ("bits", "message"),
     [
+        ({"ga": "4g64", "gx": 8, "gb": 3}, "'ga' the scheme 4g64; allowed: 2, 4, 8"),
         ({"ga": 2, "gx": 8}, "no bit-width for the group 'gb'"),
         ({"ga": 2, "gx": 8, "gb": 3, "gz": 3}, "'gz', which is no group"),
         ({"ga": 3, "gx": 8, "gb": 3}, "'ga' 3 bits; allowed: 2, 4, 8"),

@@ -47,7 +47,21 @@ def test_widths_outside_2_to_8_are_refused(value):
         Scheme.of(value)
 
 
-def test_schemes_ascend_by_their_width():
-    assert sorted(map(Scheme.of, ("8", "3g32a", "3", "2g16"))) == list(
-        map(Scheme.of, ("2g16", "3", "3g32a", "8"))
-    )
+def test_schemes_ascend_by_width_then_by_how_much_they_store_beside_the_codes():
+    ascending = ["2g16", "3", "3a", "3g64", "3g64a", "3g32", "8"]
+    assert [str(scheme) for scheme in sorted(map(Scheme.of, reversed(ascending)))] == ascending
+
+
+@given(SCHEMES)
+def test_a_plain_scheme_is_the_key_of_its_width(scheme):
+    table = {scheme.num_bits: "width"}
+    assert (scheme == scheme.num_bits) == (scheme in table) == scheme.is_plain
+    assert scheme != str(scheme)
+
+
+@given(SCHEMES, st.lists(SCHEMES, min_size=1, max_size=5))
+def test_the_nearest_scheme_is_the_same_one_else_of_the_nearest_width(scheme, others):
+    assert scheme.nearest([*others, scheme]) == scheme
+    least = min(abs(other.num_bits - scheme.num_bits) for other in others)
+    assert abs(scheme.nearest(others).num_bits - scheme.num_bits) == least
+    assert scheme.nearest(others) == scheme.nearest(others[::-1])

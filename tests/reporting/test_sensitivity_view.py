@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from raysearch.records import BitAssignment
 from raysearch.reporting import predicted_shares, sensitivity_grid, sensitivity_rows, sketch_note
 from tests.support.run_records import make_sensitivity, make_setup
 
@@ -10,8 +11,8 @@ from tests.support.run_records import make_sensitivity, make_setup
 def test_shares_are_parts_of_the_quadratic_form():
     setup = make_setup(3)
     table = make_sensitivity(setup)
-    assignment = {g.id: g.bit_widths[0] for g in setup.groups.values()}
-    chosen = np.array([assignment[group] == bits for group, bits in table.effects], dtype=float)
+    assignment = BitAssignment.extreme(setup, 0)
+    chosen = np.array([assignment.schemes[group] == scheme for group, scheme in table.effects], dtype=float)
     total = chosen @ table.gram @ chosen
     shares = predicted_shares(table, assignment)
     assert sum(shares.values()) == pytest.approx(1)
@@ -25,9 +26,7 @@ def test_shares_of_groups_that_interact_with_nothing():
     table = make_sensitivity(setup)
     size = len(table.effects)
     table = type(table)(table.traces, table.effects, np.zeros((size, size)), "")
-    assert set(predicted_shares(table, {g: w.bit_widths[0] for g, w in setup.groups.items()}).values()) == {
-        0.0
-    }
+    assert set(predicted_shares(table, BitAssignment.extreme(setup, 0)).values()) == {0.0}
 
 
 def test_a_row_a_group_with_all_its_widths():
@@ -48,7 +47,7 @@ def test_the_table_has_a_cell_for_every_column():
     setup = make_setup(3)
     table = make_sensitivity(setup)
     chosen = {g.id: g.bit_widths[-1] for g in setup.groups.values() if g.id != "blocks.1.linear.input"}
-    for assignment in (None, chosen):
+    for assignment in (None, BitAssignment(chosen)):
         grid = sensitivity_grid(setup, table, assignment)
         assert {len(row.cells) for row in grid.rows} == {len(grid.columns) - 1}
     cells = {row.name: dict(zip(grid.columns[1:], row.cells, strict=True)) for row in grid.rows}

@@ -64,7 +64,7 @@ def make_sensitivity(setup: QuantizerSetup, negative: bool = False) -> Sensitivi
         )
     effects = {}
     for group, bits in setup.options():
-        response = float(np.exp(random.normal(0, 1)) * 4.0 ** (2 - bits))
+        response = float(np.exp(random.normal(0, 1)) * 4.0 ** (2 - bits.num_bits))
         kind = setup.group_kind(group)
         effects[group, bits] = OptionEffect(group, bits, kind, response, response, response, response * 1.1)
     factor = random.normal(size=(len(effects), 3))

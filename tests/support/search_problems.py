@@ -73,19 +73,21 @@ def make_table(
     scale = {g: float(np.exp(rng.normal(0, 0.8))) for g in setup.groups}
     delta = np.array(
         [
-            scale[g] * 2.0**-bits * (per_group[g] + coupling * common + 0.3 * rng.standard_normal(12))
-            for g, bits in options
+            scale[g]
+            * 2.0**-scheme.num_bits
+            * (per_group[g] + coupling * common + 0.3 * rng.standard_normal(12))
+            for g, scheme in options
         ]
     )
     gram = delta @ delta.T
     effects = {}
-    for index, (g, bits) in enumerate(options):
+    for index, (g, scheme) in enumerate(options):
         kind, response = setup.group_kind(g), 0.5 * float(gram[index, index])
-        error = 4.0**-bits * float(rng.uniform(0.5, 2)) if kind == "weight" else 0.0
+        error = 4.0**-scheme.num_bits * float(rng.uniform(0.5, 2)) if kind == "weight" else 0.0
         second_moment = error * scale[g] if is_rounded else math.nan
-        effects[g, bits] = OptionEffect(
+        effects[g, scheme] = OptionEffect(
             g,
-            bits,
+            scheme,
             kind,
             error,
             error * scale[g] ** 2,

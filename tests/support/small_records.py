@@ -47,7 +47,9 @@ def small_table() -> SensitivityTable:
     rng = np.random.default_rng(0)
     delta = rng.standard_normal((len(setup.options()), 9))
     effects = {
-        (group, bits): OptionEffect(group, bits, setup.group_kind(group), 0.1, 0.2 / bits, 0.3, 1e-17)
+        (group, bits): OptionEffect(
+            group, bits, setup.group_kind(group), 0.1, 0.2 / bits.num_bits, 0.3, 1e-17
+        )
         for group, bits in setup.options()
     }
     traces = {
@@ -80,7 +82,7 @@ def setups(draw: st.DrawFn) -> QuantizerSetup:
     """Any mix of weights and activations, some in groups of two, pinned or free."""
     points: dict[str, QuantizationPoint] = {}
     groups: dict[str, QuantizerGroup] = {}
-    widths = st.lists(st.integers(1, 16), min_size=1, max_size=4, unique=True).map(lambda b: tuple(sorted(b)))
+    widths = st.lists(st.integers(2, 8), min_size=1, max_size=4, unique=True).map(lambda b: tuple(sorted(b)))
     fed = [""]
     for index in range(draw(st.integers(0, 3))):
         name = f"x{index}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from raysearch.records.dtypes import STORED_DTYPES
-from raysearch.records.setup import FLOAT_BITS, QuantizationPoint, QuantizerSetup, StoredTensor
+from raysearch.records.point import FLOAT_BITS, QuantizationPoint
+from raysearch.records.scheme import Scheme
+from raysearch.records.setup import QuantizerSetup, StoredTensor
 
 SCALE_BYTES = 4
 ZERO_POINT_BYTES = 1
@@ -21,6 +23,7 @@ def packed_bytes(point: QuantizationPoint, num_bits: int) -> int:
     """Bytes of one stored weight: its codes, bit-packed, its float32 scales, and int8 zero points.
 
     ⌈n·b/8⌉ + 4·(number of scales) + (number of zero points, none if symmetric); a float weight takes 4·n.
+    Scales and zero points are those of the point, so it has to be what the scheme makes of it.
     """
     if num_bits == FLOAT_BITS:
         return 4 * point.num_elements
@@ -31,10 +34,10 @@ def packed_bytes(point: QuantizationPoint, num_bits: int) -> int:
 class FileSize:
     """Bytes of model.safetensors as the sum of a constant and a part for each weight.
 
-    size = `constant` + Σ `part(weight, width)`, for assignments that quantize every weight. It is never below
-    the file, and above it by the header's padding (7 bytes at most) and by digits of offsets: those are
-    counted as they are with every weight at its widest. `of` takes any assignment, and is exact where a
-    weight stays float.
+    size = `constant` + Σ `part(weight, scheme)`, for assignments that quantize every weight. It is never
+    below the file, and above it by the header's padding (7 bytes at most) and by digits of offsets: those are
+    counted as they are with every tensor as large as any scheme makes it. `of` takes any assignment, and is
+    exact where a weight stays float.
 
     Where the setup does not say what else is stored (`QuantizerSetup.stored` is None), only weights count,
     without a header.
@@ -47,32 +50,52 @@ class FileSize:
 
     @cached_property
     def constant(self) -> int:
-        """What no width changes: all other tensors, and the header but for the shapes of the codes."""
+        """What no scheme changes: all other tensors, and the header but for what `part` counts of it."""
         if self.setup.stored is None:
             return 0
-        widest = {p: g.bit_widths[-1] for g in self.setup.groups.values() for p in g.points}
-        # `part` counts the digits of a weight's shape, at the width that it has.
-        shapes = sum(_digits(_codes(point, widest[name])) for name, point in self._weights.items())
-        header = _header_bytes(self._tensors(widest)) - shapes
+        tensors = list(self.setup.stored)
+        optional: set[str] = set()
+        counted_by_part = 0
+        for name, point in self._weights.items():
+            codes, scales, zeros = self._largest[name]
+            tensors += _tensors_of(point, codes, scales, zeros)
+            counted_by_part += _digits(codes) + _digits(scales) - _digits(point.num_scales)
+            if point.num_zero_points:
+                counted_by_part += _digits(zeros) - _digits(point.num_zero_points)
+            else:
+                optional.add(_zero_point_name(point))
+        header = _header_bytes(tensors, optional) - counted_by_part
         others = sum(tensor.num_bytes for tensor in self.setup.stored)
         return _LENGTH_BYTES + header + (_ALIGNMENT - 1) + others
 
     def part(self, point: QuantizationPoint, num_bits: int) -> int:
-        """What a weight adds at a width below 32."""
-        shape = 0 if self.setup.stored is None else _digits(_codes(point, num_bits))
-        return packed_bytes(point, num_bits) + shape
-
-    def of(self, bits: Mapping[str, int]) -> int:
-        """Bytes of the file for point id → width; a weight that is not named is float.
-
-        With no width at all it is the float model's file, which holds no scales of activations either.
-        """
-        widths = {name: bits.get(name, FLOAT_BITS) for name in self._weights}
-        if FLOAT_BITS not in widths.values():
-            return self.constant + sum(self.part(p, widths[name]) for name, p in self._weights.items())
+        """What a weight adds at a width below 32, the point being what the scheme makes of it."""
         if self.setup.stored is None:
-            return sum(packed_bytes(p, widths[name]) for name, p in self._weights.items())
-        tensors = self._tensors(widths, with_quantizers=bool(bits))
+            return packed_bytes(point, num_bits)
+        plain = self._weights[point.id]
+        header = _digits(_codes(point, num_bits)) + _digits(point.num_scales) - _digits(plain.num_scales)
+        header += self._zero_point_entry(point) - self._zero_point_entry(plain)
+        return packed_bytes(point, num_bits) + header
+
+    def of(self, schemes: Mapping[str, Scheme]) -> int:
+        """Bytes of the file for point id → scheme; a weight that is not named is float.
+
+        With no scheme at all it is the float model's file, which holds no scales of activations either.
+        """
+        stored: list[tuple[QuantizationPoint, int]] = []
+        for name, point in self._weights.items():
+            scheme = schemes.get(name)
+            if scheme is None:
+                stored.append((point, FLOAT_BITS))
+            else:
+                stored.append((point.at(scheme), scheme.num_bits))
+        if all(num_bits != FLOAT_BITS for _, num_bits in stored):
+            return self.constant + sum(self.part(*weight) for weight in stored)
+        if self.setup.stored is None:
+            return sum(packed_bytes(*weight) for weight in stored)
+        tensors = [tensor for tensor in self.setup.stored if schemes or not tensor.is_quantizer]
+        for point, num_bits in stored:
+            tensors += _parts(point, num_bits)
         header = -(-_header_bytes(tensors) // _ALIGNMENT) * _ALIGNMENT
         return _LENGTH_BYTES + header + sum(tensor.num_bytes for tensor in tensors)
 
@@ -80,23 +103,55 @@ class FileSize:
     def _weights(self) -> dict[str, QuantizationPoint]:
         return self.setup.of_kind("weight")
 
-    def _tensors(self, widths: Mapping[str, int], with_quantizers: bool = True) -> list[StoredTensor]:
-        tensors = [t for t in self.setup.stored or () if with_quantizers or not t.is_quantizer]
+    @cached_property
+    def _largest(self) -> dict[str, tuple[int, int, int]]:
+        """Weight → the most bytes of codes, scales and zero points that any of its schemes has."""
+        schemes = {point: group.schemes for group in self.setup.groups.values() for point in group.points}
+        largest: dict[str, tuple[int, int, int]] = {}
         for name, point in self._weights.items():
-            tensors += _parts(point, widths[name])
-        return tensors
+            counts = []
+            for scheme in schemes[name]:
+                effective = point.at(scheme)
+                codes = _codes(point, scheme.num_bits)
+                counts.append((codes, effective.num_scales, effective.num_zero_points))
+            codes, scales, zeros = map(max, zip(*counts, strict=True))
+            largest[name] = (codes, scales, zeros)
+        return largest
+
+    @cached_property
+    def _offset_digits(self) -> int:
+        """Digits of the greatest offset that any assignment leads to."""
+        total = sum(tensor.num_bytes for tensor in self.setup.stored or ())
+        for codes, scales, zeros in self._largest.values():
+            total += codes + SCALE_BYTES * scales + ZERO_POINT_BYTES * zeros
+        return _digits(total)
+
+    def _zero_point_entry(self, point: QuantizationPoint) -> int:
+        """The most that the zero points of a weight take of the header."""
+        count = point.num_zero_points
+        if not count:
+            return 0
+        most = 10**self._offset_digits - 1
+        tensor = StoredTensor(_zero_point_name(point), "I8", (count,), ZERO_POINT_BYTES * count)
+        return len(_header_entry(tensor, most, most).encode())
 
 
 def _parts(point: QuantizationPoint, num_bits: int) -> Iterable[StoredTensor]:
     """The tensors that the packed target stores of one weight."""
     if num_bits == FLOAT_BITS:
-        yield StoredTensor(point.id, "F32", point.shape, 4 * point.num_elements)
-        return
-    codes, scales, zeros = _codes(point, num_bits), point.num_scales, point.num_zero_points
+        return [StoredTensor(point.id, "F32", point.shape, 4 * point.num_elements)]
+    return _tensors_of(point, _codes(point, num_bits), point.num_scales, point.num_zero_points)
+
+
+def _tensors_of(point: QuantizationPoint, codes: int, scales: int, zeros: int) -> Iterable[StoredTensor]:
     yield StoredTensor(f"{point.id}.packed", "U8", (codes,), codes)
     yield StoredTensor(f"{point.id}.scale", "F32", (scales,), SCALE_BYTES * scales)
     if zeros:
-        yield StoredTensor(f"{point.id}.zero_point", "I8", (zeros,), ZERO_POINT_BYTES * zeros)
+        yield StoredTensor(_zero_point_name(point), "I8", (zeros,), ZERO_POINT_BYTES * zeros)
+
+
+def _zero_point_name(point: QuantizationPoint) -> str:
+    return f"{point.id}.zero_point"
 
 
 def _codes(point: QuantizationPoint, num_bits: int) -> int:
@@ -107,8 +162,8 @@ def _digits(number: int) -> int:
     return len(str(number))
 
 
-def _header_bytes(tensors: Iterable[StoredTensor]) -> int:
-    """Length of the header before it is padded."""
+def _header_bytes(tensors: Iterable[StoredTensor], uncounted: Container[str] = ()) -> int:
+    """Length of the header before it is padded, without the entries that are not to be counted."""
 
     def place(tensor: StoredTensor) -> tuple[int, bytes]:
         order = STORED_DTYPES.index(tensor.dtype) if tensor.dtype in STORED_DTYPES else len(STORED_DTYPES)
@@ -117,8 +172,14 @@ def _header_bytes(tensors: Iterable[StoredTensor]) -> int:
     total, begin = len(_ENDS), 0
     for tensor in sorted(tensors, key=place):
         end = begin + tensor.num_bytes
-        name = json.dumps(tensor.name, ensure_ascii=False)
-        shape = ",".join(map(str, tensor.shape))
-        entry = f',{name}:{{"dtype":"{tensor.dtype}","shape":[{shape}],"data_offsets":[{begin},{end}]}}'
-        total, begin = total + len(entry.encode()), end
+        if tensor.name not in uncounted:
+            total += len(_header_entry(tensor, begin, end).encode())
+        begin = end
     return total
+
+
+def _header_entry(tensor: StoredTensor, begin: int, end: int) -> str:
+    """What a header says of one tensor, with the comma before it."""
+    name = json.dumps(tensor.name, ensure_ascii=False)
+    shape = ",".join(map(str, tensor.shape))
+    return f',{name}:{{"dtype":"{tensor.dtype}","shape":[{shape}],"data_offsets":[{begin},{end}]}}'

@@ -16,7 +16,8 @@ from raysearch.records.costs.file_size import FileSize, packed_bytes
 from raysearch.records.costs.formula import CostFormula, CostSum
 from raysearch.records.costs.memory import live_sets, tensor_bytes
 from raysearch.records.latency import PICOSECONDS
-from raysearch.records.setup import FLOAT_BITS, LiveTensor, QuantizationPoint, QuantizerSetup
+from raysearch.records.point import FLOAT_BITS, QuantizationPoint
+from raysearch.records.setup import LiveTensor, QuantizerSetup
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from raysearch.records.assignment import BitAssignment
 from raysearch.records.costs.file_size import packed_bytes
 from raysearch.records.costs.formula import CostFormula, CostSum
 from raysearch.records.costs.kinds import COST_KINDS
-from raysearch.records.setup import FLOAT_BITS, QuantizerSetup
+from raysearch.records.point import FLOAT_BITS
+from raysearch.records.setup import QuantizerSetup
 
 LOWEST, HIGHEST = 0, -1
 """Index of an extreme width in a group's ascending widths."""
@@ -37,8 +38,8 @@ class CostModel:
 
     def costs(self, assignment: BitAssignment) -> dict[str, float]:
         """All known costs of an assignment by kind, in the order of `COST_KINDS`."""
-        bits = assignment.per_point(self.setup)
-        return {kind: formula.of(bits) for kind, formula in self._formulas.items()}
+        schemes = assignment.per_point(self.setup)
+        return {kind: formula.of(schemes) for kind, formula in self._formulas.items()}
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
@@ -97,21 +98,26 @@ class CostModel:
         Operations count for the group of their weight; of `activation_memory` the fullest step is taken, and
         of `effective` Σ MACs·max(b, a), which is what keeps it low.
         """
-        bits = assignment.per_point(self.setup)
+        schemes = assignment.per_point(self.setup)
         group_of = {point: group.id for group in self.setup.groups.values() for point in group.points}
         formula = self._formulas[kind]
-        fullest = max(formula.sums, key=lambda part: part.use(bits))
+        fullest = max(formula.sums, key=lambda part: part.use(schemes))
         shares = dict.fromkeys(["", *self.setup.groups], 0.0)
         shares[""] = fullest.constant / formula.divisor
-        for point, term in fullest.terms(bits):
+        for point, term in fullest.terms(schemes):
             shares[group_of[point.id]] += term / formula.divisor
         return shares
 
     def weight_bytes(self, assignment: BitAssignment) -> int:
         """Σ `packed_bytes`: codes, scales and zero points of the weights, without the rest of the file."""
-        bits = assignment.per_point(self.setup)
-        weights = self.setup.of_kind("weight").values()
-        return sum(packed_bytes(point, bits.get(point.id, FLOAT_BITS)) for point in weights)
+        schemes = assignment.per_point(self.setup)
+        total = 0
+        for name, point in self.setup.of_kind("weight").items():
+            if name in schemes:
+                total += packed_bytes(point.at(schemes[name]), schemes[name].num_bits)
+            else:
+                total += packed_bytes(point, FLOAT_BITS)
+        return total
 
     @cached_property
     def _formulas(self) -> Mapping[str, CostFormula]:
@@ -128,12 +134,16 @@ class CostModel:
 
     def _extreme_use(self, part: CostSum, which: int) -> int:
         """The sum of each point's extreme term over the widths that it and its input may take together."""
-        widths = {point: group.bit_widths for group in self.setup.groups.values() for point in group.points}
+        groups = {point: group for group in self.setup.groups.values() for point in group.points}
         use = part.constant
         for point in part.points:
-            input_widths = widths.get(point.input_point, (FLOAT_BITS,))
-            pairs = [(width, fed) for width in widths[point.id] for fed in input_widths]
-            allowed = self.setup.pairs.get(point.id, pairs)
-            terms = [part.term(point, *pair) for pair in pairs if pair in allowed]
+            source = groups.get(point.input_point)
+            input_widths = source.bit_widths if source is not None else (FLOAT_BITS,)
+            terms = []
+            for scheme in groups[point.id].schemes:
+                effective, num_bits = point.at(scheme), scheme.num_bits
+                pairs = [(num_bits, width) for width in input_widths]
+                allowed = self.setup.pairs.get(point.id, pairs)
+                terms += [part.term(effective, *pair) for pair in pairs if pair in allowed]
             use += sorted(terms)[which]
         return use

@@ -54,14 +54,14 @@ def _tabulate(space: OptionSpace, part: CostSum) -> IntegerCost:
     tables: dict[tuple[int, int], IntArray] = {}
     for point in part.points:
         row = space.row_of[point.id]
-        widths = space.allowed[row]
+        stored = [(point.at(scheme), scheme.num_bits) for scheme in space.allowed[row]]
         fed = space.row_of.get(point.input_point) if part.is_coupled else None
         if fed is None:
-            linear[row, : len(widths)] += [part.term(point, width, FLOAT_BITS) for width in widths]
+            linear[row, : len(stored)] += [part.term(*option, FLOAT_BITS) for option in stored]
             continue
         table = tables.setdefault((row, fed), np.zeros((space.num_columns, space.num_columns), np.int64))
-        for column, width in enumerate(widths):
-            terms = [part.term(point, width, input_width) for input_width in space.allowed[fed]]
+        for column, option in enumerate(stored):
+            terms = [part.term(*option, scheme.num_bits) for scheme in space.allowed[fed]]
             table[column, : len(terms)] += np.array(terms, dtype=np.int64)
     edges = []
     for (row, fed), table in tables.items():

@@ -22,7 +22,7 @@ import numpy as np
 
 from raysearch.config.search import SurrogateName
 from raysearch.errors import ConfigError, DataError, StorageError
-from raysearch.records import OptionEffect, SensitivityTable
+from raysearch.records import OptionEffect, Scheme, SensitivityTable
 from raysearch.search.problem.space import FloatArray, IntArray, OptionSpace
 
 _FIELDS = {
@@ -98,7 +98,7 @@ def make_surrogate(name: str, table: SensitivityTable, space: OptionSpace) -> Su
         raise ConfigError(f"the surrogate '{name}' is unknown; known: {', '.join(SURROGATES)}.")
     if name == "fisher":
         _check_fisher(table)
-    effects = [_effect(table, group, bits) for group, bits in space.setup.options()]
+    effects = [_effect(table, *option) for option in space.setup.options()]
     costs = np.zeros(space.valid.shape)
     costs[space.valid] = _scores(name, effects)
     gram = None
@@ -124,13 +124,13 @@ def _check_fisher(table: SensitivityTable) -> None:
         )
 
 
-def _effect(table: SensitivityTable, group: str, bits: int) -> OptionEffect:
-    if (group, bits) not in table.effects:
+def _effect(table: SensitivityTable, group: str, scheme: Scheme) -> OptionEffect:
+    if (group, scheme) not in table.effects:
         raise StorageError(
-            f"the sensitivity table has no measurement of '{group}' at {bits} bits: it belongs to another "
-            "setup. Start the run anew."
+            f"the sensitivity table has no measurement of '{group}' at {scheme.in_words}: it belongs to "
+            "another setup. Start the run anew."
         )
-    return table.effects[group, bits]
+    return table.effects[group, scheme]
 
 
 def _scores(name: str, effects: list[OptionEffect]) -> FloatArray:
@@ -140,13 +140,13 @@ def _scores(name: str, effects: list[OptionEffect]) -> FloatArray:
         if np.isnan(score) and name == "second-moment":
             raise DataError(
                 f"the surrogate 'second-moment' needs what rounding learns of the layers' inputs; "
-                f"nothing is known of '{effect.group}' at {effect.num_bits} bits: its weights were rounded "
+                f"nothing is known of '{effect.group}' at {effect.scheme.in_words}: its weights were rounded "
                 f"to nearest, or by an earlier version. Set rounding.method to 'gptq' and start a run anew, "
                 f"or choose the surrogate 'hawq'."
             )
         if not np.isfinite(score):
             raise DataError(
-                f"the {field} of '{effect.group}' at {effect.num_bits} bits is {score}, so the surrogate "
+                f"the {field} of '{effect.group}' at {effect.scheme.in_words} is {score}, so the surrogate "
                 f"'{name}' cannot be used; choose another or measure the sensitivity again."
             )
     if name in _WEIGHTS_ONLY:

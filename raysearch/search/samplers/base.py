@@ -13,13 +13,15 @@ from raysearch.search.problem.space import OptionSpace
 
 
 def make_distributions(space: OptionSpace) -> dict[str, BaseDistribution]:
-    """One categorical parameter a group, its choices the bit-widths."""
-    groups = space.setup.groups.values()
-    return {group.id: CategoricalDistribution(group.bit_widths) for group in groups}
+    """One categorical parameter a group, its choices the schemes as JSON has them."""
+    distributions: dict[str, BaseDistribution] = {}
+    for group in space.setup.groups.values():
+        distributions[group.id] = CategoricalDistribution([scheme.as_json for scheme in group.schemes])
+    return distributions
 
 
 class WholeAssignmentSampler(BaseSampler):
-    """A sampler that proposes a width for every group at once; `sample_relative` is what a sibling adds.
+    """A sampler that proposes a scheme for every group at once; `sample_relative` is what a sibling adds.
 
     Args:
         space: the options.
@@ -40,4 +42,4 @@ class WholeAssignmentSampler(BaseSampler):
         Raises:
             RuntimeError: always.
         """
-        raise RuntimeError("pass all distributions to ask(): a group's width depends on all the others")
+        raise RuntimeError("pass all distributions to ask(): a group's scheme depends on all the others")

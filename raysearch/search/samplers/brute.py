@@ -50,10 +50,10 @@ class ListingSampler(WholeAssignmentSampler):
         others = [t for t in study.get_trials(deepcopy=False) if t.params and t.number != trial.number]
         used = {self._key(other.params) for other in others}
         for choices in self._in_order:
-            bits = self._space.assignment(choices).bits
-            if self._key(bits) not in used:
-                return dict(bits)
-        return dict(self._space.assignment(self._in_order[0]).bits)
+            params = self._space.assignment(choices).as_json
+            if self._key(params) not in used:
+                return dict(params)
+        return dict(self._space.assignment(self._in_order[0]).as_json)
 
-    def _key(self, bits: Mapping[str, int]) -> tuple[int, ...]:
-        return tuple(bits[name] for name in self._space.groups)
+    def _key(self, params: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(params[name] for name in self._space.groups)

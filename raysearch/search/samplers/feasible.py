@@ -45,9 +45,9 @@ class FeasibleSampler(BaseSampler):
             if name not in params:
                 params[name] = self._inner.sample_independent(study, trial, name, distribution)
         space = self._solver.space
-        proposal = BitAssignment({name: int(params[name]) for name in space.groups})
+        proposal = BitAssignment({name: params[name] for name in space.groups})
         repaired = self._solver.repair(space.choices(proposal), self._surrogate.option_costs)
-        return dict(space.assignment(repaired).bits)
+        return dict(space.assignment(repaired).as_json)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

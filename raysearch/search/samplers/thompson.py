@@ -71,11 +71,11 @@ class KnapsackThompsonSampler(WholeAssignmentSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """A feasible bit-width for every group."""
+        """A feasible scheme for every group."""
         others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and t.params]
         used = {self._choices_of(other).tobytes() for other in others}
         if not used:
-            return dict(self._space.assignment(self._optimum).bits)
+            return dict(self._space.assignment(self._optimum).as_json)
         maximize = study.directions[0] == StudyDirection.MAXIMIZE
         mean, factor = self._posterior_of([t for t in others if t.state in _MEASURED], maximize)
         solver = self._levels[trial.number % len(self._levels)]
@@ -88,7 +88,7 @@ class KnapsackThompsonSampler(WholeAssignmentSampler):
                 break
         else:
             choices = self._unused(used, choices)
-        return dict(self._space.assignment(choices).bits)
+        return dict(self._space.assignment(choices).as_json)
 
     def _solve(self, solver: BudgetSolver, corrections: FloatArray) -> IntArray:
         """The best choices for drawn relative corrections of the free options' costs."""
