@@ -19,6 +19,7 @@ from raysearch.cluster.shipping import register_by_value
 from raysearch.errors import TaskError
 from raysearch.evaluation import Forward, Loss, default_forward
 from raysearch.evaluation.batches import host_copy
+from raysearch.evaluation.calls.call_form import in_order
 from raysearch.evaluation.measure import RESERVED
 from raysearch.evaluation.metric import MetricFunction, as_metric
 from raysearch.evaluation.model.private_model import private_model, refuse_compiled, unwrapped
@@ -34,8 +35,9 @@ class Task:
 
     Attributes:
         model: the float model, an `nn.Module`. It is never changed; raysearch works on copies.
-        example_inputs: tuple of positional arguments for one `model(*example_inputs)`; dimension 0 is the
-            batch. The graph is captured and exported with them.
+        example_inputs: the arguments of one call of the model: a tuple by place, or a dict by name, which
+            becomes a tuple in the order of the forward's arguments; dimension 0 is the batch. The graph is
+            captured and exported with them; sizes that differ between the data's batches stay open.
         calibration: a map-style `Dataset`, or an iterable of batches: ranges and sensitivity use its first
             `calibration.num_samples` samples. No labels are needed.
         validation: the same kind: the search measures its trials on a random sample of it; float and
@@ -64,7 +66,7 @@ class Task:
     """
 
     model: nn.Module
-    example_inputs: tuple[Any, ...]
+    example_inputs: Any
     calibration: Any
     validation: Any = None
     train: Any = None
@@ -77,10 +79,15 @@ class Task:
             raise TaskError(
                 f"Task(model=...) is a {type(self.model).__name__}; it must be a torch.nn.Module."
             )
+        if isinstance(self.example_inputs, Mapping):
+            self.example_inputs = in_order(
+                unwrapped(self.model), (), self.example_inputs, "Task(example_inputs=...)"
+            )
         if not isinstance(self.example_inputs, tuple):
             raise TaskError(
                 f"Task(example_inputs=...) is a {type(self.example_inputs).__name__}; it must be a tuple of "
-                f"the model's positional arguments, for example (torch.zeros(1, 3, 32, 32),)."
+                f"the model's positional arguments, for example (torch.zeros(1, 3, 32, 32),), or a dict of "
+                f"arguments by name."
             )
         if self.calibration is None:
             raise TaskError(

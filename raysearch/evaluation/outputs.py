@@ -69,6 +69,22 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
     return []
 
 
+def plain(outputs: Any) -> Any:
+    """The same outputs as plain tuples, lists and dicts, which an exported graph can hold.
+
+    Mappings, dataclasses and objects with `.logits` become dicts, named tuples become tuples; other values
+    stay. A cache of keys and values is left out, as in `named_outputs`.
+    """
+    if isinstance(outputs, tuple):
+        return tuple(plain(value) for value in outputs)
+    if isinstance(outputs, list):
+        return [plain(value) for value in outputs]
+    parts = _parts(outputs)
+    if parts or isinstance(outputs, Mapping):
+        return {name: plain(value) for name, value in parts if name not in _CACHES}
+    return outputs
+
+
 def flat_rows(judged: Judged) -> Tensor:
     """A judged output as [N, …]: a tensor as it is, of several all values of a sample side by side."""
     if isinstance(judged, Tensor):

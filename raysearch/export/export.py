@@ -13,6 +13,8 @@ from raysearch.artifacts import Storage, hash_file
 from raysearch.config import ExportConfig
 from raysearch.errors import ExportError
 from raysearch.evaluation import Batch, Forward, batch_size, default_forward
+from raysearch.evaluation.batches import tensors_of
+from raysearch.evaluation.calls.call_form import exportable
 from raysearch.export.file_names import MANIFEST
 from raysearch.export.stripped_model import StrippedModel
 from raysearch.export.targets.packed import weights_bytes
@@ -90,15 +92,25 @@ def export_model(
 
 
 def first_samples(batches: Iterable[Batch], count: int) -> list[Batch]:
-    """Whole batches until `count` samples are reached."""
+    """Whole batches until `count` samples are reached, and one of another shape where all have the same."""
     chosen: list[Batch] = []
     num_samples = 0
     for batch in batches:
         chosen.append(batch)
         num_samples += batch_size(batch)
-        if num_samples >= count:
+        if num_samples >= count and len({_shape_of(each) for each in chosen}) > 1:
             break
-    return chosen
+    enough = next(
+        (end for end in range(len(chosen)) if sum(map(batch_size, chosen[: end + 1])) >= count), len(chosen)
+    )
+    first = chosen[: enough + 1]
+    others = [batch for batch in chosen[enough + 1 :] if _shape_of(batch) != _shape_of(first[0])]
+    return [*first, *others[:1]] if len({_shape_of(each) for each in first}) == 1 else first
+
+
+def _shape_of(batch: Batch) -> str:
+    """The shapes of a batch's tensors without the number of samples."""
+    return str([(path, tuple(tensor.shape[1:])) for path, tensor in tensors_of(batch)])
 
 
 def _check_assignment(model: StrippedModel) -> None:
@@ -139,7 +151,8 @@ def _verification(model: StrippedModel, batches: list[Batch], forward: Forward) 
 
 def call_positional(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
     """The forward function of batches that are a model's positional arguments."""
-    return model(*arguments)
+    with exportable(model):
+        return model(*arguments)
 
 
 def _write_and_check(

@@ -72,14 +72,31 @@ class LoadedModel(nn.Module):
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         names = self.config.inputs[len(args) :]
+        kwargs = {**self._constants(names), **kwargs}
         missing = [name for name in names if name not in kwargs]
-        unknown = [name for name in kwargs if name not in names]
+        unknown = [
+            name for name, value in kwargs.items() if name not in names and not is_no_matter(name, value)
+        ]
         if missing or unknown:
             raise TypeError(
                 f"{self.config.architecture} was exported with the arguments "
                 f"({', '.join(self.config.inputs)}); missing: {missing}, unknown or given twice: {unknown}."
             )
         return (*args, *(kwargs[name] for name in names))
+
+    def _constants(self, names: Sequence[str]) -> dict[str, Any]:
+        """The arguments among these that were no tensors when the model was exported, such as None."""
+        specs = dict(zip(self.config.inputs, self.config.example_inputs or (), strict=False))
+        return {name: specs[name].value for name in names if name in specs and specs[name].kind == "value"}
+
+
+def is_no_matter(name: str, value: Any) -> bool:
+    """Whether an argument that an exported model does not take changes nothing.
+
+    None and False switch nothing on, and the exported outputs answer to names and to places alike, whatever
+    `return_dict` says.
+    """
+    return value is None or value is False or name == "return_dict"
 
 
 def load_model(

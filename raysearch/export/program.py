@@ -8,22 +8,22 @@ forward. Codes are decoded in the graph, by the very operations of the stripped 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
+from torch.export import ExportedProgram
 
 from raysearch.controller import StrippedWeight
 from raysearch.errors import ExportError, StorageError
+from raysearch.evaluation.calls.call_form import exportable
+from raysearch.evaluation.calls.model_calls import NO_OPEN_DIMS, OpenDims
+from raysearch.evaluation.outputs import plain
 from raysearch.evaluation.quiet import quiet
 from raysearch.export.archive import checked_archive, compact_archive
-from raysearch.export.outputs import plain
-
-Graph = TypeVar("Graph")
+from raysearch.export.open_dims import capture_open, stays_open
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,10 @@ def tensor_slots(model: nn.Module, weights: Mapping[str, StrippedWeight]) -> dic
 
 
 def capture_program(
-    model: nn.Module, slots: Mapping[str, tuple[str, Tensor]], example_inputs: tuple[Any, ...]
+    model: nn.Module,
+    slots: Mapping[str, tuple[str, Tensor]],
+    example_inputs: tuple[Any, ...],
+    open_dims: OpenDims = NO_OPEN_DIMS,
 ) -> Captured:
     """Capture a stripped module as a graph of its tensors and arguments.
 
@@ -87,6 +90,7 @@ def capture_program(
         model: the stripped module.
         slots: of `tensor_slots`.
         example_inputs: positional arguments of its forward.
+        open_dims: dimensions besides the batch that stay open.
 
     Raises:
         ExportError: torch.export does not take the model.
@@ -94,16 +98,19 @@ def capture_program(
     wrapper = _FromTensors(model, {slot: name for slot, (name, _) in slots.items()})
     tensors = dict(sorted(slots.values(), key=lambda entry: entry[0]))
 
-    def capture(arguments: tuple[Any, ...], dims: tuple[Any, ...] | None) -> ExportedProgram:
+    def capture(arguments: tuple[Any, ...], dims: tuple[Any, ...] | None) -> ExportedProgram | None:
         # Tensors keep their shapes; only arguments have a batch.
         shapes = None if dims is None else (dict.fromkeys(tensors), dims)
-        with quiet(), torch.no_grad():
-            return torch.export.export(
+        with quiet(), torch.no_grad(), exportable(model):
+            program = torch.export.export(
                 wrapper, (dict(tensors), arguments), dynamic_shapes=shapes, strict=False
             )
+        return program if not open_dims or stays_open(program, dims) else None
 
     try:
-        return Captured(*capture_open_batch(example_inputs, capture))
+        return Captured(*capture_open(example_inputs, capture, open_dims))
+    except ExportError:
+        raise
     except Exception as error:
         first_line = str(error).strip().split("\n", 1)[0][:300]
         raise ExportError(
@@ -111,61 +118,6 @@ def capture_program(
             f"torch.export.export(model, example_inputs, strict=False) on the stripped model and mend what "
             f"it names, or export other targets."
         ) from error
-
-
-def capture_open_batch(
-    example_inputs: tuple[Any, ...],
-    capture: Callable[[tuple[Any, ...], tuple[Any, ...] | None], Graph | None],
-) -> tuple[Graph, int | None]:
-    """Capture a model with its batch dimension open; where the model fixes it, at the example's batch size.
-
-    Args:
-        example_inputs: positional arguments of the model's forward.
-        capture: (arguments, `dynamic_shapes` of them or None) → the graph, or None where the exporter closed
-            the dimension that it was to keep open.
-
-    Returns:
-        The graph, and the only batch size it takes, or None when any will do.
-
-    Raises:
-        Exception: what the first attempt that failed raised, where no attempt gave a graph.
-    """
-    widened, batch = widen(example_inputs)
-    attempts: list[tuple[tuple[Any, ...], tuple[Any, ...] | None]] = [
-        (widened, batch_dims(widened, batch)),
-        (example_inputs, None),
-    ]
-    failure: Exception | None = None
-    for arguments, dims in attempts:
-        try:
-            graph = capture(arguments, dims)
-        except Exception as error:
-            failure = failure or error
-            continue
-        if graph is not None:
-            return graph, None if dims is not None else _batch_of(example_inputs)
-    assert failure is not None
-    raise failure
-
-
-def widen(example_inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], int]:
-    """Example inputs of two or more samples and their batch size; a batch of 1 would become a constant."""
-    batch = _batch_of(example_inputs)
-    if batch != 1:
-        return example_inputs, batch
-    return pytree.tree_map_only(
-        Tensor, lambda t: torch.cat([t, t]) if _counts(t, 1) else t, example_inputs
-    ), 2
-
-
-def batch_dims(arguments: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
-    """`dynamic_shapes` that leave the batch dimension of each argument open."""
-    open_batch = Dim("batch")
-    dims: tuple[Any, ...] = pytree.tree_map(
-        lambda value: {0: open_batch} if isinstance(value, Tensor) and _counts(value, batch) else None,
-        arguments,
-    )
-    return dims
 
 
 def program_bytes(program: ExportedProgram) -> bytes:
@@ -201,17 +153,3 @@ def load_program(data: bytes, where: str) -> nn.Module:
             f"{where} cannot be read by torch {torch.__version__}: {error!r:.300}. Retrieve it again, or use "
             f"the torch version that wrote it."
         ) from error
-
-
-def _batch_of(example_inputs: tuple[Any, ...]) -> int:
-    for leaf in pytree.tree_leaves(example_inputs):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return int(leaf.shape[0])
-    raise ExportError(
-        "the example inputs hold no tensor with a dimension; give the positional arguments of the model's "
-        "forward as a tuple, dimension 0 of each counting samples."
-    )
-
-
-def _counts(value: Tensor, batch: int) -> bool:
-    return value.ndim > 0 and value.shape[0] == batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from raysearch.controller import StrippedWeight, stripped_quantizers, stripped_weights
+from raysearch.evaluation.calls.model_calls import OpenDims
 from raysearch.evaluation.half_precision import HALF, half_type
 from raysearch.quantizer import Quantizer
 from raysearch.records import BitAssignment, QuantizerSetup
@@ -24,12 +25,14 @@ class StrippedModel:
         setup: where its quantizers are.
         assignment: the widths it was stripped with.
         example_inputs: positional arguments of its forward; dimension 0 of each tensor is the batch.
+        open_dims: dimensions besides the batch that stay open; see `find_call_form`.
     """
 
     module: nn.Module
     setup: QuantizerSetup
     assignment: BitAssignment
     example_inputs: tuple[Any, ...]
+    open_dims: OpenDims = field(default_factory=dict)
 
     @cached_property
     def weights(self) -> dict[str, StrippedWeight]:

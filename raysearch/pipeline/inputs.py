@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,12 @@ from raysearch.calibration import choose_rules
 from raysearch.config import CalibrationConfig, Config, ObjectiveConfig, SearchConfig
 from raysearch.errors import BudgetError, ConfigError, TaskError
 from raysearch.evaluation import Batch, Objective, materialise, training_batches
+from raysearch.evaluation.calls.model_calls import (
+    CallForm,
+    OpenDims,
+    find_call_form,
+    record_calls,
+)
 from raysearch.evaluation.fit_divergence import FittedObjective
 from raysearch.evaluation.forward import check_finite_forward, frozen_eval
 from raysearch.evaluation.half_precision import half_type, in_float32, widened_batch
@@ -64,6 +70,7 @@ class Inputs:
         divergence: the label-free objective.
         fingerprints: hashes of the model, the samples and the setup.
         notes: what a reader of the result should know of how it was judged.
+        open_dims: dimensions of the example inputs, besides the batch, whose size differs between batches.
     """
 
     task: Task
@@ -74,6 +81,7 @@ class Inputs:
     divergence: Objective
     fingerprints: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    open_dims: OpenDims = field(default_factory=dict)
 
     @property
     def search(self) -> SearchConfig:
@@ -120,12 +128,25 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     _check_setup(setup, parsed, config)
     check_precision(config.export.targets or (), half_type(task.model))
     samples = read_samples(task, config)
+    form = _call_form(task, samples)
+    if form.example_inputs is not task.example_inputs:
+        task = replace(task, example_inputs=form.example_inputs)
     objective = _fit_divergence(task, config.objective, samples.calibration[0])
     fingerprints = _make_fingerprints(task, samples, setup, config.search)
     detail = objective_fingerprint(objective.divergence, config.objective)
     if detail:
         fingerprints["objective"] = detail
-    return Inputs(task, config, parsed, setup, samples, objective.divergence, fingerprints, objective.notes)
+    return Inputs(
+        task,
+        config,
+        parsed,
+        setup,
+        samples,
+        objective.divergence,
+        fingerprints,
+        objective.notes,
+        form.open_dims,
+    )
 
 
 def read_samples(task: Task, config: Config) -> Samples:
@@ -209,6 +230,13 @@ def _check_in_float32(task: Task, batch: Batch) -> None:
             f"the model is {half}, and is measured in float32, in which it does not run: {error}. In its "
             f"forward take types from the weights (`x.to(self.weight.dtype)`), or give a model in float32."
         ) from error
+
+
+def _call_form(task: Task, samples: Samples) -> CallForm:
+    """The form of call that is exported, found from the calls that all data make; the model is not run."""
+    batches = [*samples.calibration, *samples.validation, *samples.traces]
+    calls = record_calls(task.model, task.run, batches)
+    return find_call_form(task.model, task.example_inputs, calls)
 
 
 def _make_fingerprints(

@@ -201,7 +201,7 @@ def export(
     source = None
     if run_id:
         source = {"run_id": run_id, "budget": [budget.text for budget in inputs.budgets]}
-    model = StrippedModel(stripped, inputs.setup, assignment, inputs.task.example_inputs)
+    model = StrippedModel(stripped, inputs.setup, assignment, inputs.task.example_inputs, inputs.open_dims)
     return export_model(
         model,
         folder,

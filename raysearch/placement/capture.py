@@ -10,10 +10,14 @@ import torch
 from torch import nn
 
 from raysearch.errors import CaptureError
+from raysearch.evaluation.calls.call_form import exportable
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.evaluation.quiet import quiet
 
-_AS_TUPLE = "give Task(example_inputs=...) as a tuple of the positional arguments"
+_AS_TUPLE = (
+    "give Task(example_inputs=...) as a tuple of the positional arguments, or as a dict of arguments by name"
+)
+_CACHE_WORDS = ("dynamiccache", "past_key_values", "encoderdecodercache", "cache_utils")
 _MISFIT = ("forward", "required argument", "positional argument", "unexpected keyword")
 
 
@@ -76,7 +80,7 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> CapturedGraph:
             f"{type(example_inputs).__name__}. What to do: {_AS_TUPLE}."
         )
     try:
-        with frozen_eval(model), quiet(), torch.no_grad():
+        with frozen_eval(model), quiet(), torch.no_grad(), exportable(model):
             program = torch.export.export(model, example_inputs, strict=False)
     except Exception as error:
         raise CaptureError(_explain(model, error)) from error
@@ -153,6 +157,9 @@ def _explain(model: nn.Module, error: Exception) -> str:
     elif isinstance(error, TypeError) and any(word in lowered for word in _MISFIT):
         cause = "example_inputs that do not fit the model's forward"
         remedy = _AS_TUPLE
+    elif any(word in lowered for word in _CACHE_WORDS):
+        cause = "the cache of keys and values that its forward returns"
+        remedy = "set model.config.use_cache = False in the task, or give the model use_cache=False"
     else:
         cause = "a construct that torch.export does not take"
         remedy = "try torch.export.export(model, example_inputs, strict=False) alone and fix what it names"

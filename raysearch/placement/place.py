@@ -13,6 +13,7 @@ from torch import nn
 from raysearch.config.placement import PlacementConfig
 from raysearch.errors import PlacementError
 from raysearch.evaluation.batches import on_device
+from raysearch.evaluation.calls.call_form import exportable
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.hooks.call_taps import CallTap, tap_calls
 from raysearch.placement.capture import CapturedGraph, capture
@@ -151,7 +152,7 @@ def _drop_unreachable(model: nn.Module, example_inputs: tuple[Any, ...], reads: 
     tap = CallTap({})
     handles = tap_calls(model, tap)
     try:
-        with frozen_eval(model), torch.no_grad():
+        with frozen_eval(model), torch.no_grad(), exportable(model):
             model(*example_inputs)
     finally:
         for handle in handles:

@@ -8,7 +8,8 @@ from torch import nn
 
 from raysearch.errors import ExportError, StorageError
 from raysearch.evaluation.quiet import quiet
-from raysearch.export.program import load_program, tensor_slots, widen
+from raysearch.export.open_dims import widen
+from raysearch.export.program import load_program, tensor_slots
 from raysearch.export.targets.packed import write_packed
 from tests.support.export_cases import case
 

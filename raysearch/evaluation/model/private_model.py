@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from raysearch.determinism import GeneratorStates
 from raysearch.errors import CaptureError, TaskError
 from raysearch.evaluation.batches import host_copy, tensors_of
+from raysearch.evaluation.calls.call_form import exportable
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.evaluation.model.model_state import CHANGING, find_changing_buffers
 from raysearch.evaluation.model.plain_weights import make_plain_weights
@@ -89,14 +90,15 @@ def _run_example(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
     generators = GeneratorStates.now()
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), exportable(model):
             model(*host_copy(example_inputs))
     except Exception as error:
         inputs = ", ".join(f"{tuple(t.shape)} {t.dtype}" for _, t in tensors_of(example_inputs))
         raise CaptureError(
             f"{type(model).__name__} itself does not run on its example inputs ({inputs}): "
             f"{type(error).__name__}: {error}. Give Task(example_inputs=...) as a tuple of the positional "
-            f"arguments of one call, of the shapes and types that the model takes."
+            f"arguments of one call, or as a dict of them by name, of the shapes and types that the "
+            f"model takes."
         ) from error
     finally:
         generators.restore()

@@ -16,11 +16,12 @@ from torch import nn
 
 from raysearch.controller import StrippedWeight
 from raysearch.errors import ExportError
+from raysearch.evaluation.calls.call_form import exportable
+from raysearch.evaluation.calls.model_calls import NO_OPEN_DIMS, OpenDims
 from raysearch.evaluation.quiet import quiet
 from raysearch.export.onnx_qdq.file_module import OUTPUT_KEY
 from raysearch.export.onnx_qdq.storage import OPSET, code_readers
-from raysearch.export.outputs import plain
-from raysearch.export.program import capture_open_batch
+from raysearch.export.open_dims import capture_open, num_open
 from raysearch.quantizer import Quantizer
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ LAYERS = ("QuantizeLinear", "Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 
 
 def capture(
-    stripped: nn.Module, weights: dict[str, StrippedWeight], example_inputs: tuple[Any, ...]
+    stripped: nn.Module,
+    weights: dict[str, StrippedWeight],
+    example_inputs: tuple[Any, ...],
+    open_dims: OpenDims = NO_OPEN_DIMS,
 ) -> tuple[Any, int | None]:
     """An `onnx_ir` model with named layers and quantizers, and the only batch size it takes.
 
@@ -39,24 +43,30 @@ def capture(
         stripped: the stripped module, integer form.
         weights: its integer weights, each of which must arrive.
         example_inputs: positional arguments of its forward; dimension 0 is the batch.
+        open_dims: dimensions besides the batch that stay open.
 
     Raises:
         ExportError: the exporter refuses the model, or a weight did not arrive.
     """
-    model, fixed_batch = _export(stripped, example_inputs)
+    model, fixed_batch = _export(stripped, example_inputs, open_dims)
     _check_codes(model, weights)
     _name_nodes(model, _quantizer_names(stripped))
     return model, fixed_batch
 
 
-def _export(stripped: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[Any, int | None]:
-    with torch.no_grad():
-        outputs = plain(stripped(*example_inputs))
-    names = list(outputs) if isinstance(outputs, dict) else None
+def _export(
+    stripped: nn.Module, example_inputs: tuple[Any, ...], open_dims: OpenDims
+) -> tuple[Any, int | None]:
+    with torch.no_grad(), exportable(stripped):
+        outputs = stripped(*example_inputs)
+    names: list[str] | None = None
+    if isinstance(outputs, dict):
+        # An optional field that is not set is no output of a file.
+        names = [name for name, value in outputs.items() if value is not None]
 
     def export(arguments: tuple[Any, ...], dims: tuple[Any, ...] | None) -> Any:
         # The exporter prints its progress.
-        with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad(), exportable(stripped):
             program = torch.onnx.export(
                 stripped,
                 arguments,
@@ -68,11 +78,14 @@ def _export(stripped: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[Any, 
             )
         assert program is not None
         # It fixes a dimension that it cannot keep open, and says nothing.
-        is_fixed = not any(_is_open(value) for value in program.model.graph.inputs)
+        symbols = sum(_num_symbols(value) for value in program.model.graph.inputs)
+        is_fixed = symbols < (num_open(dims) if open_dims else 1)
         return None if is_fixed and dims is not None else program.model
 
     try:
-        model, fixed_batch = capture_open_batch(example_inputs, export)
+        model, fixed_batch = capture_open(example_inputs, export, open_dims)
+    except ExportError:
+        raise
     except Exception as error:
         first_line = str(error).strip().split("\n", 1)[0][:300]
         raise ExportError(
@@ -85,8 +98,8 @@ def _export(stripped: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[Any, 
     return model, fixed_batch
 
 
-def _is_open(value: Any) -> bool:
-    return bool(value.shape) and not isinstance(value.shape[0], int)
+def _num_symbols(value: Any) -> int:
+    return sum(not isinstance(size, int) for size in value.shape or ())
 
 
 def _check_codes(model: ir.Model, weights: dict[str, StrippedWeight]) -> None:

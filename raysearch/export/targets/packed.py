@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from raysearch.artifacts import Storage
 from raysearch.controller import StrippedWeight, stripped_quantizers, stripped_weights
 from raysearch.errors import ExportError
+from raysearch.evaluation.calls.call_form import argument_names
+from raysearch.evaluation.calls.model_calls import NO_OPEN_DIMS, OpenDims
 from raysearch.export.file_names import ARCHITECTURE, CONFIG, FILES, WEIGHTS
 from raysearch.export.input_spec import InputSpec, input_spec
 from raysearch.export.load import load_model
@@ -45,7 +46,9 @@ class PackedTarget(Target):
                 gives a larger file than the cost model says.
         """
         model = job.model
-        fixed_batch = write_packed(model.module, model.setup, model.example_inputs, job.folder, job.source)
+        fixed_batch = write_packed(
+            model.module, model.setup, model.example_inputs, job.folder, job.source, model.open_dims
+        )
         if model.setup.stored is not None:
             _check_size(job.folder / WEIGHTS, CostModel(model.setup).costs(model.assignment)["size"])
         return Written(fixed_batch)
@@ -61,6 +64,7 @@ def write_packed(
     example_inputs: tuple[Any, ...],
     directory: Path,
     source: Mapping[str, Any] | None = None,
+    open_dims: OpenDims = NO_OPEN_DIMS,
 ) -> int | None:
     """Write the three files of the packed target.
 
@@ -73,6 +77,7 @@ def write_packed(
         example_inputs: positional arguments of its forward; dimension 0 is the batch.
         directory: the model folder.
         source: "run_id" and "budget" of the run that the module is from, for config.json.
+        open_dims: dimensions besides the batch that stay open.
 
     Returns:
         The only batch size the graph takes, or None when any will do.
@@ -85,7 +90,7 @@ def write_packed(
     integer = {part for weight in weights.values() for part in weight_parts(weight)}
     others = {name: value for name, value in slots.values() if name not in integer}
     _check_types(others)
-    captured = capture_program(stripped, slots, example_inputs)
+    captured = capture_program(stripped, slots, example_inputs, open_dims)
     stored = {name: value.detach().cpu().contiguous().clone() for name, value in others.items()}
     for weight in weights.values():
         stream = pack_codes(weight.codes.cpu().numpy(), weight.num_bits, weight.name)
@@ -143,10 +148,7 @@ def weights_bytes(stripped: nn.Module, setup: QuantizerSetup) -> int:
 
 def input_names(model: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[str, ...]:
     """Names of the arguments that the example inputs fill; those of `*args` have none and are left out."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(model.forward).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
-    return tuple(names[: len(example_inputs)])
+    return argument_names(model)[: len(example_inputs)]
 
 
 def _activations(stripped: nn.Module, setup: QuantizerSetup) -> dict[str, ActivationQuantizer]:

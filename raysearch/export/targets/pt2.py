@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from torch.export import ExportedProgram
 
 from raysearch.artifacts import Storage
 from raysearch.errors import ExportError
+from raysearch.evaluation.calls.call_form import exportable
+from raysearch.evaluation.calls.model_calls import NO_OPEN_DIMS, OpenDims
 from raysearch.evaluation.quiet import quiet
-from raysearch.export.program import capture_open_batch, load_program, program_bytes
+from raysearch.export.load import is_no_matter
+from raysearch.export.open_dims import capture_open, stays_open
+from raysearch.export.program import load_program, program_bytes
 from raysearch.export.targets.capability import EVERY_WIDTH, Capability
 from raysearch.export.targets.target import ExportJob, Target, Written
 
@@ -31,7 +36,9 @@ class Pt2Target(Target):
         Raises:
             ExportError: torch.export does not take the model.
         """
-        fixed_batch = write_pt2(job.model.module, job.model.example_inputs, job.folder / self.files[0])
+        fixed_batch = write_pt2(
+            job.model.module, job.model.example_inputs, job.folder / self.files[0], job.model.open_dims
+        )
         note = "pt2: codes are stored as int8 at every width, and torch computes in float."
         return Written(fixed_batch, (note,))
 
@@ -40,13 +47,16 @@ class Pt2Target(Target):
         return load_pt2(folder / self.files[0])
 
 
-def write_pt2(stripped: nn.Module, example_inputs: tuple[Any, ...], path: Path) -> int | None:
+def write_pt2(
+    stripped: nn.Module, example_inputs: tuple[Any, ...], path: Path, open_dims: OpenDims = NO_OPEN_DIMS
+) -> int | None:
     """Write a stripped module as a program, its batch dimension open where the model allows it.
 
     Args:
         stripped: the stripped module, integer form.
         example_inputs: positional arguments of its forward; dimension 0 is the batch.
         path: the file.
+        open_dims: dimensions besides the batch that stay open.
 
     Returns:
         The only batch size the program takes, or None when any will do.
@@ -55,12 +65,15 @@ def write_pt2(stripped: nn.Module, example_inputs: tuple[Any, ...], path: Path) 
         ExportError: torch.export does not take the model.
     """
 
-    def capture(arguments: tuple[Any, ...], dims: tuple[Any, ...] | None) -> ExportedProgram:
-        with quiet(), torch.no_grad():
-            return torch.export.export(stripped, arguments, dynamic_shapes=dims, strict=False)
+    def capture(arguments: tuple[Any, ...], dims: tuple[Any, ...] | None) -> ExportedProgram | None:
+        with quiet(), torch.no_grad(), exportable(stripped):
+            program = torch.export.export(stripped, arguments, dynamic_shapes=dims, strict=False)
+        return program if not open_dims or stays_open(program, dims) else None
 
     try:
-        program, fixed_batch = capture_open_batch(example_inputs, capture)
+        program, fixed_batch = capture_open(example_inputs, capture, open_dims)
+    except ExportError:
+        raise
     except Exception as error:
         first_line = str(error).strip().split("\n", 1)[0][:300]
         raise ExportError(
@@ -86,4 +99,10 @@ class _Program(nn.Module):
         self.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._program[0](*args, **kwargs)
+        program = self._program[0]
+        if kwargs:
+            # The program takes its arguments by place only, None where one was not given.
+            names = list(inspect.signature(program.forward).parameters)[len(args) :]
+            args = (*args, *(kwargs.pop(name, None) for name in names))
+            kwargs = {name: value for name, value in kwargs.items() if not is_no_matter(name, value)}
+        return program(*args, **kwargs)

@@ -53,7 +53,9 @@ class QdqTarget(Target):
 def captured(job: ExportJob) -> tuple[Any, int | None]:
     """The graph that a job's ONNX files are made of, and its only batch size; see `capture`."""
     model = job.model
-    return job.once("onnx capture", lambda: capture(model.module, model.weights, model.example_inputs))
+    return job.once(
+        "onnx capture", lambda: capture(model.module, model.weights, model.example_inputs, model.open_dims)
+    )
 
 
 def container_notes(
