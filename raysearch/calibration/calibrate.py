@@ -180,12 +180,16 @@ def weight_ranges(
     rule = rules[point_id]
     site = point.sites[0]
     weight = replica.model.get_parameter(f"{site.module}.{site.name}" if site.module else site.name)
+    # What schemes make of the point: those with the same scales and mode share what is observed.
+    observations: dict[QuantizationPoint, Observed] = {}
+    fields: dict[str, npt.NDArray[np.generic]] = {}
     with torch.no_grad():
-        observations = _observe_weight(point, weight, rule)
-        warn_of_clipping(point, observations)
-        fields: dict[str, npt.NDArray[np.generic]] = {}
         for scheme in setup.group_of(point_id).schemes:
-            value = _weight_range(point, weight, observations, rule, scheme.num_bits)
+            part = point.at(scheme)
+            if part not in observations:
+                observations[part] = _observe_weight(part, weight, rule)
+                warn_of_clipping(part, observations[part])
+            value = _weight_range(part, weight, observations[part], rule, scheme.num_bits)
             fields[f"{scheme}|scale"] = value.scale
             fields[f"{scheme}|zero_point"] = value.zero_point
             fields[f"{scheme}|signed"] = np.array([value.signed])
