@@ -144,6 +144,7 @@ class QuantizerContract:
         x = self.data(groups)
         assert groups.gradient_scale(x) == rows.gradient_scale(x.reshape(6, 10))
         upstream = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+        of_groups = []
         for is_derived_again in (False, True):
             grads = []
             for quantizer, value in ((groups, x), (rows, x.reshape(6, 10))):
@@ -153,6 +154,9 @@ class QuantizerContract:
                 grads.append([y, *torch.autograd.grad(y, inputs, above, create_graph=is_derived_again)])
             for ours, theirs in zip(*grads, strict=True):
                 assert torch.equal(ours.reshape(-1), theirs.reshape(-1))
+            of_groups.append(grads[0])
+        for fast, slow in zip(*of_groups, strict=True):
+            torch.testing.assert_close(fast, slow)
 
     def test_a_short_last_group_learns_from_its_own_elements_alone(self, kind: str, spec: str) -> None:
         if kind != "weight":
