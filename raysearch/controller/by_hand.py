@@ -78,9 +78,9 @@ def setup_of(
 def _point_granularity(quantizer: Quantizer) -> Granularity:
     """That of the weight, or of one sample: an activation's quantizer counts the batch dimension too."""
     axis = quantizer.granularity.axis
-    if quantizer.kind == "activation" and axis is not None:
-        axis -= 1
-    return Granularity(axis)
+    if quantizer.kind == "weight" or axis is None:
+        return quantizer.granularity
+    return Granularity(axis - 1)
 
 
 def ranges_of(quantizers: Mapping[str, Quantizer]) -> RangeTable:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
@@ -21,7 +21,7 @@ from raysearch.controller.scheduler import Kind, Scheduler, StagedScheduler
 from raysearch.controller.settings import read_schedule
 from raysearch.controller.state import ControllerState
 from raysearch.controller.statistics import Statistics, count, memory, quantized_edges
-from raysearch.controller.stripped import strip
+from raysearch.controller.stripped import check_same, strip
 from raysearch.errors import ConfigError, PlacementError
 from raysearch.evaluation import Objective
 from raysearch.hooks import place_latent_weights
@@ -55,7 +55,6 @@ class QuantizationController:
 
     Attributes:
         model: the quantized model.
-        weight_quantizers: weight id → quantizer, owner, sites.
         non_weight_quantizers: activation id → quantizer, sites.
         groups_of_adjacent_quantizers: what feeds the same operations.
         initializer: finds ranges and widths.
@@ -82,7 +81,7 @@ class QuantizationController:
     ) -> None:
         self.model = target_model
         self.config = dict(config or {})
-        self.weight_quantizers = weight_quantizers
+        self._weight_parts = weight_quantizers
         self.non_weight_quantizers = non_weight_quantizers
         self.quantizers_input_shapes = dict(quantizers_input_shapes)
         quantizers = {name: part.quantizer for name, part in weight_quantizers.items()}
@@ -93,7 +92,7 @@ class QuantizationController:
                 weight_quantizers, non_weight_quantizers, adjacent.weight_inputs, quantizers_input_shapes
             )
         self.groups_of_adjacent_quantizers = groups_of_adjacent_quantizers or AdjacentGroups.of(setup)
-        self._set = QuantizerSet(quantizers, setup, ranges or ranges_of(quantizers))
+        self._set = QuantizerSet(target_model, quantizers, setup, ranges or ranges_of(quantizers))
         self.initializer: Initializer = initializer or stages or NoInitializer()
         self.loss: ZeroLoss = ZeroLoss(target_model)
         self._observer = debug_interface
@@ -106,6 +105,12 @@ class QuantizationController:
     def all_quantizations(self) -> dict[str, Quantizer]:
         """Quantizer id → quantizer, weights first."""
         return self._set.quantizers
+
+    @property
+    def weight_quantizers(self) -> dict[str, WeightQuantizer]:
+        """Weight id → quantizer, owner, sites; another scheme may bring another quantizer."""
+        parts, quantizers = self._weight_parts, self._set.quantizers
+        return {name: replace(part, quantizer=quantizers[name]) for name, part in parts.items()}
 
     @property
     def setup(self) -> QuantizerSetup:
@@ -135,7 +140,8 @@ class QuantizationController:
         """Set every width and its calibrated range; groups that are not named are disabled.
 
         Learned scales are overwritten by the calibrated ones, and weights with chosen codes move to where
-        those come out (`place_latent_weights`). A kind that has not started stays off.
+        those come out (`place_latent_weights`). A kind that has not started stays off. A scheme with other
+        groups or mode brings another quantizer: make an optimizer, and load a state dict, afterwards.
 
         Raises:
             PlacementError: a group is unknown, the width is not one of its own, or its range is missing;
@@ -314,7 +320,9 @@ class QuantizationController:
     get_state = get_compression_state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Put a state back, before or after the model's state dict; learned ranges of equal width are kept.
+        """Put a state back, before or after the model's state dict; learned ranges of equal schemes are kept.
+
+        A state dict fits only where the schemes have its groups and modes: load it afterwards if they change.
 
         Raises:
             StorageError: it is damaged, or of another setup; names the quantizer. Nothing was changed.
@@ -328,13 +336,7 @@ class QuantizationController:
         if not self.scheduler.staged:  # else the epoch says what is on
             self._set.switch_to(saved.enabled)
         self.scheduler.load_state(saved.scheduler)
-        stage = self.compression_stage().name
-        if stage != saved.compression_stage:
-            warnings.warn(
-                f"the state was saved in the stage {saved.compression_stage}, and this controller is in "
-                f"{stage}: its configuration starts quantization at other epochs",
-                stacklevel=2,
-            )
+        saved.compare_stage(self.compression_stage().name)
 
     def frozen_ranges(self) -> list[str]:
         """Quantizers whose range parameters the user froze."""
@@ -361,12 +363,8 @@ class QuantizationController:
         Raises:
             PlacementError: the model is not the one this controller was created for, or was stripped before.
         """
-        unwrapped = (getattr(model, name, None) for name in ("module", "_orig_mod"))
-        if model is not None and self.model is not model and all(m is not self.model for m in unwrapped):
-            raise PlacementError(
-                f"strip_model was given a {type(model).__name__} that this controller was not created for; "
-                f"pass the model that create_controller changed, or none."
-            )
+        if model is not None:
+            check_same(model, self.model)
         if not do_copy:
             self.loss.close()
         return strip(self.model, self.setup, do_copy=do_copy, form=form)

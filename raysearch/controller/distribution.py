@@ -14,37 +14,51 @@ from raysearch.quantizer import Quantizer
 from raysearch.records import BitAssignment, QuantizerSetup
 
 
-def broadcast_quantizers(
-    quantizers: Mapping[str, Quantizer], setup: QuantizerSetup, assignment: BitAssignment
+def broadcast_assignment(
+    setup: QuantizerSetup, assignment: BitAssignment, device: torch.device
 ) -> BitAssignment:
-    """Give every rank the widths, ranges, signs and switches of rank 0.
+    """The assignment of rank 0.
 
     Args:
-        quantizers: id → quantizer; they take the state of rank 0.
         setup: of this rank; it must be that of all.
         assignment: of this rank; only that of rank 0 is read.
-
-    Returns:
-        The assignment of rank 0.
+        device: that the process group sends from.
 
     Raises:
         ConfigError: there is no process group.
         PlacementError: the ranks hold different setups; nothing was sent.
-        RunError: a quantizer differs after the broadcast.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise ConfigError(
             "distributed() needs a process group; call torch.distributed.init_process_group first."
         )
-    device = next((q.device for q in quantizers.values()), torch.device("cpu"))
     fingerprints = _gather(_digest(setup.fingerprint().encode()), device)
     if any(not torch.equal(other, fingerprints[0]) for other in fingerprints):
         raise PlacementError(
             "the ranks hold different quantizer setups, so their quantizers cannot be made equal; build the "
             "same model with the same configuration on every rank."
         )
-    bits = torch.tensor([assignment.bits.get(g, 0) for g in setup.groups], dtype=torch.int64, device=device)
-    dist.broadcast(bits, 0)
+    # The place of each group's scheme among its own, from 1; 0 where it is off.
+    places = torch.zeros(len(setup.groups), dtype=torch.int64, device=device)
+    for index, group in enumerate(setup.groups.values()):
+        if group.id in assignment.schemes:
+            places[index] = 1 + group.schemes.index(assignment.schemes[group.id])
+    dist.broadcast(places, 0)
+    chosen = zip(setup.groups.values(), places.tolist(), strict=True)
+    return BitAssignment({group.id: group.schemes[place - 1] for group, place in chosen if place})
+
+
+def broadcast_quantizers(quantizers: Mapping[str, Quantizer], device: torch.device) -> None:
+    """Give every rank the ranges, signs and switches of rank 0.
+
+    Args:
+        quantizers: id → quantizer; they take the state of rank 0. On all ranks they are made for the same
+            schemes.
+        device: that the process group sends from.
+
+    Raises:
+        RunError: a quantizer differs after the broadcast.
+    """
     for name in sorted(quantizers):
         state = quantizers[name].state_dict()
         for key, value in state.items():
@@ -53,7 +67,6 @@ def broadcast_quantizers(
             state[key] = sent.to(value.device)
         quantizers[name].load_state_dict(state)
     verify_quantizers(quantizers, device)
-    return BitAssignment({g: b for g, b in zip(setup.groups, bits.tolist(), strict=True) if b})
 
 
 def verify_quantizers(quantizers: Mapping[str, Quantizer], device: torch.device) -> None:

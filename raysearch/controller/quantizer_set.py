@@ -5,11 +5,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Iterable, Mapping
 
-from raysearch.controller.distribution import broadcast_quantizers
+import torch
+from torch import nn
+
+from raysearch.controller.distribution import broadcast_assignment, broadcast_quantizers
 from raysearch.controller.scheduler import Kind
 from raysearch.controller.switches import Switches
-from raysearch.quantizer import Quantizer
-from raysearch.records import BitAssignment, QuantizerSetup, RangeTable, Scheme
+from raysearch.hooks import replace_weight
+from raysearch.quantizer import Quantizer, successor
+from raysearch.records import BitAssignment, QuantizationPoint, QuantizerSetup, RangeTable, Scheme
 from raysearch.records.applicable import check_assignment
 
 
@@ -22,10 +26,13 @@ class CompressionStage(enum.Enum):
 
 
 class QuantizerSet:
-    """Quantizers by id, at the widths of an assignment.
+    """Quantizers by id, at the schemes of an assignment.
+
+    A weight whose scheme asks for other groups or another mode than its quantizer has gets another one.
 
     Args:
-        quantizers: id → quantizer, weights first.
+        model: that holds the quantizers.
+        quantizers: id → quantizer, weights first; each as its point is without a scheme.
         setup: where they are, and the widths they may have.
         ranges: calibrated ranges, by quantizer and width.
 
@@ -37,10 +44,17 @@ class QuantizerSet:
     """
 
     def __init__(
-        self, quantizers: Mapping[str, Quantizer], setup: QuantizerSetup, ranges: RangeTable
+        self,
+        model: nn.Module,
+        quantizers: Mapping[str, Quantizer],
+        setup: QuantizerSetup,
+        ranges: RangeTable,
     ) -> None:
+        self._model = model
         self.quantizers = dict(quantizers)
         self.setup = setup
+        # What each quantizer was made for.
+        self._points: dict[str, QuantizationPoint] = dict(setup.points)
         self.ranges = ranges
         self._switches = Switches(self.quantizers)
         bits: dict[str, int] = {}
@@ -124,18 +138,40 @@ class QuantizerSet:
         return CompressionStage.UNCOMPRESSED
 
     def broadcast(self) -> None:
-        """Give every rank the widths, ranges, signs and switches of rank 0; see `broadcast_quantizers`."""
-        self.assignment = broadcast_quantizers(self.quantizers, self.setup, self.assignment)
+        """Give every rank the schemes, ranges, signs and switches of rank 0; see `broadcast_quantizers`."""
+        device = next((quantizer.device for quantizer in self.quantizers.values()), torch.device("cpu"))
+        assignment = broadcast_assignment(self.setup, self.assignment, device)
+        self._fit(assignment.per_point(self.setup))
+        broadcast_quantizers(self.quantizers, device)
+        self.assignment = assignment
         self._switches.refresh()
 
     def _adopt(self, assignment: BitAssignment, keep_equal: bool) -> None:
         schemes = assignment.per_point(self.setup)
+        replaced = self._fit(schemes)
         for name, quantizer in self.quantizers.items():
             self._switches.set(name, name in schemes)
             if name not in schemes:
                 continue
             num_bits = schemes[name].num_bits
-            if keep_equal and quantizer.num_bits == num_bits:
+            if keep_equal and name not in replaced and quantizer.num_bits == num_bits:
                 continue
             quantizer.set_range(num_bits, self.ranges[name, schemes[name]])
         self.assignment = assignment
+
+    def _fit(self, schemes: Mapping[str, Scheme]) -> set[str]:
+        """Give each weight a quantizer that can hold its scheme, and tell which ones are new.
+
+        What a weight without a scheme gets is known too, so that the assignment alone says which parameters
+        the model has.
+        """
+        replaced: set[str] = set()
+        for name, point in self.setup.of_kind("weight").items():
+            due = point.at(schemes[name]) if name in schemes else point
+            if due == self._points[name]:
+                continue
+            self.quantizers[name] = successor(self.quantizers[name], due)
+            replace_weight(self._model, due, self.quantizers[name])
+            self._points[name] = due
+            replaced.add(name)
+        return replaced

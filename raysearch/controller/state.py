@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -102,6 +103,15 @@ class ControllerState:
                 raise StorageError(
                     f"the group of '{name}' admits other widths or members in the state: {_ANOTHER_MODEL}"
                 )
+
+    def compare_stage(self, stage: str) -> None:
+        """Warn where a controller with this state is in another stage than it was."""
+        if stage != self.compression_stage:
+            warnings.warn(
+                f"the state was saved in the stage {self.compression_stage}, and this controller is in "
+                f"{stage}: its configuration starts quantization at other epochs",
+                stacklevel=3,
+            )
 
 
 _ANOTHER_MODEL = "it was saved for another model or configuration; build the controller with the same ones."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,7 +54,7 @@ def count(
     Args:
         quantizers: quantizer id → quantizer.
         setup: where they are.
-        assignment: the widths in force.
+        assignment: the schemes in force.
         potential: "wq" and "aq", how many quantizers there could be; those of the setup where not given.
     """
     histograms: dict[str, dict[int, int]] = {"weight": {}, "activation": {}}
@@ -79,13 +80,36 @@ def count(
             "activation_quantizers": counters["activation"],
             "weight_bit_widths": dict(sorted(histograms["weight"].items())),
             "activation_bit_widths": dict(sorted(histograms["activation"].items())),
+            "weight_schemes": _count_schemes(quantizers, setup, assignment),
             "costs": CostModel(setup).costs(assignment),
             "compression_ratio": compression_ratio(setup, assignment),
         }
     )
 
 
-_COUNTERS = ("symmetric", "asymmetric", "signed", "unsigned", "per_tensor", "per_channel", "total")
+def _count_schemes(
+    quantizers: Mapping[str, Quantizer], setup: QuantizerSetup, assignment: BitAssignment
+) -> dict[str, int]:
+    """Scheme, as it is written → how many weights have it now."""
+    schemes = assignment.per_point(setup)
+    acting = Counter(
+        scheme
+        for name, scheme in schemes.items()
+        if setup.points[name].kind == "weight" and quantizers[name].enabled
+    )
+    return {str(scheme): acting[scheme] for scheme in sorted(acting)}
+
+
+_COUNTERS = (
+    "symmetric",
+    "asymmetric",
+    "signed",
+    "unsigned",
+    "per_tensor",
+    "per_channel",
+    "per_group",
+    "total",
+)
 
 
 def _traits(quantizer: Quantizer) -> tuple[str, str, str]:

@@ -13,7 +13,7 @@ from raysearch.errors import PlacementError
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.evaluation.model.plain_weights import own_classes
 from raysearch.hooks.locations import quantizer_location
-from raysearch.quantizer import Quantizer, dequantize
+from raysearch.quantizer import AffineForm, Quantizer, dequantize
 from raysearch.records import Granularity, QuantizationPoint, QuantizerSetup, Site
 
 
@@ -22,28 +22,32 @@ class Dequantize(nn.Module):
 
     While exporting to ONNX it emits DequantizeLinear, so that the file holds the codes.
 
+    Args:
+        quantizer: that the codes are of.
+        grid: its grid, moved to where the codes are int8.
+        dtype: of the weight.
+
     Attributes:
         scale: float32, shape [1, …, C, …, 1], of groups [1, …, C, …, groups, …, 1], or [1].
         zero_point: int8, shape of `scale`; None means 0 everywhere: a symmetric signed weight.
+        num_bits: width of the codes.
+        granularity: which elements share a scale.
+        dtype: of the weight.
+        is_symmetric: whether the zero points follow from the width alone.
     """
 
     scale: Tensor
     zero_point: Tensor | None
 
-    def __init__(
-        self,
-        scale: Tensor,
-        num_bits: int,
-        granularity: Granularity,
-        dtype: torch.dtype = torch.float32,
-        zero_point: Tensor | None = None,
-    ) -> None:
+    def __init__(self, quantizer: Quantizer, grid: AffineForm, dtype: torch.dtype) -> None:
         super().__init__()
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", zero_point)
+        self.is_symmetric = quantizer.mode == "symmetric"
+        plain = self.is_symmetric and quantizer.signed
+        self.register_buffer("scale", grid.scale)
+        self.register_buffer("zero_point", None if plain else grid.zero_point.to(torch.int8))
         self.dtype = dtype
-        self.num_bits = num_bits
-        self.granularity = granularity
+        self.num_bits = quantizer.num_bits
+        self.granularity = grid.granularity
 
     def forward(self, codes: Tensor) -> Tensor:
         """The weight."""
@@ -130,6 +134,20 @@ def strip(
     return model.eval()
 
 
+def check_same(model: nn.Module, own: nn.Module) -> None:
+    """Refuse to strip a model that is not the controller's own; a wrapper of it will do.
+
+    Raises:
+        PlacementError: it is another one.
+    """
+    unwrapped = (getattr(model, name, None) for name in ("module", "_orig_mod"))
+    if model is not own and all(inner is not own for inner in unwrapped):
+        raise PlacementError(
+            f"strip_model was given a {type(model).__name__} that this controller was not created for; pass "
+            f"the model that create_controller changed, or none."
+        )
+
+
 def activation_quantizer(model: nn.Module, point: QuantizationPoint) -> Quantizer:
     """The quantizer of an activation point.
 
@@ -165,7 +183,7 @@ def stripped_weights(model: nn.Module, setup: QuantizerSetup) -> dict[str, Strip
                 granularity=step.granularity,
                 aliases=tuple(name for name in names if name != point.id),
                 zero_point=step.zero_point,
-                symmetric=point.grid_spec.mode == "symmetric",
+                symmetric=step.is_symmetric,
                 dtype=step.dtype,
             )
     return weights
@@ -185,10 +203,7 @@ def _strip_weight(model: nn.Module, point: QuantizationPoint, form: str) -> None
         # One container for every grid: unsigned codes move down until they fit int8.
         shift = 0 if quantizer.signed else -(2 ** (quantizer.num_bits - 1))
         codes = (quantizer.codes(original).to(torch.int16) + shift).to(torch.int8)
-        grid = quantizer.affine().shifted(shift)
-        plain = quantizer.mode == "symmetric" and not shift
-        zero_point = None if plain else grid.zero_point.to(torch.int8)
-        step = Dequantize(grid.scale, quantizer.num_bits, quantizer.granularity, original.dtype, zero_point)
+        step = Dequantize(quantizer, quantizer.affine().shifted(shift), original.dtype)
         values = step(codes) if quantizer.enabled else original.detach().clone()
     shared = nn.Parameter(values.to(original.dtype), requires_grad=False)
     for site in point.sites:

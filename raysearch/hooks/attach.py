@@ -51,6 +51,20 @@ def attach_weight(model: nn.Module, point: QuantizationPoint, quantizer: nn.Modu
         parametrize.register_parametrization(module, site.name, quantizer, unsafe=True)
 
 
+def replace_weight(model: nn.Module, point: QuantizationPoint, quantizer: nn.Module) -> None:
+    """Put another quantizer in the place of the one that `attach_weight` put on.
+
+    Args:
+        model: the model that the weight was attached to; it is modified.
+        point: the weight and its sites.
+        quantizer: what the weight goes through from now on.
+    """
+    for site in point.sites:
+        # Typed loosely: torch declares a ParametrizationList's members only at run time.
+        steps: Any = module_of(model, site).parametrizations
+        steps[site.name][0] = quantizer
+
+
 def check_weight(model: nn.Module, point: QuantizationPoint) -> None:
     """Refuse a weight that the model lacks, has in another shape, or has parametrized already.
 

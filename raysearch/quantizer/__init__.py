@@ -1,7 +1,7 @@
 """One quantizer: integer levels, affine maths, symmetric and asymmetric; tensors in, tensors out."""
 
 from raysearch.quantizer.affine import AffineForm, dequantize, fake_quantize, quantize
-from raysearch.quantizer.factory import make_quantizer, point_levels
+from raysearch.quantizer.factory import make_quantizer, point_levels, successor
 from raysearch.quantizer.latent import latent_weight
 from raysearch.quantizer.levels import MAX_BITS, MIN_BITS, grid_levels, quant_levels, spec_levels
 from raysearch.quantizer.quantizer import (
@@ -34,6 +34,7 @@ __all__ = [
     "quant_levels",
     "quantize",
     "spec_levels",
+    "successor",
     "symmetric_from_min_max",
     "tune_range",
 ]

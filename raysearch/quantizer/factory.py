@@ -38,6 +38,23 @@ def make_quantizer(point: QuantizationPoint) -> Quantizer:
     return quantizer_type(shape, granularity, kind=point.kind, spec=point.spec, name=point.id)
 
 
+def successor(quantizer: Quantizer, point: QuantizationPoint) -> Quantizer:
+    """A quantizer for another grid of the same tensor: enabled, frozen and learning as the one before it.
+
+    Its range is still to be set.
+
+    Raises:
+        PlacementError: see `make_quantizer`.
+    """
+    new = make_quantizer(point).to(quantizer.device, quantizer.scale.dtype)
+    new.train(quantizer.training)
+    new.enabled = quantizer.enabled
+    new.freeze(quantizer.frozen)
+    for parameter in new.parameters():
+        parameter.requires_grad_(quantizer.scale.requires_grad)
+    return new
+
+
 def point_levels(point: QuantizationPoint, num_bits: int, *, signed: bool = True) -> tuple[int, int]:
     """(quant_min, quant_max) that a point's quantizer has at a width.
 

@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from raysearch.controller.distribution import _bytes
 from raysearch.errors import ConfigError, PlacementError
 from raysearch.records import BitAssignment
+from tests.controller import test_schemes
 from tests.support.quantized_models import assign, quantized, run
 
 
@@ -24,12 +25,16 @@ def work(rank: int, port: int, out: str) -> None:
                     quantizer.scale.mul_(2)
         q.controller.distributed()
         held = q.controller.all_quantizations
+        with_groups = test_schemes.build(test_schemes.mixed(rank))
+        with_groups.distributed()
         torch.save(
             {
                 "bits": dict(q.controller.assignment.bits),
                 "enabled": [x.enabled for x in held.values()],
                 "grads": [x.scale.requires_grad for x in held.values()],
                 "outputs": run(q.model, q.inputs),
+                "schemes": with_groups.assignment.as_json,
+                "outputs of groups": test_schemes.output(with_groups.model),
             },
             f"{out}/{rank}.pt",
         )
@@ -54,6 +59,10 @@ def test_two_ranks_hold_what_rank_0_held(tmp_path):
     assert first["enabled"] == second["enabled"] == second["grads"]
     assert torch.equal(first["outputs"], second["outputs"])
     assert torch.equal(first["outputs"], run(expected.model, expected.inputs))
+    groups = test_schemes.build(test_schemes.mixed())
+    assert first["schemes"] == second["schemes"] == groups.assignment.as_json
+    for rank in (first, second):
+        assert torch.equal(rank["outputs of groups"], test_schemes.output(groups.model))
 
 
 def test_without_a_process_group_it_is_refused():
