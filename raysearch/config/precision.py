@@ -72,7 +72,8 @@ class ManualRequest(PrecisionRequest):
     """Widths by scope.
 
     Attributes:
-        bitwidth_per_scope: `[[bits, scope], …]`, or the path of a JSON file of it.
+        bitwidth_per_scope: `[[bits, scope], …]`, bits a width or a scheme as "4g64"; or the path of a JSON
+            file of it.
     """
 
     kind: ClassVar[str] = "manual"

@@ -1,4 +1,4 @@
-"""`init_precision("manual")`: widths by scope, in NNCF's file format, with its scopes or ours."""
+"""`init_precision("manual")`: widths or schemes by scope, in NNCF's file format, with its scopes or ours."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from typing import Any
 
 from raysearch.errors import ConfigError, PlacementError
 from raysearch.placement.scopes import match
-from raysearch.records import BitAssignment, QuantizationPoint, QuantizerSetup
+from raysearch.records import BitAssignment, QuantizationPoint, QuantizerSetup, Scheme
 from raysearch.unknown_keys import nearest
 
 _NNCF_LEVEL = re.compile(r"\[([^\]]+)\]")
 
 
-def read_entries(value: object) -> list[tuple[int, str]]:
+def read_entries(value: object) -> list[tuple[Scheme, str]]:
     """`[[bits, scope], …]`, a mapping with the key `bitwidth_per_scope`, or the path of such a file.
+
+    The bits of an entry are a width, or a scheme as "4g64".
 
     Raises:
         ConfigError: it is none of them.
+        PlacementError: there is no such width or scheme.
     """
     if isinstance(value, str | Path):
         try:
@@ -34,52 +37,56 @@ def read_entries(value: object) -> list[tuple[int, str]]:
     return [_read_entry(entry) for entry in value]
 
 
-def _read_entry(entry: Any) -> tuple[int, str]:
-    width, scope = entry if isinstance(entry, list | tuple) and len(entry) == 2 else (None, None)
+def _read_entry(entry: Any) -> tuple[Scheme, str]:
+    value, scope = entry if isinstance(entry, list | tuple) and len(entry) == 2 else (None, None)
     # True is an integer, and no width.
-    if not isinstance(width, int) or isinstance(width, bool) or not isinstance(scope, str):
+    if not isinstance(value, int | str) or isinstance(value, bool) or not isinstance(scope, str):
         raise ConfigError(
-            f"bitwidth_per_scope holds {entry!r}; an entry is [bits, scope], such as [4, 'conv1.weight']."
+            f"bitwidth_per_scope holds {entry!r}; an entry is [bits, scope], such as [4, 'conv1.weight'] or "
+            f"['4g64', 'fc.weight']."
         )
-    return width, scope
+    try:
+        return Scheme.of(value), scope
+    except PlacementError as error:
+        raise PlacementError(f"bitwidth_per_scope holds {entry!r}: {error}") from error
 
 
 def assign_by_scope(
-    setup: QuantizerSetup, present: BitAssignment, entries: Iterable[tuple[int, str]]
+    setup: QuantizerSetup, present: BitAssignment, entries: Iterable[tuple[Scheme, str]]
 ) -> BitAssignment:
-    """The present widths, overridden by the entries; all quantizers that a scope fits are meant.
+    """The present schemes, overridden by the entries; all quantizers that a scope fits are meant.
 
     A scope is NNCF's printed id ("ResNet/Conv2d[conv1]/conv2d_0|WEIGHT"), our id ("conv1.weight", also with
     "|WEIGHT" or "|INPUT0" behind it), a layer, a glob, or a part of an id.
 
     Args:
-        setup: groups and the widths they admit.
-        present: the widths of what no entry names.
-        entries: (width, scope).
+        setup: groups and the schemes they admit.
+        present: the schemes of what no entry names.
+        entries: (scheme, scope).
 
     Raises:
-        PlacementError: a scope fits nothing, a width is not one of its quantizer's, or two entries
+        PlacementError: a scope fits nothing, a scheme is not one of its quantizer's, or two entries
             contradict each other.
     """
-    bits: dict[str, int] = dict(present.bits)
+    schemes: dict[str, Scheme] = dict(present.schemes)
     # Group → the entry that set it, to find entries that contradict each other.
-    entry_of: dict[str, tuple[int, str]] = {}
-    for width, scope in entries:
+    entry_of: dict[str, tuple[Scheme, str]] = {}
+    for scheme, scope in entries:
         for point in find_points(setup, scope):
             group = setup.group_of(point.id)
-            if width not in group.bit_widths:
+            if scheme not in group.schemes:
                 raise PlacementError(
-                    f"bitwidth_per_scope gives '{point.id}' (scope '{scope}') {width} bits; admissible: "
-                    f"{', '.join(map(str, group.bit_widths))}."
+                    f"bitwidth_per_scope gives '{point.id}' (scope '{scope}') {scheme.in_words}; admissible: "
+                    f"{', '.join(map(str, group.schemes))}."
                 )
-            other_width, other_scope = entry_of.setdefault(group.id, (width, scope))
-            if other_width != width:
+            other, other_scope = entry_of.setdefault(group.id, (scheme, scope))
+            if other != scheme:
                 raise PlacementError(
-                    f"bitwidth_per_scope gives '{point.id}' {width} bits by '{scope}' and "
-                    f"{other_width} bits by '{other_scope}'; they share one width."
+                    f"bitwidth_per_scope gives '{point.id}' {scheme.in_words} by '{scope}' and "
+                    f"{other.in_words} by '{other_scope}'; they share one scheme."
                 )
-            bits[group.id] = width
-    return BitAssignment({name: bits[name] for name in setup.groups if name in bits})
+            schemes[group.id] = scheme
+    return BitAssignment({name: schemes[name] for name in setup.groups if name in schemes})
 
 
 def find_points(setup: QuantizerSetup, scope: str) -> list[QuantizationPoint]:

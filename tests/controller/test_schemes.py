@@ -210,3 +210,11 @@ def test_statistics_tell_the_schemes() -> None:
     assert statistics["weight_quantizers"]["asymmetric"] == 2
     assert statistics["weight_quantizers"]["per_group"] == 3
     assert "4g18" in str(statistics)
+
+
+def test_manual_reads_the_schemes_that_it_writes() -> None:
+    controller = build(mixed())
+    entries = json.loads(json.dumps(controller.bitwidth_per_scope()))
+    assert ["3g2a", "block.pointwise.weight|WEIGHT"] in entries
+    controller.apply(mixed(1))
+    assert controller.init_precision("manual", {"bitwidth_per_scope": entries}) == mixed()

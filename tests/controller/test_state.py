@@ -125,9 +125,11 @@ def test_manual_takes_our_names_and_those_of_nncf():
     ("entries", "error", "message"),
     [
         ([[4, "nowhere"]], PlacementError, "fits no quantizer; the nearest is"),
-        ([[9, "stem.weight"]], PlacementError, "'stem.weight' .* 9 bits; admissible: 2, 3"),
-        ([[4, "stem.weight"], [2, "stem"]], PlacementError, "they share one width"),
-        ([["4", "stem"]], ConfigError, "an entry is"),
+        ([[9, "stem.weight"]], PlacementError, "'stem.weight'.*: .*has 9 bits; a bit-width is 2–8"),
+        ([["4g64", "stem.weight"]], PlacementError, "'stem.weight' .* the scheme 4g64; admissible: 2, 3"),
+        ([["4x", "stem"]], PlacementError, "'4x' is no scheme"),
+        ([[4, "stem.weight"], [2, "stem"]], PlacementError, "they share one scheme"),
+        ([[True, "stem"]], ConfigError, "an entry is"),
         ("no/such/file.json", ConfigError, "cannot be read"),
     ],
 )
