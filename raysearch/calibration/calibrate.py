@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raysearch.calibration.distribution import EXACT_BITS, SIGNIFICANT_BITS
 from raysearch.calibration.grid import levels_of
 from raysearch.calibration.observer import Collected, ObservationPlan, Observer, merge_collected
-from raysearch.calibration.ranges import Observed, Rule, find_range, warn_of_clipping
+from raysearch.calibration.ranges import Observed, Rule, find_range, warn_of_clipping, warn_of_zeros
 from raysearch.calibration.rules import choose_rules
 from raysearch.calibration.statistics import Statistics
 from raysearch.calibration.weights import min_max_scale, mse_affine, mse_scale, observe_rows
@@ -62,7 +62,7 @@ def calibrate(
 
     Raises:
         DataError: an activation or a weight is not finite, no forward reads the activation, or its range
-            has zero width; names the quantizer.
+            has zero width though the activation is not 0 throughout; names the quantizer.
         PlacementError: an override fits nothing; names the nearest quantizers.
     """
     rules = choose_rules(setup, settings)
@@ -85,6 +85,7 @@ def calibrate(
         batches = [Statistics.from_units([part]) for part in parts]
         observations = Observed.check(point, batches, Statistics.from_units(parts))
         warn_of_clipping(point, observations)
+        warn_of_zeros(point, observations)
         for scheme in schemes:
             ranges[point.id, scheme] = find_range(point, observations, rules[point.id], scheme.num_bits)
     return RangeTable(ranges)

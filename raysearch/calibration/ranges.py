@@ -30,6 +30,10 @@ REFERENCE_ESTIMATORS = frozenset(
 """Estimators that the reference has too."""
 
 
+ZERO_PEAK = 1.0
+"""Top of the range of a tensor that is 0 throughout."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """How one quantizer's range is found.
@@ -77,6 +81,11 @@ class Observed:
     batches: tuple[Statistics, ...]
     merged: Statistics
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether every value was 0."""
+        return not self.merged.low.any() and not self.merged.high.any()
+
     @classmethod
     def check(cls, point: QuantizationPoint, batches: Sequence[Statistics], merged: Statistics) -> Observed:
         """What was seen of a point's tensor.
@@ -116,7 +125,7 @@ def find_range(point: QuantizationPoint, observed: Observed, rule: Rule, num_bit
     Symmetric: signed when the data has negative values in any channel (one flag a quantizer), unless the
     spec says so itself; then the highest code lies on the interval's magnitude. Asymmetric: the interval is
     widened to 0, and 0 is exactly on the grid. A channel of an activation that was always 0 takes the
-    interval of the widest one, since nothing is known of it.
+    interval of the widest one, since nothing is known of it; where all values were 0, it is 0 … 1.
 
     Args:
         point: the quantizer.
@@ -125,23 +134,34 @@ def find_range(point: QuantizationPoint, observed: Observed, rule: Rule, num_bit
         num_bits: the width.
 
     Raises:
-        DataError: the interval has zero width; names the quantizer.
+        DataError: the interval has zero width, though the data are not 0 throughout; names the quantizer.
     """
     spec = point.grid_spec
     if spec.mode == "asymmetric":
         levels = levels_of(point, num_bits, signed=False)
         low, high = _interval(point, observed, rule, levels)
-        low, high = _filled(point, rule, np.minimum(low, 0.0), np.maximum(high, 0.0))
+        low, high = _filled(point, observed, rule, np.minimum(low, 0.0), np.maximum(high, 0.0))
         return (reference_affine if rule.is_reference else affine_range)(low, high, levels)
     signed = bool((observed.merged.low < 0).any()) if spec.signed is None else spec.signed
     if not rule.is_reference:
         levels = levels_of(point, num_bits, signed=signed)
         magnitude = _peak(point, observed, rule, levels, signed)
-        _, magnitude = _filled(point, rule, np.zeros_like(magnitude), magnitude)
+        _, magnitude = _filled(point, observed, rule, np.zeros_like(magnitude), magnitude)
         return symmetric_range(magnitude, levels, signed=signed)
     low, high = _reference(point, observed, rule, symmetric=True)
     magnitude, signed = reference_scale(low, high, spec.signed)
     return symmetric_range(magnitude, levels_of(point, num_bits, signed=signed), signed=signed)
+
+
+def warn_of_zeros(point: QuantizationPoint, observed: Observed) -> None:
+    """Say so when an activation is 0 on all of the calibration data: its scale is a guess."""
+    if observed.is_zero:
+        warnings.warn(
+            f"the activation '{point.id}' is exactly 0 on the calibration data: its zeros stay exact, and "
+            f"its scale is that of 0 … {ZERO_PEAK:g}. If other data give it other values, calibrate on such, "
+            f"or leave it float (placement.ignored_scopes).",
+            stacklevel=2,
+        )
 
 
 def warn_of_clipping(point: QuantizationPoint, observed: Observed) -> None:
@@ -204,12 +224,15 @@ def _reference(
 
 
 def _filled(
-    point: QuantizationPoint, rule: Rule, low: FloatArray, high: FloatArray
+    point: QuantizationPoint, observed: Observed, rule: Rule, low: FloatArray, high: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     # Weights stay as they are: a pruned channel is 0 for good, and any scale says so exactly.
     empty = low >= high
     if point.kind == "weight" or not empty.any():
         return low, high
+    if empty.all() and observed.is_zero:
+        # 0 is exactly on every grid; of other values nothing is known.
+        return low, np.full_like(high, ZERO_PEAK)
     if empty.all():
         raise DataError(
             f"the range of the activation '{point.id}' has zero width: by '{rule.estimator}' it is 0 on the "

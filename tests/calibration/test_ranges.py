@@ -10,12 +10,12 @@ from torch import nn
 from raysearch.calibration import calibrate_model, choose_rules
 from raysearch.calibration.distribution import EXACT_BITS
 from raysearch.calibration.observer import ObservationPlan, Observer
-from raysearch.calibration.ranges import Observed, Rule, find_range, warn_of_clipping
+from raysearch.calibration.ranges import Observed, Rule, find_range, warn_of_clipping, warn_of_zeros
 from raysearch.calibration.statistics import Statistics
 from raysearch.config import CalibrationConfig, PlacementConfig
 from raysearch.errors import ConfigError, DataError, PlacementError
 from raysearch.placement import place_quantizers
-from raysearch.quantizer import point_levels
+from raysearch.quantizer import make_quantizer, point_levels
 from raysearch.records import Granularity, QuantizationPoint, QuantizerSetup, QuantizerSpec, Site
 
 EVERY = (
@@ -96,8 +96,28 @@ def test_a_dead_channel_takes_the_widest_interval():
 
 @pytest.mark.parametrize("mode", ["symmetric", "asymmetric"])
 def test_zero_width_is_an_error_that_names_the_quantizer(mode):
+    rare = 0 * data()
+    rare.flatten()[0] = 1.0
+    rule = Rule("percentile", (5.0, 95.0))
     with pytest.raises(DataError, match=r"'layer\.input' has zero width"):
-        find_range(point(QuantizerSpec(mode)), look(0 * data()), Rule("mse"), 8)
+        find_range(point(QuantizerSpec(mode)), look(rare), rule, 8)
+
+
+RULES = (Rule("mse"), Rule("entropy"), Rule("min_max"), Rule("min_max", reference=True))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("mode", ["symmetric", "asymmetric"])
+def test_an_activation_that_is_exactly_zero_has_a_grid_of_its_own(mode, rule):
+    p = point(QuantizerSpec(mode))
+    seen = look(0 * data())
+    found = find_range(p, seen, rule, 8)
+    assert found.scale > 0
+    quantizer = make_quantizer(p)
+    quantizer.set_range(8, found)
+    assert not quantizer(0 * data()).any()
+    with pytest.warns(UserWarning, match=r"'layer\.input' is exactly 0 on the calibration data"):
+        warn_of_zeros(p, seen)
 
 
 def test_channels_that_do_not_fit_are_named():
