@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from raysearch.errors import PlacementError
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.evaluation.model.plain_weights import own_classes
+from raysearch.hooks.flat_weights import follow_parametrizations
 from raysearch.hooks.locations import quantizer_location
 from raysearch.quantizer import AffineForm, Quantizer, dequantize
 from raysearch.records import Granularity, QuantizationPoint, QuantizerSetup, Site
@@ -215,6 +216,7 @@ def _strip_weight(model: nn.Module, point: QuantizationPoint, form: str) -> None
             parametrize.register_parametrization(module, site.name, step, unsafe=True)
         else:
             module.register_parameter(site.name, shared)
+        follow_parametrizations(module)
 
 
 def _weight_quantizer(model: nn.Module, site: Site) -> Quantizer:

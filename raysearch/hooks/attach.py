@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from raysearch.errors import PlacementError
 from raysearch.hooks.call_taps import CallKey, CallTap, tap_calls
+from raysearch.hooks.flat_weights import follow_parametrizations
 from raysearch.hooks.locations import module_of, quantizer_location
 from raysearch.records import QuantizationPoint, QuantizerSetup
 
@@ -49,6 +50,7 @@ def attach_weight(model: nn.Module, point: QuantizationPoint, quantizer: nn.Modu
     for site in point.sites:
         module = module_of(model, site)
         parametrize.register_parametrization(module, site.name, quantizer, unsafe=True)
+        follow_parametrizations(module)
 
 
 def replace_weight(model: nn.Module, point: QuantizationPoint, quantizer: nn.Module) -> None:

@@ -19,7 +19,6 @@ def measure_coverage(
     graph: CapturedGraph,
     candidates: Collection[str],
     points: Mapping[str, QuantizationPoint],
-    recurrent: Collection[str],
 ) -> Coverage:
     """What of a model's parameters quantizers act on, and why the others of two dimensions stay float.
 
@@ -28,7 +27,6 @@ def measure_coverage(
         graph: it, captured.
         candidates: weights that could be quantized; those that are no points are left out by a setting.
         points: those that are.
-        recurrent: weights of recurrent layers that stay float.
     """
     num_quantizable, quantizable_bytes = 0, 0
     floating: list[FloatWeight] = []
@@ -39,9 +37,7 @@ def measure_coverage(
         elif parameter.ndim > 1:
             is_chosen = name in candidates
             reason = "left out by placement.target_scopes or ignored_scopes"
-            if name in recurrent:
-                reason = "a recurrent layer that torch runs as one function"
-            elif not is_chosen:
+            if not is_chosen:
                 reason = _reason(graph, name)
             floating.append(FloatWeight(name, tuple(parameter.shape), reason, is_chosen))
     tensors = [*model.parameters(), *model.buffers()]

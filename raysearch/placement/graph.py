@@ -9,6 +9,7 @@ from math import prod
 
 from raysearch.hooks.functions import ATEN_CALLS, counts
 from raysearch.placement.capture import CapturedGraph, Operation
+from raysearch.placement.recurrent import read_recurrent
 from raysearch.placement.weight_reads import EINSUM, GETITEM, WeightRead, read_weight
 from raysearch.records import Site
 
@@ -42,7 +43,7 @@ class WeightUse:
     """All uses of one parameter as a weight.
 
     Attributes:
-        kinds: of the operations: "conv", "depthwise", "conv_transpose", "linear" or "embedding".
+        kinds: of the operations: "conv", "depthwise", "conv_transpose", "linear", "recurrent" or "embedding".
         inputs: roots of the tensors that the operations multiply it with, "" where no quantizer reaches.
         sites: where each of those is read; None where a quantizer cannot reach it.
         outputs: names of the operations.
@@ -105,7 +106,6 @@ class GraphReads:
 def read_graph(
     graph: CapturedGraph,
     leaf_modules: set[str],
-    refused: Container[str] = (),
     folded: Container[str] = (),
 ) -> GraphReads:
     """Walk the graph once.
@@ -116,7 +116,6 @@ def read_graph(
     Args:
         graph: the captured graph.
         leaf_modules: modules whose first argument is the operation's input, so that a hook reaches it.
-        refused: parameters that stay float whatever reads them.
         folded: modules inside which the batch is not dimension 0, or is one with another; of what they read
             only the number of values a sample is known.
     """
@@ -129,16 +128,22 @@ def read_graph(
         if kind:
             occurrence[op.call, kind] += 1
             reads.counts[op.module, kind] = max(reads.counts[op.module, kind], index + 1)
-        weight = read_weight(graph, op)
-        if weight is not None:
-            if weight.parameter not in refused:
-                _read_layer(graph, op, weight, index, batch, leaf_modules, reads)
-        elif kind in ("add", "matmul", "attention", "pool", "einsum"):
+        weights = _read_weights(graph, op, leaf_modules)
+        for weight in weights:
+            _read_layer(graph, op, weight, index, batch, leaf_modules, reads)
+        if weights:
+            continue
+        if kind in ("add", "matmul", "attention", "pool", "einsum"):
             _read_operands(graph, op, kind, operands, index, reads)
         elif op.op == CONCATENATION:
             parts = (root_of(graph, name) for name in op.sources if name not in graph.constants)
             reads.concatenations.append((op.name, tuple(parts)))
     return replace(reads, tensors=[_of_sample(read, batch, folded) for read in reads.tensors])
+
+
+def _read_weights(graph: CapturedGraph, op: Operation, leaf_modules: set[str]) -> tuple[WeightRead, ...]:
+    weight = read_weight(graph, op)
+    return read_recurrent(graph, op, leaf_modules) if weight is None else (weight,)
 
 
 def _of_sample(read: TensorRead, batch: int, folded: Container[str]) -> TensorRead:
@@ -180,6 +185,10 @@ def _read_layer(
     use.kinds.append(weight.kind)
     use.outputs.append(op.name)
     use.macs += weight.macs // max(1, batch)
+    if weight.kind == "recurrent" and not weight.inputs:
+        # States inside the function, which no quantizer reaches.
+        use.inputs.append("")
+        use.sites.append(None)
     for operand, name in weight.inputs:
         source = graph.operations[name]
         if not source.is_float or source.name in graph.constants:
@@ -193,14 +202,15 @@ def _read_layer(
         site = Site(op.module, "call", weight.call, index, operand)
         shape = _with_batch(source.shape, batch) if weight.call in _FOLDING else source.shape
         if is_leaf:
-            site, shape = Site(op.module, "input"), entry.shape
+            shape = _with_batch(entry.shape, batch) if weight.call in _FOLDING else entry.shape
+            site = Site(op.module, "input")
         root = root_of(graph, source.name)
         use.inputs.append(root)
         use.sites.append(site)
         reads.tensors.append(TensorRead(root, site, shape, weight.kind))
 
 
-_FOLDING = ("matmul", "einsum")
+_FOLDING = ("matmul", "einsum", "recurrent")
 """Calls that often read samples and positions as one dimension, or the batch behind another."""
 
 

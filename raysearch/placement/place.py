@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +22,6 @@ from raysearch.placement.liveness import live_tensors
 from raysearch.placement.overrides import read_overrides
 from raysearch.placement.points import make_points
 from raysearch.placement.profile import Profile, load_profile
-from raysearch.placement.recurrent import recurrent_weights, refuse_recurrent
 from raysearch.placement.scopes import select
 from raysearch.placement.stored_tensors import stored_tensors
 from raysearch.placement.widths import WidthRules, check_placement, make_groups, with_specs
@@ -33,6 +31,7 @@ LEAF_TYPES = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d,
     nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     nn.Linear, nn.Embedding,
+    nn.RNNBase, nn.RNNCellBase,
 )  # fmt: skip
 
 
@@ -42,16 +41,16 @@ def place_quantizers(
     """Decide where quantizers go in a model.
 
     Weights: every parameter that a Conv1d/2d/3d, ConvTranspose1d/2d/3d, Linear, Embedding or Bilinear
-    operation reads, or that a matrix product (`matmul`, `mm`, `bmm`, `addmm`, `baddbmm`, `einsum` of two)
-    multiplies an activation with; once even if it is tied or its module runs often. One scale per output
-    channel (axis 1 of transposed convolutions and of weights that are [in, out], rows of an embedding, the
-    largest axis that only the result has for an einsum). Activations: every tensor that such an operation, a
-    residual addition, a product of two activations or a scaled dot-product attention reads; one quantizer
-    serves all readers of one tensor, and the parts of a concatenation with it. The operands of an addition,
-    and the tensors that one weight reads, share a width. Nothing is placed between an operation and the
-    normalisation or activation that follows it.
+    operation or an LSTM, GRU, RNN or cell of one reads, or that a matrix product (`matmul`, `mm`, `bmm`,
+    `addmm`, `baddbmm`, `einsum` of two) multiplies an activation with; once even if it is tied or its module
+    runs often. One scale per output channel (axis 1 of transposed convolutions and of weights that are
+    [in, out], rows of an embedding and of gates, the largest axis that only the result has for an einsum).
+    Activations: every tensor that such an operation, a residual addition, a product of two activations or a
+    scaled dot-product attention reads; one quantizer serves all readers of one tensor, and the parts of a
+    concatenation with it. The operands of an addition, and the tensors that one weight reads, share a width.
+    Nothing is placed between an operation and the normalisation or activation that follows it.
 
-    Left float: the weights of LSTM, GRU and RNN (with a warning), the softmax inside a fused attention, and
+    Left float: what recurrent layers compute between their steps, the softmax inside a fused attention, and
     everything else that is no such operation; all activations, where `activation_bit_widths` is empty.
     `QuantizerSetup.coverage` says which weights that are, and why.
 
@@ -76,23 +75,19 @@ def place_quantizers(
     if first is not None and isinstance(example_inputs, tuple):
         example_inputs = on_device(example_inputs, first.device)
     graph = capture(model, example_inputs)
-    recurrent = recurrent_weights(model)
-    all_reads = _read_model(model, graph, recurrent)
+    all_reads = _read_model(model, graph)
     reads = _keep_needed_pools(graph, all_reads, profile)
     reads = _drop_unreachable(model, example_inputs, reads)
     if not settings.activation_bit_widths:
         reads = _weights_alone(reads)
     if not reads.weights:
-        besides = f" Recurrent weights stay float: {', '.join(recurrent)}." if recurrent else ""
         raise PlacementError(
-            f"{type(model).__name__} has no weight of a Conv, ConvTranspose, Linear, Embedding or matrix "
-            f"product that its forward reads; there is nothing to quantize.{besides}"
+            f"{type(model).__name__} has no weight of a Conv, ConvTranspose, Linear, Embedding, recurrent "
+            f"layer or matrix product that its forward reads; there is nothing to quantize."
         )
     table = make_points(model, reads)
-    requested = _requested_scopes(settings)
-    ignored = refuse_recurrent(recurrent, table.points.values(), requested, settings.ignored_scopes)
     rules = WidthRules(settings, read_overrides(settings, table.points), profile)
-    table = replace(table, points=select(table.points, settings.target_scopes, ignored))
+    table = replace(table, points=select(table.points, settings.target_scopes, settings.ignored_scopes))
     points = with_specs(table, rules)
     groups, pairs = make_groups(table, points, rules)
     check_placement(table, points, profile)
@@ -102,29 +97,18 @@ def place_quantizers(
         points,
         groups,
         pairs,
-        unsupported=tuple(recurrent),
         tensors=live_tensors(graph, reads, floating, points),
         stored=stored_tensors(model, points),
-        coverage=measure_coverage(model, graph, reads.weights, points, recurrent),
+        coverage=measure_coverage(model, graph, reads.weights, points),
     )
 
 
-def _read_model(model: nn.Module, graph: CapturedGraph, recurrent: Mapping[str, str]) -> GraphReads:
+def _read_model(model: nn.Module, graph: CapturedGraph) -> GraphReads:
     modules = dict(model.named_modules())
     leaves = {name for name, module in modules.items() if isinstance(module, LEAF_TYPES)}
     # Inside attention the batch is one dimension with the heads.
     folded = {name for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
-    return read_graph(graph, leaves, recurrent, folded)
-
-
-def _requested_scopes(settings: PlacementConfig) -> list[tuple[str, str]]:
-    """(setting, scope) of everything that is to be quantized."""
-    scopes = {
-        "placement.target_scopes": settings.target_scopes,
-        "placement.pins": tuple(settings.pins),
-        "placement.overrides": tuple(settings.overrides),
-    }
-    return [(option, scope) for option, listed in scopes.items() for scope in listed]
+    return read_graph(graph, leaves, folded)
 
 
 def _keep_needed_pools(graph: CapturedGraph, reads: GraphReads, profile: Profile) -> GraphReads:

@@ -13,7 +13,7 @@ from raysearch.errors import PlacementError
 from raysearch.quantizer import MAX_BITS, MIN_BITS
 from raysearch.unknown_keys import nearest_hint, nearest_names
 
-WEIGHT_KINDS = ("conv", "depthwise", "conv_transpose", "linear", "embedding")
+WEIGHT_KINDS = ("conv", "depthwise", "conv_transpose", "linear", "recurrent", "embedding")
 OPERATIONS = (*WEIGHT_KINDS, "add", "matmul", "attention", "pool")
 MODES = ("symmetric", "asymmetric")
 GRANULARITIES = ("per_channel", "per_tensor")

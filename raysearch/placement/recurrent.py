@@ -1,73 +1,55 @@
-"""Recurrent layers: torch runs an LSTM or a GRU as one function, so their weights stay float, by name."""
+"""Weights of recurrent layers: LSTM, GRU, RNN and their cells, which torch runs as one function each."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection
+from math import prod
 
-from torch import nn
+from raysearch.placement.capture import CapturedGraph, Operation
+from raysearch.placement.weight_reads import WeightRead, weight_of
 
-from raysearch.errors import PlacementError
-from raysearch.placement.scopes import matcher, names_of
-from raysearch.records import QuantizationPoint
+_LAYERS = {"aten.lstm": 2, "aten.gru": 1, "aten.rnn_tanh": 1, "aten.rnn_relu": 1}
+"""Functions over a sequence → how many states stand between the input and the weights."""
 
-
-def recurrent_weights(model: nn.Module) -> dict[str, str]:
-    """Qualified name of each matrix of a recurrent layer → that layer's path."""
-    return {
-        f"{path}.{name}" if path else name: path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.RNNBase | nn.RNNCellBase)
-        for name, value in module.named_parameters(recurse=False)
-        if value.ndim > 1
-    }
+_CELLS = {"aten.lstm_cell": 2, "aten.gru_cell": 1, "aten.rnn_tanh_cell": 1, "aten.rnn_relu_cell": 1}
 
 
-def refuse_recurrent(
-    weights: Mapping[str, str],
-    points: Iterable[QuantizationPoint],
-    requested: Iterable[tuple[str, str]],
-    ignored: Iterable[str],
-) -> tuple[str, ...]:
-    """Say which recurrent weights stay float; an ignored scope that fits only them is done with.
+def read_recurrent(graph: CapturedGraph, op: Operation, modules: Collection[str]) -> tuple[WeightRead, ...]:
+    """The matrices that a recurrent layer reads; none where an operation is no such layer.
+
+    Those of the first layer that read the input have it as theirs; what the others read are states inside the
+    function, which stay float. MACs: numel(W) · steps.
 
     Args:
-        weights: as `recurrent_weights` gives them.
-        points: all points of the model.
-        requested: (setting, scope) of what is to be quantized.
-        ignored: scopes that stay float.
-
-    Returns:
-        The ignored scopes that are left.
-
-    Raises:
-        PlacementError: a scope asks for recurrent weights and for nothing else.
+        graph: the captured graph.
+        op: the operation.
+        modules: paths of recurrent modules. A weight that is handed to the function by other code is left
+            float, since nobody knows where that keeps it.
     """
-    others = {name for point in points for name in names_of(point)}
-    for option, scope in requested:
-        named = _fitting(scope, weights, option)
-        if named and not any(matcher(scope, option)(name) for name in others):
-            raise PlacementError(
-                f"{option} names '{scope}', but recurrent weights cannot be quantized, since torch "
-                f"runs the layer as one function: {', '.join(named)}. Take the scope out; they stay float."
-            )
-    acknowledged: set[str] = set()
-    left: list[str] = []
-    for scope in ignored:
-        named = _fitting(scope, weights, "placement.ignored_scopes")
-        acknowledged |= set(named)
-        if not named or any(matcher(scope, "placement.ignored_scopes")(name) for name in others):
-            left.append(scope)
-    unnamed = [name for name in weights if name not in acknowledged]
-    if unnamed:
-        warnings.warn(
-            f"recurrent weights stay float, since torch runs the layer as one function: "
-            f"{', '.join(unnamed)}. Name them in placement.ignored_scopes to say that you know.",
-            stacklevel=3,
-        )
-    return tuple(left)
+    num_states = _LAYERS.get(op.op, _CELLS.get(op.op, 0))
+    # A packed sequence brings its lengths as a tensor, in front of the states.
+    is_packed = op.op in _LAYERS and not isinstance(op.literals[3], bool)
+    if not num_states or is_packed or op.module not in modules:
+        return ()
+    source, parameters = op.operands[0], op.operands[1 + num_states :]
+    rows = prod(graph.operations[source].shape[:-1])
+    reads = []
+    for position, name in enumerate(parameters):
+        weight = weight_of(graph, name, 0)
+        shape = graph.operations[name].shape
+        if weight is None or len(shape) < 2:
+            continue
+        inputs = ((0, source),) if position in _first_positions(op, len(parameters)) else ()
+        reads.append(WeightRead(*weight, "recurrent", "recurrent", inputs, prod(shape) * rows))
+    return tuple(reads)
 
 
-def _fitting(scope: str, weights: Mapping[str, str], option: str) -> list[str]:
-    fits = matcher(scope, option)
-    return [name for name, layer in weights.items() if fits(name) or fits(layer)]
+def _first_positions(op: Operation, num_parameters: int) -> tuple[int, ...]:
+    """Where the weights stand that read the layer's input: one a direction."""
+    if op.op in _CELLS:
+        return (0,)
+    has_directions = bool(op.literals[7])
+    num_directions = 2 if has_directions else 1
+    num_layers = int(op.literals[4])
+    per_direction = num_parameters // (num_layers * num_directions)
+    return tuple(direction * per_direction for direction in range(num_directions))

@@ -36,8 +36,9 @@ class WeightRead:
     Attributes:
         parameter: qualified name of the weight.
         axis: its channel axis.
-        kind: of the operation: "conv", "depthwise", "conv_transpose", "linear" or "embedding".
-        call: kind of the call that a tap counts, see `Call`; "" of an embedding.
+        kind: of the operation: "conv", "depthwise", "conv_transpose", "linear", "recurrent" or "embedding".
+        call: kind of the call that a tap counts, see `Call`; "" of an embedding, "recurrent" of a layer whose
+            input its module's hook reaches.
         inputs: (operand of that call, name of the tensor), of each tensor that the weight is multiplied with.
         macs: multiply-accumulates of the whole batch.
     """
@@ -57,16 +58,16 @@ def read_weight(graph: CapturedGraph, op: Operation) -> WeightRead | None:
     and matrix products the product of all sizes that take part; embedding 0.
     """
     if op.op == EMBEDDING:
-        weight = _weight_of(graph, op.arguments[0], 0)
+        weight = weight_of(graph, op.arguments[0], 0)
         return None if weight is None else WeightRead(*weight, "embedding", "", (), 0)
     if op.op in CONVOLUTIONS or op.op in TRANSPOSED:
         return _convolution(graph, op)
     if op.op == LINEAR:
-        weight = _weight_of(graph, op.arguments[1], 0)
+        weight = weight_of(graph, op.arguments[1], 0)
         macs = prod(graph.operations[op.arguments[1]].shape) * _rows(graph, op.arguments[0])
         return None if weight is None else WeightRead(*weight, "linear", "linear", _inputs(op, 0), macs)
     if op.op == BILINEAR:
-        weight = _weight_of(graph, op.arguments[2], 0)
+        weight = weight_of(graph, op.arguments[2], 0)
         macs = prod(graph.operations[op.arguments[2]].shape) * _rows(graph, op.arguments[0])
         return None if weight is None else WeightRead(*weight, "linear", "bilinear", _inputs(op, 0, 1), macs)
     if op.op in PRODUCTS:
@@ -86,7 +87,7 @@ def _rows(graph: CapturedGraph, name: str) -> int:
 
 def _convolution(graph: CapturedGraph, op: Operation) -> WeightRead | None:
     is_transposed = op.op in TRANSPOSED
-    weight = _weight_of(graph, op.arguments[1], int(is_transposed))
+    weight = weight_of(graph, op.arguments[1], int(is_transposed))
     if weight is None:
         return None
     source, kernel = (graph.operations[op.arguments[position]].shape for position in (0, 1))
@@ -109,7 +110,7 @@ def _product(graph: CapturedGraph, op: Operation) -> WeightRead | None:
         other = factors[1 - operand]
         if num_dims < 2 or other in graph.constants or not len(graph.operations[other].shape):
             continue
-        weight = _weight_of(graph, factors[operand], num_dims - from_end)
+        weight = weight_of(graph, factors[operand], num_dims - from_end)
         if weight is not None:
             macs = prod(op.shape) * prod(inner)
             return WeightRead(*weight, "linear", "matmul", ((1 - operand, other),), macs)
@@ -125,7 +126,7 @@ def _einsum(graph: CapturedGraph, op: Operation) -> WeightRead | None:
         axis = _channel_axis(equation, operand, graph.operations[op.operands[operand]].shape)
         if axis is None or other in graph.constants:
             continue
-        weight = _weight_of(graph, op.operands[operand], axis)
+        weight = weight_of(graph, op.operands[operand], axis)
         if weight is not None:
             return WeightRead(*weight, "linear", "einsum", ((1 - operand, other),), equation.macs)
     return None
@@ -140,7 +141,7 @@ def _channel_axis(equation: Einsum, operand: int, shape: Sequence[int]) -> int |
     return max(axes, key=lambda axis: shape[axis], default=None)
 
 
-def _weight_of(graph: CapturedGraph, name: str, axis: int) -> tuple[str, int] | None:
+def weight_of(graph: CapturedGraph, name: str, axis: int) -> tuple[str, int] | None:
     """The parameter that an operand is, or is a part of, and where the operand's axis is in it."""
     while name and name not in graph.parameters:
         op = graph.operations[name]

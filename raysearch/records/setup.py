@@ -88,7 +88,8 @@ class QuantizerSetup:
         groups: which of them share a scheme, and the schemes they may take.
         pairs: weight id → the (weight, input) widths that may go together, where a hardware profile does not
             allow every combination of the two groups' widths.
-        unsupported: names of weights of recurrent layers, which stay float.
+        unsupported: names of weights of recurrent layers that stay float, in setups of before such layers
+            were quantized; `coverage` says it since.
         tensors: what is kept while the model runs, in the order it is made; empty when that is not known.
         latency: measured times of this model's layers, when a profile was given.
         stored: what the packed file holds beside the quantized weights, tied tensors once; None when that

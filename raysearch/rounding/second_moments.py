@@ -24,6 +24,7 @@ from raysearch.evaluation import Batch, DataSet, Replica, batch_size, run_in_mic
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.hooks.functions import OPENED
 from raysearch.rounding.layers import Geometry, LayerKind, counts, read_calls, vectors
+from raysearch.rounding.recurrent import recurrent_calls
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -192,7 +193,7 @@ class MomentTap(TorchFunctionMode):
         if func in OPENED:
             with self:
                 return OPENED[func](*args, **kwargs)
-        for call in read_calls(func, args, kwargs):
+        for call in (*read_calls(func, args, kwargs), *recurrent_calls(func, args)):
             self._observe(call.geometry, call.input.detach(), call.weight, call.input)
         return func(*args, **kwargs)
 

@@ -35,29 +35,33 @@ def setup(tmp_path):
         'weight_granularity = ["per_channel", "per_tensor"]\nweight_modes = ["symmetric", "asymmetric"]\n'
         'activation_modes = ["asymmetric"]\n'
     )
-    with pytest.warns(UserWarning, match="recurrent weights stay float"):
-        return place_quantizers(
-            Recurrent(),
-            (torch.randn(2, 3, 4),),
-            PlacementConfig(
-                weight_bit_widths=(4, 8),
-                activation_bit_widths=(4, 8),
-                overrides={"head": {"mode": "asymmetric", "granularity": "per_tensor"}},
-                profile=str(profile),
-            ),
-        )
+    return place_quantizers(
+        Recurrent(),
+        (torch.randn(2, 3, 4),),
+        PlacementConfig(
+            weight_bit_widths=(4, 8),
+            activation_bit_widths=(4, 8),
+            ignored_scopes=("lstm.weight_hh_*",),
+            overrides={"head": {"mode": "asymmetric", "granularity": "per_tensor"}},
+            profile=str(profile),
+        ),
+    )
 
 
-def test_inspect_shows_grids_pairs_and_recurrent_weights(setup):
+def test_inspect_shows_grids_pairs_and_what_stays_float(setup):
     stream = io.StringIO()
-    Console(file=stream, width=200).print(layers_table(setup))
+    Console(file=stream, width=220).print(layers_table(setup))
     lines = {line.split("│")[1].strip(): line for line in stream.getvalue().splitlines() if "│" in line}
     assert "symmetric signed, per channel 0" in lines["hidden.weight"]
     assert "asymmetric, per tensor" in lines["head.weight"]
     assert "4/4 4/8 8/8" in lines["hidden.weight"]
     assert "float" in lines["lstm.weight_hh_l0"]
     facts = inspection(setup, CostModel(setup))
-    assert facts["unsupported"] == ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]
+    assert "left out by placement.target_scopes or ignored_scopes" in lines["lstm.weight_hh_l0"]
+    # 80 of the LSTM, 25 and 10 of the others can be quantized; 100 cannot.
+    assert "53.5% of the weights (115 of 215)" in stream.getvalue()
+    assert (facts["coverage"]["quantizable"], facts["coverage"]["weights"]) == (115, 215)
+    assert [weight["name"] for weight in facts["coverage"]["floating"]] == ["lstm.weight_hh_l0"]
     head = facts["groups"]["head.weight"]
     assert (head["mode"], head["axis"], head["pairs"]) == ("asymmetric", None, [(4, 4), (4, 8), (8, 8)])
 

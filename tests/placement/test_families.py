@@ -1,7 +1,6 @@
 """Whole networks: what is placed, and that quantized forward and strip hold."""
 
 import copy
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch.nn import functional as F
 
 from raysearch.config import PlacementConfig
 from raysearch.controller import create_controller
-from raysearch.errors import PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 from tests.support.quantized_models import make_ranges
@@ -235,22 +233,54 @@ def test_efficientnet_lite0_with_its_trained_weights() -> None:
     assert sum(len(group.points) > 1 for group in setup.groups.values()) > 0
 
 
-def test_recurrent_weights_are_refused_by_name() -> None:
+class Sequences(nn.Module):
+    """Every recurrent layer of torch, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 3, 2, batch_first=True, bidirectional=True)
+        self.gru, self.projected = nn.GRU(6, 5), nn.LSTM(5, 4, proj_size=3)
+        self.rnn = nn.RNN(3, 4, nonlinearity="relu", bias=False)
+        self.lstm_cell, self.gru_cell, self.rnn_cell = nn.LSTMCell(4, 3), nn.GRUCell(3, 3), nn.RNNCell(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = self.lstm(x)[0].transpose(0, 1)
+        steps = self.rnn(self.projected(self.gru(steps)[0])[0])[0]
+        return self.rnn_cell(self.gru_cell(self.lstm_cell(steps[-1])[0]))
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_recurrent_layers_are_quantized() -> None:
     torch.manual_seed(0)
+    setup = walk(Sequences(), (torch.randn(3, 5, 4),))
+    points = setup.points
+    assert setup.coverage is not None
+    assert not setup.coverage.floating
+    # The gates of the first layer, both ways, read the input; what the others read is inside the function.
+    inputs = {name: point.input_point for name, point in setup.of_kind("weight").items() if point.input_point}
+    assert inputs == {
+        "lstm.weight_ih_l0": "lstm.input",
+        "lstm.weight_ih_l0_reverse": "lstm.input",
+        "gru.weight_ih_l0": "gru.input",
+        "projected.weight_ih_l0": "projected.input",
+        "rnn.weight_ih_l0": "rnn.input",
+        "lstm_cell.weight_ih": "lstm_cell.input",
+        "gru_cell.weight_ih": "gru_cell.input",
+        "rnn_cell.weight_ih": "rnn_cell.input",
+    }
+    assert points["lstm.weight_hh_l1_reverse"].macs == 5 * 12 * 3
+    assert points["projected.weight_hr_l0"].macs == 5 * 3 * 4
+    assert points["lstm_cell.weight_ih"].macs == 12 * 4
+    assert {point.granularity.axis for point in setup.of_kind("weight").values()} == {0}
+    assert points["gru.input"].num_elements == 5 * 6
+
+
+def test_recurrent_weights_are_named_in_scopes() -> None:
     args = (torch.randint(0, 9, (2, 3)),)
-    with pytest.warns(UserWarning, match="lstm.weight_ih_l0, lstm.weight_hh_l0.*ignored_scopes"):
-        setup = walk(Recurrent(), args)
-    assert list(setup.points) == ["table.weight", "head.weight", "head.input"]
-    for scope in ("lstm", "lstm.*", "re:lstm", "lstm.weight_hh_l0"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            if scope != "lstm.weight_hh_l0":
-                place_quantizers(Recurrent(), args, PlacementConfig(ignored_scopes=[scope]))
-        for rules in ({"target_scopes": [scope]}, {"pins": {scope: 8}}, {"overrides": {scope: {"bits": 4}}}):
-            with pytest.raises(PlacementError, match=r"recurrent weights cannot be quantized.*weight_hh_l0"):
-                place_quantizers(Recurrent(), args, PlacementConfig(**rules))  # type: ignore[arg-type]
-    with pytest.raises(PlacementError, match=r"nothing to quantize.*weight_hh_l0"):
-        place_quantizers(nn.GRU(3, 4), (torch.randn(2, 3, 3),))
+    settings = PlacementConfig(ignored_scopes=["lstm.weight_hh_*"], pins={"lstm.weight_ih_l0": 8})
+    setup = place_quantizers(Recurrent(), args, settings)
+    assert list(setup.of_kind("weight")) == ["table.weight", "lstm.weight_ih_l0", "head.weight"]
+    assert setup.group_of("lstm.weight_ih_l0").bit_widths == (8,)
 
 
 def test_the_parts_of_a_concatenation_share_a_quantizer() -> None:
