@@ -10,6 +10,8 @@ from raysearch.records import QuantizationPoint, QuantizerSetup
 
 EVERY_WIDTH = tuple(range(MIN_BITS, MAX_BITS + 1))
 
+PROJECTION = "the projection of an LSTM (proj_size)"
+
 
 @dataclass(frozen=True)
 class Capability:
@@ -21,6 +23,7 @@ class Capability:
         activations: widths of activations; all targets give their codes 8 bits at run time.
         weight_modes: kinds of weight grids.
         weight_granularity: scales of weights.
+        holds_projections: whether an LSTM may have a projection, which ONNX's operator lacks.
 
     Example:
         >>> from raysearch.records import Granularity
@@ -33,6 +36,7 @@ class Capability:
     activations: tuple[int, ...] = EVERY_WIDTH
     weight_modes: tuple[str, ...] = ("symmetric", "asymmetric")
     weight_granularity: tuple[str, ...] = ("per_channel", "per_tensor")
+    holds_projections: bool = True
 
     def refusal(self, point: QuantizationPoint, widths: Sequence[int]) -> str:
         """What of a quantizer it does not hold, as words; "" when it holds all."""
@@ -56,4 +60,13 @@ class Capability:
                 words = self.refusal(setup.points[name], group.bit_widths)
                 if words:
                     refused.setdefault(words, []).append(name)
+        if not self.holds_projections and (projections := projections_of(setup)):
+            refused[PROJECTION] = projections
         return refused
+
+
+def projections_of(setup: QuantizerSetup) -> list[str]:
+    """Weights by which an LSTM projects its states, quantized or not."""
+    floating = () if setup.coverage is None else setup.coverage.floating
+    names = [*setup.of_kind("weight"), *(weight.name for weight in floating)]
+    return [name for name in names if name.rpartition(".")[2].startswith("weight_hr_l")]

@@ -30,7 +30,7 @@ class OnnxTarget(QdqTarget):
 
     name = "onnx"
     files = ("model.onnx",)
-    capability = Capability({width: width for width in EVERY_WIDTH})
+    capability = Capability({width: width for width in EVERY_WIDTH}, holds_projections=False)
     extra = ONNX
     by_default = True
     for_onnxruntime = True

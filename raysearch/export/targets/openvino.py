@@ -25,7 +25,7 @@ class OpenVinoTarget(QdqTarget):
     name = "openvino"
     files = ("model.openvino.onnx",)
     # It reads no INT2 and decodes bit streams at every inference.
-    capability = Capability({width: 4 if width <= 4 else 8 for width in EVERY_WIDTH})
+    capability = Capability({width: 4 if width <= 4 else 8 for width in EVERY_WIDTH}, holds_projections=False)
     extra = OPENVINO
     for_onnxruntime = False
 

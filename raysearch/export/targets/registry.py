@@ -8,6 +8,7 @@ import torch
 
 from raysearch.errors import ConfigError
 from raysearch.export.targets import onnx, openvino, packed, pt2
+from raysearch.export.targets.capability import PROJECTION, projections_of
 from raysearch.export.targets.target import Target
 from raysearch.records import QuantizerSetup
 
@@ -71,20 +72,22 @@ def check_precision(names: Sequence[str], half: torch.dtype | None) -> None:
 
 
 def choose_targets(
-    names: Sequence[str] | None, half: torch.dtype | None = None
+    names: Sequence[str] | None, half: torch.dtype | None, setup: QuantizerSetup
 ) -> tuple[list[Target], list[str]]:
     """The targets to write, in the order of `TARGETS`, and notes on those that are left out.
 
     Args:
-        names: some of `TARGETS`; None is those written by default whose packages are installed.
+        names: some of `TARGETS`; None is those written by default that hold the setup and whose packages are
+            installed.
         half: float16 or bfloat16, where the model computes in it.
+        setup: where quantizers are.
 
     Raises:
         ConfigError: a target is unknown or does not hold the model's precision, or none is named.
         ExportError: a named target's packages are missing.
     """
     if names is None:
-        return _installed_defaults(half)
+        return _installed_defaults(half, setup)
     for name in names:
         if name not in TARGETS:
             raise ConfigError(f"the export target '{name}' is unknown; known: {', '.join(TARGETS)}.")
@@ -97,13 +100,16 @@ def choose_targets(
     return targets, []
 
 
-def _installed_defaults(half: torch.dtype | None) -> tuple[list[Target], list[str]]:
+def _installed_defaults(half: torch.dtype | None, setup: QuantizerSetup) -> tuple[list[Target], list[str]]:
     targets, notes = [], []
     for target in TARGETS.values():
         if not target.by_default:
             continue
         if half is not None and not target.half_precision:
             notes.append(f"{target.name}: left out, since it computes in float32 and the model is {half}.")
+        elif not target.capability.holds_projections and (projections := projections_of(setup)):
+            names = ", ".join(projections)
+            notes.append(f"{target.name}: left out, since it does not hold {PROJECTION}: {names}.")
         elif missing := target.extra.missing():
             packages = ", ".join(missing)
             notes.append(

@@ -3,7 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import nn
 
+from raysearch.config import PlacementConfig
 from raysearch.errors import ConfigError
 from raysearch.export import TARGETS, check_targets
 from raysearch.export.extras import Extra
@@ -12,6 +15,8 @@ from raysearch.export.targets.capability import Capability
 from raysearch.export.targets.onnx import OnnxTarget
 from raysearch.export.targets.openvino import OpenVinoTarget
 from raysearch.export.targets.pt2 import Pt2Target
+from raysearch.export.targets.registry import choose_targets
+from raysearch.placement import place_quantizers
 from raysearch.records import Granularity, QuantizationPoint, QuantizerGroup, QuantizerSetup, QuantizerSpec
 
 
@@ -65,3 +70,16 @@ def test_the_stated_container_is_the_one_that_large_weights_get():
         for width, stored in target.capability.weights.items():
             chosen = choose_containers({"w": (10**6, width)}, streams=target.for_onnxruntime)
             assert chosen["w"].num_bits == stored
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("ignored", [(), ("weight_hr_l0",)])
+def test_onnx_does_not_hold_an_lstm_with_a_projection(ignored):
+    settings = PlacementConfig(ignored_scopes=ignored)
+    setup = place_quantizers(nn.LSTM(3, 4, proj_size=2), (torch.zeros(5, 1, 3),), settings)
+    with pytest.raises(ConfigError, match=r"'onnx' does not hold the projection of an LSTM.*'weight_hr_l0'"):
+        check_targets(setup, ["onnx"])
+    check_targets(setup, ["packed", "pt2"])
+    targets, notes = choose_targets(None, None, setup)
+    assert "onnx" not in [target.name for target in targets]
+    assert any("onnx: left out" in note and "weight_hr_l0" in note for note in notes)
