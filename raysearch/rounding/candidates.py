@@ -62,8 +62,8 @@ class Weight:
         of_columns = self.sharing.of_columns
         scale_grd, zero_grd = of_columns(steps.scale_s), of_columns(steps.zero_s)
         low, high = levels
-        codes_grd = torch.clamp(torch.round(self.rows_grd / scale_grd), low - zero_grd, high - zero_grd)
-        return codes_grd * scale_grd - self.rows_grd
+        codes_grd = torch.div(self.rows_grd, scale_grd).round_().clamp_(low - zero_grd, high - zero_grd)
+        return codes_grd.mul_(scale_grd).sub_(self.rows_grd)
 
     def weight_error(self, missed_grd: Tensor) -> Tensor:
         """The sum of squares of each scale's elements, [S]."""

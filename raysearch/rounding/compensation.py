@@ -134,7 +134,9 @@ def factorise(moments_gdd: Tensor, damping: float, *, act_order: bool = True) ->
     damped_gdd = moments_gdd
     while True:
         added_gd = (share_g1 * mean_g1).expand_as(diagonal_gd)
-        ordered_gdd = _reordered(damped_gdd + torch.diag_embed(added_gd), order_gd)
+        shifted_gdd = damped_gdd.clone()
+        shifted_gdd.diagonal(dim1=1, dim2=2).add_(added_gd)
+        ordered_gdd = _reordered(shifted_gdd, order_gd)
         upper_gdd, has_failed_g = _upper_factors(ordered_gdd)
         if not bool(has_failed_g.any()):
             num_dead = int((diagonal_gd <= 0).sum())
@@ -215,20 +217,19 @@ def _solve_columns(
     num_columns = columns_gdm.shape[1]
     tables = _ordered_tables(grids, factor.order_gd)
     diagonal_gd = factor.upper_gdd.diagonal(dim1=1, dim2=2)
-    shares_gdd = factor.upper_gdd / diagonal_gd[:, None, :]
     left_gdm = torch.empty_like(columns_gdm)
     codes_gdm = torch.empty(columns_gdm.shape, dtype=torch.int16, device=columns_gdm.device)
     for start in range(0, num_columns, block_size):
         stop = min(start + block_size, num_columns)
-        block_gbm = _handed_on(columns_gdm[:, start:stop], shares_gdd, left_gdm, 0, start)
+        block_gbm = _handed_on(columns_gdm[:, start:stop], factor.upper_gdd, left_gdm, 0, start)
         for inner in range(start, stop, INNER_BLOCK):
             end = min(inner + INNER_BLOCK, stop)
             inner_gbm = _handed_on(
-                block_gbm[:, inner - start : end - start], shares_gdd, left_gdm, start, inner
+                block_gbm[:, inner - start : end - start], factor.upper_gdd, left_gdm, start, inner
             )
             for column in range(inner, end):
                 target_gm = inner_gbm[:, column - inner : column - inner + 1]
-                target_gm = _handed_on(target_gm, shares_gdd, left_gdm, inner, column)[:, 0]
+                target_gm = _handed_on(target_gm, factor.upper_gdd, left_gdm, inner, column)[:, 0]
                 scale_gm, low_gm, high_gm = (table[:, min(column, table.shape[1] - 1)] for table in tables)
                 value_gm = torch.div(target_gm, scale_gm).round_().clamp_(low_gm, high_gm)
                 codes_gdm[:, column] = value_gm
@@ -238,12 +239,14 @@ def _solve_columns(
     return codes_gdm, columns_gdm.mul_(diagonal_gd[..., None])
 
 
-def _handed_on(block_gbm: Tensor, shares_gdd: Tensor, left_gdm: Tensor, first: int, start: int) -> Tensor:
+def _handed_on(block_gbm: Tensor, upper_gdd: Tensor, left_gdm: Tensor, first: int, start: int) -> Tensor:
     """Columns from `start` on, with what is left of columns first … start−1 handed on to them."""
     if first == start:
         return block_gbm
     stop = start + block_gbm.shape[1]
-    return torch.baddbmm(block_gbm, shares_gdd[:, first:start, start:stop].mT, left_gdm[:, first:start])
+    diagonal_gb = upper_gdd.diagonal(dim1=1, dim2=2)[:, start:stop]
+    shares_gib = upper_gdd[:, first:start, start:stop] / diagonal_gb[:, None]
+    return torch.baddbmm(block_gbm, shares_gib.mT, left_gdm[:, first:start])
 
 
 def _ordered_tables(grids: Sequence[Grid], order_gd: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -112,6 +112,7 @@ class _Search:
         self._problem, self._settings = problem, settings
         self._weights = [weights[target.point.granularity] for target in problem.targets]
         self._rows_grd, self._inputs = self._weights[0].rows_grd, self._weights[0].inputs
+        self._through_grd = self._inputs.times_moments(self._rows_grd)
         self._best: dict[int, _Best] = {}
 
     def run(self) -> dict[Scheme, RoundedWeight]:
@@ -252,9 +253,12 @@ class _Search:
 
     def _fitted(self, index: int, best: _Best) -> tuple[Tensor, Tensor, Tensor]:
         """The scale that fits its codes best; the errors by H before and after that."""
-        sharing = self._weights[index].sharing
-        fit = jointly_fitted_scale if sharing.has_groups else fitted_scale
-        return fit(best.codes_grd.double(), self._rows_grd, self._inputs, sharing, best.steps.scale_s)
+        sharing, codes_grd = self._weights[index].sharing, best.codes_grd.double()
+        if sharing.has_groups:
+            return jointly_fitted_scale(codes_grd, self._rows_grd, self._inputs, sharing, best.steps.scale_s)
+        return fitted_scale(
+            codes_grd, self._rows_grd, self._through_grd, self._inputs, sharing, best.steps.scale_s
+        )
 
     def _nearest(self, index: int) -> _Best:
         target, sharing = self._problem.targets[index], self._weights[index].sharing

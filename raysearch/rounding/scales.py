@@ -47,19 +47,25 @@ def least_squares_scale(
         scale_s = as_deployed(start_s * clip)
         for _ in range(NUM_POLISHES + 1):
             scale_grd = sharing.of_columns(scale_s)
-            codes_grd = torch.clamp(torch.round(rows_grd / scale_grd), low_grd, high_grd)
-            missed_grk = sharing.over_columns((codes_grd * scale_grd - rows_grd).square())
+            # In place on fresh temporaries: an allocation costs as much as a pass over the weight.
+            codes_grd = torch.div(rows_grd, scale_grd).round_().clamp_(low_grd, high_grd)
+            missed_grk = sharing.over_columns((codes_grd * scale_grd).sub_(rows_grd).square_())
             error_s = sharing.sums(missed_grk[None])[0]
             best_s = torch.where(error_s < least_s, scale_s, best_s)
             least_s = torch.minimum(error_s, least_s)
             overlap_s = sharing.sums(sharing.over_columns(rows_grd * codes_grd)[None])[0]
-            square_s = sharing.sums(sharing.over_columns(codes_grd.square())[None])[0]
+            square_s = sharing.sums(sharing.over_columns(codes_grd.square_())[None])[0]
             scale_s = as_deployed(_quotient(overlap_s, square_s, scale_s))
     return best_s
 
 
 def fitted_scale(
-    codes_grd: Tensor, rows_grd: Tensor, inputs: Inputs, sharing: Sharing, scale_s: Tensor
+    codes_grd: Tensor,
+    rows_grd: Tensor,
+    through_grd: Tensor,
+    inputs: Inputs,
+    sharing: Sharing,
+    scale_s: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The scale at which codes c that stay as they are miss the weight least, by H; and what they miss.
 
@@ -67,7 +73,8 @@ def fitted_scale(
 
     Args:
         codes_grd: codes less the zero point, float64.
-        rows_grd: the weight, float64.
+        rows_grd: the weight w, float64.
+        through_grd: w H.
         inputs: H of the rows.
         sharing: which rows share a scale; a row has one.
         scale_s: the scale that the codes were chosen for; kept where the quotient is not positive.
@@ -75,8 +82,8 @@ def fitted_scale(
     Returns:
         the best scales; the errors at `scale_s`; the errors at the best scales.
     """
-    through_grd = inputs.times_moments(codes_grd)
-    products = (inputs.times_moments(rows_grd) * rows_grd, through_grd * rows_grd, through_grd * codes_grd)
+    codes_through_grd = inputs.times_moments(codes_grd)
+    products = (through_grd * rows_grd, codes_through_grd * rows_grd, codes_through_grd * codes_grd)
     power_s, overlap_s, square_s = (
         sharing.sums(product.sum(2, keepdim=True)[None])[0] for product in products
     )
