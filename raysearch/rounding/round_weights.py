@@ -51,8 +51,9 @@ def round_weights(
 
     Work: a unit for each `settings.unit_shards` calibration shards, one forward a shard, whose sums are added
     in key order; then a unit for all weights that read the same, which share one factor. Keys and sizes do
-    not depend on the number of workers. Bytes: 4·d² a unit of shards and distinct input; the driver holds
-    8·d² of each at once, a worker one of them with its factor.
+    not depend on the number of workers. Bytes: 4·d² a unit of shards and distinct input, which the driver
+    holds until all are there; of their sums it holds two and three times 8·d² while it adds, a worker one of
+    them with its factor, six times 8·d² while it factors.
 
     Args:
         setup: points and groups; and the schemes of the groups.
@@ -122,7 +123,7 @@ def take_moments(pool: Pool, names: tuple[str, ...], num_shards: int, unit_shard
         for first in range(0, num_shards, unit_shards)
     }
     answers = dict(pool.run(observe_moments, units, (names,)))
-    return merge_moments([Moments.from_value(answers[key]) for key in units])
+    return merge_moments(Moments.from_value(answers.pop(key)) for key in units)
 
 
 def _by_inputs(

@@ -101,7 +101,7 @@ class Moments:
         return cls(sums, int(value[_SAMPLES]))
 
 
-def merge_moments(parts: Sequence[Moments]) -> Moments:
+def merge_moments(parts: Iterable[Moments]) -> Moments:
     """The sum of several, added in the order given."""
     return reduce(_added, parts, Moments())
 
@@ -120,8 +120,9 @@ def observe_moments(replica: Replica, weights: Sequence[str], first: int, last: 
     """Unit: the second moments of all weights on the calibration shards first … last−1.
 
     One forward a shard. Products over `PATCH_BYTES` of vectors are in the model's precision, at least
-    float32; their sums are float64. Memory: 8·d² bytes a distinct input (and group) of the model, the inputs
-    of one forward, and the vectors. A shard that does not fit is run in pieces, which are added in order.
+    float32; their sums are float64. Memory: three times 8·d² bytes a distinct input (and group) of the model,
+    the inputs of one forward, and the vectors. A shard that does not fit is run in pieces, which are added in
+    order.
 
     Args:
         replica: holds the float model and the calibration shards.
@@ -137,7 +138,7 @@ def observe_moments(replica: Replica, weights: Sequence[str], first: int, last: 
         return tap.finish(batch_size(part))
 
     parameters = {name: replica.model.get_parameter(name) for name in weights}
-    parts = []
+    total = Moments()
     for index in range(first, last):
         with frozen_eval(replica.model):
             moments: Moments = run_in_microbatches(
@@ -147,8 +148,8 @@ def observe_moments(replica: Replica, weights: Sequence[str], first: int, last: 
                 combine=merge_moments,
                 name=shard_name(DataSet.CALIBRATION, index),
             )
-        parts.append(moments)
-    return merge_moments(parts).to_value()
+        total = merge_moments([total, moments])
+    return total.to_value()
 
 
 @dataclass
