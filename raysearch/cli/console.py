@@ -201,8 +201,25 @@ def _uniform_costs(setup: QuantizerSetup, model: CostModel) -> dict[Scheme, dict
     return {scheme: model.costs(BitAssignment.uniform(setup, scheme)) for scheme in schemes}
 
 
-def inspection(setup: QuantizerSetup, model: CostModel) -> dict[str, object]:
-    """What `inspect --json` prints."""
+def schemes_table(stored: Mapping[str, Mapping[str, str]]) -> Table:
+    """What became of every scheme at every weight: a row a weight, a column a scheme."""
+    schemes = sorted({Scheme.of(scheme) for texts in stored.values() for scheme in texts})
+    table = Table("weight", *map(str, schemes))
+    for name, texts in stored.items():
+        table.add_row(name, *(texts.get(str(scheme), "") for scheme in schemes))
+    return table
+
+
+def inspection(
+    setup: QuantizerSetup, model: CostModel, stored: Mapping[str, Mapping[str, str]]
+) -> dict[str, object]:
+    """What `inspect --json` prints.
+
+    Args:
+        setup: points and groups.
+        model: their costs.
+        stored: weight → scheme → what became of it; empty where there are widths alone.
+    """
     uniform = {str(scheme): costs for scheme, costs in _uniform_costs(setup, model).items()}
     return {
         "groups": {group.id: _group_facts(setup, group) for group in setup.groups.values()},
@@ -211,6 +228,7 @@ def inspection(setup: QuantizerSetup, model: CostModel) -> dict[str, object]:
         "uniform": uniform,
         "achievable": {kind: [model.lowest[kind], model.highest[kind]] for kind in model.lowest},
         "reference": model.reference,
+        "stored_as": stored,
     }
 
 
@@ -227,6 +245,7 @@ def _group_facts(setup: QuantizerSetup, group: QuantizerGroup) -> dict[str, obje
         "kind": setup.group_kind(group.id),
         "points": list(group.points),
         "bit_widths": list(group.bit_widths),
+        "schemes": [scheme.as_json for scheme in group.schemes],
         "elements": sum(point.num_elements for point in points),
         "macs": sum(point.macs for point in points),
         "mode": points[0].grid_spec.mode,

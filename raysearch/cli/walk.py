@@ -26,6 +26,7 @@ from raysearch.cli.options import (
     read_settings,
 )
 from raysearch.errors import ConfigError
+from raysearch.placement.schemes import stored_as
 from raysearch.reporting import sensitivity_rows
 
 
@@ -50,13 +51,17 @@ def inspect(
             return
         if task is None:
             raise ConfigError("inspect needs a TASK (path/to/file.py:factory), or --sensitivity RUN.")
-        setup, model = api.inspect(task, read_settings(config, settings, latency))
+        configured = read_settings(config, settings, latency)
+        setup, model = api.inspect(task, configured)
+        stored = stored_as(setup, configured.placement)
 
         def draw(out: Console) -> None:
             out.print(console.layers_table(setup))
+            if stored:
+                out.print(console.schemes_table(stored))
             out.print(console.widths_table(setup, model))
 
-        show(console.inspection(setup, model), draw)
+        show(console.inspection(setup, model, stored), draw)
 
 
 @app.command(cls=listing(front=cost_kinds, minimize=cost_kinds))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from raysearch.config.section import Section, Width
+from raysearch.config.section import SchemeValue, Section
 from raysearch.errors import ConfigError
 from raysearch.records import COST_KINDS, LatencyProfile, MaxDrop, parse_max_drop
 
@@ -56,7 +56,7 @@ class SearchConfig(Section):
     batch_size: int = Field(8, ge=1)
     surrogate: SurrogateName = "response"
     sampler: SamplerName = "auto"
-    enqueue: tuple[dict[str, Width], ...] = ()
+    enqueue: tuple[dict[str, SchemeValue], ...] = ()
     num_samples: int = Field(512, ge=0)
     shard_size: int = Field(64, ge=1)
     objective: str = "divergence"

@@ -5,11 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from raysearch.errors import ConfigError
+from raysearch.errors import ConfigError, PlacementError
+from raysearch.records.scheme import Scheme
 
 Width = Annotated[int, Field(ge=2, le=8)]
+
+
+def _scheme(value: Any) -> int | str:
+    """A scheme in its JSON form."""
+    try:
+        return Scheme.of(value).as_json
+    except PlacementError as error:
+        # What pydantic tells as an error of the setting.
+        raise ValueError(str(error).rstrip(".")) from error
+
+
+def _one_or_several(value: Any) -> int | str | tuple[int | str, ...]:
+    if not isinstance(value, list | tuple):
+        return _scheme(value)
+    if not value:
+        raise ValueError("list should have at least 1 item")
+    return tuple(map(_scheme, value))
+
+
+SchemeValue = Annotated[int | str, BeforeValidator(_scheme)]
+"""A bit-width, or the text of a scheme, such as "4g64"."""
+
+SchemeValues = Annotated[int | str | tuple[int | str, ...], BeforeValidator(_one_or_several)]
+"""One of them, or a list."""
+
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 

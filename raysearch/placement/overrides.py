@@ -8,7 +8,7 @@ from dataclasses import replace
 from raysearch.config.placement import OverrideConfig, PlacementConfig
 from raysearch.errors import PlacementError
 from raysearch.placement.scopes import match
-from raysearch.records import Granularity, QuantizationPoint, QuantizerSpec
+from raysearch.records import Granularity, QuantizationPoint, QuantizerSpec, Scheme
 
 
 def read_overrides(
@@ -20,9 +20,11 @@ def read_overrides(
         PlacementError: a pattern fits nothing, or what is set for a point contradicts itself.
     """
     result: dict[str, OverrideConfig] = {}
-    for pattern, width in settings.pins.items():
+    for pattern, scheme in settings.pins.items():
         for point in match(pattern, points.values(), "placement.pins"):
-            result[point.id] = OverrideConfig(pinned=width)
+            pinned = OverrideConfig(pinned=scheme)
+            _check_fits(f"placement.pins['{pattern}']", point, pinned)
+            result[point.id] = pinned
     for pattern, override in settings.overrides.items():
         changes = {key: value for key, value in override if value is not None}
         for point in match(pattern, points.values(), "placement.overrides"):
@@ -43,10 +45,17 @@ def _check_fits(option: str, point: QuantizationPoint, override: OverrideConfig)
             f"readers may see other shapes and integer kernels take no other. Remove granularity, or write a "
             f"pattern that fits weights only."
         )
-    allowed = override.model_copy(update={"pinned": None}).widths
+    extended = [scheme for scheme in override.schemes or () if not scheme.is_plain]
+    if point.kind == "activation" and extended:
+        raise PlacementError(
+            f"{option} sets '{point.id}' to {', '.join(map(str, extended))}; an activation takes a bit-width "
+            f"alone, since it has one scale per tensor. Set mode for a zero point, or write a pattern that "
+            f"fits weights only."
+        )
+    allowed = override.model_copy(update={"pinned": None}).schemes
     if allowed and override.pinned is not None and override.pinned not in allowed:
         raise PlacementError(
-            f"{option} pins '{point.id}' to {override.pinned} bits, but bits allows "
+            f"{option} pins '{point.id}' to {Scheme.of(override.pinned).in_words}, but bits allows "
             f"{', '.join(map(str, allowed))}."
         )
     mode = override.mode or default_mode(point)

@@ -11,12 +11,13 @@ from typing import Any
 
 from raysearch.errors import PlacementError
 from raysearch.quantizer import MAX_BITS, MIN_BITS
+from raysearch.records import QuantizationPoint
 from raysearch.unknown_keys import nearest_hint, nearest_names
 
 WEIGHT_KINDS = ("conv", "depthwise", "conv_transpose", "linear", "recurrent", "embedding")
 OPERATIONS = (*WEIGHT_KINDS, "add", "matmul", "attention", "pool")
 MODES = ("symmetric", "asymmetric")
-GRANULARITIES = ("per_channel", "per_tensor")
+GRANULARITIES = ("per_channel", "per_tensor", "per_group")
 EVERY = tuple(range(MIN_BITS, MAX_BITS + 1))
 
 Pairs = frozenset[tuple[int, int]]
@@ -32,6 +33,7 @@ class OperationRule:
         activations: widths of the tensors it reads.
         pairs: (weight, activation) widths that go together; empty means all combinations.
         weight_granularity: allowed granularities.
+        group_sizes: inputs that may share a scale, where that is per group; empty means any number.
         weight_modes: allowed modes of weights, the preferred one first.
         activation_modes: allowed modes of activations, the preferred one first.
         input: whether the tensor it reads must be quantized.
@@ -42,6 +44,7 @@ class OperationRule:
     activations: tuple[int, ...] = EVERY
     pairs: tuple[tuple[int, int], ...] = ()
     weight_granularity: tuple[str, ...] = GRANULARITIES
+    group_sizes: tuple[int, ...] = ()
     weight_modes: tuple[str, ...] = MODES
     activation_modes: tuple[str, ...] = ("asymmetric", "symmetric")
     input: bool = False
@@ -74,6 +77,19 @@ class Profile:
         for kind in kinds:
             widths &= {a for _, a in self.rules[kind].allowed()}
         return tuple(sorted(widths))
+
+    def takes(self, kinds: Iterable[str], point: QuantizationPoint) -> bool:
+        """Whether every one of the kinds takes a weight with its mode, granularity and size of groups."""
+        kinds = tuple(kinds)
+        if point.grid_spec.mode not in self.modes(kinds, "weight_modes"):
+            return False
+        if point.granularity.kind not in self.modes(kinds, "weight_granularity"):
+            return False
+        row, channels = point.row, point.granularity.group_size
+        if row is None or channels is None:
+            return True
+        sizes = [self.rules[kind].group_sizes for kind in kinds]
+        return all(not listed or channels * row.num_positions in listed for listed in sizes)
 
     def modes(self, kinds: Iterable[str], field: str) -> tuple[str, ...]:
         """Modes (or granularities) that every one of the kinds takes, the preferred one first."""
@@ -157,6 +173,8 @@ def _checked(key: str, value: Any) -> Any:
         pairs = tuple((w, a) for w, a in value)
         _widths(width for pair in pairs for width in pair)
         return pairs
+    if key == "group_sizes":
+        return _group_sizes(value)
     if key in ("weights", "activations"):
         return _widths(value)
     allowed = GRANULARITIES if key == "weight_granularity" else MODES
@@ -172,6 +190,13 @@ def _widths(values: Iterable[Any]) -> tuple[int, ...]:
     if not widths or not all(type(width) is int and width in EVERY for width in widths):
         raise ValueError(f"allowed: bit-widths of {MIN_BITS} to {MAX_BITS}, at least one")
     return tuple(sorted(set(widths)))
+
+
+def _group_sizes(values: Iterable[Any]) -> tuple[int, ...]:
+    sizes = tuple(values)
+    if not sizes or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError("allowed: numbers of inputs, at least one")
+    return tuple(sorted(set(sizes)))
 
 
 def _known(profile: str, section: str, data: Mapping[str, Any], allowed: Iterable[str]) -> None:

@@ -1,21 +1,21 @@
-"""Widths: what the user and the profile leave each group, and which widths go together."""
+"""Schemes: what the user and the profile leave each group, and which widths go together."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from raysearch.config.placement import OverrideConfig, PlacementConfig
 from raysearch.errors import PlacementError
 from raysearch.placement.overrides import apply_spec, default_mode
 from raysearch.placement.points import PointTable
-from raysearch.placement.profile import WEIGHT_KINDS, Pairs, Profile
-from raysearch.records import PER_TENSOR, QuantizationPoint, QuantizerGroup
+from raysearch.placement.profile import EVERY, WEIGHT_KINDS, Pairs, Profile
+from raysearch.placement.schemes import check_group_sizes, distinct_schemes
+from raysearch.records import PER_TENSOR, QuantizationPoint, QuantizerGroup, Scheme
 from raysearch.records.components import connected_components
 
 _UNSET = OverrideConfig()
-_ALL_WIDTHS = range(33)
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class WidthRules:
     """What decides about widths and kinds of quantizers.
 
     Attributes:
-        settings: widths that a weight or an activation may take where nothing else is set.
+        settings: schemes that a weight or an activation may take where nothing else is set.
         overrides: quantizer id → what is set for it.
         profile: of the hardware.
     """
@@ -32,11 +32,16 @@ class WidthRules:
     overrides: Mapping[str, OverrideConfig]
     profile: Profile
 
-    def default(self, point: QuantizationPoint) -> tuple[int, ...]:
-        """Widths of a point for which nothing is set."""
+    def default(self, point: QuantizationPoint) -> tuple[Scheme, ...]:
+        """Schemes of a point for which nothing is set."""
         if point.kind == "weight":
-            return self.settings.weight_bit_widths
-        return self.settings.activation_bit_widths
+            return self.settings.schemes
+        return tuple(map(Scheme, self.settings.activation_bit_widths))
+
+    def schemes(self, point: QuantizationPoint) -> tuple[Scheme, ...]:
+        """What is set for a point, else the default."""
+        schemes = self.override(point.id).schemes
+        return self.default(point) if schemes is None else schemes
 
     def override(self, name: str) -> OverrideConfig:
         """What is set for a point; all None where nothing is."""
@@ -85,7 +90,7 @@ def _check_profile(name: str, field: str, value: str, profile: Profile, kinds: s
 def make_groups(
     table: PointTable, points: Mapping[str, QuantizationPoint], rules: WidthRules
 ) -> tuple[dict[str, QuantizerGroup], dict[str, tuple[tuple[int, int], ...]]]:
-    """Groups with their widths, and weight id → pairs, where not every combination is allowed.
+    """Groups with their schemes, and weight id → pairs, where not every combination is allowed.
 
     Args:
         table: the points as they were found, with what reads them.
@@ -93,13 +98,17 @@ def make_groups(
         rules: of the widths.
 
     Raises:
-        PlacementError: members of a group, or user and profile, leave no width.
+        PlacementError: members of a group, or user and profile, leave no scheme, or a scheme fits no weight.
     """
+    weights = {name: point for name, point in points.items() if point.kind == "weight"}
+    schemes_of = {name: rules.schemes(point) for name, point in weights.items()}
+    check_group_sizes(schemes_of, weights)
+    _check_schemes(schemes_of, table, weights, rules.profile)
     partners = [(a, b) for a, b in table.partners if a in points and b in points]
     groups: dict[str, QuantizerGroup] = {}
     for members in connected_components(points, partners):
-        widths = _group_widths(members, table, points, rules)
-        groups[members[0]] = QuantizerGroup(members[0], members, widths)
+        schemes = _group_schemes(members, table, points, rules)
+        groups[members[0]] = QuantizerGroup(members[0], members, schemes)
     group_of = {name: group.id for group in groups.values() for name in group.points}
     links = {
         name: _Link(group_of[name], group_of[point.input_point], rules.profile.pairs(table.kinds[name]))
@@ -127,36 +136,82 @@ class _Link:
     pairs: Pairs
 
 
-def _group_widths(
+def _check_schemes(
+    schemes_of: Mapping[str, Iterable[Scheme]],
+    table: PointTable,
+    weights: Mapping[str, QuantizationPoint],
+    profile: Profile,
+) -> None:
+    """Refuse a scheme of groups, or an asymmetric one, that the profile takes of no weight."""
+    names_of: dict[Scheme, list[str]] = {}
+    for name, schemes in schemes_of.items():
+        for scheme in schemes:
+            names_of.setdefault(scheme, []).append(name)
+    for scheme, names in names_of.items():
+        if scheme.is_plain or any(profile.takes(table.kinds[n], weights[n].at(scheme)) for n in names):
+            continue
+        kinds = sorted(set().union(*(table.kinds[name] for name in names)))
+        granularities = ", ".join(profile.modes(kinds, "weight_granularity")) or "none"
+        modes = ", ".join(profile.modes(kinds, "weight_modes")) or "none"
+        raise PlacementError(
+            f"the profile '{profile.name}' takes no weight at the scheme '{scheme}': for {', '.join(kinds)} "
+            f"it allows the granularities {granularities} and the modes {modes}{_sizes(kinds, profile)}. "
+            f"Change placement.weight_schemes or the override, or placement.profile."
+        )
+
+
+def _sizes(kinds: Iterable[str], profile: Profile) -> str:
+    sizes = sorted({size for kind in kinds for size in profile.rules[kind].group_sizes})
+    return f", groups of {', '.join(map(str, sizes))} inputs" if sizes else ""
+
+
+def _group_schemes(
     members: tuple[str, ...],
     table: PointTable,
     points: Mapping[str, QuantizationPoint],
     rules: WidthRules,
-) -> tuple[int, ...]:
-    requested: dict[str, tuple[int, ...]] = {}
+) -> tuple[Scheme, ...]:
+    requested: dict[str, tuple[Scheme, ...]] = {}
     for name in members:
-        widths = rules.override(name).widths
-        if widths is not None:
-            requested[name] = widths
+        schemes = rules.override(name).schemes
+        if schemes is not None:
+            requested[name] = schemes
     left = set(next(iter(requested.values()), rules.default(points[members[0]])))
     left = left.intersection(*requested.values())
     if not left:
         listing = ", ".join(f"{name} to {' or '.join(map(str, w))}" for name, w in requested.items())
         raise PlacementError(f"the placement rules set {listing}, but these must share one bit-width.")
-    allowed = set(_ALL_WIDTHS)
+    taken = [scheme for scheme in left if _is_taken(scheme, members, table, points, rules.profile)]
+    allowed = set(EVERY)
     for name in members:
         if points[name].kind == "weight":
             allowed &= {w for w, _ in rules.profile.pairs(table.kinds[name])}
         else:
             allowed &= set(rules.profile.activations(table.kinds[name]))
-    if not left & allowed:
+    schemes = distinct_schemes(
+        [scheme for scheme in taken if scheme.num_bits in allowed], [points[name] for name in members]
+    )
+    if not schemes:
         kinds = sorted(set().union(*(table.kinds[name] for name in members)))
         raise PlacementError(
             f"no bit-width is left for '{members[0]}' ({', '.join(kinds)}): you allow {_text(left)}, the "
             f"profile '{rules.profile.name}' allows {_text(allowed)}. Change placement.profile, or "
             f"{_setting(points[members[0]])} or an override."
         )
-    return tuple(sorted(left & allowed))
+    return schemes
+
+
+def _is_taken(
+    scheme: Scheme,
+    members: Iterable[str],
+    table: PointTable,
+    points: Mapping[str, QuantizationPoint],
+    profile: Profile,
+) -> bool:
+    """Whether the profile takes all members as a scheme stores them; of a plain one its width decides."""
+    if scheme.is_plain:
+        return True
+    return all(profile.takes(table.kinds[name], points[name].at(scheme)) for name in members)
 
 
 def _consistent(
@@ -181,7 +236,11 @@ def _consistent(
                 partnered = {pair[index] for pair in pairs}
                 changed = changed or partnered != widths[group]
                 widths[group] = partnered
-    return {g.id: QuantizerGroup(g.id, g.points, sorted(widths[g.id])) for g in groups.values()}
+    left: dict[str, QuantizerGroup] = {}
+    for member in groups.values():
+        schemes = [scheme for scheme in member.schemes if scheme.num_bits in widths[member.id]]
+        left[member.id] = QuantizerGroup(member.id, member.points, schemes)
+    return left
 
 
 def _warn_single(
@@ -190,17 +249,17 @@ def _warn_single(
     weights = [group for group in groups.values() if points[group.id].kind == "weight"]
     # A user who asked for one width, or pinned all of them, knows; a profile that leaves one is a surprise.
     free = [group for group in weights if not any(_is_single(rules, points[name]) for name in group.points)]
-    if free and all(len(group.bit_widths) == 1 for group in weights):
+    if free and all(len(group.schemes) == 1 for group in weights):
         warnings.warn(
             f"the profile '{rules.profile.name}' leaves a single bit-width to every weight (you allow "
-            f"{_text(set(rules.settings.weight_bit_widths))}): there is nothing to search. Choose another "
+            f"{_text(rules.settings.schemes)}): there is nothing to search. Choose another "
             f"placement.profile ('any' has no limits), or other placement.weight_bit_widths.",
             stacklevel=4,
         )
 
 
 def _is_single(rules: WidthRules, point: QuantizationPoint) -> bool:
-    return len(set(rules.override(point.id).widths or rules.default(point))) == 1
+    return len(set(rules.schemes(point))) == 1
 
 
 def check_placement(table: PointTable, points: Mapping[str, QuantizationPoint], profile: Profile) -> None:
@@ -226,8 +285,8 @@ def check_placement(table: PointTable, points: Mapping[str, QuantizationPoint], 
         )
 
 
-def _text(widths: set[int]) -> str:
-    return ", ".join(map(str, sorted(w for w in widths if 2 <= w <= 8))) or "none"
+def _text(values: Iterable[int] | Iterable[Scheme]) -> str:
+    return ", ".join(map(str, sorted(values))) or "none"
 
 
 def _setting(point: QuantizationPoint) -> str:

@@ -201,7 +201,7 @@ class BatchSearch:
     def _assignment_of(self, trial: Trial) -> BitAssignment:
         # In group order, whichever order the parameters were set in.
         params = trial.params
-        return BitAssignment({group: int(params[group]) for group in self._space.groups})
+        return BitAssignment({group: params[group] for group in self._space.groups})
 
     def _measure(self, batch: Batch, evaluator: Evaluator, can_stop: bool = True) -> None:
         """Measure the batch's new assignments, each once.

@@ -39,6 +39,8 @@ from raysearch.records import (
 from raysearch.search.ask_tell import OnBatch, TrialLog
 from raysearch.search.feasibility import best_cost
 from raysearch.search.least_cost_log import DropLimit, LeastCostLog
+from raysearch.search.problem.limits import make_limits
+from raysearch.search.problem.space import IntArray
 from raysearch.search.racing import Race
 from raysearch.search.study import search_assignment
 from raysearch.search.summary import completed, measured_front, surrogate_agreement
@@ -234,20 +236,37 @@ def _run_study(
 
 
 def _lower_groups(log: LeastCostLog, batch_size: int) -> None:
-    """Lower one group of the best by one width, the least predicted harm first, while that holds."""
+    """Give one group of the best a cheaper option, the least predicted harm first, while that holds."""
     surrogate = log.maker.surrogate
     for _ in range(MAX_LOWERED):
         best = log.cheapest()
         cost = best.costs[log.kind]
         choices = log.maker.space.choices(best.assignment)
         solver = log.solver_within(cost)
-        one_group = np.eye(len(choices), dtype=np.int64)
-        steps = [choices - one_group[row] for row in np.flatnonzero(choices)]
-        feasible = [step for step in steps if solver.is_feasible(step)]
+        feasible = [step for step in _lowered(log, choices) if solver.is_feasible(step)]
         feasible.sort(key=lambda step: float(surrogate.predict(step)))
         trials = log.measure([("lowered", step) for step in feasible[:batch_size]])
         if not trials or log.least_cost() >= cost:
             return
+
+
+def _lowered(log: LeastCostLog, choices: IntArray) -> list[IntArray]:
+    """The choices with one group lowered: by one width, or to the next cheaper one of its schemes."""
+    maker = log.maker
+    limits = make_limits(maker.space, [log.cost_budget(log.least_cost())], maker.model)
+    change = np.max([limit.changes(choices) for limit in limits], axis=0)
+    steps = []
+    for row, schemes in enumerate(maker.space.allowed):
+        column = int(choices[row]) - 1
+        if not all(scheme.is_plain for scheme in schemes):
+            # Neighbours may cost as much or more: scales take bits too.
+            cheaper = [place for place in range(len(schemes)) if change[row, place] < 0]
+            column = max(cheaper, key=lambda place: int(change[row, place]), default=-1)
+        if column >= 0:
+            step = choices.copy()
+            step[row] = column
+            steps.append(step)
+    return steps
 
 
 def _summarise(

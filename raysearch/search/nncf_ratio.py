@@ -121,14 +121,28 @@ def solve_ratio(
         PlacementError: strict mode finds a group without a common width.
     """
     check_ratio(setup, target, mode)
+    best = _best_schemes(setup, omegas)
+    least: dict[Option, float] = {}
+    for name, schemes in best.items():
+        for width, scheme in schemes.items():
+            least[name, Scheme(width)] = omegas.get((name, scheme), 0.0)
     fronts = []
-    for candidates in _candidates(setup, omegas, mode):
+    for candidates in _candidates(setup, least, mode):
         fronts.append(pareto_front(candidates, lambda candidate: (candidate.cost, candidate.omega)))
     use_at_target = COST_KINDS["effective"].formula(setup).use_at(target * (1 - SLACK))
     bits: dict[str, int] = {}
     for front, index in zip(fronts, _least_omega(fronts, int(use_at_target)), strict=True):
         bits.update(front[index].bits)
-    return BitAssignment({name: bits[name] for name in setup.groups})
+    return BitAssignment({name: best[name][bits[name]] for name in setup.groups})
+
+
+def _best_schemes(setup: QuantizerSetup, omegas: Mapping[Option, float]) -> dict[str, dict[int, Scheme]]:
+    """Group → width → its scheme of least Ω; R knows widths alone, so no other of that width is better."""
+    best: dict[str, dict[int, Scheme]] = {}
+    for name, group in setup.groups.items():
+        descending = sorted(group.schemes, key=lambda scheme: -omegas.get((name, scheme), 0.0))
+        best[name] = {scheme.num_bits: scheme for scheme in descending}
+    return best
 
 
 def _least_omega(fronts: Sequence[Sequence[Candidate]], capacity: int) -> list[int]:

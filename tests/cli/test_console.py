@@ -56,7 +56,7 @@ def test_inspect_shows_grids_pairs_and_what_stays_float(setup):
     assert "asymmetric, per tensor" in lines["head.weight"]
     assert "4/4 4/8 8/8" in lines["hidden.weight"]
     assert "float" in lines["lstm.weight_hh_l0"]
-    facts = inspection(setup, CostModel(setup))
+    facts = inspection(setup, CostModel(setup), {})
     assert "left out by placement.target_scopes or ignored_scopes" in lines["lstm.weight_hh_l0"]
     # 80 of the LSTM, 25 and 10 of the others can be quantized; 100 cannot.
     assert "53.5% of the weights (115 of 215)" in stream.getvalue()

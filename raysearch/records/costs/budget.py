@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from raysearch.errors import BudgetError
 from raysearch.records.assignment import BitAssignment
 from raysearch.records.costs.kinds import COST_KINDS
-from raysearch.records.costs.model import CostModel
+from raysearch.records.costs.model import LOWEST, CostModel
 
 _EXPRESSION = re.compile(
     r"^\s*([A-Za-z_]+)\s*(<=|≤|>=|≥)\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ%]*)\s*$"
@@ -77,7 +77,7 @@ def parse_budget(text: str) -> Budget:
     if match is None:
         raise BudgetError(
             f"the budget '{text}' cannot be read; a budget is KIND<=NUMBER[UNIT], for example avg_bits<=4, "
-            f"size<=250KiB, size<=12.5%, bops<=1.2G, effective>=1.5 or latency<=12ms. "
+            f"bpw<=4.5, size<=250KiB, size<=12.5%, bops<=1.2G, effective>=1.5 or latency<=12ms. "
             f"Kinds: {', '.join(COST_KINDS)}."
         )
     name, sign, number, unit = match.groups()
@@ -188,28 +188,28 @@ def _percentages(budget: Budget, model: CostModel) -> str:
 
 
 def limiting_groups(model: CostModel, kind: str, num_groups: int = 4) -> str:
-    """A sentence that names what keeps a cost up at the lowest widths, the greatest shares first.
+    """A sentence that names what keeps a cost up at its least, the greatest shares first.
 
-    Groups with one width come first: pins and profiles make them so, and a user can lift those.
+    Groups with one scheme come first: pins and profiles make them so, and a user can lift those.
 
     Args:
         model: the costs.
         kind: one of `COST_KINDS`.
         num_groups: the most groups that are named.
     """
-    lowest = BitAssignment.extreme(model.setup, 0)
+    lowest = model.extreme(kind, LOWEST)
     shares = model.shares(kind, lowest)
     total = sum(shares.values())
     if total <= 0:
         return ""
     fixed_share = shares.pop("")
-    fixed = {name for name, group in model.setup.groups.items() if len(group.bit_widths) == 1}
+    fixed = {name for name, group in model.setup.groups.items() if len(group.schemes) == 1}
     contributing = [name for name, share in shares.items() if name and share > 0]
     contributing.sort(key=lambda name: (name not in fixed, -shares[name], name))
     parts = []
     for name in contributing[:num_groups]:
         only = "only " if name in fixed else ""
-        parts.append(f"'{name}' ({only}{lowest.bits[name]} bits, {shares[name] / total:.1%})")
+        parts.append(f"'{name}' ({only}{lowest.schemes[name].in_words}, {shares[name] / total:.1%})")
     if fixed_share > 0:
         parts.append(f"what stays float or has no width ({fixed_share / total:.1%})")
     return f"Limited by {', '.join(parts)}. "

@@ -61,8 +61,9 @@ class CostKind:
         reference_bits: the width of all points at which the cost is 100 %; None: a budget of this kind takes
             no percentage.
         at_least: whether a budget is the least that the cost may be, since it falls as widths grow.
-        is_monotone: whether the cost moves one way with every width; where it does not, the extremes of a
-            cost are bounds made of each point's extreme term.
+        is_monotone: whether the cost moves one way from each scheme of a group to the next; where it does
+            not, since scales may take more than codes, extremes are made of each group's, see
+            `CostModel.lowest`.
         is_known: whether a setup holds what the formula needs.
         needs: what is told when it does not.
     """
@@ -140,6 +141,14 @@ def _size(setup: QuantizerSetup) -> CostFormula:
     return CostFormula((CostSum(weights, stored_bytes, file.constant, exact=file.of),))
 
 
+def _stored_bits(setup: QuantizerSetup) -> CostFormula:
+    """Σ 8·`packed_bytes` / Σ nᵢ: all bits stored for the quantizable weights, scales included, per weight."""
+    weights = tuple(setup.of_kind("weight").values())
+    num_elements = sum(point.num_elements for point in weights)
+    terms = CostSum(weights, lambda point, width, _: 8 * packed_bytes(point, width))
+    return CostFormula((terms,), divisor=max(num_elements, 1))
+
+
 def _bops(setup: QuantizerSetup) -> CostFormula:
     """Σ MACsᵢ·wᵢ·aᵢ per sample, aᵢ the width of the activation that feeds the weight's operation."""
     weights = tuple(setup.of_kind("weight").values())
@@ -202,7 +211,9 @@ _KINDS = (
         units=_BYTE_UNITS,
         display=_BYTES,
         reference_bits=FLOAT_BITS,
+        is_monotone=False,
     ),
+    CostKind("bpw", "bits stored per weight", _stored_bits, is_monotone=False),
     CostKind(
         "bops",
         "bit operations",

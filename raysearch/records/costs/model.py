@@ -12,10 +12,11 @@ from raysearch.records.costs.file_size import packed_bytes
 from raysearch.records.costs.formula import CostFormula, CostSum
 from raysearch.records.costs.kinds import COST_KINDS
 from raysearch.records.point import FLOAT_BITS
-from raysearch.records.setup import QuantizerSetup
+from raysearch.records.scheme import Scheme
+from raysearch.records.setup import QuantizerGroup, QuantizerSetup
 
 LOWEST, HIGHEST = 0, -1
-"""Index of an extreme width in a group's ascending widths."""
+"""Index of an extreme in what ascends."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class CostModel:
     """Costs of an assignment, exact, for one setup; `COST_KINDS` has their formulas.
 
     - `avg_bits`: mean bits of the weights, codes only;
+    - `bpw`: all bits that are stored for the weights, scales and zero points included, per weight;
     - `act_bits`: the same over the activation values of one sample;
     - `size`: bytes of model.safetensors; `FileSize` says how little it is above the file;
     - `bops`: bit operations per sample;
@@ -68,8 +70,9 @@ class CostModel:
     def lowest(self) -> dict[str, float]:
         """The least value of every cost, each on its own; profiles that couple widths may forbid it.
 
-        Most costs grow with every width (`effective` falls), so their extremes are at the extreme widths; of
-        the others (`CostKind.is_monotone`) each layer's least term is taken, which is a bound.
+        Most costs grow with every width (`effective` falls), so their extremes are at the extreme widths. Of
+        the others (`CostKind.is_monotone`) each group's least part is taken; where a part depends on the
+        input's width too (`latency`), each layer's, which is a bound.
         """
         return {kind: self._extreme(kind, LOWEST) for kind in self._formulas}
 
@@ -91,6 +94,20 @@ class CostModel:
             if reference_bits is not None:
                 references[kind] = formula.of({}, unnamed=reference_bits)
         return references
+
+    def extreme(self, kind: str, which: int) -> BitAssignment:
+        """Every group at the scheme of its least (`LOWEST`) or greatest (`HIGHEST`) part of a cost.
+
+        A part that depends on the input's width too is taken at the extreme width.
+        """
+        (part, *more) = self._formulas[kind].sums
+        if COST_KINDS[kind].is_monotone or part.is_coupled or more:
+            return BitAssignment.extreme(self.setup, which)
+        schemes: dict[str, Scheme] = {}
+        for group in self.setup.groups.values():
+            parts = self._parts(part, group)
+            schemes[group.id] = sorted(group.schemes, key=parts.__getitem__)[which]
+        return BitAssignment(schemes)
 
     def shares(self, kind: str, assignment: BitAssignment) -> dict[str, float]:
         """What each group contributes to a cost, in its unit; "" is what no group can change.
@@ -126,11 +143,21 @@ class CostModel:
 
     def _extreme(self, kind: str, which: int) -> float:
         formula = self._formulas[kind]
-        if not COST_KINDS[kind].is_monotone:
+        if not COST_KINDS[kind].is_monotone and any(part.is_coupled for part in formula.sums):
             return formula.cost(max(self._extreme_use(part, which) for part in formula.sums))
         # A cost that falls as widths grow is lowest at the highest widths.
         end = HIGHEST - which if COST_KINDS[kind].at_least else which
-        return formula.of(BitAssignment.extreme(self.setup, end).per_point(self.setup))
+        return formula.of(self.extreme(kind, end).per_point(self.setup))
+
+    def _parts(self, part: CostSum, group: QuantizerGroup) -> dict[Scheme, int]:
+        """What each scheme of a group adds to a sum in which every point counts by itself."""
+        counted = {point.id: point for point in part.points}
+        members = [counted[name] for name in group.points if name in counted]
+        parts: dict[Scheme, int] = {}
+        for scheme in group.schemes:
+            terms = (part.term(point.at(scheme), scheme.num_bits, FLOAT_BITS) for point in members)
+            parts[scheme] = sum(terms)
+        return parts
 
     def _extreme_use(self, part: CostSum, which: int) -> int:
         """The sum of each point's extreme term over the widths that it and its input may take together."""

@@ -104,7 +104,8 @@ class Knapsack:
         width = self.num_steps + 1
         # best[g]: least cost of the groups so far within g steps.
         best = np.zeros(width)
-        picks = np.zeros((len(self._steps), width), dtype=np.int8)
+        columns = np.min_scalar_type(-self.sizes.shape[1])
+        picks = np.zeros((len(self._steps), width), dtype=columns)
         for row, steps in enumerate(self._steps):
             if steps.count(None) == len(steps) - 1:  # one option, of the least size
                 picks[row] = next(column for column, step in enumerate(steps) if step is not None)

@@ -23,6 +23,7 @@ def test_costs_by_hand():
         "act_bits": 8.0,
         # 40 bits in 5 bytes and two scales; 18 bits in 3 bytes and one scale.
         "size": (5 + 8) + (3 + 4),
+        "bpw": 8 * 20 / 16,
         # a is fed by float, b by x at 8 bits.
         "bops": 100 * 4 * 32 + 30 * 3 * 8,
         "effective": 8 * 130 / (100 * 32 + 30 * 8),
