@@ -58,9 +58,16 @@ class Dequantize(nn.Module):
         return dequantize(codes, self.scale, zero_point, self.granularity).to(self.dtype)
 
     def _onnx(self, codes: Tensor) -> Tensor:
-        axis = self.granularity.axis
-        # ONNX takes a scalar per tensor, and one dimension per channel.
-        scale = self.scale.reshape(() if axis is None else (-1,))
+        axis, scale = self.granularity.axis, self.scale
+        attributes: dict[str, Any] = {}
+        if self.granularity.group_axis is not None and self.granularity.group_size is not None:
+            # The target brings scales of groups of kernels, [O, groups, 1, 1], to a form that ONNX has.
+            attributes = {"axis": self.granularity.group_axis, "block_size": self.granularity.group_size}
+        else:
+            # ONNX takes a scalar per tensor, and one dimension per channel.
+            if axis is not None:
+                attributes = {"axis": axis}
+            scale = scale.reshape(() if axis is None else (-1,))
         if self.zero_point is None:
             zero_point = torch.zeros(scale.shape, dtype=torch.int8)
         else:
@@ -68,7 +75,7 @@ class Dequantize(nn.Module):
         result: Tensor = torch.onnx.ops.symbolic(
             "DequantizeLinear",
             (codes, scale, zero_point),
-            {} if axis is None else {"axis": axis},
+            attributes,
             dtype=torch.float32,
             shape=codes.shape,
             version=21,

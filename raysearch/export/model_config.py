@@ -18,11 +18,14 @@ from raysearch.export.checked_values import (
 )
 from raysearch.export.input_spec import InputSpec, input_spec_from
 from raysearch.quantizer import MAX_BITS, MIN_BITS
-from raysearch.records import QuantizerSpec, Site
+from raysearch.records import Granularity, QuantizerSpec, Site
 from raysearch.records.dtypes import STORED_DTYPES
+from raysearch.records.scheme import Scheme
 
 FORMAT = "bitstream-le"
-VERSION = 1
+VERSION = 2
+GROUPS_SINCE = 2
+"""First version that has scales per group; a folder without them is of version 1, which is read as well."""
 WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -34,7 +37,8 @@ class PackedWeight:
 
     Attributes:
         bits: width of a code.
-        axis: channel axis of the scales; None is one scale for the whole weight.
+        granularity: which weights share a scale; in the file `axis`, null for one scale, and of groups
+            `group_axis` and `group_size` too.
         shape: the weight's shape.
         aliases: further names of the same weight (tied weights); it is stored once.
         zero_point: z of every code, or "stored": int8 values, one a scale.
@@ -42,7 +46,7 @@ class PackedWeight:
     """
 
     bits: int
-    axis: int | None
+    granularity: Granularity
     shape: tuple[int, ...]
     aliases: tuple[str, ...] = ()
     zero_point: int | Literal["stored"] = 0
@@ -56,14 +60,22 @@ class PackedWeight:
     @property
     def num_scales(self) -> int:
         """Number of scales, and of zero points where they are stored."""
-        return 1 if self.axis is None else self.shape[self.axis]
+        return self.granularity.num_scales(self.shape)
 
     @property
     def scale_shape(self) -> tuple[int, ...]:
-        """[1, …, C, …, 1], which broadcasts to the weight, or [1]."""
-        if self.axis is None:
-            return (1,)
-        return tuple(size if d == self.axis else 1 for d, size in enumerate(self.shape))
+        """[1, …, C, …, 1], of groups [C, groups, 1, …], or [1]."""
+        return self.granularity.scale_shape(self.shape)
+
+    @property
+    def scheme(self) -> Scheme:
+        """Width, inputs of a group with all their kernel positions, and whether zero points are stored."""
+        axis, size = self.granularity.group_axis, self.granularity.group_size
+        inputs = 0
+        if axis is not None and size is not None:
+            others = [n for dim, n in enumerate(self.shape) if dim not in (axis, self.granularity.axis)]
+            inputs = size * math.prod(others)
+        return Scheme(self.bits, inputs, self.zero_point == "stored")
 
 
 @dataclass(frozen=True)
@@ -127,6 +139,8 @@ class ModelConfig:
 
     def to_json(self) -> str:
         """The configuration as JSON text, laid out as Hugging Face does."""
+        has_groups = any(weight.granularity.group_size for weight in self.weights.values())
+        version = GROUPS_SINCE if has_groups else 1
         return _lines(
             {
                 "model_type": "raysearch",
@@ -136,7 +150,7 @@ class ModelConfig:
                 "quantization_config": {
                     "quant_method": "raysearch",
                     "format": FORMAT,
-                    "version": VERSION,
+                    "version": version,
                     "weights": {name: _weight_entry(weight) for name, weight in self.weights.items()},
                     "activations": {name: _activation_entry(v) for name, v in self.activations.items()},
                 },
@@ -201,18 +215,31 @@ def _check_format(quantization: dict[str, Any], where: str) -> None:
 
 
 def _weight_entry(value: PackedWeight) -> dict[str, Any]:
-    entry = asdict(value)
-    if value.dtype == "F32":
-        del entry["dtype"]
+    granularity = value.granularity
+    entry: dict[str, Any] = {
+        "bits": value.bits,
+        "axis": granularity.axis,
+        "shape": value.shape,
+        "aliases": value.aliases,
+        "zero_point": value.zero_point,
+    }
+    if granularity.kind == "per_group":
+        entry["group_axis"], entry["group_size"] = granularity.group_axis, granularity.group_size
+    if not value.scheme.is_plain:
+        # For who reads the file; what it says follows from the rest.
+        entry["scheme"] = str(value.scheme)
+    if value.dtype != "F32":
+        entry["dtype"] = value.dtype
     return entry
 
 
 def _weight(name: str, entry: dict[str, Any]) -> PackedWeight:
     zero = entry["zero_point"]
+    shape = checked_shape(entry["shape"], name)
     weight = PackedWeight(
         checked_size(entry["bits"]),
-        None if entry["axis"] is None else checked_size(entry["axis"]),
-        checked_shape(entry["shape"], name),
+        _granularity(name, entry, shape),
+        shape,
         tuple(map(str, entry["aliases"])),
         "stored" if zero == "stored" else -checked_size(-zero),
         entry.get("dtype", "F32"),
@@ -223,9 +250,18 @@ def _weight(name: str, entry: dict[str, Any]) -> PackedWeight:
         raise ValueError(f"'{name}' has zero_point {zero!r}")
     if weight.dtype not in WEIGHT_DTYPES:
         raise ValueError(f"'{name}' has dtype {weight.dtype!r:.50}; allowed: {', '.join(WEIGHT_DTYPES)}")
-    if weight.axis is not None and weight.axis >= len(weight.shape):
-        raise ValueError(f"'{name}' has axis {weight.axis} and shape {list(weight.shape)}")
     return weight
+
+
+def _granularity(name: str, entry: dict[str, Any], shape: tuple[int, ...]) -> Granularity:
+    axis, group_axis, group_size = (
+        None if entry.get(key) is None else checked_size(entry[key])
+        for key in ("axis", "group_axis", "group_size")
+    )
+    for dim in (axis, group_axis):
+        if dim is not None and dim >= len(shape):
+            raise ValueError(f"'{name}' has axis {dim} and shape {list(shape)}")
+    return Granularity(axis, group_axis, group_size)
 
 
 def _activation_entry(value: ActivationQuantizer) -> dict[str, Any]:

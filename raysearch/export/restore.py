@@ -182,8 +182,7 @@ def _weight_point(name: str, weight: PackedWeight) -> QuantizationPoint:
         spec = QuantizerSpec("asymmetric")
     elif weight.zero_point != 0:
         spec = QuantizerSpec("symmetric", signed=False)
-    granularity = Granularity(weight.axis)
-    return QuantizationPoint(name, "weight", tuple(sites), weight.shape, granularity, spec=spec)
+    return QuantizationPoint(name, "weight", tuple(sites), weight.shape, weight.granularity, spec=spec)
 
 
 def _activation_range(entry: ActivationQuantizer) -> QuantizerRange:

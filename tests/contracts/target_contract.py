@@ -16,8 +16,9 @@ from raysearch.export.extras import Extra
 from raysearch.export.outputs import tensor_leaves
 from raysearch.export.targets import ExportJob, Target, Verification, Written
 from raysearch.export.verification.verify import compare, reference_outputs, within_tolerance
-from raysearch.records import QuantizationPoint, QuantizerGroup, QuantizerSetup
+from raysearch.records import CostModel, QuantizationPoint, QuantizerGroup, QuantizerSetup
 from tests.support.export_cases import Case, case, forward_all
+from tests.support.grouped_cases import grouped
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,16 @@ class TargetContract:
         with torch.no_grad():
             shapes = [leaf.shape for leaf in tensor_leaves(loaded(*inputs))]
             assert shapes == [leaf.shape for leaf in tensor_leaves(export.net.stripped(*inputs))]
+
+    @pytest.mark.parametrize("activations", [True, False])
+    def test_weights_in_asymmetric_groups_arrive(self, tmp_path: Path, activations: bool) -> None:
+        if missing := self.target.extra.missing():
+            pytest.skip(f"the extra '{self.target.extra.name}' is not installed: {', '.join(missing)}")
+        net = grouped("rows", None, 32, asymmetric=True, activations=activations)
+        manifest = net.export(tmp_path, self.target.name, batches=[net.inputs(9)], forward=forward_all)
+        greatest = manifest.checks[0].max_abs_difference
+        assert greatest <= (0.0 if self.target.exact else 1e-5)
+        assert manifest.weights_bytes == CostModel(net.setup).weight_bytes(net.assignment)
 
     def test_its_check_passes_and_names_the_target_and_the_runtime(self, export: Export) -> None:
         verdict = self.target.check(export.folder, export.verification)

@@ -5,6 +5,7 @@ import pytest
 
 from raysearch.errors import StorageError
 from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight, TensorSpec
+from raysearch.records import Granularity
 
 
 @pytest.fixture
@@ -13,7 +14,7 @@ def config():
         "Net",
         ("x", "mask"),
         None,
-        {"a.weight": PackedWeight(3, 1, (4, 2, 3), ("b.weight",))},
+        {"a.weight": PackedWeight(3, Granularity(1), (4, 2, 3), ("b.weight",))},
         {"a.input": ActivationQuantizer(8, 0.25, 128)},
         {"a.bias": TensorSpec((2,), "F32")},
     )
@@ -21,7 +22,7 @@ def config():
 
 def test_json_round_trip(config):
     assert ModelConfig.from_json(config.to_json()) == config
-    half = replace(config, weights={"a.weight": PackedWeight(3, 1, (4, 2, 3), dtype="F16")})
+    half = replace(config, weights={"a.weight": PackedWeight(3, Granularity(1), (4, 2, 3), dtype="F16")})
     assert ModelConfig.from_json(half.to_json()) == half
     channels = ActivationQuantizer(4, (0.5, 0.25), (3, 4), shape=(2, 5), axis=0)
     other = replace(config, activations={"a.input": channels, "b.input": ActivationQuantizer(None, 1.0, 0)})
@@ -45,6 +46,20 @@ def test_the_quantization_config_is_laid_out_as_documented(config):
     assert data["activations"]["a.input"] == {"bits": 8, "scale": 0.25, "zero_point": 128}
 
 
+def test_groups_are_told_with_their_scheme_and_in_a_version_of_their_own(config):
+    groups = PackedWeight(3, Granularity.per_group(2), (5, 4, 3, 3), zero_point="stored")
+    other = replace(config, weights={"a.weight": groups})
+    text = other.to_json()
+    assert ModelConfig.from_json(text) == other
+    assert groups.scale_shape == (5, 2, 1, 1)
+    data = json.loads(text)["quantization_config"]
+    assert data["version"] == 2
+    assert data["weights"]["a.weight"] | {"axis": 0} == {
+        "bits": 3, "axis": 0, "shape": [5, 4, 3, 3], "aliases": [], "zero_point": "stored",
+        "group_axis": 1, "group_size": 2, "scheme": "3g18a",
+    }  # fmt: skip
+
+
 def test_a_scale_broadcasts_along_the_axis(config):
     assert config.weights["a.weight"].scale_shape == (1, 2, 1)
     assert config.weights["a.weight"].num_codes == 24
@@ -56,6 +71,9 @@ def test_a_scale_broadcasts_along_the_axis(config):
         ({"bits": 9}, "'a.weight' has 9 bits"),
         ({"bits": True}, "no non-negative integer"),
         ({"axis": 3}, "has axis 3"),
+        ({"group_axis": 5, "group_size": 2}, "has axis 5"),
+        ({"group_axis": 0}, "go together"),
+        ({"group_axis": 0, "group_size": 0}, "size of at least 1"),
         ({"shape": [4, -2, 3]}, "-2 is no"),
         ({"shape": [4, 2.0, 3]}, "2.0 is no"),
         ({"axis": -1}, "-1 is no"),
@@ -73,8 +91,8 @@ def test_impossible_weights_are_refused(config, change, message):
 
 def test_another_format_and_a_newer_version_are_refused(config):
     data = json.loads(config.to_json())
-    data["quantization_config"]["version"] = 2
-    with pytest.raises(StorageError, match="has schema version 2; this raysearch reads up to 1"):
+    data["quantization_config"]["version"] = 3
+    with pytest.raises(StorageError, match="has schema version 3; this raysearch reads up to 2"):
         ModelConfig.from_json(json.dumps(data))
     data["quantization_config"]["quant_method"] = "gptq"
     with pytest.raises(StorageError, match="quant_method 'gptq'"):

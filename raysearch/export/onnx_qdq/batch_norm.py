@@ -10,6 +10,7 @@ from raysearch.export.onnx_qdq.values import (
     add_initializer,
     constant,
     copy_of,
+    is_grouped,
     only_reader,
     read_codes,
     replace_node,
@@ -39,7 +40,10 @@ def fold_batch_norm(graph: ir.Graph, norm: Any) -> None:
         return
     epsilon = float(norm.attributes["epsilon"].value)
     factor = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
-    folded = np.broadcast_to(scale, factor.shape) * factor
+    if is_grouped(reader):
+        folded = scale * factor.reshape(-1, *[1] * (scale.ndim - 1))
+    else:
+        folded = np.broadcast_to(scale, factor.shape) * factor
     shift = (np.asarray(bias, np.float64) - mean) * factor + beta
     read_codes(graph, layer, reader, reader.inputs[0], folded.astype(np.float32))
     added = add_initializer(graph, f"{norm.inputs[1].name}.folded", shift.astype(np.float32))

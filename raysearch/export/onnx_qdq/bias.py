@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from raysearch.export.onnx_qdq.values import add_initializer, constant, read_codes, weight_reader
+from raysearch.export.onnx_qdq.values import add_initializer, constant, is_grouped, read_codes, weight_reader
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -31,7 +31,8 @@ def bound_bias(graph: ir.Graph, layer: Any) -> None:
     moves a result by less than 8·10⁻⁶ of the bias for each input of the channel.
     """
     reader = weight_reader(layer)
-    if reader is None:
+    # There is no integer kernel of groups, so a bias stays a float.
+    if reader is None or is_grouped(reader):
         return
     codes, scale = constant(reader.inputs[0]), constant(reader.inputs[1])
     if codes is None or scale is None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from raysearch.controller import StrippedWeight
 from raysearch.export.onnx_qdq.capture import codes_identity
+from raysearch.export.onnx_qdq.groups import spread_over_codes
 from raysearch.export.onnx_qdq.storage import code_readers
 from raysearch.export.onnx_qdq.values import add_initializer, constant, only_reader
 
@@ -41,10 +42,8 @@ def _store_float(graph: ir.Graph, node: Any, name: str) -> None:
     codes, scale, zero = (constant(value) for value in node.inputs[:3])
     if codes is None or scale is None or zero is None:
         return
-    along = [1] * codes.ndim
-    if scale.size > 1:
-        along[int(node.attributes["axis"].value)] = -1
-    values = (codes.astype(np.float32) - zero.reshape(along).astype(np.float32)) * scale.reshape(along)
+    scale, zero = (spread_over_codes(node, values, codes.shape) for values in (scale, zero))
+    values = (codes.astype(np.float32) - zero.astype(np.float32)) * scale
     node.outputs[0].replace_all_uses_with(add_initializer(graph, name, values.astype(np.float32)))
 
 

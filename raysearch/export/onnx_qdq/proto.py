@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from raysearch.artifacts import Storage
 from raysearch.controller import StrippedWeight
 from raysearch.errors import ExportError
+from raysearch.export.onnx_qdq.groups import flatten_groups
 from raysearch.export.onnx_qdq.rewrites import fuse_regions
 from raysearch.export.onnx_qdq.storage import separate_zero_points, store_codes
 
@@ -32,6 +33,7 @@ def finish(model: ir.Model, weights: dict[str, StrippedWeight], *, for_onnxrunti
 
     common.CommonSubexpressionEliminationPass()(model)
     fuse_regions(model, codes_move=for_onnxruntime)
+    flatten_groups(model)
     functions = store_codes(model, streams=for_onnxruntime)
     Sequential(
         common.CommonSubexpressionEliminationPass(),

@@ -12,9 +12,11 @@ import numpy as np
 
 from raysearch.export.onnx_qdq.batch_norm import fold_batch_norm
 from raysearch.export.onnx_qdq.bias import bound_bias
+from raysearch.export.onnx_qdq.groups import transpose_grouped
 from raysearch.export.onnx_qdq.values import (
     add_initializer,
     constant,
+    is_grouped,
     only_reader,
     replace_node,
     weight_reader,
@@ -80,6 +82,9 @@ def _transpose_codes(graph: ir.Graph, node: Any) -> None:
 
     reader = node.inputs[0].producer()
     if reader is None or reader.op_type != "DequantizeLinear" or constant(reader.inputs[0]) is None:
+        return
+    if is_grouped(reader):
+        transpose_grouped(graph, node, reader)
         return
     order = [int(dim) for dim in node.attributes["perm"].value]
     moved = ir.node("Transpose", [reader.inputs[0]], attributes={"perm": order})

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 TRACED = "optimized.onnx"
 
+MATMUL_ACCURACY = "session.qdq_matmulnbits_accuracy_level"
+"""A session option: how exact the kernel is that multiplies by weights with a scale per group, MatMulNBits.
+By default it takes its input in blocks of 8 bits; at 1 it takes floats."""
+
 PRECISION = ("session.x64quantprecision", "1")
 """A session option and its value. With it CPUs that sum pairs of u8·s8 products in 16 bits (those without
 VNNI) use a kernel that does not saturate; without it 8-bit weights give wrong numbers. Others ignore it."""

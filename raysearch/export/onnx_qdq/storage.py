@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from raysearch.export.onnx_qdq.values import add_initializer, constant
+from raysearch.export.onnx_qdq.groups import drop_zero_points, own_codes
+from raysearch.export.onnx_qdq.values import add_initializer, constant, is_grouped
 from raysearch.export.packing import pack_codes
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 DOMAIN = "raysearch"
 SPREAD_BITS = 7
+NARROW = ("INT4", "INT2")
 STREAM_WIDTHS = (3, 5, 6, 7)
 STREAM_BYTES = 60
 """What a decoded weight costs beyond its container: a call of a function, and its names."""
@@ -116,15 +118,21 @@ def store_codes(model: ir.Model, *, streams: bool = True) -> list[Any]:
     Returns:
         The functions that the model calls, to be added to its proto.
     """
+    own_codes(model)
     readers = code_readers(model)
-    sizes = {v.name: (v.const_value.size, code_width(v.const_value.numpy())) for v in readers}
+    sizes = {v.name: (v.const_value.size, _stored_width(v, nodes)) for v, nodes in readers.items()}
     containers = choose_containers(sizes, streams=streams)
     two = any(container.kind == "INT2" for container in containers.values())
     opset = INT2_OPSET if two else OPSET
     called: dict[str, Any] = {}
     for value, nodes in readers.items():
         bits, container = sizes[value.name][1], containers[value.name]
-        shift = max(0, SPREAD_BITS - bits) if streams else 0
+        grouped = is_grouped(nodes[0])
+        if grouped and container.kind in NARROW:
+            _read_narrow(model.graph, value, nodes, container)
+            continue
+        # There is no integer kernel of groups.
+        shift = max(0, SPREAD_BITS - bits) if streams and not grouped else 0
         decoded = _stored(model, value, container, shift, opset, called)
         if decoded is None:
             continue
@@ -132,11 +140,44 @@ def store_codes(model: ir.Model, *, streams: bool = True) -> list[Any]:
             _read_spread(model, node, value, decoded, shift)
         if not value.uses():
             del model.graph.initializers[value.name]
+    drop_zero_points(model)
     if called:
         model.graph.opset_imports[DOMAIN] = 1
     model.graph.opset_imports[""] = opset
     model.ir_version = INT2_IR_VERSION if two else IR_VERSION
     return list(called.values())
+
+
+def _stored_width(value: Any, nodes: list[Any]) -> int:
+    """The least width that holds the codes of a weight and, with groups, its zero points too."""
+    width = code_width(value.const_value.numpy())
+    for node in nodes:
+        zero = constant(node.inputs[2]) if is_grouped(node) else None
+        if zero is not None:
+            width = max(width, code_width(zero))
+    return width
+
+
+def _read_narrow(graph: ir.Graph, value: Any, nodes: list[Any], container: Container) -> None:
+    """Let the readers of a weight with groups read INT4 or INT2 as it is stored.
+
+    Runtimes compute with it in that form: onnxruntime's MatMulNBits and OpenVINO's compressed weights.
+    """
+    import ml_dtypes
+    import onnx_ir as ir
+
+    numpy_type = {"INT4": ml_dtypes.int4, "INT2": ml_dtypes.int2}[container.kind]
+    onnx_type = ir.DataType[container.kind]
+    suffix = container.kind.lower()
+    codes = value.const_value.numpy().astype(numpy_type)
+    narrow = add_initializer(graph, f"{value.name}.{suffix}", codes, onnx_type)
+    for node in nodes:
+        zero = constant(node.inputs[2])
+        assert zero is not None
+        node.replace_input_with(0, narrow)
+        name = f"{node.inputs[2].name}.{suffix}"
+        node.replace_input_with(2, add_initializer(graph, name, zero.astype(numpy_type), onnx_type))
+    del graph.initializers[value.name]
 
 
 def _stored(

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
+BLOCK = "block_size"
+"""The attribute of DequantizeLinear that says how many inputs share a scale."""
+
+
 def add_initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any], dtype: Any = None) -> Any:
     """A new initializer.
 
@@ -39,6 +43,11 @@ def constant(value: Any) -> npt.NDArray[Any] | None:
         return None
     array: npt.NDArray[Any] = value.const_value.numpy()
     return array
+
+
+def is_grouped(reader: Any) -> bool:
+    """Whether a DequantizeLinear has a scale per group."""
+    return BLOCK in reader.attributes
 
 
 def weight_reader(node: Any) -> Any:
@@ -85,7 +94,9 @@ def replace_node(graph: ir.Graph, node: Any, value: Any) -> None:
 
 
 def read_codes(graph: ir.Graph, layer: Any, reader: Any, codes: Any, scale: npt.NDArray[np.float32]) -> None:
-    """Let a layer read codes, scaled along axis 0, instead of what a DequantizeLinear gives it.
+    """Let a layer read codes, with other scales, instead of what a DequantizeLinear gives it.
+
+    Without groups the scales lie along axis 0.
 
     The DequantizeLinear is a new one, and nothing is changed in place: the exporter merges equal scales, and
     layers may share a weight.
@@ -95,13 +106,16 @@ def read_codes(graph: ir.Graph, layer: Any, reader: Any, codes: Any, scale: npt.
         layer: a node whose second input is its weight.
         reader: the DequantizeLinear that gives it now; its zero points stay. Removed if nothing reads it.
         codes: the value of the new codes.
-        scale: the new scales, one a channel.
+        scale: the new scales, one a channel, or of groups as the old ones.
     """
     import onnx_ir as ir
 
     zero = constant(reader.inputs[2])
     zeros = np.ascontiguousarray(np.broadcast_to(0 if zero is None else zero, scale.shape)).astype(np.int8)
     name = reader.inputs[0].name
+    attributes: dict[str, Any] = {"axis": 0}
+    if is_grouped(reader):
+        attributes = dict(reader.attributes)
     fresh = ir.node(
         "DequantizeLinear",
         [
@@ -109,7 +123,7 @@ def read_codes(graph: ir.Graph, layer: Any, reader: Any, codes: Any, scale: npt.
             add_initializer(graph, f"{name}.scale", scale),
             add_initializer(graph, f"{name}.zero", zeros),
         ],
-        attributes={"axis": 0},
+        attributes=attributes,
     )
     fresh.outputs[0].type, fresh.outputs[0].shape = reader.outputs[0].type, reader.outputs[0].shape
     graph.insert_before(layer, fresh)

@@ -35,7 +35,7 @@ class Capability:
     weights: Mapping[int, int]
     activations: tuple[int, ...] = EVERY_WIDTH
     weight_modes: tuple[str, ...] = ("symmetric", "asymmetric")
-    weight_granularity: tuple[str, ...] = ("per_channel", "per_tensor")
+    weight_granularity: tuple[str, ...] = ("per_channel", "per_tensor", "per_group")
     holds_projections: bool = True
 
     def refusal(self, point: QuantizationPoint, widths: Sequence[int]) -> str:

@@ -105,7 +105,7 @@ def write_packed(
         weights={
             name: PackedWeight(
                 w.num_bits,
-                w.granularity.axis,
+                w.granularity,
                 tuple(w.codes.shape),
                 w.aliases,
                 _zero_point(w),

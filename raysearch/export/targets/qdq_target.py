@@ -11,7 +11,7 @@ from raysearch.controller import StrippedWeight
 from raysearch.export.onnx_qdq.capture import capture
 from raysearch.export.onnx_qdq.file_module import OnnxFileModule
 from raysearch.export.onnx_qdq.proto import finish, write_model
-from raysearch.export.onnx_qdq.session import PRECISION
+from raysearch.export.onnx_qdq.session import MATMUL_ACCURACY, PRECISION
 from raysearch.export.onnx_qdq.storage import SPREAD_BITS, choose_containers, code_width
 from raysearch.export.targets.target import ExportJob, Target, Written
 
@@ -69,10 +69,7 @@ def container_notes(
         has_activations: whether activations are quantized too.
     """
     label = "onnx" if for_onnxruntime else "openvino"
-    sizes = {
-        name: (weight.codes.numel(), code_width(weight.codes.cpu().numpy()))
-        for name, weight in weights.items()
-    }
+    sizes = {name: (weight.codes.numel(), _stored_width(weight)) for name, weight in weights.items()}
     containers = choose_containers(sizes, streams=for_onnxruntime)
     wider: Counter[tuple[int, str]] = Counter()
     for name, weight in weights.items():
@@ -85,9 +82,20 @@ def container_notes(
         )
     for (bits, kind), count in sorted(wider.items()):
         notes.append(f"{label}: {bits}-bit weights ({count} of {len(weights)} tensors) are stored as {kind}.")
-    num_shifted = sum(weight.zero_point is not None for weight in weights.values())
+    num_grouped = sum(_has_groups(weight) for weight in weights.values())
+    if num_grouped:
+        notes.append(
+            f"{label}: {num_grouped} weights have a scale per group, which no integer kernel takes; their "
+            f"layers compute in float."
+        )
+    num_shifted = sum(w.zero_point is not None and not _has_groups(w) for w in weights.values())
     if num_shifted:
         notes.append(f"{label}: {num_shifted} weights have zero points; integer kernels are slower for them.")
+    if for_onnxruntime and num_grouped and not has_activations:
+        notes.append(
+            f"onnx: onnxruntime computes matrix products of such weights with inputs of 8 bits unless the "
+            f"session option '{MATMUL_ACCURACY}' is '1'."
+        )
     if for_onnxruntime and any(bits > SPREAD_BITS for _, bits in sizes.values()):
         option, value = PRECISION
         notes.append(
@@ -95,3 +103,15 @@ def container_notes(
             f"'{value}'; it was set for the verification."
         )
     return tuple(notes)
+
+
+def _has_groups(weight: StrippedWeight) -> bool:
+    return weight.granularity.kind == "per_group"
+
+
+def _stored_width(weight: StrippedWeight) -> int:
+    """What `store_codes` reads off a weight: with groups, zero points are of the codes' type."""
+    width = code_width(weight.codes.cpu().numpy())
+    if _has_groups(weight) and weight.zero_point is not None:
+        return max(width, code_width(weight.zero_point.cpu().numpy()))
+    return width
