@@ -14,7 +14,10 @@ import json
 import math
 import re
 import zipfile
+from functools import cache
 from typing import Any
+
+import torch
 
 from raysearch.errors import ExportError, StorageError
 
@@ -47,8 +50,8 @@ _MEMBERS = re.compile(
     r"\.data/\w+"
 )
 _TREES = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", None}
-_STORED_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 2, 7: 4, 8: 8, 12: 1, 13: 2}
-"""torch.export's numbers of dtypes → bytes of an element: uint8 … float64, bool, bfloat16."""
+_STORED_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 2, 7: 4, 8: 8, 10: 8, 12: 1, 13: 2}
+"""torch.export's numbers of dtypes → bytes of an element: uint8 … float64, complex64, bool, bfloat16."""
 
 
 def compact_archive(data: bytes) -> bytes:
@@ -165,9 +168,24 @@ def _check_entry(key: str, entry: Any, value: dict[str, Any], where: str) -> Non
 
 
 def _is_operation(name: str) -> bool:
-    if "__" in name or _REFUSED.fullmatch(name):
+    if _REFUSED.fullmatch(name):
+        return False
+    # Such as `aten.__and__.Tensor`; other names of this kind are attributes of Python's objects.
+    if "__" in name and name not in _dunder_operations():
         return False
     return any(pattern.fullmatch(name) for pattern in (_ATEN, _CONTROL, _SYMBOLIC))
+
+
+@cache
+def _dunder_operations() -> frozenset[str]:
+    """Operations of torch whose names hold two underscores, as a graph names them."""
+    names = set()
+    for registered in torch._C._dispatch_get_all_op_names():
+        library, _, operation = registered.partition("::")
+        name, _, overload = operation.partition(".")
+        if "__" in operation and library == "aten":
+            names.add(f"torch.ops.aten.{name}.{overload or 'default'}")
+    return frozenset(names)
 
 
 def _is_expression(text: str) -> bool:

@@ -78,7 +78,7 @@ class InputSpec:
 def input_spec(value: Any) -> InputSpec | None:
     """Describe an argument; None where it holds something that JSON cannot."""
     if isinstance(value, Tensor):
-        if value.dtype not in TORCH_DTYPES:
+        if value.dtype not in TORCH_DTYPES or value.dtype.is_complex:
             return None
         finite = value.detach().double().reshape(-1)
         finite = finite[torch.isfinite(finite)]

@@ -186,7 +186,7 @@ def _check_setup(setup: QuantizerSetup, budgets: Sequence[Budget], config: Confi
     if search.minimized_kind is not None:
         check_minimized(search.minimized_kind, budgets, setup)
     # The default targets hold every width; the export notes which of them it leaves out.
-    check_targets(setup, config.export.targets or ())
+    check_targets(setup, config.export.targets)
     for index, bits in enumerate(search.enqueue):
         _check_enqueued(index, BitAssignment(bits), budgets, setup)
     choose_rules(setup, config.calibration)

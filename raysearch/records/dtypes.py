@@ -3,6 +3,7 @@
 DTYPES = {
     "int64": "I64",
     "float64": "F64",
+    "complex64": "C64",
     "float32": "F32",
     "int32": "I32",
     "bfloat16": "BF16",

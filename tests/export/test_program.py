@@ -8,9 +8,11 @@ from torch import nn
 
 from raysearch.errors import ExportError, StorageError
 from raysearch.evaluation.quiet import quiet
+from raysearch.export import archive, load_model
 from raysearch.export.open_dims import widen
 from raysearch.export.program import load_program, tensor_slots
 from raysearch.export.targets.packed import write_packed
+from raysearch.records import QuantizerSetup
 from tests.support.export_cases import case
 
 MODEL = "archive/models/model.json"
@@ -180,3 +182,40 @@ def test_torch_itself_reads_the_compressed_file(exported):
     with quiet():
         torch.export.load(exported / "architecture.pt2")
     assert (exported / "architecture.pt2").stat().st_size < 10_000
+
+
+REFUSED = ("from_file", "_print", "record_stream", "set_", "set_data", "resize")
+
+
+def test_every_operation_of_aten_is_taken_but_those_that_reach_beyond_the_graph():
+    taken = refused = 0
+    for registered in torch._C._dispatch_get_all_op_names():
+        library, _, operation = registered.partition("::")
+        if library != "aten":
+            continue
+        name, _, overload = operation.partition(".")
+        text = f"torch.ops.aten.{name}.{overload or 'default'}"
+        is_refused = name in REFUSED or name.startswith("resize")
+        assert archive._is_operation(text) != is_refused, text
+        taken += not is_refused
+        refused += is_refused
+    assert taken > 2000
+    assert 0 < refused < 20
+
+
+class Masks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x):
+        low, high = x > -0.5, x < 0.5
+        some = (low & high) | (x > 2) ^ low
+        shifted = (some.long() << 2) >> 1
+        return self.first(x).masked_fill(~some, 0.0) + shifted
+
+
+def test_a_graph_that_joins_masks_loads_again(tmp_path):
+    model, x = Masks().eval(), torch.randn(5, 4)
+    write_packed(model, QuantizerSetup({}, {}), (x,), tmp_path)
+    assert torch.equal(load_model(tmp_path)(x), model(x))

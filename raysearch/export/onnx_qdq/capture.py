@@ -6,6 +6,7 @@ import ast
 import contextlib
 import io
 import json
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 SCOPES = "pkg.torch.onnx.name_scopes"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_LACKING = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.:]+)'")
 LAYERS = ("QuantizeLinear", "Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 
 
@@ -87,15 +90,25 @@ def _export(
     except ExportError:
         raise
     except Exception as error:
-        first_line = str(error).strip().split("\n", 1)[0][:300]
         raise ExportError(
-            f"{type(stripped).__name__} cannot be exported to ONNX: {first_line}. Try "
+            f"{type(stripped).__name__} cannot be exported to ONNX: {_cause(error)}. Try "
             f"torch.onnx.export(model, example_inputs, dynamo=True) alone and mend what it names, or leave "
             f"the target 'onnx' out."
         ) from error
     if names is not None:
         model.metadata_props[OUTPUT_KEY] = json.dumps(names)
     return model, fixed_batch
+
+
+def _cause(error: BaseException) -> str:
+    """What an export failed of: the operation that ONNX lacks, or the first line of the innermost error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = _COLOURS.sub("", str(error)).strip()
+    lacking = _LACKING.search(text)
+    if lacking is not None:
+        return f"ONNX has no operation for '{lacking[1]}'"
+    return text.split("\n", 1)[0][:300].rstrip(".")
 
 
 def _num_symbols(value: Any) -> int:

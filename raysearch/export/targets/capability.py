@@ -24,6 +24,7 @@ class Capability:
         weight_modes: kinds of weight grids.
         weight_granularity: scales of weights.
         holds_projections: whether an LSTM may have a projection, which ONNX's operator lacks.
+        dtypes: types of parameters and buffers that it stores, by safetensors' names; None is all.
 
     Example:
         >>> from raysearch.records import Granularity
@@ -37,6 +38,7 @@ class Capability:
     weight_modes: tuple[str, ...] = ("symmetric", "asymmetric")
     weight_granularity: tuple[str, ...] = ("per_channel", "per_tensor", "per_group")
     holds_projections: bool = True
+    dtypes: tuple[str, ...] | None = None
 
     def refusal(self, point: QuantizationPoint, widths: Sequence[int]) -> str:
         """What of a quantizer it does not hold, as words; "" when it holds all."""
@@ -53,8 +55,12 @@ class Capability:
         return ""
 
     def refusals(self, setup: QuantizerSetup) -> dict[str, list[str]]:
-        """What of a setup it does not hold: words of `refusal` → the quantizers they are said of."""
+        """What of a setup it does not hold: words → the quantizers or tensors they are said of."""
         refused: dict[str, list[str]] = {}
+        for tensor in setup.stored or ():
+            if self.dtypes is not None and tensor.dtype not in self.dtypes:
+                words = f"tensors of type {tensor.dtype} (it holds {', '.join(self.dtypes)})"
+                refused.setdefault(words, []).append(tensor.name)
         for group in setup.groups.values():
             for name in group.points:
                 words = self.refusal(setup.points[name], group.bit_widths)

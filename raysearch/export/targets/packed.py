@@ -25,6 +25,7 @@ from raysearch.export.targets.capability import EVERY_WIDTH, Capability
 from raysearch.export.targets.target import ExportJob, Target, Written
 from raysearch.placement.stored_tensors import TORCH_DTYPES
 from raysearch.records import FLOAT_BITS, PER_TENSOR, CostModel, QuantizerSetup, packed_bytes
+from raysearch.records.dtypes import STORED_DTYPES
 from raysearch.version import __version__
 
 
@@ -33,7 +34,7 @@ class PackedTarget(Target):
 
     name = "packed"
     files = FILES
-    capability = Capability({width: width for width in EVERY_WIDTH})
+    capability = Capability({width: width for width in EVERY_WIDTH}, dtypes=STORED_DTYPES)
     by_default = True
     exact = True
     fixed_part = "graph"

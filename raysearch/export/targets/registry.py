@@ -22,19 +22,22 @@ TARGETS: Mapping[str, Target] = {target.name: target for target in _TARGETS}
 
 
 def check_targets(
-    setup: QuantizerSetup, names: Sequence[str], targets: Mapping[str, Target] = TARGETS
+    setup: QuantizerSetup, names: Sequence[str] | None, targets: Mapping[str, Target] = TARGETS
 ) -> None:
     """Refuse targets that cannot hold what a search over a setup may find, before compute is spent.
 
     Args:
         setup: where quantizers are, and the widths they may take.
-        names: names of targets.
+        names: names of targets; None is those that are written by default and whose packages are installed.
         targets: those there are.
 
     Raises:
-        ConfigError: a target is unknown, its packages are missing, or it does not hold a width, a mode or a
-            granularity; names the quantizers.
+        ConfigError: a target is unknown, its packages are missing, or it does not hold a width, a mode, a
+            granularity or a type; names the quantizers or tensors.
     """
+    if names is None:
+        defaults = [target for target in targets.values() if target.by_default]
+        names = [target.name for target in defaults if not target.extra.missing()]
     for name in names:
         if name not in targets:
             raise ConfigError(f"export.targets names '{name}'; known targets: {', '.join(targets)}.")
@@ -49,7 +52,8 @@ def check_targets(
             more = f" and {len(quantizers) - 3} more" if len(quantizers) > 3 else ""
             raise ConfigError(
                 f"the export target '{name}' does not hold {words}: {listed}{more}. Leave the target out of "
-                f"export.targets, or change placement.profile, the widths of placement or an override."
+                f"export.targets, or change placement.profile, the widths of placement, an override, or the "
+                f"type of a tensor."
             )
 
 

@@ -1,6 +1,7 @@
 import onnx
 import pytest
 import torch
+from torch.nn.utils.parametrizations import orthogonal
 
 from raysearch.controller import stripped_weights
 from raysearch.errors import ExportError
@@ -129,6 +130,15 @@ def test_notes_say_which_width_is_stored_wider():
     assert "4-bit" not in text
     assert "8-bit weights (" not in text
     assert "2-bit" not in text
+
+
+def test_an_operation_that_onnx_lacks_is_named_without_colours():
+    model = orthogonal(torch.nn.Linear(4, 4)).eval()
+    with pytest.raises(
+        ExportError, match=r"ONNX has no operation for 'aten\.linalg_matrix_exp'\. Try"
+    ) as told:
+        capture(model, {}, (torch.randn(3, 4),))
+    assert "\x1b" not in str(told.value)
 
 
 def test_codes_that_did_not_arrive_are_named():

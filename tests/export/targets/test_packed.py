@@ -3,13 +3,14 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from raysearch.calibration import calibrate_model
 from raysearch.config import PlacementConfig
 from raysearch.controller import create_controller, stripped_weights
-from raysearch.errors import ExportError, StorageError
-from raysearch.export import TARGETS
+from raysearch.errors import ConfigError, ExportError, StorageError
+from raysearch.export import TARGETS, check_targets
 from raysearch.export.load import load_model
 from raysearch.export.outputs import tensor_leaves
 from raysearch.export.targets.packed import weights_bytes, write_packed
@@ -120,9 +121,45 @@ def test_the_bytes_are_the_cost_models(bits):
 
 def test_a_tensor_that_cannot_be_stored_is_refused(tmp_path):
     net = case("waves")
-    net.stripped.register_buffer("phase", torch.zeros(1, dtype=torch.complex64))
-    with pytest.raises(ExportError, match=r"'phase' is of type torch\.complex64"):
+    net.stripped.register_buffer("phase", torch.zeros(1, dtype=torch.complex128))
+    with pytest.raises(ExportError, match=r"'phase' is of type torch\.complex128"):
         write_packed(net.stripped, net.setup, net.example, tmp_path)
+
+
+class Turned(nn.Module):
+    """Rotary positions as complex numbers, which are not saved."""
+
+    def __init__(self, dtype=torch.complex64):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        turns = torch.polar(torch.ones(2), torch.tensor([0.3, 2.0])).to(dtype)
+        self.register_buffer("turns", turns, persistent=False)
+
+    def forward(self, x):
+        pairs = torch.view_as_complex(self.first(x).float().unflatten(-1, (2, 2)))
+        return torch.view_as_real(pairs * self.turns).flatten(-2)
+
+
+def test_complex_buffers_are_stored_and_counted(tmp_path):
+    model, example = Turned().eval(), (torch.randn(3, 4),)
+    setup = place_quantizers(model, example, PlacementConfig(activation_bit_widths=()))
+    table = calibrate_model(model, setup, example, forward=forward_one)
+    assignment = BitAssignment.extreme(setup, 0)
+    stripped = create_controller(model, setup, table, assignment).strip_model()
+    net = Case(stripped, setup, assignment, lambda n: (torch.randn(n, 4),), example)
+    net.export(tmp_path, "packed")
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert size <= CostModel(setup).costs(assignment)["size"] <= size + 16
+    assert_equal(load_model(tmp_path), net)
+
+
+def test_a_type_that_cannot_be_stored_is_refused_before_compute():
+    setup = place_quantizers(Turned(torch.complex128).eval(), (torch.randn(3, 4),))
+    words = r"'packed' does not hold tensors of type complex128 .*: 'turns'"
+    for names in (None, ["packed"]):
+        with pytest.raises(ConfigError, match=words):
+            check_targets(setup, names)
+    check_targets(setup, ["pt2"])
 
 
 def test_codes_of_other_bits_are_refused(tmp_path):
