@@ -60,7 +60,7 @@ def export_model(
             module, or the weights' bytes differ from the cost model's, or model.safetensors exceeds its
             `size`.
     """
-    targets, notes = choose_targets(settings.targets, model.half_type, model.setup)
+    targets, notes = choose_targets(settings.targets, model.setup)
     _check_assignment(model)
     num_bytes = _checked_weights_bytes(model)
     folder = Path(directory)

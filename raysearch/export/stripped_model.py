@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import nn
 
 from raysearch.controller import StrippedWeight, stripped_quantizers, stripped_weights
+from raysearch.controller.stripped import Dequantize
 from raysearch.evaluation.calls.model_calls import OpenDims
-from raysearch.evaluation.half_precision import HALF, half_type
+from raysearch.evaluation.half_precision import HALF, half_type, widened_batch
 from raysearch.quantizer import Quantizer
 from raysearch.records import BitAssignment, QuantizerSetup
 
@@ -46,6 +48,34 @@ class StrippedModel:
         return next(of_weights, half_type(self.module))
 
     @cached_property
+    def in_float32(self) -> StrippedModel:
+        """The same model computing in float32, where it computes in half precision; else itself."""
+        module = module_in_float32(self.module)
+        if module is self.module:
+            return self
+        return replace(self, module=module, example_inputs=widened_batch(self.example_inputs))
+
+    @cached_property
     def quantizers(self) -> dict[str, Quantizer]:
         """Its activation quantizers that are on, by id."""
         return stripped_quantizers(self.module, self.setup)
+
+
+def module_in_float32(module: nn.Module) -> nn.Module:
+    """A copy of a stripped module that computes in float32; itself where no weight is in half precision.
+
+    Codes and scales stay, so its weights are the products that half precision rounds.
+    """
+    steps = [step for step in module.modules() if isinstance(step, Dequantize)]
+    if not any(step.dtype in HALF for step in steps):
+        return module
+    widened = copy.deepcopy(module)
+    for step in widened.modules():
+        if isinstance(step, Dequantize) and step.dtype in HALF:
+            step.dtype = torch.float32
+    widened._apply(_widened)  # type: ignore[no-untyped-call]
+    return widened
+
+
+def _widened(value: torch.Tensor) -> torch.Tensor:
+    return value.float() if value.dtype in HALF else value

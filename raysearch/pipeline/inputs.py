@@ -23,7 +23,7 @@ from raysearch.evaluation.fit_divergence import FittedObjective
 from raysearch.evaluation.forward import check_finite_forward, frozen_eval
 from raysearch.evaluation.half_precision import half_type, in_float32, widened_batch
 from raysearch.evaluation.model.copies import private_copy
-from raysearch.export import check_precision, check_targets
+from raysearch.export import check_targets
 from raysearch.pipeline.direction import measured_direction
 from raysearch.pipeline.fingerprints import hash_batches, hash_model
 from raysearch.pipeline.objective import fit_objective, objective_fingerprint
@@ -126,7 +126,6 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     task = private_task(task)
     setup = _place(task, config)
     _check_setup(setup, parsed, config)
-    check_precision(config.export.targets or (), half_type(task.model))
     samples = read_samples(task, config)
     form = _call_form(task, samples)
     if form.example_inputs is not task.example_inputs:

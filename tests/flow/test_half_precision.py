@@ -5,7 +5,7 @@ import torch
 
 import raysearch
 from raysearch.artifacts import codecs, resolve_run
-from raysearch.errors import ConfigError, TaskError
+from raysearch.errors import TaskError
 from tests.support import toy_task
 from tests.support.command_line import QUICK
 
@@ -29,21 +29,15 @@ def make_task():
     return task
 
 
-def test_a_bfloat16_model_is_trained_and_packed_and_onnx_is_left_out(tmp_path):
+def test_a_bfloat16_model_is_trained_and_reaches_every_file(tmp_path):
     result = raysearch.run(make_task(), "avg_bits<=4", tmp_path, config=SETTINGS, run_id="half", workers=0)
-    assert any("onnx: left out, since it computes in float32" in note for note in result.notes)
+    assert any("onnx: the file takes, computes and gives float32" in note for note in result.notes)
     manifest = resolve_run("half", tmp_path).load(codecs.MANIFEST)
-    assert {check.target: check.max_abs_difference for check in manifest.checks} == {"packed": 0.0}
+    assert {check.target for check in manifest.checks} == {"packed", "onnx"}
+    assert manifest.checks[0].max_abs_difference == 0.0
     model = raysearch.load_model(tmp_path / "half" / "model")
     images, _ = toy_task.data(4, 5).tensors
     assert model(images).dtype == torch.bfloat16
-
-
-def test_a_target_that_computes_in_float32_is_refused_before_compute(tmp_path):
-    config = {"export": {"targets": ["packed", "onnx"]}}
-    with pytest.raises(ConfigError, match="'onnx', which computes in float32, and the model is"):
-        raysearch.run(make_task(), "avg_bits<=4", tmp_path, config=config, run_id="half", workers=0)
-    assert not (tmp_path / "half").exists()
 
 
 def test_a_forward_that_insists_on_bfloat16_is_refused_before_compute(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from raysearch.evaluation.half_precision import HALF
 from raysearch.export.outputs import NamedOutputs, tensor_leaves
 
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -28,14 +29,22 @@ class OnnxFileModule(nn.Module):
         runtime: name and version of what runs it.
         input_names: the file's inputs, in order.
         metadata: the file's.
+        float_inputs: names of those inputs that are float32.
 
     Attributes:
         output_names: names of the outputs, where the network gives a dict.
         recorded: where set to a list, the arrays of every call are appended to it.
     """
 
-    def __init__(self, runtime: str, input_names: Sequence[str], metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        runtime: str,
+        input_names: Sequence[str],
+        metadata: Mapping[str, str],
+        float_inputs: Collection[str] = (),
+    ) -> None:
         super().__init__()
+        self.float_inputs = frozenset(float_inputs)
         self.runtime = runtime
         self.input_names = list(input_names)
         output_names = metadata.get(OUTPUT_KEY)
@@ -75,4 +84,11 @@ class OnnxFileModule(nn.Module):
                 f"the ONNX file takes the tensors ({', '.join(self.input_names)}); {len(positional)} were "
                 f"given by position and {sorted(by_keyword)} by keyword."
             )
-        return {name: value.detach().cpu().contiguous().numpy() for name, value in tensors.items()}
+        return {name: self._array(name, value) for name, value in tensors.items()}
+
+    def _array(self, name: str, value: Tensor) -> npt.NDArray[np.generic]:
+        # The file of a model in half precision takes float32.
+        if name in self.float_inputs and value.dtype in HALF:
+            value = value.float()
+        array: npt.NDArray[np.generic] = value.detach().cpu().contiguous().numpy()
+        return array

@@ -91,6 +91,7 @@ class OnnxModel(OnnxFileModule):
             f"onnxruntime {ort.__version__} CPU{off}",
             [entry.name for entry in session.get_inputs()],
             session.get_modelmeta().custom_metadata_map,
+            [entry.name for entry in session.get_inputs() if entry.type == "tensor(float)"],
         )
         self.session = session
 

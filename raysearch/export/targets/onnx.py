@@ -52,6 +52,7 @@ class OnnxTarget(QdqTarget):
             ExportError: the file is not close, kernels are wrong, or the extra is missing.
             StorageError: onnxruntime cannot load it.
         """
+        verification = verification.in_float32()
         path, forward = folder / self.files[0], verification.forward
         references = verification.references
         model = OnnxModel(path, optimized=False)
@@ -79,9 +80,10 @@ class OnnxTarget(QdqTarget):
         path = job.folder / self.files[0]
         model = OnnxModel(path)
         model.recorded = []
-        model(*job.model.example_inputs)
+        stripped = job.model.in_float32
+        model(*stripped.example_inputs)
         in_float = captured(job)[0].clone()
-        float_again(in_float, job.model.weights.values(), job.model.quantizers)
+        float_again(in_float, stripped.weights.values(), stripped.quantizers)
         with TemporaryDirectory() as scratch:
             float_path = Path(scratch) / self.files[0]
             write_model(finish(in_float, {}), float_path)

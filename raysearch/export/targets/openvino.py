@@ -63,6 +63,7 @@ class OpenVinoModel(OnnxFileModule):
             f"openvino {ov.__version__.split('-')[0]} CPU",
             [value.name for value in proto.graph.input],
             {entry.key: entry.value for entry in proto.metadata_props},
+            [v.name for v in proto.graph.input if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT],
         )
         self.compiled = compiled
         self.output_order = [value.name for value in proto.graph.output]

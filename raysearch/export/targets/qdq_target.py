@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
@@ -13,7 +14,7 @@ from raysearch.export.onnx_qdq.file_module import OnnxFileModule
 from raysearch.export.onnx_qdq.proto import finish, write_model
 from raysearch.export.onnx_qdq.session import MATMUL_ACCURACY, PRECISION
 from raysearch.export.onnx_qdq.storage import SPREAD_BITS, choose_containers, code_width
-from raysearch.export.targets.target import ExportJob, Target, Written
+from raysearch.export.targets.target import ExportJob, Target, Verdict, Verification, Written
 
 
 class QdqTarget(Target):
@@ -23,7 +24,6 @@ class QdqTarget(Target):
         for_onnxruntime: whether containers and rewrites that only onnxruntime takes are used.
     """
 
-    half_precision = False
     for_onnxruntime: ClassVar[bool]
 
     def write(self, job: ExportJob) -> Written:
@@ -33,7 +33,7 @@ class QdqTarget(Target):
             ExportError: the extra is missing, the exporter refuses the model, or a weight did not arrive.
         """
         self.extra.require(self.name)
-        weights = job.model.weights
+        weights = job.model.in_float32.weights
         model, fixed_batch = captured(job)
         # Each target rewrites a copy: the next one starts from the capture.
         proto = finish(model.clone(), weights, for_onnxruntime=self.for_onnxruntime)
@@ -42,7 +42,18 @@ class QdqTarget(Target):
         notes = container_notes(
             weights, for_onnxruntime=self.for_onnxruntime, has_activations=has_activations
         )
+        half = job.model.half_type
+        if half is not None:
+            precision = (
+                f"{self.name}: the file takes, computes and gives float32; the model, which is {half}, was "
+                f"verified in float32."
+            )
+            notes = (*notes, precision)
         return Written(fixed_batch, notes)
+
+    def check(self, folder: Path, verification: Verification) -> Verdict:
+        """Run the file and compare its outputs with those of the module in float32; see `Target.check`."""
+        return super().check(folder, verification.in_float32())
 
     def runtime(self, model: nn.Module) -> str:
         """Name and version of what runs the file."""
@@ -52,7 +63,7 @@ class QdqTarget(Target):
 
 def captured(job: ExportJob) -> tuple[Any, int | None]:
     """The graph that a job's ONNX files are made of, and its only batch size; see `capture`."""
-    model = job.model
+    model = job.model.in_float32
     return job.once(
         "onnx capture", lambda: capture(model.module, model.weights, model.example_inputs, model.open_dims)
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from raysearch.errors import ConfigError
 from raysearch.export.targets import onnx, openvino, packed, pt2
 from raysearch.export.targets.capability import PROJECTION, projections_of
@@ -57,41 +55,20 @@ def check_targets(
             )
 
 
-def check_precision(names: Sequence[str], half: torch.dtype | None) -> None:
-    """Refuse targets that do not hold a model's precision, before compute is spent.
-
-    Args:
-        names: names of targets.
-        half: float16 or bfloat16, where the model computes in it.
-
-    Raises:
-        ConfigError: names the target and what to do.
-    """
-    for name in names:
-        if half is not None and not TARGETS[name].half_precision:
-            raise ConfigError(
-                f"export.targets names '{name}', which computes in float32, and the model is {half}. Leave "
-                f"the target out of export.targets, or give the model in float32 (`model.float()`)."
-            )
-
-
-def choose_targets(
-    names: Sequence[str] | None, half: torch.dtype | None, setup: QuantizerSetup
-) -> tuple[list[Target], list[str]]:
+def choose_targets(names: Sequence[str] | None, setup: QuantizerSetup) -> tuple[list[Target], list[str]]:
     """The targets to write, in the order of `TARGETS`, and notes on those that are left out.
 
     Args:
         names: some of `TARGETS`; None is those written by default that hold the setup and whose packages are
             installed.
-        half: float16 or bfloat16, where the model computes in it.
         setup: where quantizers are.
 
     Raises:
-        ConfigError: a target is unknown or does not hold the model's precision, or none is named.
+        ConfigError: a target is unknown, or none is named.
         ExportError: a named target's packages are missing.
     """
     if names is None:
-        return _installed_defaults(half, setup)
+        return _installed_defaults(setup)
     for name in names:
         if name not in TARGETS:
             raise ConfigError(f"the export target '{name}' is unknown; known: {', '.join(TARGETS)}.")
@@ -100,18 +77,15 @@ def choose_targets(
     targets = [target for target in TARGETS.values() if target.name in names]
     for target in targets:
         target.extra.require(target.name)
-    check_precision(names, half)
     return targets, []
 
 
-def _installed_defaults(half: torch.dtype | None, setup: QuantizerSetup) -> tuple[list[Target], list[str]]:
+def _installed_defaults(setup: QuantizerSetup) -> tuple[list[Target], list[str]]:
     targets, notes = [], []
     for target in TARGETS.values():
         if not target.by_default:
             continue
-        if half is not None and not target.half_precision:
-            notes.append(f"{target.name}: left out, since it computes in float32 and the model is {half}.")
-        elif not target.capability.holds_projections and (projections := projections_of(setup)):
+        if not target.capability.holds_projections and (projections := projections_of(setup)):
             names = ", ".join(projections)
             notes.append(f"{target.name}: left out, since it does not hold {PROJECTION}: {names}.")
         elif missing := target.extra.missing():

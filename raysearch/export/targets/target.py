@@ -12,14 +12,16 @@ import torch
 from torch import nn
 
 from raysearch.evaluation import Forward
+from raysearch.evaluation.half_precision import widened_batch
 from raysearch.export.extras import NO_EXTRA, Extra
-from raysearch.export.stripped_model import StrippedModel
+from raysearch.export.stripped_model import StrippedModel, module_in_float32
 from raysearch.export.targets.capability import Capability
 from raysearch.export.verification.verify import (
     Reference,
     check_close,
     check_equal,
     compare,
+    reference_outputs,
     references_of_size,
 )
 from raysearch.records import TargetCheck
@@ -83,6 +85,14 @@ class Verification:
     references: list[Reference]
     forward: Forward
 
+    def in_float32(self) -> Verification:
+        """The same with a module that computes in float32, for files that do; itself where it does."""
+        module = module_in_float32(self.module)
+        if module is self.module:
+            return self
+        batches = [widened_batch(reference.batch) for reference in self.references]
+        return replace(self, module=module, references=reference_outputs(module, batches, self.forward))
+
     def of_size(self, batch_size: int) -> Verification:
         """The part that a file of a fixed batch size can be run on.
 
@@ -119,7 +129,6 @@ class Target(ABC):
         by_default: whether it is written where no target is named and its packages are installed.
         exact: whether a loaded file must equal the stripped module bit for bit. If not, it must stay within
             the tolerance of `verification.verify`.
-        half_precision: whether it holds models that compute in float16 or bfloat16.
         fixed_part: what of it may be bound to one batch size, as a word for notes.
     """
 
@@ -128,7 +137,6 @@ class Target(ABC):
     capability: ClassVar[Capability]
     extra: ClassVar[Extra] = NO_EXTRA
     by_default: ClassVar[bool] = False
-    half_precision: ClassVar[bool] = True
     exact: ClassVar[bool] = False
     fixed_part: ClassVar[str] = "file"
 

@@ -3,16 +3,19 @@ import pytest
 import torch
 from torch.nn.utils.parametrizations import orthogonal
 
-from raysearch.controller import stripped_weights
+from raysearch.calibration import calibrate_model
+from raysearch.controller import create_controller, stripped_weights
 from raysearch.errors import ExportError
-from raysearch.export import TARGETS
+from raysearch.export import TARGETS, verify_folder
 from raysearch.export.onnx_qdq.capture import capture
 from raysearch.export.onnx_qdq.session import OnnxModel
 from raysearch.export.outputs import tensor_leaves
 from raysearch.export.targets.qdq_target import container_notes
 from raysearch.export.verification.verify import compare, reference_outputs, within_tolerance
+from raysearch.placement import place_quantizers
+from raysearch.records import BitAssignment
 from tests.contracts.target_contract import TargetContract
-from tests.support.export_cases import case, forward_all, write_onnx
+from tests.support.export_cases import Case, case, forward_all, write_onnx
 
 
 class TestOnnxTarget(TargetContract):
@@ -139,6 +142,25 @@ def test_an_operation_that_onnx_lacks_is_named_without_colours():
     ) as told:
         capture(model, {}, (torch.randn(3, 4),))
     assert "\x1b" not in str(told.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_is_written_and_verified_in_float32(tmp_path, dtype):
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
+    model.append(torch.nn.Linear(144, 5)).to(dtype).eval()
+    example = (torch.randn(8, 1, 8, 8).to(dtype),)
+    setup = place_quantizers(model, example)
+    table = calibrate_model(model, setup, [example], forward=forward_all)
+    assignment = BitAssignment.extreme(setup, -1)
+    stripped = create_controller(model, setup, table, assignment).strip_model()
+    net = Case(stripped, setup, assignment, lambda n: (torch.randn(n, 1, 8, 8).to(dtype),), example)
+    manifest = net.export(tmp_path, "packed", "onnx")
+    assert manifest.checks[1].max_abs_difference < 1e-5
+    assert any(f"the model, which is {dtype}, was verified in float32" in note for note in manifest.notes)
+    with torch.no_grad():
+        assert OnnxModel(tmp_path / "model.onnx")(*example).dtype == torch.float32
+        assert stripped(*example).dtype == dtype
+    verify_folder(tmp_path)
 
 
 def test_codes_that_did_not_arrive_are_named():
