@@ -114,12 +114,22 @@ def _shape_of(batch: Batch) -> str:
 
 
 def _check_assignment(model: StrippedModel) -> None:
-    stripped_bits = {name: weight.num_bits for name, weight in model.weights.items()}
-    for name, bits in model.assignment.per_point(model.setup).items():
-        if model.setup.points[name].kind == "weight" and stripped_bits.get(name) != bits:
+    for name, scheme in model.assignment.per_point(model.setup).items():
+        point = model.setup.points[name]
+        if point.kind != "weight":
+            continue
+        weight = model.weights.get(name)
+        if weight is None or weight.num_bits != scheme.num_bits:
+            width = "float" if weight is None else weight.num_bits
             raise ExportError(
-                f"'{name}' has {stripped_bits.get(name, 'float')} bits in the stripped module and {bits} in "
-                f"the assignment; strip with form='integer' the model that has this assignment."
+                f"'{name}' has {width} bits in the stripped module and {scheme.num_bits} in the assignment; "
+                f"strip with form='integer' the model that has this assignment."
+            )
+        granularity = point.at(scheme).granularity.normalized(point.shape, name)
+        if weight.granularity != granularity:
+            raise ExportError(
+                f"'{name}' has a scale {weight.granularity} in the stripped module and {granularity} in the "
+                f"assignment ('{scheme}'); strip the model that has this assignment."
             )
 
 

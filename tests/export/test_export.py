@@ -83,6 +83,12 @@ def test_another_assignment_is_refused(tmp_path):
     other = BitAssignment({**net.assignment.bits, "down.weight": 3})
     with pytest.raises(ExportError, match=r"'down\.weight' has 4 bits in the stripped module and 3 in the"):
         export_model(replace(net.model, assignment=other), tmp_path)
+    groups = {g: replace(group, schemes=(4, "4g6", 8)) for g, group in net.setup.groups.items()}
+    other = BitAssignment({**net.assignment.schemes, "down.weight": "4g3"})
+    with pytest.raises(
+        ExportError, match=r"'down\.weight' has a scale per channel .* and per group of 1 along"
+    ):
+        export_model(replace(net.model, assignment=other, setup=replace(net.setup, groups=groups)), tmp_path)
     fewer = {name: bits for name, bits in net.assignment.bits.items() if name != "down.weight"}
     with pytest.raises(ExportError, match="the cost model says"):
         export_model(replace(net.model, assignment=BitAssignment(fewer)), tmp_path)

@@ -23,6 +23,7 @@ from raysearch.records import (
     QuantizerRange,
     QuantizerSpec,
     RangeTable,
+    Scheme,
 )
 from tests.support.export_cases import forward_all
 from tests.support.grouped_cases import GROUPED_NETS, grouped
@@ -119,7 +120,8 @@ def test_packed_groups_read_back_bit_for_bit(tmp_path_factory, matrix):
         zeros = rng.integers(0, 2**bits, point.num_scales).astype(np.int32)
     scales = rng.uniform(0.01, 1, point.num_scales).astype(np.float32)
     table = RangeTable({(point.id, bits): QuantizerRange(scales, zeros, not asymmetric)})
-    setup = replace(setup, groups={g: replace_widths(group, bits) for g, group in setup.groups.items()})
+    groups = {g: replace(group, schemes=(Scheme(bits),)) for g, group in setup.groups.items()}
+    setup = replace(setup, groups=groups)
     stripped = create_controller(model, setup, table, BitAssignment({point.id: bits})).strip_model()
     folder = tmp_path_factory.mktemp("matrix")
     write_packed(stripped, setup, example, folder)
@@ -128,7 +130,3 @@ def test_packed_groups_read_back_bit_for_bit(tmp_path_factory, matrix):
     assert weight.scale.numel() == shape[0] * -(-shape[1] // size)
     assert torch.equal(loaded.tensors.get_buffer("0.weight.codes"), weight.codes)
     assert torch.equal(forward_all(loaded, example), forward_all(stripped, example))
-
-
-def replace_widths(group, bits):
-    return replace(group, bit_widths=tuple(sorted({*group.bit_widths, bits})))

@@ -63,8 +63,9 @@ class Capability:
                 refused.setdefault(words, []).append(tensor.name)
         for group in setup.groups.values():
             for name in group.points:
-                words = self.refusal(setup.points[name], group.bit_widths)
-                if words:
+                effective = [setup.points[name].at(scheme) for scheme in group.schemes]
+                statements = [self.refusal(point, group.bit_widths) for point in effective]
+                for words in dict.fromkeys(filter(None, statements)):
                     refused.setdefault(words, []).append(name)
         if not self.holds_projections and (projections := projections_of(setup)):
             refused[PROJECTION] = projections

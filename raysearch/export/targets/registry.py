@@ -26,7 +26,7 @@ def check_targets(
 
     Args:
         setup: where quantizers are, and the widths they may take.
-        names: names of targets; None is those that are written by default and whose packages are installed.
+        names: names of targets; None is those that would be written by default.
         targets: those there are.
 
     Raises:
@@ -34,8 +34,7 @@ def check_targets(
             granularity or a type; names the quantizers or tensors.
     """
     if names is None:
-        defaults = [target for target in targets.values() if target.by_default]
-        names = [target.name for target in defaults if not target.extra.missing()]
+        names = [target.name for target in _installed_defaults(setup)[0]]
     for name in names:
         if name not in targets:
             raise ConfigError(f"export.targets names '{name}'; known targets: {', '.join(targets)}.")

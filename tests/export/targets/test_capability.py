@@ -48,6 +48,8 @@ class Chip(Pt2Target):
         ({"activations": (8,)}, setup_of((8,)), r"4 bits \(it holds 8\): 'fc.input'"),
         ({"weight_modes": ("symmetric",)}, setup_of((8,), QuantizerSpec("asymmetric")), "asymmetric weights"),
         ({"weight_granularity": ("per_channel",)}, setup_of((8,), axis=None), "per_tensor scales"),
+        ({"weight_granularity": ("per_channel",)}, setup_of(("4g2", 8)), "per_group scales .*: 'fc.weight'"),
+        ({"weight_modes": ("symmetric",)}, setup_of((4, "4a")), "asymmetric weights"),
     ],
 )
 def test_what_a_target_does_not_hold_is_named(limits, setup, text, monkeypatch):
@@ -80,6 +82,6 @@ def test_onnx_does_not_hold_an_lstm_with_a_projection(ignored):
     with pytest.raises(ConfigError, match=r"'onnx' does not hold the projection of an LSTM.*'weight_hr_l0'"):
         check_targets(setup, ["onnx"])
     check_targets(setup, ["packed", "pt2"])
-    targets, notes = choose_targets(None, None, setup)
+    targets, notes = choose_targets(None, setup)
     assert "onnx" not in [target.name for target in targets]
     assert any("onnx: left out" in note and "weight_hr_l0" in note for note in notes)
