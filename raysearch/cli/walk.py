@@ -26,7 +26,6 @@ from raysearch.cli.options import (
     read_settings,
 )
 from raysearch.errors import ConfigError
-from raysearch.placement.schemes import stored_as
 from raysearch.reporting import sensitivity_rows
 
 
@@ -44,6 +43,7 @@ def inspect(
 ) -> None:
     """Layers, groups, options, costs and achievable budgets of a task, or the sensitivities of a run."""
     from raysearch import api
+    from raysearch.placement.schemes import stored_as
 
     with command(as_json) as show:
         if sensitivity is not None:
