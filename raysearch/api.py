@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from raysearch.artifacts import DEFAULT_STORAGE, RunStore, new_run_id, owned
@@ -16,6 +18,7 @@ from raysearch.pipeline.fingerprints import versions
 from raysearch.pipeline.inputs import Inputs, check_inputs, place_task
 from raysearch.pipeline.pipeline import Pipeline
 from raysearch.pipeline.pools import pool_session
+from raysearch.pipeline.preflight import preflight
 from raysearch.pipeline.progress import Listener, Progress, reporting, stoppable
 from raysearch.records import CostModel, QuantizerSetup, RunResult, RunStatus
 from raysearch.seeding import derive_seed
@@ -80,12 +83,16 @@ def run(
     if resume:
         # A run that is not there is told before the task is loaded.
         settings = _as_resumed(settings, store.open()["config"])
+    else:
+        store.check_vacant()
     # A factory or a loader that draws from a global generator draws the same when the run is resumed.
     with pinned_threads(settings.cluster.threads), seeded(derive_seed(settings.seed, "task")):
         loaded = load_task(task)
         # The task's file may have set modes of its own.
         with plain_modes(), pinned_threads(settings.cluster.threads):
             inputs = check_inputs(loaded, settings, texts)
+            if not resume:
+                preflight(inputs, partial(_tell_preflight, store.run_id, listener))
     name = task if isinstance(task, str) else type(loaded.model).__name__
     started = {"task": name, "budget": list(texts)}
     if resume:
@@ -109,6 +116,10 @@ def run(
         pipeline = Pipeline(inputs, store, progress, session.open_pool, on_ray=settings.cluster.workers > 0)
         with seeded(derive_seed(settings.seed, "walk")):
             return pipeline.run()
+
+
+def _tell_preflight(run_id: str, listener: Listener, done: int, total: int) -> None:
+    listener(RunStatus(run_id, "running", "preflight", done, total, updated=time.time()))
 
 
 def _as_resumed(settings: Config, recorded: Mapping[str, Any]) -> Config:

@@ -81,6 +81,18 @@ class RunStore:
         Raises:
             StorageError: a run, or something else, is already there.
         """
+        self.check_vacant()
+        record = run_record_bytes(self.run_id, config, fingerprints or {}, versions or {})
+        self._seals.begin()
+        self._is_sealed = True
+        self._write({RUN_FILE: record})
+
+    def check_vacant(self) -> None:
+        """Refuse a place where a new run cannot be.
+
+        Raises:
+            StorageError: a run, or something else, is already there.
+        """
         if self.has(RUN_FILE):
             raise StorageError(
                 f"the run '{self.run_id}' exists already at {self.uri}. Use --resume to go on with it, or "
@@ -93,10 +105,6 @@ class RunStore:
                 f"{self.uri} exists and is no run: it has no run.json, but holds '{files[0]}'. Use another "
                 "--run-id or --storage."
             )
-        record = run_record_bytes(self.run_id, config, fingerprints or {}, versions or {})
-        self._seals.begin()
-        self._is_sealed = True
-        self._write({RUN_FILE: record})
 
     def open(self) -> dict[str, Any]:
         """The content of `run.json` of an existing run.

@@ -130,8 +130,8 @@ def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list
     A map-style `Dataset` is read sample by sample in index order; anything else is an iterable of batches,
     read in its own order. A shard never crosses a batch, so its content does not depend on how many workers
     there are. Tensors are copied into the host's memory, so that a loader that reuses its buffers cannot
-    change them. A loader that shuffles by torch's global generator does so from a fixed seed, and the
-    generator is left as found.
+    change them. A loader that shuffles by torch's global generator does so from a fixed seed, and all
+    generators are left as found.
 
     Args:
         data: a data set, a loader, a list or any iterable of batches.
@@ -145,7 +145,7 @@ def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list
     """
     shards: list[Batch] = []
     num_read = 0
-    with _seeded(0):
+    with _seeded(0), _own_generators(data):
         for index, batch in enumerate(_batches(data, shard_size, name)):
             where = f"the {name} data, batch {index}"
             _check_sizes(batch, where)
@@ -174,7 +174,7 @@ def training_batches(
 
     An iterable of batches is taken in its own order, every `world`-th batch from `rank` on; a last round
     with fewer than `world` batches is left out, since all ranks must take equally many steps. A loader that
-    shuffles by torch's global generator does so from (seed, epoch), alike on all ranks.
+    shuffles, by torch's global generator or one of its own, does so from (seed, epoch), alike on all ranks.
 
     A last batch of a single sample is left out, since BatchNorm cannot train on it.
 
@@ -212,7 +212,7 @@ def training_batches(
 
 def _own_share(data: Iterable[Batch], rank: int, world: int, seed: int) -> Iterator[Batch]:
     # A shuffling loader draws its order with its first batch; ranks that drew apart would share samples.
-    with _seeded(seed):
+    with _seeded(seed), _own_generators(data, seed):
         source = iter(data)
         turn = list(itertools.islice(source, world))
     while len(turn) == world:
@@ -227,6 +227,23 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _own_generators(data: Any, seed: int | None = None) -> Iterator[None]:
+    """A loader's own generators as they were afterwards; inside, seeded where a seed is given."""
+    owners = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
+    generators = [getattr(owner, "generator", None) for owner in owners]
+    own = [generator for generator in generators if isinstance(generator, torch.Generator)]
+    states = [generator.get_state() for generator in own]
+    for generator in own:
+        if seed is not None:
+            generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(own, states, strict=True):
+            generator.set_state(state)
+
+
 def _batches(data: Any, size: int, name: str) -> Iterable[Batch]:
     if _is_map_style(data):
         return DataLoader(data, batch_size=size, shuffle=False)
@@ -239,10 +256,18 @@ def _batches(data: Any, size: int, name: str) -> Iterable[Batch]:
 
 
 def _is_map_style(data: Any) -> bool:
-    return isinstance(data, Dataset) and not isinstance(data, IterableDataset)
+    if isinstance(data, Dataset):
+        return not isinstance(data, IterableDataset)
+    # A data set of Hugging Face has a length and items, and is no torch Dataset.
+    from_hugging_face = any(base.__module__.split(".")[0] == "datasets" for base in type(data).__mro__)
+    return from_hugging_face and hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
 def _check_sizes(batch: Batch, where: str) -> None:
+    for path, tensor in tensors_of(batch):
+        if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
+            what = "on the meta device" if tensor.is_meta else f"{tensor.layout}, {tensor.dtype}"
+            raise DataError(f"{where}: {path} is {what}; give dense tensors with values (`.to_dense()`).")
     sizes = {path: int(tensor.shape[0]) for path, tensor in tensors_of(batch) if tensor.ndim}
     if len(set(sizes.values())) > 1:
         listing = ", ".join(f"{path} has {size}" for path, size in sizes.items())

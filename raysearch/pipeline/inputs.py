@@ -11,8 +11,9 @@ import torch
 
 from raysearch.calibration import choose_rules
 from raysearch.config import CalibrationConfig, Config, ObjectiveConfig, SearchConfig
-from raysearch.errors import BudgetError, ConfigError, TaskError
-from raysearch.evaluation import Batch, Objective, materialise, training_batches
+from raysearch.errors import BudgetError, ConfigError, RaysearchError, TaskError
+from raysearch.evaluation import Batch, Objective
+from raysearch.evaluation.batches import tensors_of
 from raysearch.evaluation.calls.model_calls import (
     CallForm,
     OpenDims,
@@ -27,6 +28,8 @@ from raysearch.export import check_targets
 from raysearch.pipeline.direction import measured_direction
 from raysearch.pipeline.fingerprints import hash_batches, hash_model
 from raysearch.pipeline.objective import fit_objective, objective_fingerprint
+from raysearch.pipeline.samples import Samples, check_form, read_samples
+from raysearch.pipeline.user_code import failed, user_code
 from raysearch.placement import place_quantizers
 from raysearch.records import (
     FLOAT_BITS,
@@ -41,20 +44,9 @@ from raysearch.records import (
 from raysearch.search import check_budgets, check_minimized, check_sampler
 from raysearch.task import Task, private_task
 
-
-@dataclass(frozen=True)
-class Samples:
-    """The data that was read, in shards: the size of a shard does not depend on the number of workers.
-
-    Attributes:
-        calibration: ranges, responses and traces are measured on it.
-        validation: trials, metrics and the best epoch; the calibration sample where the task has none.
-        traces: traces are measured on it where it is not empty.
-    """
-
-    calibration: list[Batch]
-    validation: list[Batch]
-    traces: list[Batch]
+FORWARD_ADVICE = (
+    "Give Task(forward=...) a function (model, batch) that runs such a batch, or data that the model takes."
+)
 
 
 @dataclass(frozen=True)
@@ -127,7 +119,9 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     setup = _place(task, config)
     _check_setup(setup, parsed, config)
     samples = read_samples(task, config)
-    form = _call_form(task, samples)
+    check_form(task, samples.calibration[0], "calibration")
+    with user_code("the task's forward on the first samples of the data", FORWARD_ADVICE):
+        form = _call_form(task, samples)
     if form.example_inputs is not task.example_inputs:
         task = replace(task, example_inputs=form.example_inputs)
     objective = _fit_divergence(task, config.objective, samples.calibration[0])
@@ -146,27 +140,6 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
         objective.notes,
         form.open_dims,
     )
-
-
-def read_samples(task: Task, config: Config) -> Samples:
-    """Read a task's calibration and validation data once, and the first batch of its training data.
-
-    Raises:
-        DataError: data is empty, unreadable or not finite.
-    """
-    sizes = config.calibration
-    calibration = materialise(task.calibration, sizes.num_samples, sizes.shard_size, "calibration")
-    validation = calibration
-    if task.validation is not None:
-        limits = config.validation
-        validation = materialise(task.validation, limits.num_samples, limits.shard_size, "validation")
-    traces: list[Batch] = []
-    num_trace_samples = config.sensitivity.trace_samples
-    if num_trace_samples:
-        traces = materialise(task.calibration, num_trace_samples, sizes.shard_size, "calibration")
-    if task.train is not None:
-        training_batches(task.train, 1, 0, 0, 1)
-    return Samples(calibration, validation, traces)
 
 
 def _read_budgets(texts: Sequence[str], search: SearchConfig) -> tuple[Budget, ...]:
@@ -203,9 +176,14 @@ def _fit_divergence(task: Task, settings: ObjectiveConfig, batch: Batch) -> Fitt
     """The label-free objective, fitted to the float model's outputs on one batch; costs two forwards."""
     try:
         check_finite_forward(task.model, task.run, batch)
-    except RuntimeError as error:
+    except RaysearchError:
+        raise
+    except (Exception, SystemExit) as error:
         if "same device" not in str(error):
-            raise
+            shapes = ", ".join(f"{path} {tuple(t.shape)} {t.dtype}" for path, t in tensors_of(batch))
+            raise failed(
+                f"the task's forward on the first calibration shard ({shapes})", FORWARD_ADVICE, error
+            ) from error
         raise TaskError(
             f"the task's forward puts tensors on a device of its own choice: {error}. Copies of the model "
             f"run on the host and on the workers' devices; move a batch to the device of the model's "

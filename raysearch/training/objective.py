@@ -39,6 +39,11 @@ class Objective(nn.Module):
         outputs = recipe.forward(self.model, batch)
         if recipe.objective == "loss" and recipe.loss is not None:
             value = recipe.loss(outputs, batch)
+            if not isinstance(value, Tensor):
+                raise TaskError(
+                    f"the task's loss gives a {type(value).__name__}, which has no gradient; for training it "
+                    f"must be a tensor that depends on the model's weights."
+                )
             if value.numel() != 1:
                 raise TaskError(f"the task's loss has shape {tuple(value.shape)}; it must be a scalar.")
             return value

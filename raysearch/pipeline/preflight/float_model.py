@@ -1,0 +1,146 @@
+"""The float model on a batch of each data set, with the task's loss and metrics."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raysearch.errors import TaskError
+from raysearch.evaluation import Batch, batch_size
+from raysearch.evaluation.forward import frozen_eval
+from raysearch.evaluation.outputs import named_outputs
+from raysearch.pipeline.inputs import FORWARD_ADVICE, Inputs
+from raysearch.pipeline.stages import search_shards
+from raysearch.pipeline.user_code import user_code
+
+
+def check_float_model(inputs: Inputs) -> None:
+    """Run the float model, the loss and every metric on a batch of each data set.
+
+    Cost: two forwards a data set; where trials are judged by a metric or the loss, one forward of every
+    sample of the search, which is less than a trial.
+
+    Raises:
+        TaskError: one of them fails, gives no scalar or no row a sample, or is not finite where the search is
+            to follow it.
+    """
+    shards, _ = search_shards(inputs)
+    data = {
+        "calibration": inputs.samples.calibration,
+        "validation": inputs.samples.validation,
+        "search": shards,
+    }
+    for name, batches in data.items():
+        for index in _of_each_size(batches):
+            run_checked(inputs, batches[index], f"shard {index} of the {name} data")
+    _check_judged(inputs, inputs.samples.validation[0], "shard 0 of the validation data")
+    if inputs.config.search.measured != "divergence":
+        _check_measured(inputs, shards)
+
+
+def run_checked(inputs: Inputs, batch: Batch, name: str) -> Any:
+    """What the float model returns of a batch: at least one row a sample of every judged output.
+
+    Args:
+        inputs: the run's.
+        batch: what it is run on.
+        name: what messages call the batch.
+
+    Raises:
+        TaskError: the forward fails, or an output has not one row a sample.
+    """
+    size = batch_size(batch)
+    what = f"the task's forward on {name} ({size} samples)"
+    with user_code(what, FORWARD_ADVICE), frozen_eval(inputs.task.model), torch.no_grad():
+        outputs = inputs.task.run(inputs.task.model, batch)
+    judged = inputs.divergence.judged(outputs) if named_outputs(outputs) else ()
+    parts = judged if isinstance(judged, tuple) else (judged,)
+    shapes = [tuple(part.shape) for part in parts]
+    if not shapes or any(not shape or shape[0] != size for shape in shapes):
+        text = f"an output of shape {shapes[0]}" if shapes else "no floating-point output with a dimension"
+        raise TaskError(
+            f"the task's forward gives {text} on {name}, which has {size} samples; dimension 0 must count "
+            f"them. A `squeeze()` without a dimension takes it away from a batch of one sample: write "
+            f"`squeeze(-1)`, or give Task(forward=...) that returns one row a sample."
+        )
+    return outputs
+
+
+def number(value: object, what: str) -> float:
+    """A loss or a metric as a number.
+
+    Args:
+        value: what it gave.
+        what: the loss or metric, for messages.
+
+    Raises:
+        TaskError: it is no number and no tensor with one element.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise TaskError(
+                f"{what} has shape {tuple(value.shape)}; it must be a scalar, a mean over the batch "
+                f"(`reduction='mean'`, or `.mean()`)."
+            )
+        return float(value.detach())
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise TaskError(
+            f"{what} gives a {type(value).__name__}; it must give a number, a mean over the batch."
+        ) from error
+
+
+def _of_each_size(batches: list[Batch]) -> list[int]:
+    """The first batch, and the last one where its size differs."""
+    last = len(batches) - 1
+    return [0] if batch_size(batches[0]) == batch_size(batches[last]) else [0, last]
+
+
+def _functions(inputs: Inputs) -> Mapping[str, Callable[[Any, Batch], object]]:
+    """The task's loss and metrics by what messages call them."""
+    functions: dict[str, Callable[[Any, Batch], object]] = {}
+    if inputs.task.loss is not None:
+        functions["the task's loss"] = inputs.task.loss
+    for name, metric in inputs.task.metrics.items():
+        functions[f"the metric '{name}'"] = metric
+    return functions
+
+
+def _check_judged(inputs: Inputs, batch: Batch, name: str) -> None:
+    outputs = run_checked(inputs, batch, name)
+    for what, function in _functions(inputs).items():
+        advice = "It is given what the forward returns, and the batch."
+        with user_code(f"{what} on {name}", advice), torch.no_grad():
+            value = number(function(outputs, batch), what)
+        if math.isfinite(value):
+            continue
+        text = f"{what} is {value} for the float model on {name}"
+        if what == "the task's loss":
+            raise TaskError(f"{text}. Mend the loss or the data: quantization cannot.")
+        warnings.warn(f"{text}; so is its mean over the whole data.", stacklevel=2)
+
+
+def _check_measured(inputs: Inputs, shards: list[Batch]) -> None:
+    """What trials are judged by must be a number for the float model, on every shard of the search."""
+    measured = inputs.config.search.measured
+    function = inputs.task.loss if measured == "loss" else inputs.task.metrics[measured]
+    if function is None:
+        return
+    for index, batch in enumerate(shards):
+        name = f"shard {index} of the search data"
+        outputs = run_checked(inputs, batch, name)
+        with user_code(f"'{measured}' on {name}"), torch.no_grad():
+            value = number(function(outputs, batch), f"'{measured}'")
+        if not math.isfinite(value):
+            raise TaskError(
+                f"'{measured}', by which trials are judged, is {value} for the float model on {name} "
+                f"({batch_size(batch)} samples), so no bit-width can be told from another. Make it a number "
+                f"there (0/0 where a class is missing, say), or raise search.shard_size until every shard "
+                f"has what it counts."
+            )

@@ -1,0 +1,102 @@
+"""The order of what is tried before a run, from cheap to costly."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from raysearch.calibration import calibrate_model
+from raysearch.cluster.shipping import dumps
+from raysearch.config import CalibrationConfig
+from raysearch.determinism import seeded
+from raysearch.errors import DataError
+from raysearch.evaluation import batch_size
+from raysearch.evaluation.batches import take
+from raysearch.evaluation.half_precision import in_float32
+from raysearch.evaluation.model.copies import private_copy
+from raysearch.pipeline.inputs import Inputs
+from raysearch.pipeline.preflight.files import check_files
+from raysearch.pipeline.preflight.float_model import check_float_model
+from raysearch.pipeline.preflight.training import check_training, trains
+from raysearch.records import BitAssignment, RangeTable
+from raysearch.seeding import derive_seed
+from raysearch.training import Recipe
+
+STEPS = 4
+CALIBRATED_SAMPLES = 16
+
+
+def preflight(inputs: Inputs, tell: Callable[[int, int], None]) -> None:
+    """Try on a few samples what a run ends with: the judging, a training step, shipping, every file.
+
+    Nothing of it is kept, and the generators are left as found. Errors name what failed and what to do.
+
+    Args:
+        inputs: checked.
+        tell: is given the steps done and all of them.
+
+    Raises:
+        TaskError: the task's forward, loss, metrics or data fail, or cannot be shipped to workers.
+        ConfigError: an export target cannot hold the model.
+    """
+    with seeded(derive_seed(inputs.config.seed, "preflight")):
+        tell(0, STEPS)
+        check_float_model(inputs)
+        tell(1, STEPS)
+        assignment = BitAssignment({group.id: group.schemes[0] for group in inputs.setup.groups.values()})
+        recipe = _recipe(inputs, assignment)
+        if trains(inputs) and recipe is not None:
+            check_training(inputs, recipe)
+        tell(2, STEPS)
+        if inputs.config.cluster.workers:
+            _check_travel(inputs, recipe)
+        tell(3, STEPS)
+        if recipe is not None:
+            stripped = recipe.build().strip_model(do_copy=False)
+            check_files(inputs, stripped, assignment)
+        tell(STEPS, STEPS)
+
+
+def _recipe(inputs: Inputs, assignment: BitAssignment) -> Recipe | None:
+    """The model at some widths, with ranges of a few samples; None where those are too few for a range."""
+    ranges = _rough_ranges(inputs)
+    if ranges is None:
+        return None
+    return Recipe(
+        model=private_copy(inputs.task.model),
+        setup=inputs.setup,
+        ranges=ranges,
+        assignment=assignment,
+        train=inputs.task.train,
+        validation=inputs.samples.validation[:1],
+        forward=inputs.task.run,
+        divergence=inputs.divergence,
+        loss=inputs.task.loss,
+        metrics=inputs.task.metrics,
+        settings=inputs.config.training,
+        seed=inputs.config.seed,
+    )
+
+
+def _rough_ranges(inputs: Inputs) -> RangeTable | None:
+    shard = inputs.samples.calibration[0]
+    few = take(shard, 0, min(batch_size(shard), CALIBRATED_SAMPLES))
+    settings = CalibrationConfig(weights="min_max", activations="min_max")
+    model, data = in_float32(private_copy(inputs.task.model), {"": [few]})
+    try:
+        with warnings.catch_warnings():
+            # What is to be said of ranges is said of those of all samples.
+            warnings.simplefilter("ignore")
+            return calibrate_model(model, inputs.setup, data[""], settings, forward=inputs.task.run)
+    except DataError:
+        return None
+
+
+def _check_travel(inputs: Inputs, recipe: Recipe | None) -> None:
+    """Pack what workers are sent; what cannot be packed is named."""
+    task = inputs.task
+    parts = {"forward": task.forward, "loss": task.loss, "metrics": dict(task.metrics), "model": task.model}
+    if recipe is not None and trains(inputs):
+        parts["train"] = task.train
+    for name, part in parts.items():
+        dumps(part, f"Task({name}=...)")

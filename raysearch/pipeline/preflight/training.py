@@ -1,0 +1,98 @@
+"""The first training batches, and one step of the quantized model on each size of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from raysearch.determinism import GeneratorStates
+from raysearch.errors import TaskError
+from raysearch.evaluation import Batch, batch_size, training_batches
+from raysearch.evaluation.batches import take, tensors_of
+from raysearch.pipeline.inputs import Inputs
+from raysearch.pipeline.preflight.float_model import number, run_checked
+from raysearch.pipeline.samples import check_form
+from raysearch.pipeline.user_code import user_code
+from raysearch.training import Recipe
+from raysearch.training.objective import Objective
+
+FEW = 4
+"""Samples of the step that is tried."""
+
+
+def trains(inputs: Inputs) -> bool:
+    """Whether the run will train."""
+    return inputs.task.train is not None and inputs.config.training.epochs > 0
+
+
+def check_training(inputs: Inputs, recipe: Recipe) -> None:
+    """Read a training batch, and take one step on a few of its samples, on a copy.
+
+    Args:
+        inputs: the run's.
+        recipe: builds the quantized model.
+
+    Raises:
+        TaskError: there is no batch, or the step fails, or its objective is no scalar with a gradient.
+    """
+    settings = inputs.config.training
+    with user_code("reading the training data", "It must give batches like those of the calibration data."):
+        batches = training_batches(inputs.task.train, settings.batch_size, inputs.config.seed, 0, 1)
+        batch = next(iter(batches(0)), None)
+    if batch is None:
+        raise TaskError("the training data gave no batch; pass data with at least one batch a worker.")
+    with user_code("looking at the first training batch"):
+        if not any(tensor.ndim for _, tensor in tensors_of(batch)):
+            raise TaskError(
+                f"the first training batch is a {type(batch).__name__} that holds no tensor with dimensions; "
+                f"a batch is a tensor, or a tuple, list or dict of tensors whose dimension 0 counts samples."
+            )
+        check_form(inputs.task, batch, "training")
+        size = batch_size(batch)
+    run_checked(inputs, batch if size <= FEW else _few(batch, FEW), "the first training batch")
+    _step(recipe, batch if size == 1 else _few(batch, FEW), "the first training batch")
+    if size > 1 and _ends_with_one(inputs.task.train, size):
+        _step(recipe, _few(batch, 1), "a last batch of one sample")
+
+
+def _step(recipe: Recipe, batch: Batch, name: str) -> None:
+    generators = GeneratorStates.now()
+    model = recipe.build().model
+    objective = Objective(recipe, model, recipe.model.eval()).train()
+    size = batch_size(batch)
+    advice = (
+        "BatchNorm cannot train on a single sample: give batches of two or more (the loader's batch_size, "
+        "`drop_last=True`)."
+        if size == 1
+        else "The quantized model is in training mode there, and is given the same batch as the float one."
+    )
+    try:
+        with user_code(f"a training step on {name} ({size} samples)", advice):
+            value = objective(batch)
+            number(value, "the training objective")
+            if not isinstance(value, torch.Tensor) or not value.requires_grad:
+                raise TaskError(
+                    "the training objective has no gradient: the task's loss or forward takes outputs apart "
+                    "from the model (`.detach()`, `.item()`, numpy, torch.no_grad). Return a tensor that "
+                    "depends on the model's weights."
+                )
+            value.backward()  # type: ignore[no-untyped-call]
+    finally:
+        generators.restore()
+
+
+def _few(batch: Batch, count: int) -> Batch:
+    """The first samples, or the whole batch where its tensors count samples differently."""
+    sizes = {len(tensor) for _, tensor in tensors_of(batch) if tensor.ndim}
+    return take(batch, 0, count) if len(sizes) == 1 else batch
+
+
+def _ends_with_one(data: object, size: int) -> bool:
+    """Whether a loader or a list of batches is known to have a batch of one sample."""
+    if isinstance(data, list | tuple):
+        return any(batch_size(batch) == 1 for batch in data)
+    if not isinstance(data, DataLoader) or data.drop_last or isinstance(data.dataset, IterableDataset):
+        return False
+    return isinstance(data.sampler, Sized) and len(data.sampler) % size == 1

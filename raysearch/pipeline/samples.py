@@ -1,0 +1,93 @@
+"""The data of a task, read once and looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raysearch.config import Config
+from raysearch.errors import DataError
+from raysearch.evaluation import Batch, batch_size, materialise, training_batches
+from raysearch.evaluation.batches import take, tensors_of
+from raysearch.pipeline.user_code import user_code
+from raysearch.task import Task
+
+DATA_ADVICE = "It must give samples of a Dataset, or batches: tensors, or tuples, lists or dicts of them."
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The data that was read, in shards: the size of a shard does not depend on the number of workers.
+
+    Attributes:
+        calibration: ranges, responses and traces are measured on it.
+        validation: trials, metrics and the best epoch; the calibration sample where the task has none.
+        traces: traces are measured on it where it is not empty.
+    """
+
+    calibration: list[Batch]
+    validation: list[Batch]
+    traces: list[Batch]
+
+
+def read_samples(task: Task, config: Config) -> Samples:
+    """Read a task's calibration and validation data once, and the first batch of its training data.
+
+    Raises:
+        DataError: data is empty, unreadable or not finite.
+    """
+    sizes = config.calibration
+    num_trace_samples = config.sensitivity.trace_samples
+    # Read once for both, since an iterable may not give its batches twice.
+    counts = (sizes.num_samples, num_trace_samples or sizes.num_samples)
+    most = max(counts) if all(counts) else 0
+    with user_code("reading the calibration data", DATA_ADVICE):
+        every = materialise(task.calibration, most, sizes.shard_size, "calibration")
+    calibration = first_of(every, sizes.num_samples)
+    traces = first_of(every, num_trace_samples) if num_trace_samples else []
+    validation = calibration
+    if task.validation is not None:
+        limits = config.validation
+        with user_code("reading the validation data", DATA_ADVICE):
+            validation = materialise(task.validation, limits.num_samples, limits.shard_size, "validation")
+    if task.train is not None:
+        training_batches(task.train, 1, 0, 0, 1)
+    return Samples(calibration, validation, traces)
+
+
+def first_of(shards: list[Batch], num_samples: int) -> list[Batch]:
+    """The shards of the first samples, the last one cut; all where the number is 0."""
+    if not num_samples:
+        return shards
+    chosen: list[Batch] = []
+    left = num_samples
+    for shard in shards:
+        if left <= 0:
+            break
+        size = batch_size(shard)
+        chosen.append(shard if size <= left else take(shard, 0, left))
+        left -= size
+    return chosen
+
+
+def check_form(task: Task, batch: Batch, name: str) -> None:
+    """Refuse a sample that was given as a batch: the model's example input has a dimension more.
+
+    Args:
+        task: its default forward gives the first tensor to the model.
+        batch: what was read.
+        name: of the data.
+
+    Raises:
+        DataError: states both shapes and what to do.
+    """
+    inputs, example = list(tensors_of(batch)), list(tensors_of(task.example_inputs))
+    if task.forward is not None or not inputs or not example:
+        return
+    path, tensor = inputs[0]
+    expected = example[0][1]
+    if tensor.ndim == expected.ndim - 1:
+        raise DataError(
+            f"the {name} data's {path} has shape {tuple(tensor.shape)}, and the example input "
+            f"{tuple(expected.shape)}: samples, it seems, where batches should be. Lists and an "
+            f"IterableDataset give batches; of samples make DataLoader(data, batch_size=...)."
+        )

@@ -1,0 +1,238 @@
+"""What would fail after the search is refused before it, by name."""
+
+import functools
+import sqlite3
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from raysearch import Task
+from raysearch.config import load_config
+from raysearch.errors import BadInputError
+from raysearch.export.targets.packed import PackedTarget
+from raysearch.pipeline.inputs import check_inputs
+from raysearch.pipeline.preflight import preflight
+
+X = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+
+
+class Net(nn.Module):
+    def __init__(self, norm=False):
+        super().__init__()
+        self.a = nn.Linear(4, 6)
+        self.norm = nn.BatchNorm1d(6) if norm else nn.Identity()
+        self.b = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.b(F.relu(self.norm(self.a(x))))
+
+
+def cross_entropy(outputs, batch):
+    return F.cross_entropy(outputs, batch[1])
+
+
+def make_task(**fields):
+    data = TensorDataset(X, Y)
+    base = {"calibration": data, "validation": data, "train": data, "loss": cross_entropy}
+    torch.manual_seed(0)
+    return Task(fields.pop("model", None) or Net(), (X[:2],), **{**base, **fields})
+
+
+def try_task(task, workers=0, **settings):
+    """Check a task as a run does before it computes; returns the steps that were told."""
+    settings.setdefault("export", {"targets": ["packed"]})
+    config = load_config(
+        overrides={"cluster": {"workers": workers}, "validation": {"shard_size": 4}, **settings}
+    )
+    steps = []
+    preflight(check_inputs(task, config, ["avg_bits<=4"]), lambda done, total: steps.append((done, total)))
+    return steps
+
+
+def refuse(task, **settings):
+    with pytest.raises(BadInputError) as caught:
+        try_task(task, **settings)
+    return str(caught.value)
+
+
+def test_a_task_that_is_fit_goes_through_and_is_left_as_it_was():
+    task = make_task(
+        metrics={"accuracy": lambda outputs, batch: (outputs.argmax(1) == batch[1]).float().mean()}
+    )
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    generator = torch.get_rng_state()
+    assert try_task(task, workers=1) == [(done, 4) for done in range(5)]
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in task.model.parameters())
+
+
+def per_sample(outputs, batch):
+    return F.cross_entropy(outputs, batch[1], reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("loss", "part"),
+    [
+        (per_sample, r"the task's loss has shape (4,); it must be a scalar"),
+        (lambda outputs, batch: [1.0], "the task's loss gives a list"),
+        (lambda outputs, batch: None, "the task's loss gives a NoneType"),
+        (
+            lambda outputs, batch: outputs["logits"],
+            "the task's loss on shard 0 of the validation data failed at test_",
+        ),
+        (lambda outputs, batch: outputs.sum() / 0, "the task's loss is"),
+        (lambda outputs, batch: outputs.detach().sum(), "no gradient"),
+        (lambda outputs, batch: outputs.sum().item(), "no gradient"),
+    ],
+)
+def test_a_loss_that_training_cannot_use(loss, part):
+    assert part in refuse(make_task(loss=loss))
+
+
+def test_a_metric_that_gives_no_number_and_one_that_fails():
+    assert "the metric 'top' gives a str" in refuse(make_task(metrics={"top": lambda outputs, batch: "high"}))
+    text = refuse(make_task(metrics={"top": lambda outputs, batch: batch["labels"].float().mean()}))
+    assert "the metric 'top' on shard 0 of the validation data failed" in text
+    assert "TypeError" in text
+
+
+def recall(outputs, batch):
+    rare = batch[1] == 1
+    return ((outputs.argmax(1) == 1) & rare).sum() / rare.sum()
+
+
+def test_a_metric_that_is_not_finite_for_the_float_model():
+    # The rare class is in the first samples only; the sample of the search is shuffled.
+    data = TensorDataset(X, torch.tensor([1] + [0] * 9))
+    task = make_task(validation=data, metrics={"recall": recall})
+    text = refuse(task, search={"objective": "recall", "shard_size": 2})
+    assert "'recall', by which trials are judged, is nan for the float model on shard" in text
+    assert "search.shard_size" in text
+    with pytest.warns(UserWarning, match="the metric 'recall' is nan for the float model on shard 0"):
+        try_task(make_task(validation=TensorDataset(X, 0 * Y), metrics={"recall": recall}))
+
+
+class Squeezed(Net):
+    def forward(self, x):
+        return super().forward(x).squeeze(0)
+
+
+def test_a_last_batch_of_one_sample_that_loses_its_dimension():
+    text = refuse(make_task(model=Squeezed()), validation={"shard_size": 3})
+    assert "an output of shape (3,) on shard 3 of the validation data, which has 1 samples" in text
+    assert "squeeze" in text
+
+
+def test_batch_norm_and_training_batches_of_one_sample():
+    for train in (
+        DataLoader(TensorDataset(X, Y), batch_size=1),
+        DataLoader(TensorDataset(X, Y), batch_size=3),
+        [(X[:4], Y[:4]), (X[4:5], Y[4:5])],
+    ):
+        text = refuse(make_task(model=Net(norm=True), train=train))
+        assert "(1 samples) failed" in text
+        assert "BatchNorm cannot train on a single sample" in text
+    assert try_task(make_task(model=Net(norm=True), train=DataLoader(TensorDataset(X, Y), 3, drop_last=True)))
+    assert try_task(make_task(train=DataLoader(TensorDataset(X, Y), batch_size=1)))
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from zip(X, Y, strict=True)
+
+
+@pytest.mark.parametrize("data", [Stream(), [(x, int(y)) for x, y in zip(X, Y, strict=True)]])
+def test_samples_where_batches_should_be(data):
+    for name in ("calibration", "training"):
+        field = {"calibration": "calibration", "training": "train"}[name]
+        text = refuse(make_task(**{field: data}))
+        assert f"the {name} data's batch[0] has shape (4,), and the example input (2, 4)" in text
+        assert "DataLoader" in text
+    loader = DataLoader(data, batch_size=5)
+    assert try_task(make_task(calibration=loader, train=loader))
+
+
+@pytest.mark.parametrize(
+    ("train", "part"),
+    [
+        (range(10), "the first training batch"),
+        ([], "no batch"),
+        ([{"x": X}], "the first training batch"),
+        ([(X, Y[:3])], "the first training batch"),
+    ],
+)
+def test_training_data_of_another_form(train, part):
+    assert part in refuse(make_task(train=train))
+
+
+@pytest.mark.parametrize(
+    ("batch", "part"),
+    [
+        (torch.randn(4, 5), "(4, 5) torch.float32) failed"),
+        (torch.ones(4, 4, dtype=torch.long), "torch.int64) failed"),
+        (torch.ones(4, 4, dtype=torch.complex64), "torch.complex64) failed"),
+        (torch.eye(4).to_sparse(), "sparse_coo"),
+        (torch.empty(4, 4, device="meta"), "on the meta device"),
+    ],
+)
+def test_calibration_batches_that_the_model_cannot_take(batch, part):
+    assert part in refuse(make_task(calibration=[batch]))
+
+
+def test_a_forward_and_a_data_set_that_fail_are_told_with_their_place():
+    text = refuse(make_task(forward=lambda model, batch: model(batch["image"])))
+    assert "the task's forward on the first calibration shard" in text
+    assert "failed at test_preflight.py:" in text
+
+    class Broken(Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            raise SystemExit(3)
+
+    assert "reading the validation data failed" in refuse(make_task(validation=Broken()))
+
+
+class Rows(Dataset):
+    def __init__(self):
+        self.connection = sqlite3.connect(":memory:")
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return X[index], Y[index]
+
+
+def test_data_that_cannot_travel_is_told_where_it_must():
+    task = make_task(train=Rows())
+    assert "Task(train=...).connection, a Connection, cannot be shipped" in refuse(task, workers=1)
+    assert try_task(task)
+    assert try_task(task, workers=1, training={"epochs": 0})
+
+
+def test_a_target_that_cannot_be_written_loaded_or_run_is_named(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no such operation")
+
+    for method in ("write", "load"):
+        with monkeypatch.context() as patch:
+            patch.setattr(PackedTarget, method, fail)
+            text = refuse(make_task())
+        assert "the export target 'packed'" in text
+        assert "no such operation" in text
+
+
+def test_the_order_of_a_loader_is_what_it_is_without_a_preflight():
+    generator = torch.Generator().manual_seed(3)
+    loader = DataLoader(TensorDataset(X, Y), batch_size=5, shuffle=True, generator=generator)
+    state = generator.get_state()
+    read = functools.partial(try_task, make_task(calibration=loader, train=loader))
+    read()
+    assert torch.equal(generator.get_state(), state)
