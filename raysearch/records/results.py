@@ -36,6 +36,18 @@ class FineTuneResult:
     history: tuple[EpochMetrics, ...]
     skipped: str = ""
 
+    def note(self) -> str:
+        """Why the state is one that no training step has changed; "" when training improved on it."""
+        if self.skipped or self.best_epoch >= 0 or not self.history:
+            return self.skipped
+        before, *after = (entry.metrics[self.monitor] for entry in self.history)
+        reached = min(after, default=before)
+        return (
+            f"training did not improve on the validation {self.monitor} ({before:.4g} before, {reached:.4g} "
+            f"at best after {len(after)} epochs), so the state before training is kept; a lower "
+            f"training.learning_rate may improve on it"
+        )
+
     def to_json(self) -> str:
         """The result as JSON text."""
         return json.dumps(asdict(self), indent=1)

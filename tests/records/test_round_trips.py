@@ -302,3 +302,15 @@ def test_a_setup_keeps_its_tensors_and_measured_times():
     for text in ("", "[]", '{"layers": 3}', '{"layers": {"a": {"float": "x", "8": 1}}}'):
         with pytest.raises(ConfigError, match="cannot be read"):
             LatencyProfile.from_json(text)
+
+
+def test_training_that_did_not_improve_says_what_it_reached():
+    history = (
+        EpochMetrics(-1, {"loss": 0.25}),
+        EpochMetrics(0, {"loss": 0.5}),
+        EpochMetrics(1, {"loss": 0.375}),
+    )
+    note = FineTuneResult("best.safetensors", -1, "loss", history).note()
+    assert "validation loss (0.25 before, 0.375 at best after 2 epochs)" in note
+    assert FineTuneResult("best.safetensors", 1, "loss", history).note() == ""
+    assert FineTuneResult("best.safetensors", -1, "", (), "no data").note() == "no data"
