@@ -21,6 +21,7 @@ from raysearch.pipeline.pools import pool_session
 from raysearch.pipeline.result import StageRecords, save_report
 from raysearch.pipeline.stages import (
     export,
+    load_deployed,
     load_ranges,
     make_objective,
     make_replica,
@@ -229,7 +230,7 @@ class SavedRun:
         with self._inputs(task, {"export": {"targets": list(targets)}}) as inputs:
             assignment = self.search().best.assignment
             checkpoint = store.load_checkpoint(store.load(codecs.FINE_TUNE).checkpoint)
-            stripped = strip_checkpoint(inputs, load_ranges(store), assignment, checkpoint)
+            stripped = strip_checkpoint(inputs, load_deployed(store), assignment, checkpoint)
             with tempfile.TemporaryDirectory() as folder:
                 manifest = export(inputs, stripped, assignment, Path(folder), self.run_id)
                 store.save_model(Path(folder))

@@ -21,6 +21,7 @@ from raysearch.records import (
     LeastCost,
     QuantizerSetup,
     RangeTable,
+    Refinement,
     RoundingTable,
     RunResult,
     RunStatus,
@@ -151,6 +152,14 @@ def _read_rounding(files: Sequence[SavedFile]) -> RoundingTable:
     return RoundingTable.from_bytes(files[0].data)
 
 
+def _write_refinement(record: Refinement) -> tuple[bytes, ...]:
+    return (record.to_bytes(),)
+
+
+def _read_refinement(files: Sequence[SavedFile]) -> Refinement:
+    return Refinement.from_bytes(files[0].data)
+
+
 def _write_sensitivity(table: SensitivityTable) -> tuple[bytes, ...]:
     # The fingerprint goes into the Gram matrix's table as well, so that no mixture of two runs can be read.
     gram = table.gram_table()
@@ -216,6 +225,8 @@ SENSITIVITY = Codec(
 TRIALS = Codec(("trials.parquet",), _write_trials, _read_trials)
 """The trials of a search that still runs; `SEARCH` holds them too, once it is done."""
 SEARCH = Codec(("trials.parquet", "front.parquet", "best.json"), _write_search, _read_search)
+REFINEMENT = Codec(("refinement.safetensors",), _write_refinement, _read_refinement)
+"""Of a run whose winner was refined."""
 LEAST_COST = _dict_codec("least_cost.json", LeastCost.as_dict, LeastCost.from_dict)
 FINE_TUNE = _text_codec("finetune.json", FineTuneResult.to_json, FineTuneResult.from_json)
 METRICS = _dict_codec("metrics.json", _metrics_to_dict, _metrics_from_dict)
@@ -231,6 +242,7 @@ RECORDS: tuple[Codec[Any], ...] = (
     ROUNDING,
     SENSITIVITY,
     SEARCH,
+    REFINEMENT,
     LEAST_COST,
     FINE_TUNE,
     METRICS,

@@ -11,6 +11,9 @@ from raysearch.config.section import Section
 RoundingMethodName = Literal["gptq", "nearest"]
 """What `rounding.method` may say."""
 
+RefinementName = Literal["sequential", "tune"]
+"""What `rounding.refine` may hold."""
+
 Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -27,6 +30,11 @@ class RoundingConfig(Section):
         scale_factors: the scales tried, as multiples of that of least squared weight error.
         refits: how often the chosen scale is fitted anew to its codes and tried with its neighbours.
         unit_shards: calibration shards whose moments are summed in one unit of work.
+        refine: what is tried on the winner of the search, to be kept where it measures better on validation
+            data: "sequential" rounds its weights anew, each layer making up for those before it; "tune" lets
+            scales, norms and biases follow the float model's outputs. Empty: nothing.
+        refine_steps: steps of tuning, a calibration shard each.
+        refine_learning_rate: of tuning, relative to the size of each parameter; falls to 0.
     """
 
     method: RoundingMethodName = "gptq"
@@ -38,3 +46,6 @@ class RoundingConfig(Section):
     )
     refits: int = Field(1, ge=0)
     unit_shards: int = Field(4, ge=1)
+    refine: tuple[RefinementName, ...] = ("sequential", "tune")
+    refine_steps: int = Field(200, ge=1)
+    refine_learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)

@@ -28,6 +28,7 @@ from raysearch.pipeline.stages import (
     make_objective,
     make_recipe,
     make_replica,
+    refine_winner,
     round_calibrated,
     search_shards,
     strip_checkpoint,
@@ -38,6 +39,7 @@ from raysearch.records import (
     ExportManifest,
     FineTuneResult,
     RangeTable,
+    Refinement,
     RoundingTable,
     RunResult,
     SearchResult,
@@ -82,6 +84,7 @@ SENSITIVITY = Stage(
     ("sensitivity-traces", "sensitivity-perturbations", "sensitivity-responses"),
 )
 SEARCH = Stage("search", codecs.SEARCH, ("search",))
+REFINEMENT = Stage("refinement", codecs.REFINEMENT, ("refinement-sequential", "refinement-candidates"))
 TRAINING = Stage("training", codecs.FINE_TUNE)
 EVALUATION = Stage("evaluation", codecs.METRICS)
 EXPORT = Stage("export", codecs.MANIFEST)
@@ -123,9 +126,12 @@ class Pipeline:
             ranges = self._round(self._complete(CALIBRATION, self._calibrate))
             table = self._complete(SENSITIVITY, self._measure, ranges)
             search = self._complete(SEARCH, self._search, table, ranges)
+            assignment = search.best.assignment
+            refinement = self._refine(ranges, assignment)
         # The fleet is released before training, which may need its CPUs and GPUs.
-        assignment = search.best.assignment
-        training, checkpoint = self._train(ranges, assignment)
+        training, checkpoint = self._train(ranges, assignment, refinement)
+        if refinement is not None:
+            ranges = refinement.put_into(ranges)
         stripped = strip_checkpoint(self.inputs, ranges, assignment, checkpoint)
         metrics = self._complete(EVALUATION, self._evaluate, stripped)
         manifest = self._complete(EXPORT, self._export, stripped, assignment)
@@ -260,18 +266,35 @@ class Pipeline:
             )
             self.store.save_file("study.journal", path)
 
-    def _train(self, ranges: RangeTable, assignment: BitAssignment) -> tuple[FineTuneResult, bytes]:
+    def _train(
+        self, ranges: RangeTable, assignment: BitAssignment, refinement: Refinement | None
+    ) -> tuple[FineTuneResult, bytes]:
         """What training gave, and its best state."""
-        training = self._complete(TRAINING, self._fine_tune, ranges, assignment)
+        training = self._complete(TRAINING, self._fine_tune, ranges, assignment, refinement)
         try:
             return training, self.store.load_checkpoint(training.checkpoint)
         except DamagedFileError as error:
             self._set_aside(codecs.FINE_TUNE, error)
-        training = self._complete(TRAINING, self._fine_tune, ranges, assignment)
+        training = self._complete(TRAINING, self._fine_tune, ranges, assignment, refinement)
         return training, self.store.load_checkpoint(training.checkpoint)
 
-    def _fine_tune(self, ranges: RangeTable, assignment: BitAssignment) -> FineTuneResult:
-        recipe = make_recipe(self.inputs, ranges, assignment)
+    def _refine(self, ranges: RangeTable, assignment: BitAssignment) -> Refinement | None:
+        """The winner refined; None where nothing is tried, or weights take the nearest codes."""
+        settings = self.inputs.config.rounding
+        if settings.method == "nearest" or not settings.refine:
+            return None
+        return self._complete(REFINEMENT, self._refine_winner, ranges, assignment)
+
+    def _refine_winner(self, ranges: RangeTable, assignment: BitAssignment) -> Refinement:
+        def part_pool(part: str) -> Pool:
+            return self._fleet.pool(f"refinement-{part}")
+
+        return refine_winner(self.inputs, ranges, assignment, part_pool, len(self._shards))
+
+    def _fine_tune(
+        self, ranges: RangeTable, assignment: BitAssignment, refinement: Refinement | None
+    ) -> FineTuneResult:
+        recipe = make_recipe(self.inputs, ranges, assignment, refinement)
         epochs = recipe.settings.epochs
         trains = recipe.train is not None and epochs > 0
         return fine_tune(

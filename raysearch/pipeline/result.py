@@ -156,9 +156,11 @@ def _notes(
     if inputs.task.validation is None:
         notes.append(NO_VALIDATION)
     notes.extend(broken_promises(inputs.budgets, inputs.setup))
-    notes.append(records.training.skipped)
+    notes.append(records.training.note())
     if store.has(codecs.ROUNDING):
         notes.extend(store.load(codecs.ROUNDING).notes())
+    if store.has(codecs.REFINEMENT):
+        notes.append(store.load(codecs.REFINEMENT).describe())
     notes.extend(records.manifest.notes)
     return tuple(note for note in notes if note)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from raysearch.artifacts import RunStore, codecs
@@ -16,8 +19,10 @@ from raysearch.evaluation.model.copies import private_copy
 from raysearch.evaluation.sampling import random_shards
 from raysearch.export import StrippedModel, export_model
 from raysearch.pipeline.inputs import Inputs
-from raysearch.records import BitAssignment, ExportManifest, RangeTable, RoundingTable
-from raysearch.rounding import round_weights
+from raysearch.records import BitAssignment, Candidate, ExportManifest, RangeTable, Refinement, RoundingTable
+from raysearch.records.refinement import PLAIN
+from raysearch.refinement import Winner, refine
+from raysearch.rounding import round_sequentially, round_weights
 from raysearch.seeding import derive_seed
 from raysearch.simulation import Judgement, MeasuredObjective
 from raysearch.training import Recipe, load_checkpoint
@@ -83,6 +88,56 @@ def load_ranges(store: RunStore) -> RangeTable:
     return ranges
 
 
+def load_deployed(store: RunStore) -> RangeTable:
+    """The ranges of the model that a run deploys: those of `load_ranges`, refined for its winner."""
+    ranges = load_ranges(store)
+    if store.has(codecs.REFINEMENT):
+        return store.load(codecs.REFINEMENT).put_into(ranges)
+    return ranges
+
+
+SEQUENTIAL = "sequential"
+"""The candidate whose weights are rounded layer by layer."""
+
+
+def refine_winner(
+    inputs: Inputs,
+    ranges: RangeTable,
+    assignment: BitAssignment,
+    part_pool: Callable[[str], Pool],
+    num_search_shards: int,
+) -> Refinement:
+    """The refinement stage, with the sequential rounding that gives one of its candidates.
+
+    Args:
+        inputs: the run's; its `rounding` says what is tried.
+        ranges: calibrated ranges with the codes of the rounding table.
+        assignment: the winner of the search.
+        part_pool: "sequential" or "candidates" → a pool whose workers hold the replica of `make_replica`.
+        num_search_shards: how many shards `search_shards` gave.
+    """
+    settings = inputs.config.rounding
+    num_shards = {DataSet.CALIBRATION: len(inputs.samples.calibration), DataSet.SEARCH: num_search_shards}
+    candidates = [_candidate(inputs, Candidate(PLAIN), ranges, assignment)]
+    if SEQUENTIAL in settings.refine:
+        pool = part_pool(SEQUENTIAL)
+        table = round_sequentially(
+            inputs.setup, ranges, assignment, pool, num_shards[DataSet.CALIBRATION], settings
+        )
+        rounded = Candidate(SEQUENTIAL, table.put_into(RangeTable({})).rounded)
+        candidates.append(_candidate(inputs, rounded, ranges, assignment))
+    winner = Winner(inputs.setup, ranges, assignment)
+    return refine(winner, candidates, part_pool("candidates"), num_shards, settings, inputs.config.seed)
+
+
+def _candidate(
+    inputs: Inputs, candidate: Candidate, ranges: RangeTable, assignment: BitAssignment
+) -> Candidate:
+    """The candidate with the BatchNorm statistics that are adapted to it, where that is asked for."""
+    norms = adapted_norms(inputs, candidate.put_into(ranges), assignment)
+    return replace(candidate, floats={name: value.numpy() for name, value in norms.items()})
+
+
 def make_objective(inputs: Inputs, ranges: RangeTable, pool: Pool, per_sample: bool) -> MeasuredObjective:
     """The measure of the search's trials.
 
@@ -102,14 +157,22 @@ def make_objective(inputs: Inputs, ranges: RangeTable, pool: Pool, per_sample: b
     )
 
 
-def make_recipe(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment) -> Recipe:
+def make_recipe(
+    inputs: Inputs, ranges: RangeTable, assignment: BitAssignment, refinement: Refinement | None = None
+) -> Recipe:
     """What a training worker needs.
 
     Args:
         inputs: the run's.
-        ranges: calibrated ranges.
+        ranges: calibrated ranges with the codes of the rounding table.
         assignment: group id → bit-width.
+        refinement: what training starts from instead, where there is one.
     """
+    if refinement is None:
+        floats = adapted_norms(inputs, ranges, assignment)
+    else:
+        ranges = refinement.put_into(ranges)
+        floats = {name: torch.from_numpy(value.copy()) for name, value in refinement.best.floats.items()}
     return Recipe(
         model=private_copy(inputs.task.model),
         setup=inputs.setup,
@@ -124,7 +187,7 @@ def make_recipe(inputs: Inputs, ranges: RangeTable, assignment: BitAssignment) -
         settings=inputs.config.training,
         seed=inputs.config.seed,
         deterministic=inputs.config.cluster.deterministic,
-        norms=adapted_norms(inputs, ranges, assignment),
+        floats=floats,
     )
 
 

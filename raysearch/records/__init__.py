@@ -22,6 +22,7 @@ from raysearch.records.granularity import PER_TENSOR, Granularity, GranularityKi
 from raysearch.records.latency import LatencyProfile
 from raysearch.records.point import FLOAT_BITS, QuantizationPoint, QuantizerSpec, Row, Site
 from raysearch.records.ranges import CodeArray, QuantizerRange, RangeTable
+from raysearch.records.refinement import Candidate, Refinement
 from raysearch.records.results import (
     EpochMetrics,
     ExportedFile,
@@ -44,6 +45,7 @@ __all__ = [
     "TERMINAL_STATES",
     "BitAssignment",
     "Budget",
+    "Candidate",
     "CodeArray",
     "CostFormula",
     "CostKind",
@@ -71,6 +73,7 @@ __all__ = [
     "QuantizerSetup",
     "QuantizerSpec",
     "RangeTable",
+    "Refinement",
     "RoundedWeight",
     "RoundingTable",
     "Row",

@@ -175,7 +175,7 @@ def gather_inputs(
         counts[slice(*reader.rows)] += torch.from_numpy(moment.values).to(device)
     if not layers:
         return Inputs(layout, (Block(0, point.shape[0], None),), counts[None]), ()
-    sums = _blocks(point.shape, layout, layers, device)
+    sums = moments_of_rows(point.shape, layout, layers, device)
     alike = torch.ones(layout.groups, sums[-1][1], dtype=torch.float64, device=device)
     num_vectors = min(moment.num_vectors for _, moment in layers)
     num_inputs = sums[0][2].shape[1]
@@ -211,7 +211,7 @@ def _notes(inputs: Inputs, num_vectors: int, least_damping: float, damping: floa
     return tuple(notes)
 
 
-def _blocks(
+def moments_of_rows(
     shape: Sequence[int],
     layout: Layout,
     layers: Iterable[tuple[Reader, Moment]],

@@ -66,7 +66,7 @@ def round_weights(
         DataError: what a weight reads is NaN or infinite; names the weight.
     """
     points = setup.of_kind("weight")
-    targets = {name: _targets(setup, ranges, point) for name, point in points.items()}
+    targets = {name: make_targets(setup, ranges, point) for name, point in points.items()}
     work = Work(points, targets, settings)
     if settings.method == "nearest":
         units: dict[Key, tuple[object, ...]] = {("weights", name): ((name,), (), 1) for name in points}
@@ -142,7 +142,8 @@ def _by_inputs(
     return [(tuple(names), uses[names[0]]) for names in together.values()]
 
 
-def _targets(setup: QuantizerSetup, ranges: RangeTable, point: QuantizationPoint) -> tuple[Target, ...]:
+def make_targets(setup: QuantizerSetup, ranges: RangeTable, point: QuantizationPoint) -> tuple[Target, ...]:
+    """The schemes that a weight is rounded to."""
     targets = []
     for scheme in setup.group_of(point.id).schemes:
         start, effective = ranges[point.id, scheme], point.at(scheme)

@@ -96,7 +96,7 @@ class Moments:
         """Read what `to_value` gave."""
         sums: dict[tuple[Reader, ...], Moment] = {}
         for index, entry in enumerate(json.loads(value[_READERS].tobytes())):
-            readers = tuple(_reader_from(reader) for reader in entry["readers"])
+            readers = tuple(reader_from(reader) for reader in entry["readers"])
             sums[readers] = Moment(_unpacked(value[f"moment{index}"]), entry["num_vectors"])
         return cls(sums, int(value[_SAMPLES]))
 
@@ -310,5 +310,6 @@ def _unpacked(packed: np.ndarray) -> FloatArray:
     return mirrored
 
 
-def _reader_from(entry: Mapping[str, Any]) -> Reader:
+def reader_from(entry: Mapping[str, Any]) -> Reader:
+    """A reader of plain values, as `asdict` gives them."""
     return Reader(**{**entry, "rows": tuple(entry["rows"]), "columns": tuple(entry["columns"])})

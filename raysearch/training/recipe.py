@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from raysearch.config import TrainingConfig
@@ -15,6 +14,7 @@ from raysearch.errors import ConfigError
 from raysearch.evaluation import Batch, Forward, Loss, Objective
 from raysearch.evaluation.metric import MetricFunction
 from raysearch.evaluation.model.copies import private_copy
+from raysearch.hooks import put_floats
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 
 
@@ -37,7 +37,7 @@ class Recipe:
         seed: the run's seed.
         deterministic: whether deterministic algorithms are taken where there are any; one that has none is
             told as a warning, since much was computed before training.
-        norms: buffer → BatchNorm statistics that the quantized model starts from; the teacher keeps its own.
+        floats: parameter or buffer → what the quantized model starts from; the teacher keeps its own.
     """
 
     model: nn.Module
@@ -53,14 +53,12 @@ class Recipe:
     settings: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
     deterministic: bool = True
-    norms: Mapping[str, Tensor] = field(default_factory=dict)
+    floats: Mapping[str, Tensor] = field(default_factory=dict)
 
     def build(self) -> QuantizationController:
-        """A controller on a copy of the float model, at the calibrated ranges and with the adapted norms."""
+        """A controller on a copy of the float model, at the ranges and float values that it starts from."""
         model = private_copy(self.model)
-        with torch.no_grad():
-            for name, value in self.norms.items():
-                model.get_buffer(name).copy_(value)
+        put_floats(model, self.floats)
         return create_controller(model, self.setup, self.ranges, self.assignment)
 
     @property

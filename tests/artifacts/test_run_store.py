@@ -8,6 +8,7 @@ from raysearch.artifacts.run_record import first_difference
 from raysearch.artifacts.seals import Seals
 from raysearch.errors import StorageError
 from raysearch.records import Granularity, LeastCost, QuantizerRange, RangeTable, RunStatus
+from raysearch.records.refinement import Candidate, Refinement
 from raysearch.records.rounding import RoundedWeight, RoundingTable
 from raysearch.records.scheme import Scheme
 from tests.support.run_records import make_fine_tune, make_result, make_search, make_sensitivity, make_setup
@@ -41,6 +42,9 @@ def test_every_record_comes_back_equal(store):
         codes, np.ones(1, "f4"), np.zeros(1, "i4"), True, Granularity.per_channel(0), 2.0, 1.0, "gptq"
     )
     rounding = RoundingTable({("a.weight", Scheme(4)): weight})
+    refined = QuantizerRange(np.ones(1, "f4"), np.zeros(1, "i4"), True, codes)
+    best = Candidate("tuned", {("a.weight", Scheme(4)): refined}, {"norm.bias": np.ones(2, "f4")})
+    refinement = Refinement(best, {"plain": 0.2, "tuned": 0.1}, {"plain": 0.0, "tuned": 0.01}, 64)
     status = RunStatus("run-1", "running", "search", 3, 64, {"calibration": 1.5}, 1.7e9)
     metrics = {"float": {"accuracy": 0.9}, "quantized": {"accuracy": 0.8}}
     result = make_result(setup, search)
@@ -51,6 +55,7 @@ def test_every_record_comes_back_equal(store):
     store.save(codecs.ROUNDING, rounding)
     store.save(codecs.SENSITIVITY, table)
     store.save(codecs.SEARCH, search)
+    store.save(codecs.REFINEMENT, refinement)
     store.save(codecs.LEAST_COST, LEAST_COST)
     store.save(codecs.FINE_TUNE, make_fine_tune())
     store.save(codecs.METRICS, metrics)
@@ -62,6 +67,7 @@ def test_every_record_comes_back_equal(store):
     assert again.load(codecs.SETUP) == setup
     assert again.load(codecs.RANGES)["a.weight", 4].scale.tobytes() == ranges["a.weight", 4].scale.tobytes()
     assert again.load(codecs.ROUNDING).digest() == rounding.digest()
+    assert again.load(codecs.REFINEMENT).digest() == refinement.digest()
     read = again.load(codecs.SENSITIVITY)
     assert (read.traces, read.effects, read.fingerprint) == (table.traces, table.effects, table.fingerprint)
     assert read.gram.tobytes() == table.gram.tobytes()

@@ -26,7 +26,8 @@ from raysearch.simulation import DeployedWeights
 from tests.support.command_line import QUICK
 from tests.support.toy_task import make_untrained_task
 
-CONFIG = raysearch.load_config(assignments=[*QUICK, 'export.targets=["packed"]'])
+SETTINGS = [*QUICK, 'export.targets=["packed"]']
+CONFIG = raysearch.load_config(assignments=[*SETTINGS, "rounding.refine=[]"])
 BUDGET = "avg_bits<=3.5"
 
 
@@ -125,3 +126,29 @@ def test_what_is_compared_with_a_run_takes_the_same_codes(finished):
     assert saved.digest() == load_ranges(store).digest()
     with closing(LocalPool(make_replica(inputs, []).place())) as pool:
         assert make_ranges(inputs, pool).digest() == saved.digest()
+
+
+def test_a_refined_run_deploys_what_was_judged_to_the_last_bit(tmp_path):
+    config = raysearch.load_config(assignments=[*SETTINGS, "rounding.refine_steps=8"])
+    result = raysearch.run(make_untrained_task(), BUDGET, tmp_path, config=config, run_id="run", workers=0)
+    store = resolve_run("run", tmp_path)
+    refinement = store.load(codecs.REFINEMENT)
+    assert list(refinement.divergences)[:2] == ["plain", "sequential"]
+    assert len(refinement.divergences) == 3
+    assert refinement.best.name != "plain"
+    assert refinement.describe() in result.notes
+    inputs = check_inputs(make_untrained_task(), config, [BUDGET])
+    shards, _ = search_shards(inputs)
+    replica = make_replica(inputs, shards).place()
+    loaded = raysearch.load_model(store.storage.local_path("model"))
+    values = []
+    for index, batch in enumerate(shards):
+        with torch.no_grad():
+            outputs = loaded(batch[0])
+        reference = replica.float_outputs(DataSet.SEARCH, index)
+        values.append(inputs.divergence.per_sample(outputs, reference).numpy())
+    assert float(np.concatenate(values).mean()) == refinement.divergences[refinement.best.name]
+    buffers = dict(loaded.tensors.named_buffers())
+    for (name, _), value in refinement.best.ranges.items():
+        if value.codes is not None:
+            assert np.array_equal(buffers[f"{name}.codes"].numpy(), value.codes)

@@ -16,7 +16,14 @@ from tests.support.command_line import QUICK, run_arguments, run_command, run_pr
 pytestmark = pytest.mark.slow
 
 # The process is killed when two units of a part are on disk: where it dies does not depend on the machine.
-PARTS = ("rounding", "sensitivity-traces", "sensitivity-responses", "search")
+PARTS = (
+    "rounding",
+    "sensitivity-traces",
+    "sensitivity-responses",
+    "search",
+    "refinement-sequential",
+    "refinement-candidates",
+)
 SHORT = [*QUICK, "rounding.unit_shards=1", "training.epochs=0", 'export.targets=["packed"]']
 CONFIG = raysearch.load_config(assignments=SHORT)
 RECORDS = (
@@ -26,6 +33,7 @@ RECORDS = (
     "sensitivity.parquet",
     "responses.arrow",
     "best.json",
+    "refinement.safetensors",
 )
 
 
@@ -56,7 +64,7 @@ def test_a_run_killed_in_every_part_goes_on_to_the_identical_result(finished, tm
         assert (status.state, status.stage.split("-")[0]) == ("running", stage.split("-")[0])
         assert list(units.iterdir()), "finished units are on disk"
         arguments = [*arguments, "--resume"]
-    assert not (tmp_path / "run" / "best.json").exists()
+    assert not (tmp_path / "run" / "refinement.safetensors").exists()
     resumed = run_command(*arguments)
     assert resumed.returncode == 0, resumed.stderr
     assert folder_bytes(tmp_path) == folder_bytes(finished[0])

@@ -34,7 +34,8 @@ def stamps(store):
 
 @pytest.mark.slow
 def test_the_stages_are_those_of_the_architecture(finished):
-    names = ["calibration", "rounding", "sensitivity", "search", "training", "evaluation", "export"]
+    names = ["calibration", "rounding", "sensitivity", "search", "refinement"]
+    names += ["training", "evaluation", "export"]
     assert [stage.name for stage in STAGES] == names
     assert list(finished.load(codecs.RESULT).seconds) == names
     assert all(finished.has(stage.record) for stage in STAGES)

@@ -31,8 +31,8 @@ def test_a_run_adapts_batch_norm_to_its_assignment_and_leaves_the_teacher_alone(
     assert not torch.equal(built.running_mean, own.running_mean)
     assert not torch.equal(built.running_var, own.running_var)
     # A run that goes on, or another driver, gets the same.
-    again = make_recipe(inputs, ranges, assignment).norms
-    assert all(torch.equal(again[name], value) for name, value in recipe.norms.items())
+    again = make_recipe(inputs, ranges, assignment).floats
+    assert all(torch.equal(again[name], value) for name, value in recipe.floats.items())
     saved = {}
     fine_tune(recipe, saved.__setitem__, on_ray=False, run_name="", storage_path="")
     stripped = strip_checkpoint(inputs, ranges, assignment, *saved.values())
@@ -41,7 +41,7 @@ def test_a_run_adapts_batch_norm_to_its_assignment_and_leaves_the_teacher_alone(
 
 def test_batch_norm_is_left_alone_by_default_and_reads_no_more_than_there_is():
     inputs, _, _, recipe = recipe_with(0)
-    assert recipe.norms == {}
+    assert recipe.floats == {}
     assert torch.equal(recipe.build().model.norm.running_mean, inputs.task.model.norm.running_mean)
     config = load_config(assignments=["calibration.num_samples=8", "calibration.batch_norm_samples=9"])
     with pytest.raises(ConfigError, match=r"batch_norm_samples is 9, and calibration\.num_samples only 8"):

@@ -22,6 +22,7 @@ QUICK = [
     "search.num_trials=16",
     "search.batch_size=4",
     "search.shard_size=16",
+    "rounding.refine_steps=4",
     "training.epochs=2",
 ]
 

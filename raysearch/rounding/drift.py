@@ -1,0 +1,280 @@
+"""What the inputs of a layer become when the layers before it are quantized, against what they were.
+
+G  groups of rows that read different inputs    d  inputs of a row    R  rows of a group    v  vectors
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raysearch.cluster.pool import UnitValue
+from raysearch.errors import DataError
+from raysearch.evaluation import Batch, DataSet, Replica, batch_size, run_in_microbatches, shard_name
+from raysearch.evaluation.batches import take
+from raysearch.evaluation.forward import frozen_eval
+from raysearch.evaluation.model.copies import private_copy
+from raysearch.hooks.attach import attach_activation
+from raysearch.hooks.flat_weights import follow_parametrizations
+from raysearch.hooks.locations import module_of
+from raysearch.quantizer import make_quantizer
+from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
+from raysearch.rounding.layers import Geometry, vectors
+from raysearch.rounding.second_moments import Moment, MomentTap, Reader, reader_from
+from raysearch.simulation import DeployedWeights
+
+_READERS, _SAMPLES, _STEPS = "readers", "num_samples", "steps"
+
+FEW_SAMPLES = 2
+"""Samples on which the order of the layers is read."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """How far a model is quantized.
+
+    Attributes:
+        setup: points and groups.
+        ranges: scales and codes in force.
+        assignment: group id → scheme; its activations are all quantized.
+        done: the weights that are quantized; the others are float.
+    """
+
+    setup: QuantizerSetup
+    ranges: RangeTable
+    assignment: BitAssignment
+    done: tuple[str, ...]
+
+
+@dataclass
+class Drift:
+    """The sums over all inputs x̃ of one part of a weight, and the inputs x of the float model beside them.
+
+    Attributes:
+        own: Σ x̃ x̃ᵀ, [G, d, d], float64.
+        cross: Σ x x̃ᵀ, [G, d, d], float64.
+        num_vectors: how many were added.
+    """
+
+    own: np.ndarray
+    cross: np.ndarray
+    num_vectors: int
+
+    def plus(self, other: Drift) -> Drift:
+        """The sum of two."""
+        return Drift(self.own + other.own, self.cross + other.cross, self.num_vectors + other.num_vectors)
+
+    @property
+    def moment(self) -> Moment:
+        """The second moments of the inputs as they are deployed."""
+        return Moment(self.own, self.num_vectors)
+
+    @property
+    def change(self) -> Moment:
+        """Σ (x − x̃) x̃ᵀ: what the inputs lost, along what they are."""
+        return Moment(self.cross - self.own, self.num_vectors)
+
+
+Drifts = dict[Reader, Drift]
+"""The parts of a weight that something reads → what they read."""
+
+
+def order_of_layers(replica: Replica, names: Sequence[str]) -> UnitValue:
+    """Unit: the weights in the order in which a forward reads them, those that read the same together.
+
+    Of weights that an embedding looks up, and of those that nothing reads, none is given: the inputs of the
+    one never change, and of the other nothing is known.
+
+    Args:
+        replica: holds the float model and the calibration shards.
+        names: the weights.
+    """
+    tap = _InputTap({name: replica.model.get_parameter(name) for name in names})
+    with frozen_eval(replica.model), torch.no_grad(), tap:
+        replica.forward(replica.model, take(replica.shard(DataSet.CALIBRATION, 0), 0, FEW_SAMPLES))
+    uses: dict[str, list[tuple[object, ...]]] = {}
+    for reader, geometry, _, source in tap.calls:
+        uses.setdefault(reader.weight, []).append((id(source), geometry, reader.rows, reader.columns))
+    looked_up = {reader.weight for reader, _, _, _ in tap.calls if reader.kind == "embedding"}
+    steps: dict[object, list[str]] = {}
+    for name, reads in uses.items():
+        if name not in looked_up:
+            steps.setdefault((tuple(reads), replica.model.get_parameter(name).shape), []).append(name)
+    return {_STEPS: np.frombuffer(json.dumps(list(steps.values())).encode(), np.uint8)}
+
+
+def steps_from(value: UnitValue) -> list[list[str]]:
+    """Read what `order_of_layers` gave."""
+    steps: list[list[str]] = json.loads(value[_STEPS].tobytes())
+    return steps
+
+
+def observe_drift(replica: Replica, deployed: Deployed, name: str, first: int, last: int) -> UnitValue:
+    """Unit: the drift of what one weight reads, on the calibration shards first … last−1.
+
+    Two forwards a shard, of the float model and of the one that is quantized so far. Memory: 16·d² bytes, the
+    vectors of one call, and the inputs of that weight in one forward.
+
+    Args:
+        replica: holds the float model and the calibration shards.
+        deployed: what is quantized already.
+        name: the weight.
+        first: first shard.
+        last: the shard behind the last.
+    """
+    model = _quantized_so_far(replica, deployed)
+    parameters = {name: replica.model.get_parameter(name)}
+
+    def collect(part: Batch) -> Drifts:
+        tap, own_tap = _InputTap(parameters), _InputTap(parameters)
+        with torch.no_grad(), tap:
+            replica.forward(replica.model, part)
+        with torch.no_grad(), own_tap:
+            replica.forward(model, part)
+        return _drifts(name, tap, own_tap)
+
+    parts: list[Drifts] = []
+    num_samples = 0
+    for index in range(first, last):
+        shard = replica.shard(DataSet.CALIBRATION, index)
+        num_samples += batch_size(shard)
+        with frozen_eval(replica.model):
+            parts.append(
+                run_in_microbatches(
+                    collect,
+                    shard,
+                    replica.microbatches("drift"),
+                    combine=merge_drifts,
+                    name=shard_name(DataSet.CALIBRATION, index),
+                )
+            )
+    return _to_value(merge_drifts(parts), num_samples)
+
+
+def merge_drifts(parts: Sequence[Drifts]) -> Drifts:
+    """The sum of several, added in the order given."""
+    total: Drifts = {}
+    for part in parts:
+        for reader, drift in part.items():
+            total[reader] = total[reader].plus(drift) if reader in total else drift
+    return total
+
+
+def drifts_from(value: UnitValue) -> tuple[Drifts, int]:
+    """Read what `observe_drift` gave, and of how many samples."""
+    drifts: Drifts = {}
+    for index, entry in enumerate(json.loads(value[_READERS].tobytes())):
+        num_vectors = entry.pop("num_vectors")
+        drifts[reader_from(entry)] = Drift(value[f"own{index}"], value[f"cross{index}"], num_vectors)
+    return drifts, int(value[_SAMPLES])
+
+
+def _to_value(drifts: Drifts, num_samples: int) -> UnitValue:
+    arrays: dict[str, np.ndarray] = {_SAMPLES: np.array(num_samples)}
+    described = []
+    for index, (reader, drift) in enumerate(drifts.items()):
+        described.append({**asdict(reader), "num_vectors": drift.num_vectors})
+        arrays[f"own{index}"] = drift.own
+        arrays[f"cross{index}"] = drift.cross
+    arrays[_READERS] = np.frombuffer(json.dumps(described).encode(), np.uint8)
+    return arrays
+
+
+class _InputTap(MomentTap):
+    """While active, keeps what the given parameters are multiplied with, in the order of the calls.
+
+    Attributes:
+        calls: who reads, how, a copy of the input (a later operation may write into it), and the input.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__(parameters)
+        self.calls: list[tuple[Reader, Geometry, Tensor, Tensor]] = []
+
+    def _observe(self, geometry: Geometry, values: Tensor, weight: Tensor, source: Tensor) -> None:
+        reader = self._reader_of(weight, geometry)
+        if reader is not None:
+            self.calls.append((reader, geometry, values.clone(), source))
+
+
+def _drifts(name: str, tap: _InputTap, own_tap: _InputTap) -> Drifts:
+    shapes = [(reader, values.shape) for reader, _, values, _ in tap.calls]
+    if shapes != [(reader, values.shape) for reader, _, values, _ in own_tap.calls]:
+        raise DataError(
+            f"the weight '{name}' is read by other calls, or by inputs of other shapes, once the layers "
+            f"before it are quantized: the model's forward depends on values. Set rounding.refine without "
+            f"'sequential'."
+        )
+    total: Drifts = {}
+    for (reader, geometry, values, _), (_, _, own_values, _) in zip(tap.calls, own_tap.calls, strict=True):
+        drift = _drift_of(geometry, values, own_values)
+        total = merge_drifts([total, {reader: drift}])
+    return total
+
+
+def _drift_of(geometry: Geometry, values: Tensor, own_values: Tensor) -> Drift:
+    own_total: Tensor | None = None
+    cross_total: Tensor | None = None
+    num_vectors = 0
+    for piece_gdv, own_gdv in zip(vectors(geometry, values), vectors(geometry, own_values), strict=True):
+        own_gdd = (own_gdv @ own_gdv.transpose(1, 2)).double()
+        cross_gdd = (piece_gdv @ own_gdv.transpose(1, 2)).double()
+        own_total = own_gdd if own_total is None else own_total + own_gdd
+        cross_total = cross_gdd if cross_total is None else cross_total + cross_gdd
+        num_vectors += own_gdv.shape[2]
+    if own_total is None or cross_total is None:
+        raise DataError("a layer was called with no samples; give batches of at least one.")
+    return Drift(own_total.cpu().numpy(), cross_total.cpu().numpy(), num_vectors)
+
+
+@dataclass
+class _Slot:
+    """The model of a worker's last unit; the units of one step bring the same object."""
+
+    deployed: Deployed | None = None
+    model: nn.Module | None = None
+
+
+def _quantized_so_far(replica: Replica, deployed: Deployed) -> nn.Module:
+    slot = replica.cache.of(_Slot)
+    if slot.deployed is not deployed or slot.model is None:
+        slot.model = _make_model(replica.model, deployed)
+        slot.deployed = deployed
+    return slot.model
+
+
+def _make_model(model: nn.Module, deployed: Deployed) -> nn.Module:
+    """A copy that shares its float weights; activations and the weights that are done are quantized."""
+    setup, schemes = deployed.setup, deployed.assignment.per_point(deployed.setup)
+    shared: dict[int, object] = {id(p): p for p in model.parameters()}
+    quantized = private_copy(model, shared).eval()
+    device = next((p.device for p in model.parameters()), None)
+    activations: dict[str, nn.Module] = {}
+    for name, point in setup.of_kind("activation").items():
+        quantizer = make_quantizer(point).to(device).requires_grad_(False)
+        quantizer.enabled = name in schemes
+        if name in schemes:
+            quantizer.set_range(schemes[name].num_bits, deployed.ranges[name, schemes[name]])
+        activations[name] = quantizer
+    attach_activation(quantized, setup, activations)
+    floats = {name: model.get_parameter(name) for name in setup.of_kind("weight")}
+    source = DeployedWeights(floats, setup, deployed.ranges)
+    for name in deployed.done:
+        weight = nn.Parameter(source.make(name, schemes[name]), requires_grad=False)
+        for site in setup.points[name].sites:
+            module = module_of(quantized, site)
+            # Past `setattr`, which would register the parameter anew.
+            module._parameters[site.name] = weight
+            follow_parametrizations(module)
+    return quantized
+
+
+def parts_of(drifts: Drifts) -> Iterator[tuple[Reader, Moment]]:
+    """Every part of a weight that something reads, with the second moments of its deployed inputs."""
+    for reader, drift in drifts.items():
+        yield reader, drift.moment

@@ -1,0 +1,197 @@
+"""Rounding layer by layer: each makes up for what the layers before it lost when they were quantized.
+
+G  groups of rows that read different inputs    d  inputs of a row    R  rows of a group
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raysearch.cluster.pool import Key, Pool, UnitValue
+from raysearch.config.rounding import RoundingConfig
+from raysearch.errors import DataError
+from raysearch.evaluation import Replica
+from raysearch.records import BitAssignment, QuantizationPoint, QuantizerSetup, RangeTable
+from raysearch.records.rounding import RoundedWeight, RoundingTable
+from raysearch.records.scheme import Scheme
+from raysearch.rounding.compensation import Factor
+from raysearch.rounding.drift import (
+    Deployed,
+    Drifts,
+    drifts_from,
+    merge_drifts,
+    observe_drift,
+    order_of_layers,
+    parts_of,
+    steps_from,
+)
+from raysearch.rounding.gptq import round_gptq
+from raysearch.rounding.problem import Inputs, Problem, Target, gather_inputs, moments_of_rows
+from raysearch.rounding.round_weights import make_targets
+
+
+@dataclass(frozen=True)
+class Step:
+    """Weights that read the same, and what they are rounded to.
+
+    Attributes:
+        points: the weights.
+        targets: the scheme of each.
+        settings: how it is done.
+    """
+
+    points: tuple[QuantizationPoint, ...]
+    targets: tuple[Target, ...]
+    settings: RoundingConfig
+
+
+def round_sequentially(
+    setup: QuantizerSetup,
+    ranges: RangeTable,
+    assignment: BitAssignment,
+    pool: Pool,
+    num_shards: int,
+    settings: RoundingConfig,
+) -> RoundingTable:
+    """Round the weights of one assignment anew, in the order in which a forward reads them.
+
+    With x̃ what a layer reads once all before it are quantized as deployed, activations included, and x what
+    it read in the float model, the layer is first moved to where its outputs are nearest to the float ones,
+
+        W' = argmin Σ ‖W x − W' x̃‖² + λ‖W' − W‖² = W + W·Σ(x − x̃)x̃ᵀ·(Σ x̃x̃ᵀ + λI)⁻¹,
+
+    λ as `rounding.damping` says, and then rounded by GPTQ with the second moments of x̃. So the rounding error
+    of a layer is made up for not only within it, but by all layers behind it.
+
+    Weights that an embedding looks up, or that the data never reaches, keep their codes.
+
+    Work: for each tensor that layers read, units of `settings.unit_shards` calibration shards, two forwards a
+    shard; then a unit that rounds one scheme of each weight. Keys and sizes do not depend on the number of
+    workers, and sums are added in key order. Bytes: 16·d² a unit, on the driver for all units of one tensor.
+
+    Args:
+        setup: points and groups.
+        ranges: calibrated ranges with the codes of the rounding table.
+        assignment: group id → scheme.
+        pool: its replicas hold the float model and the calibration shards.
+        num_shards: how many shards there are.
+        settings: how it is done.
+
+    Raises:
+        DataError: what a weight reads is NaN or infinite, or the forward takes other ways once it is
+            quantized; names the weight.
+
+    Source: the asymmetric calibration of Li et al., GPTAQ, 2025 (arXiv 2504.02692).
+    """
+    schemes = assignment.per_point(setup)
+    names = tuple(name for name in setup.of_kind("weight") if name in schemes)
+    answers = dict(pool.run(order_of_layers, {("order",): ()}, (names,)))
+    steps = steps_from(answers["order",])
+    waiting = {name for step in steps for name in step}
+    done = tuple(name for name in names if name not in waiting)
+    weights: dict[tuple[str, Scheme], RoundedWeight] = {}
+    for step_names in steps:
+        deployed = Deployed(setup, ranges, assignment, done)
+        step = _make_step(step_names, deployed, settings)
+        drifts, num_samples = _take_drifts(pool, deployed, step_names[0], num_shards, settings.unit_shards)
+        units: dict[Key, tuple[object, ...]] = {("weights", step_names[0]): (step, drifts, num_samples)}
+        for _, value in pool.run(round_step, units):
+            rounded = RoundingTable.from_bytes(value["table"].tobytes())
+        weights |= rounded.weights
+        ranges = RangeTable(ranges.ranges, {**ranges.rounded, **rounded.put_into(ranges).rounded})
+        done = (*done, *step_names)
+    return RoundingTable(weights)
+
+
+def round_step(replica: Replica, step: Step, drifts: Drifts, num_samples: int) -> UnitValue:
+    """Unit: weights that read the same, moved by the drift of what they read, and rounded.
+
+    Args:
+        replica: holds the float weights.
+        step: the weights.
+        drifts: what they read.
+        num_samples: samples that `drifts` are sums over.
+
+    Raises:
+        DataError: an input is NaN or infinite; names the weight.
+    """
+    weights: dict[tuple[str, Scheme], RoundedWeight] = {}
+    first = step.points[0]
+    with torch.no_grad():
+        # One weight's uses stand for all: they read the same.
+        inputs, notes = gather_inputs(first, tuple(parts_of(drifts)), step.settings, replica.device)
+        for point, target in zip(step.points, step.targets, strict=True):
+            weight = replica.model.get_parameter(point.id).detach()
+            if inputs is not None:
+                changes = moments_of_rows(
+                    point.shape, inputs.layout, [(r, d.change) for r, d in drifts.items()], replica.device
+                )
+                weight = moved(weight, inputs, [change for _, _, change in changes])
+                _check_finite(point, weight)
+            problem = Problem(point, weight, (target,), inputs, num_samples, notes)
+            for scheme, value in round_gptq(problem, step.settings).items():
+                weights[point.id, scheme] = replace(value, method="sequential")
+    return {"table": np.frombuffer(RoundingTable(weights).to_bytes(), np.uint8)}
+
+
+def moved(weight: Tensor, inputs: Inputs, changes: Sequence[Tensor]) -> Tensor:
+    """The weight whose outputs on the deployed inputs are nearest to its own on the float model's.
+
+    Args:
+        weight: the float weight.
+        inputs: of its rows, as deployed, factored.
+        changes: Σ (x − x̃) x̃ᵀ of every block of rows, [G, d, d].
+    """
+    rows_grd = inputs.layout.rows(weight).double()
+    parts = []
+    for block, change_gdd in zip(inputs.blocks, changes, strict=True):
+        part_grd = rows_grd[:, block.first : block.last]
+        if block.factor is not None:
+            part_grd = part_grd + divided(part_grd @ change_gdd, block.factor)
+        parts.append(part_grd)
+    return inputs.layout.weight(torch.cat(parts, 1), weight.shape).to(weight.dtype)
+
+
+def divided(rows_grd: Tensor, factor: Factor) -> Tensor:
+    """Rows times (H + diag(added))⁻¹."""
+    order_gd = factor.order_gd
+    columns_gdr = torch.take_along_dim(rows_grd.transpose(1, 2), order_gd[:, :, None], 1)
+    half_gdr = torch.linalg.solve_triangular(factor.upper_gdd, columns_gdr, upper=True)
+    solved_gdr = torch.linalg.solve_triangular(factor.upper_gdd.transpose(1, 2), half_gdr, upper=False)
+    back_gd = torch.argsort(order_gd, dim=1)
+    return torch.take_along_dim(solved_gdr, back_gd[:, :, None], 1).transpose(1, 2)
+
+
+def _take_drifts(
+    pool: Pool, deployed: Deployed, name: str, num_shards: int, unit_shards: int
+) -> tuple[Drifts, int]:
+    units: dict[Key, tuple[object, ...]] = {
+        ("drift", name, first): (name, first, min(first + unit_shards, num_shards))
+        for first in range(0, num_shards, unit_shards)
+    }
+    answers = dict(pool.run(observe_drift, units, (deployed,)))
+    parts = [drifts_from(answers[key]) for key in units]
+    return merge_drifts([drifts for drifts, _ in parts]), sum(count for _, count in parts)
+
+
+def _make_step(names: Sequence[str], deployed: Deployed, settings: RoundingConfig) -> Step:
+    setup, schemes = deployed.setup, deployed.assignment.per_point(deployed.setup)
+    points = tuple(setup.points[name] for name in names)
+    targets = []
+    for point in points:
+        own = make_targets(setup, deployed.ranges.calibrated, point)
+        targets += [target for target in own if target.scheme == schemes[point.id]]
+    return Step(points, tuple(targets), settings)
+
+
+def _check_finite(point: QuantizationPoint, weight: Tensor) -> None:
+    if not bool(torch.isfinite(weight).all()):
+        raise DataError(
+            f"the weight '{point.id}' becomes NaN or infinite when it makes up for the layers before it; "
+            f"raise rounding.damping, or set rounding.refine without 'sequential'."
+        )
