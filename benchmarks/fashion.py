@@ -138,6 +138,7 @@ class Problem:
         shards, per_sample = search_shards(inputs)
         pool = LocalPool(make_replica(inputs, shards).place())
         ranges = make_ranges(inputs, pool)
+        self.inputs, self.ranges, self.pool = inputs, ranges, pool
         self.setup: QuantizerSetup = inputs.setup
         self.table: SensitivityTable = measure_sensitivity(
             inputs.setup,
@@ -150,7 +151,7 @@ class Problem:
         self.validation = Measured(make_objective(inputs, ranges, pool, per_sample))
         test = load_data()[2].tensors
         batches = list(zip(*(part.split(500) for part in test), strict=True))
-        self.num_test = len(batches)
+        self.test_batches, self.num_test = batches, len(batches)
         held_out = LocalPool(make_replica(inputs, batches).place())
         self.test = Measured(make_objective(inputs, ranges, held_out, per_sample))
         metric = load_config(assignments=[*settings, "search.objective=accuracy"])
