@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ from task import make_task
 import raysearch
 from raysearch.artifacts import codecs, resolve_run
 from raysearch.records import FineTuneResult
+from raysearch.records.refinement import PLAIN
 
 WIDTHS = (8, 4, 3, 2)
+COLUMNS = (
+    "", "bytes on disk", "avg bits", "BOPs", "divergence, rounded", "refined", "loss, untrained", "trained",
+    "accuracy",
+)  # fmt: skip
 
 
 def rounding_of(run_id: str, storage: str) -> dict[str, Any]:
@@ -52,9 +58,18 @@ def size_on_disk(result: raysearch.RunResult) -> int:
     return (Path(result.model_dir) / "model.safetensors").stat().st_size
 
 
-def before_training(result: raysearch.RunResult) -> FineTuneResult:
-    """The training's history; epoch −1 is the calibrated model."""
-    return resolve_run(Path(result.storage)).load(codecs.FINE_TUNE)
+def before_training(result: raysearch.RunResult) -> Mapping[str, float]:
+    """Metrics of the quantized model that no training step has changed."""
+    training: FineTuneResult = resolve_run(Path(result.storage)).load(codecs.FINE_TUNE)
+    return training.history[0].metrics
+
+
+def plain_divergence(result: raysearch.RunResult) -> str:
+    """What the codes of the rounding table measured, before they were refined; "" where nothing was."""
+    store = resolve_run(Path(result.storage))
+    if not store.has(codecs.REFINEMENT):
+        return ""
+    return f"{store.load(codecs.REFINEMENT).divergences[PLAIN]:.4f}"
 
 
 def main() -> None:
@@ -69,26 +84,33 @@ def main() -> None:
     rows[f"found, {found.budget[0]}"] = found
 
     table = Table(title="scikit-learn digits, 597 validation images")
-    for column in ("", "bytes on disk", "avg bits", "BOPs", "loss, calibrated", "loss, trained", "accuracy"):
+    for column in COLUMNS:
         table.add_column(column, justify="right" if column else "left")
     weights = Path(__file__).with_name("float.safetensors").stat().st_size
     metrics = found.float_metrics
     table.add_row(
-        "float", f"{weights:,}", "32", "", f"{metrics['loss']:.4f}", "", f"{metrics['accuracy']:.4f}"
+        "float", f"{weights:,}", "32", "", "", "", f"{metrics['loss']:.4f}", "", f"{metrics['accuracy']:.4f}"
     )
     for name, result in rows.items():
-        calibrated = before_training(result).history[0].metrics["loss"]
+        untrained = before_training(result)
         table.add_row(
             name,
             f"{size_on_disk(result):,}",
             f"{result.costs['avg_bits']:.3f}",
             f"{result.costs['bops'] / 1e6:.3f} M",
-            f"{calibrated:.4f}",
+            plain_divergence(result),
+            f"{untrained['divergence']:.4f}",
+            f"{untrained['loss']:.4f}",
             f"{result.quantized_metrics['loss']:.4f}",
             f"{result.quantized_metrics['accuracy']:.4f}",
         )
     console = Console() if Console().is_terminal else Console(width=120)
     console.print(table)
+    console.print(
+        "Divergence from the float model: of rounded weights (on the search's samples), and of refined ones. "
+        "Trained: the best epoch by the loss on these images, or the state before training.",
+        soft_wrap=True,
+    )
     console.print(f"model:  {found.model_dir}", soft_wrap=True)
     console.print(f"report: {found.report}", soft_wrap=True)
 
