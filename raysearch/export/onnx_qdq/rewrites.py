@@ -227,15 +227,23 @@ def _lift_bias(graph: ir.Graph, product: Any) -> None:
     replace_node(graph, add, fresh.outputs[0])
 
 
+def _is_batched(node: Any) -> bool:
+    """Whether a product reads integer weights of more dimensions than a matrix."""
+    return weight_reader(node) is not None and len(node.inputs[1].shape or ()) > 2
+
+
 def _shield_float_weight(graph: ir.Graph, node: Any) -> None:
     """Keep a float weight between quantizers float: onnxruntime would round it to 8 bits, per tensor.
+
+    So are batched integer weights, of which its integer product takes no scale a channel.
 
     It does so where the layer reads DequantizeLinear directly; a Clip without effect stands in between.
     """
     import onnx_ir as ir
 
     maker = node.inputs[0].producer()
-    if constant(node.inputs[1]) is None or maker is None or maker.op_type != "DequantizeLinear":
+    is_float = constant(node.inputs[1]) is not None
+    if maker is None or maker.op_type != "DequantizeLinear" or not (is_float or _is_batched(node)):
         return
     lowest = add_initializer(graph, "lowest", np.array(np.finfo(np.float32).min, np.float32))
     shield = ir.node("Clip", [node.inputs[0], lowest])

@@ -1,0 +1,114 @@
+"""One model of the zoo through the whole walk, and its line of docs/models.md.
+
+`python -m tests.zoo.walk` writes docs/models.md anew.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import TensorDataset
+
+from raysearch import api, load_model
+from raysearch.config.loading import load_config
+from raysearch.errors import BadInputError
+from raysearch.task import Task
+from tests.zoo.nets import ZOO, Entry
+
+TABLE = Path(__file__).parents[2] / "docs" / "models.md"
+HEADER = """# Models that were run
+
+Tiny models with random weights, each through inspection, calibration, rounding, sensitivity, two trials and
+export; every file is loaded again and compared. `tests/zoo/` runs them, and `python -m tests.zoo.walk` writes
+this table; `make test` holds that it is current.
+
+| model | shows | outcome | weights quantizable | float weights | verified files |
+|---|---|---|---|---|---|
+"""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "search": {"num_trials": 2},
+    "calibration": {"num_samples": 8, "shard_size": 8},
+    "validation": {"num_samples": 8, "shard_size": 8},
+    "cluster": {"threads": 1},
+}
+
+
+def make_task(entry: Entry) -> Task:
+    """The task of a model: eight samples, no labels, no training."""
+    torch.manual_seed(0)
+    model = entry.build().eval()
+    data = TensorDataset(*entry.inputs(8))
+    several = len(entry.inputs(1)) > 1
+    forward = _run_all if several else None
+    return Task(model, entry.inputs(2), calibration=data, validation=data, forward=forward)
+
+
+def _run_all(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> object:
+    return model(*batch)
+
+
+def walk(name: str, storage: Path) -> str:
+    """Run a model and give its line of the table.
+
+    A refusal must come before any compute: no folder of a run is made.
+    """
+    entry = ZOO[name]
+    config = load_config(overrides={**SETTINGS, **entry.settings, "export": {"targets": entry.targets}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        task = make_task(entry)
+        try:
+            setup, _ = api.inspect(task, config)
+            result = api.run(task, "avg_bits<=4", str(storage), config=config, run_id=name, workers=0)
+        except BadInputError as error:
+            if (storage / name).exists():
+                raise RuntimeError(f"'{name}' was refused after compute") from error
+            return _line(name, entry, f"refused: {_first_sentence(error)}", "", "", "")
+        loaded = load_model(result.model_dir)
+        batch = entry.inputs(3)
+        with torch.no_grad():
+            assert _shape(loaded(*batch)) == _shape(task.model(*batch))
+    coverage = setup.coverage
+    assert coverage is not None
+    share = f"{coverage.num_quantizable / coverage.num_weights:.1%}"
+    floating = "; ".join(f"`{weight.name}` ({weight.reason})" for weight in coverage.floating)
+    return _line(name, entry, "runs", share, floating, ", ".join(entry.targets))
+
+
+def _shape(output: object) -> object:
+    if isinstance(output, torch.Tensor):
+        return tuple(output.shape)
+    assert isinstance(output, tuple | list)
+    return [_shape(part) for part in output]
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).split(". ", 1)[0].replace("\n", " ").replace("|", "/")[:200]
+
+
+def _line(name: str, entry: Entry, outcome: str, share: str, floating: str, files: str) -> str:
+    return f"| {name} | {entry.shows} | {outcome} | {share} | {floating} | {files} |"
+
+
+def lines_of(text: str) -> dict[str, str]:
+    """Model → its line of the table."""
+    lines = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| model ")]
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines}
+
+
+def main() -> None:
+    """Write the table."""
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ZOO:
+            lines.append(walk(name, Path(folder)))
+            print(lines[-1], flush=True)
+    TABLE.write_text(HEADER + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
