@@ -173,10 +173,10 @@ def check_achievable(budgets: Iterable[Budget], model: CostModel) -> None:
         if best > 0 and budget.excess(best, limit) > 0:
             verb, remedy = ("asks for", "Lower") if budget.at_least else ("allows", "Raise")
             raise BudgetError(
-                f"the budget '{budget.text}' cannot be met: it {verb} {limit:.6g}, and even with every group "
-                f"at its lowest width {budget.kind} is {best:.6g}. Achievable: {low:.6g} to "
+                f"the budget '{budget.text}' cannot be met: it {verb} {limit:.6g}, and even with the "
+                f"least that every group allows {budget.kind} is {best:.6g}. Achievable: {low:.6g} to "
                 f"{high:.6g}{_percentages(budget, model)}. {limiting_groups(model, budget.kind)}{remedy} the "
-                "limit, allow lower widths (placement.weight_bit_widths), or lift a pin."
+                "limit, allow lower widths (placement.weight_bit_widths, weight_schemes), or lift a pin."
             )
 
 
