@@ -168,7 +168,8 @@ def broken_promises(budgets: Sequence[Budget], setup: QuantizerSetup) -> tuple[s
     """What budgets of mean widths leave out, as sentences: weights that stay float, if they are many."""
     if setup.coverage is None:
         return ()
-    texts = [setup.coverage.broken_promise(b.text) for b in budgets if b.kind in ("avg_bits", "bpw", "effective")]
+    means = [budget for budget in budgets if budget.kind in ("avg_bits", "bpw", "effective")]
+    texts = [setup.coverage.broken_promise(budget.text) for budget in means]
     return tuple(text for text in texts if text)
 
 
