@@ -169,13 +169,20 @@ def _with_workers(config: Config, workers: int) -> Config:
 
 
 @process_as_found()
-def inspect(task: Task | str, config: Config | None = None) -> tuple[QuantizerSetup, CostModel]:
+def inspect(
+    task: Task | str, config: Config | Mapping[str, Any] | None = None
+) -> tuple[QuantizerSetup, CostModel]:
     """Placement and cost model of a task; no compute but one capture is spent.
+
+    Args:
+        task: see `run`.
+        config: see `run`.
 
     Raises:
         BadInputError: the task, its model or a scope rule is not usable.
     """
+    settings = config if isinstance(config, Config) else load_config(overrides=config)
     loaded = load_task(task)
     with plain_modes():
-        setup = place_task(loaded, config or Config())
+        setup = place_task(loaded, settings)
     return setup, CostModel(setup)
