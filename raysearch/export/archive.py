@@ -153,7 +153,7 @@ def _check_graph(value: Any, where: str) -> None:
 
 def _check_entry(key: str, entry: Any, value: dict[str, Any], where: str) -> None:
     called = key == "as_operator" or (key == "target" and "inputs" in value)
-    if called and not _is_operation(str(entry)):
+    if called and not is_operation(str(entry)):
         raise _refused(where, f"the operation '{entry!s:.200}'")
     if key == "expr_str" and not _is_expression(str(entry)):
         raise _refused(where, f"the size '{entry!s:.200}'")
@@ -167,7 +167,8 @@ def _check_entry(key: str, entry: Any, value: dict[str, Any], where: str) -> Non
         raise _refused(where, f"the device '{entry!s:.50}'")
 
 
-def _is_operation(name: str) -> bool:
+def is_operation(name: str) -> bool:
+    """Whether a graph may call it, such as `torch.ops.aten.add.Tensor`."""
     if _REFUSED.fullmatch(name):
         return False
     # Such as `aten.__and__.Tensor`; other names of this kind are attributes of Python's objects.

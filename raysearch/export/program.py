@@ -22,7 +22,7 @@ from raysearch.evaluation.calls.call_form import exportable
 from raysearch.evaluation.calls.model_calls import NO_OPEN_DIMS, OpenDims
 from raysearch.evaluation.outputs import plain
 from raysearch.evaluation.quiet import quiet
-from raysearch.export.archive import checked_archive, compact_archive
+from raysearch.export.archive import checked_archive, compact_archive, is_operation
 from raysearch.export.open_dims import capture_open, stays_open
 
 
@@ -121,19 +121,40 @@ def capture_program(
 
 
 def program_bytes(program: ExportedProgram) -> bytes:
-    """The program as a file: only the graph, without example inputs, traces or paths of the machine."""
+    """The program as a file: only the graph, without example inputs, traces or paths of the machine.
+
+    Raises:
+        ExportError: it calls an operation that the loader refuses; names it.
+    """
     program.example_inputs = None
     # Conditions on input shapes as Python source, which loading would execute; the operations check shapes.
     program._guards_code = []
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
+                _check_operation(node)
                 for key in ("stack_trace", "torch_fn", "nn_module_stack", "source_fn_stack"):
                     node.meta.pop(key, None)
     sink = io.BytesIO()
     with quiet():
         torch.export.save(program, sink)
     return compact_archive(sink.getvalue())
+
+
+def _check_operation(node: torch.fx.Node) -> None:
+    operation = node.target
+    if not isinstance(operation, torch._ops.OpOverload) or is_operation(f"torch.ops.{operation}"):
+        return
+    if operation.namespace in ("aten", "prims"):
+        reason = "may read files, print or change what is not its own, so that no file is loaded with it"
+    else:
+        reason = "is of no library of torch, and a file is read back without the code that brings it"
+    name: str = operation._schema.name
+    raise ExportError(
+        f"the model calls the operation '{name}', which {reason}. Write that part of the forward in "
+        f"operations of torch's own; where only training needs '{name}', do so under "
+        f"`if not self.training`."
+    )
 
 
 def load_program(data: bytes, where: str) -> nn.Module:

@@ -229,6 +229,30 @@ def test_a_target_that_cannot_be_written_loaded_or_run_is_named(monkeypatch):
         assert "no such operation" in text
 
 
+class Flipped(nn.Module):
+    """Calls an operation of a library that torch does not bring."""
+
+    def __init__(self, library):
+        super().__init__()
+        self.library, self.a = library, nn.Linear(4, 3)
+
+    def forward(self, x):
+        return getattr(torch.ops, self.library).flip(self.a(x))
+
+
+@pytest.mark.parametrize("target", ["packed", "pt2"])
+def test_an_operation_of_a_library_of_its_own_is_refused_by_name(target):
+    library = f"own_{target}"
+    flip = torch.library.custom_op(
+        f"{library}::flip", lambda x: -x, mutates_args=(), schema="(Tensor x) -> Tensor"
+    )
+    flip.register_fake(torch.empty_like)
+    flip.register_autograd(lambda context, gradient: -gradient)
+    text = refuse(make_task(model=Flipped(library)), export={"targets": [target]})
+    assert f"calls the operation '{library}::flip'" in text
+    assert "operations of torch's own" in text
+
+
 def test_the_order_of_a_loader_is_what_it_is_without_a_preflight():
     generator = torch.Generator().manual_seed(3)
     loader = DataLoader(TensorDataset(X, Y), batch_size=5, shuffle=True, generator=generator)
