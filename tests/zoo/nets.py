@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 from tests.support.model_zoo import InvertedResidual, SharedReLU, TextClassifier
+from tests.zoo.entry import Entry, images, rows, steps, words
 
 
 class SqueezeExcite(nn.Module):
@@ -212,6 +211,35 @@ class OwnGradient(nn.Module):
         return self.head(Cubed.apply(self.body(x)))  # type: ignore[no-untyped-call]
 
 
+@torch.library.custom_op("zoo::softer", mutates_args=())
+def softer(x: Tensor) -> Tensor:
+    return x / (1 + x.abs())
+
+
+@softer.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _of_softer(ctx: Any, gradient: Tensor) -> Tensor:
+    (x,) = ctx.saved_tensors
+    return gradient / (1 + x.abs()) ** 2
+
+
+softer.register_autograd(_of_softer, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+
+
+class OwnOperator(nn.Module):
+    """An operator of a library of its own, with a fake and a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(softer(self.body(x)))
+
+
 class Checkpointed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -246,65 +274,10 @@ def computed_weights() -> nn.Module:
     )
 
 
-def bert() -> nn.Module:
-    """Hugging Face's BERT with random weights; keeps its logits alone."""
-    import transformers
-
-    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.BertConfig(**sizes, intermediate_size=12, max_position_embeddings=16)
-    return Logits(transformers.BertForSequenceClassification(config))
-
-
-class Logits(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.model(input_ids=ids).logits
-
-
-def images(n: int) -> tuple[Tensor, ...]:
-    return (torch.randn(n, 3, 6, 6),)
-
-
-def steps(n: int) -> tuple[Tensor, ...]:
-    return (torch.randn(n, 5, 4),)
-
-
-def rows(n: int) -> tuple[Tensor, ...]:
-    return (torch.randn(n, 4),)
-
-
-def words(n: int) -> tuple[Tensor, ...]:
-    return (torch.randint(0, 9, (n, 6)),)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One model of the zoo.
-
-    Attributes:
-        shows: the construct or family, for people.
-        build: makes the model.
-        inputs: makes n samples.
-        needs: a package that it needs.
-        targets: those that it is exported to.
-        settings: of the run, beside the common ones.
-    """
-
-    shows: str
-    build: Callable[[], nn.Module]
-    inputs: Callable[[int], tuple[Tensor, ...]]
-    needs: str = ""
-    targets: tuple[str, ...] = ("packed", "onnx", "pt2")
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
 FOR_DENSE = {"objective": {"class_dim": 1}}
 WITHOUT_ONNX = ("packed", "pt2")
 
-ZOO: dict[str, Entry] = {
+NETS: dict[str, Entry] = {
     "resnet": Entry("residual block, shared in-place ReLU, BatchNorm", SharedReLU, images),
     "mobilenet_v2": Entry(
         "inverted residual, depthwise",
@@ -340,11 +313,21 @@ ZOO: dict[str, Entry] = {
     "gpt2_layers": Entry("addmm with [in, out], einsum", Conv1dOfGpt2, lambda n: (torch.randn(n, 5, 6),)),
     "experts": Entry("batched weight, list of parameters", Experts, rows),
     "views": Entry("in-place operations, views, channels last", Views, images),
+    "channels_last": Entry(
+        "channels last, model and images",
+        lambda: SqueezeExcite().to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        lambda n: (torch.randn(n, 3, 6, 6).contiguous(memory_format=torch.channels_last),),
+    ),
+    "bfloat16": Entry(
+        "bfloat16, model and images",
+        lambda: SqueezeExcite().bfloat16(),
+        lambda n: (torch.randn(n, 3, 6, 6, dtype=torch.bfloat16),),
+    ),
     "counted": Entry("buffers that change, kept features", Counted, rows, targets=WITHOUT_ONNX),
     "tied": Entry("tied weights, a layer that runs twice", Tied, words),
     "own_gradient": Entry("custom autograd function", OwnGradient, rows),
+    "own_operator": Entry("custom operator (torch.library)", OwnOperator, rows),
     "checkpointed": Entry("activation checkpoints", Checkpointed, rows),
     "computed": Entry("weight norm, spectral norm, pruning", computed_weights, rows),
     "standardised": Entry("weight standardised in the forward", Standardised, images),
-    "bert": Entry("Hugging Face BERT", bert, words, needs="transformers"),
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.zoo.nets import ZOO
 from tests.zoo.walk import TABLE, lines_of, walk
+from tests.zoo.zoo import ZOO
 
 
 def test_the_table_lists_the_zoo():

@@ -1,11 +1,13 @@
 """One model of the zoo through the whole walk, and its line of docs/models.md.
 
-`python -m tests.zoo.walk` writes docs/models.md anew.
+`python -m tests.zoo.walk` writes docs/models.md anew; with names of models after it, their lines alone.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from torch.utils.data import TensorDataset
 from raysearch import api, load_model
 from raysearch.config.loading import load_config
 from raysearch.errors import BadInputError
+from raysearch.export.outputs import tensor_leaves
 from raysearch.task import Task
-from tests.zoo.nets import ZOO, Entry
+from tests.zoo.entry import Entry, Inputs
+from tests.zoo.zoo import ZOO
 
 TABLE = Path(__file__).parents[2] / "docs" / "models.md"
 HEADER = """# Models that were run
@@ -31,6 +35,8 @@ this table; `make test` holds that it is current.
 """
 SETTINGS: dict[str, dict[str, Any]] = {
     "search": {"num_trials": 2},
+    "sensitivity": {"max_draws": 2},
+    "rounding": {"refine_steps": 2},
     "calibration": {"num_samples": 8, "shard_size": 8},
     "validation": {"num_samples": 8, "shard_size": 8},
     "cluster": {"threads": 1},
@@ -41,10 +47,16 @@ def make_task(entry: Entry) -> Task:
     """The task of a model: eight samples, no labels, no training."""
     torch.manual_seed(0)
     model = entry.build().eval()
-    data = TensorDataset(*entry.inputs(8))
-    several = len(entry.inputs(1)) > 1
+    inputs = entry.inputs(8)
+    by_name = isinstance(inputs, dict)
+    data = [inputs] if by_name else TensorDataset(*inputs)
+    several = not by_name and len(inputs) > 1
     forward = _run_all if several else None
     return Task(model, entry.inputs(2), calibration=data, validation=data, forward=forward)
+
+
+def _call(model: torch.nn.Module, inputs: Inputs) -> object:
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
 def _run_all(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> object:
@@ -71,7 +83,8 @@ def walk(name: str, storage: Path) -> str:
         loaded = load_model(result.model_dir)
         batch = entry.inputs(3)
         with torch.no_grad():
-            assert _shape(loaded(*batch)) == _shape(task.model(*batch))
+            outputs = _call(task.model, batch)
+            assert _shapes(_call(loaded, batch)) == _shapes(outputs)
     coverage = setup.coverage
     assert coverage is not None
     share = f"{coverage.num_quantizable / coverage.num_weights:.1%}"
@@ -79,11 +92,8 @@ def walk(name: str, storage: Path) -> str:
     return _line(name, entry, "runs", share, floating, ", ".join(entry.targets))
 
 
-def _shape(output: object) -> object:
-    if isinstance(output, torch.Tensor):
-        return tuple(output.shape)
-    assert isinstance(output, tuple | list)
-    return [_shape(part) for part in output]
+def _shapes(outputs: object) -> list[torch.Size]:
+    return [tensor.shape for tensor in tensor_leaves(outputs)]
 
 
 def _first_sentence(error: Exception) -> str:
@@ -100,15 +110,16 @@ def lines_of(text: str) -> dict[str, str]:
     return {line.split(" | ")[0].removeprefix("| "): line for line in lines}
 
 
-def main() -> None:
-    """Write the table."""
-    lines = []
+def main(names: list[str]) -> None:
+    """Write the table, or the lines of some models in it, and print the seconds of CPU that each took."""
+    lines = lines_of(TABLE.read_text()) if names else {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in ZOO:
-            lines.append(walk(name, Path(folder)))
-            print(lines[-1], flush=True)
-    TABLE.write_text(HEADER + "\n".join(lines) + "\n")
+        for name in names or ZOO:
+            start = time.process_time()
+            lines[name] = walk(name, Path(folder))
+            print(f"{time.process_time() - start:5.1f} s {lines[name]}", flush=True)
+            TABLE.write_text(HEADER + "".join(f"{lines[each]}\n" for each in ZOO if each in lines))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
