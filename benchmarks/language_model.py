@@ -17,8 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.responses import EncoderBlock
 from raysearch.evaluation import DataSet, Replica, ShardView
+from raysearch.evaluation.curvature.graphs import require_gradients
 from raysearch.evaluation.forward import frozen_eval
-from raysearch.sensitivity.estimators.sample_gradients import SampleGradients, require_gradients
+from raysearch.sensitivity.estimators.sample_gradients import SampleGradients
 
 WORDS, TOKENS, WIDTH = 32_000, 32, 128
 

@@ -19,9 +19,9 @@ from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.errors import DataError
 from raysearch.evaluation import DataSet, Replica, ShardView, WorkerCache, shard_name
 from raysearch.evaluation.batches import Batch, batch_size, join, joinable_form, pick
+from raysearch.evaluation.curvature.joint_factor import objective_factor
 from raysearch.evaluation.outputs import flat_rows
 from raysearch.seeding import derive_seed
-from raysearch.sensitivity.estimators.joint_factor import objective_factor
 
 UNIFORM_SHARE = 0.1
 """Chance that a sample is drawn regardless of its curvature; no weight exceeds its inverse."""

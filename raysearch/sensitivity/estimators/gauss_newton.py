@@ -23,22 +23,22 @@ from raysearch.config.estimators import PER_SAMPLE
 from raysearch.errors import ConfigError, DataError
 from raysearch.evaluation import Judged, ShardView, batch_size
 from raysearch.evaluation.batches import map_tensors
-from raysearch.evaluation.outputs import flat_rows
-from raysearch.seeding import derive_seed
-from raysearch.sensitivity.estimators.joint_factor import as_cotangent, objective_factor
-from raysearch.sensitivity.estimators.loss_at_outputs import is_one_position, loss_curvature
-from raysearch.sensitivity.estimators.output_factor import (
+from raysearch.evaluation.curvature.graphs import samples_at_once
+from raysearch.evaluation.curvature.joint_factor import as_cotangent, objective_factor
+from raysearch.evaluation.curvature.output_factor import (
     EigenFactor,
     OutputFactor,
     random_signs,
 )
+from raysearch.evaluation.outputs import flat_rows
+from raysearch.seeding import derive_seed
+from raysearch.sensitivity.estimators.loss_at_outputs import is_one_position, loss_curvature
 from raysearch.sensitivity.estimators.protocol import TraceRequest
 from raysearch.sensitivity.estimators.sample_gradients import (
     CHUNK_SIZE,
     COLUMNS_PER_PASS,
     SampleGradients,
     measure_in_chunks,
-    samples_at_once,
 )
 
 MAX_EXACT_OUTPUTS = 64

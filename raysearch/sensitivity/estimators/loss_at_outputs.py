@@ -13,10 +13,10 @@ from torch import Tensor
 from raysearch.errors import TaskError
 from raysearch.evaluation import Judged, Replica, run_in_microbatches
 from raysearch.evaluation.batches import Batch, tensors_of
+from raysearch.evaluation.curvature.output_factor import MAX_DENSE, by_position
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.evaluation.joint_divergence import JointDivergence
 from raysearch.evaluation.outputs import flat_rows
-from raysearch.sensitivity.estimators.output_factor import MAX_DENSE, by_position
 
 
 def loss_gradient(replica: Replica, batch: Batch, user: str) -> Tensor:

@@ -21,9 +21,10 @@ from torch import Tensor
 from raysearch.errors import TaskError
 from raysearch.evaluation import Judged, Replica, ShardView, batch_size, run_in_microbatches
 from raysearch.evaluation.batches import Batch, map_tensors, take, tensors_of
+from raysearch.evaluation.curvature.graphs import require_gradients
 from raysearch.evaluation.data_set import DataSet
 from raysearch.evaluation.forward import frozen_eval
-from raysearch.evaluation.outputs import flat_rows, values_per_sample
+from raysearch.evaluation.outputs import flat_rows
 from raysearch.sensitivity.estimators.captured_calls import (
     Call,
     CallCapture,
@@ -39,8 +40,6 @@ PROBE_SAMPLES = 3
 """Samples on which a plan is made: few, as each of them costs a backward of its own."""
 COLUMNS_PER_PASS = 2
 """Cotangents whose layer cotangents are held at once: an unfolded input serves them all."""
-MAX_OUTPUTS = 2**20
-"""Output values whose graph and float64 factors are held at once: 8 MiB each."""
 
 
 @dataclass(frozen=True)
@@ -220,27 +219,6 @@ def looped_norms(
                 if gradient is not None:
                     norms[name][number, index] = gradient.to_dense().double().square().sum().cpu()
     return norms
-
-
-def samples_at_once(view: ShardView, one: Batch, most: int) -> int:
-    """At most `most` samples, and no more than have `MAX_OUTPUTS` values in all, as known from one sample.
-
-    Args:
-        view: the shard.
-        one: a batch of one of its samples.
-        most: the limit where outputs are small.
-
-    Raises:
-        UnitError: one sample alone does not fit in memory.
-    """
-    num_outputs = values_per_sample(view.replica.run(view.replica.model, one, view.name))
-    return max(1, min(most, MAX_OUTPUTS // num_outputs))
-
-
-def require_gradients(replica: Replica) -> None:
-    """Let every parameter require gradients, so that all layers' outputs are in the graph."""
-    for parameter in replica.model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
 
 
 def _forward(replica: Replica, weights: Mapping[str, Tensor], batch: Batch) -> tuple[Judged, list[Call]]:

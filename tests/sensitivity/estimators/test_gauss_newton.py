@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raysearch.errors import ConfigError, TaskError
 from raysearch.evaluation import Divergence
-from raysearch.sensitivity.estimators import sample_gradients
+from raysearch.evaluation.curvature import graphs
+from raysearch.evaluation.curvature.output_factor import EigenFactor, SoftmaxFactor, SphereFactor
 from raysearch.sensitivity.estimators.gauss_newton import ExactGaussNewton, GaussNewton
-from raysearch.sensitivity.estimators.output_factor import EigenFactor, SoftmaxFactor, SphereFactor
 from tests.contracts.estimator_contract import EstimatorContract, state_of
 from tests.support.dense_matrices import gauss_newton, hessian
 from tests.support.small_replicas import make_replica, make_setup
@@ -212,7 +212,7 @@ def test_large_outputs_are_taken_by_fewer_samples(monkeypatch):
     replica = wide_relu(70, size=6)
     weights = weights_of(replica)
     whole = draw(GaussNewton(), replica, weights, draws=range(2))
-    monkeypatch.setattr(sample_gradients, "MAX_OUTPUTS", 150)
+    monkeypatch.setattr(graphs, "MAX_OUTPUTS", 150)
     sizes, forward = [], replica.forward
     replica.forward = lambda model, batch: (sizes.append(len(batch[0])), forward(model, batch))[1]
     found = draw(GaussNewton(), replica, weights, draws=range(2))

@@ -7,10 +7,11 @@ import torch
 
 from raysearch.errors import TaskError
 from raysearch.evaluation import DataSet, ShardView
+from raysearch.evaluation.curvature.graphs import require_gradients
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.sensitivity.estimators import layer_norms
 from raysearch.sensitivity.estimators.captured_calls import Call
-from raysearch.sensitivity.estimators.sample_gradients import Plans, SampleGradients, require_gradients
+from raysearch.sensitivity.estimators.sample_gradients import Plans, SampleGradients
 from raysearch.sensitivity.estimators.sample_layout import Layout
 from tests.support.weight_use_models import CASES, build, weights_of
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from raysearch.evaluation import Judged, Objective
+from raysearch.evaluation.curvature.output_factor import OutputFactor, as_outputs, divergence_factor
 from raysearch.evaluation.joint_divergence import JointDivergence
-from raysearch.sensitivity.estimators.output_factor import OutputFactor, as_outputs, divergence_factor
 
 
 class JointFactor(OutputFactor):

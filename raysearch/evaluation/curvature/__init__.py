@@ -1,0 +1,1 @@
+"""The divergence's Hessian at the outputs, factored: what random cotangents are drawn from."""
