@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raysearch.config.section import Section
 
@@ -30,6 +30,8 @@ class RoundingConfig(Section):
         scale_factors: the scales tried, as multiples of that of least squared weight error.
         refits: how often the chosen scale is fitted anew to its codes and tried with its neighbours.
         unit_shards: calibration shards whose moments are summed in one unit of work.
+        guided: whether inputs count with the squared gradients of what is made of them, drawn as those of the
+            Gauss-Newton traces are.
         refine: what is tried on the winner of the search, to be kept where it measures better on validation
             data: "sequential" rounds its weights anew, each layer making up for those before it; "tune" lets
             scales, norms and biases follow the float model's outputs. Empty: nothing.
@@ -46,6 +48,16 @@ class RoundingConfig(Section):
     )
     refits: int = Field(1, ge=0)
     unit_shards: int = Field(4, ge=1)
+    guided: bool = False
     refine: tuple[RefinementName, ...] = ("sequential", "tune")
     refine_steps: int = Field(200, ge=1)
     refine_learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _guides_something(self) -> RoundingConfig:
+        if self.guided and self.method == "nearest":
+            raise ValueError(
+                "guided is for the second moments that 'gptq' takes, but method is 'nearest'; set method to "
+                "'gptq', or guided to false"
+            )
+        return self

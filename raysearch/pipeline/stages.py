@@ -66,7 +66,8 @@ def round_calibrated(inputs: Inputs, ranges: RangeTable, pool: Pool) -> Rounding
         pool: its workers hold the replica of `make_replica`.
     """
     num_shards = len(inputs.samples.calibration)
-    return round_weights(inputs.setup, ranges, pool, num_shards, inputs.config.rounding)
+    settings = inputs.config.rounding
+    return round_weights(inputs.setup, ranges, pool, num_shards, settings, inputs.config.seed)
 
 
 def make_ranges(inputs: Inputs, pool: Pool) -> RangeTable:

@@ -61,11 +61,19 @@ class Geometry:
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One call of a function that reads a weight."""
+    """One call of a function that reads a weight.
+
+    Attributes:
+        geometry: which vectors it reads.
+        input: what it reads them from.
+        weight: the weight, or a part or a view of one.
+        order: of an einsum: the output's dimensions in the order of the input's, that of the rows last.
+    """
 
     geometry: Geometry
     input: Tensor
     weight: Tensor
+    order: tuple[int, ...] | None = None
 
 
 def read_calls(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[LayerCall, ...]:
@@ -139,7 +147,8 @@ def _einsum(text: str, first: Tensor, second: Tensor) -> tuple[LayerCall, ...]:
         if outer not in other:
             kind: LayerKind = "linear" if labels[1] == label else "product"
             axis = other.index(label) - len(other)
-            calls.append(LayerCall(Geometry(kind, axis=axis), factors[1 - index], weight))
+            order = tuple(map(equation.result.index, other.replace(label, "") + outer))
+            calls.append(LayerCall(Geometry(kind, axis=axis), factors[1 - index], weight, order))
     return tuple(calls)
 
 
@@ -179,9 +188,17 @@ def _rows(geometry: Geometry, source: Tensor) -> Tensor:
     return spread.movedim(-3, 0).reshape(geometry.groups, -1, num_inputs).transpose(1, 2)
 
 
-def counts(source: Tensor, num_rows: int) -> Tensor:
-    """How often each row of an embedding is read, float64, [rows]."""
-    return torch.bincount(source.reshape(-1), minlength=num_rows).double()
+def counts(source: Tensor, num_rows: int, counting: Tensor | None = None) -> Tensor:
+    """How often each row of an embedding is read, float64, [rows].
+
+    Args:
+        source: the rows that are read.
+        num_rows: how many there are.
+        counting: what each read counts, float64; 1 where it is not given.
+    """
+    if counting is not None:
+        counting = counting.reshape(-1)
+    return torch.bincount(source.reshape(-1), counting, minlength=num_rows).double()
 
 
 def _patches(geometry: Geometry, samples: Tensor) -> Tensor:

@@ -16,12 +16,16 @@ from raysearch.records import QuantizationPoint, QuantizerSetup, RangeTable
 from raysearch.records.rounding import RoundedWeight, RoundingTable
 from raysearch.records.scheme import Scheme
 from raysearch.rounding.gptq import round_gptq
+from raysearch.rounding.guided_moments import observe_guided_moments
 from raysearch.rounding.nearest import round_nearest
 from raysearch.rounding.problem import Inputs, Problem, Target, gather_inputs
 from raysearch.rounding.second_moments import Moment, Moments, Reader, merge_moments, observe_moments
 
 Parts = Sequence[tuple[Reader, Moment]]
 """What the uses of a weight read."""
+
+UNGUIDED = "no finite gradient reaches what it gives, all that it reads counts alike"
+"""Note on a weight whose moments could not be guided."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,12 @@ class Work:
 
 
 def round_weights(
-    setup: QuantizerSetup, ranges: RangeTable, pool: Pool, num_shards: int, settings: RoundingConfig
+    setup: QuantizerSetup,
+    ranges: RangeTable,
+    pool: Pool,
+    num_shards: int,
+    settings: RoundingConfig,
+    seed: int = 0,
 ) -> RoundingTable:
     """Round every weight to each of its schemes.
 
@@ -48,6 +57,9 @@ def round_weights(
     each weight is multiplied with in the float model, then chooses codes and scales by them; `round_gptq`
     says how. Since inputs are those of the float model, no weight depends on another, and the table is good
     for every assignment.
+
+    With `settings.guided` a vector counts with the squared gradients of what is made of it; no two weights
+    then share moments. See `observe_guided_moments`.
 
     Work: a unit for each `settings.unit_shards` calibration shards, one forward a shard, whose sums are added
     in key order; then a unit for all weights that read the same, which share one factor. Keys and sizes do
@@ -61,6 +73,7 @@ def round_weights(
         pool: its replicas hold the float model and the shards named "calibration".
         num_shards: how many shards there are.
         settings: method and how it is done.
+        seed: the run's seed; only guided moments are drawn.
 
     Raises:
         DataError: what a weight reads is NaN or infinite; names the weight.
@@ -71,7 +84,7 @@ def round_weights(
     if settings.method == "nearest":
         units: dict[Key, tuple[object, ...]] = {("weights", name): ((name,), (), 1) for name in points}
     else:
-        moments = take_moments(pool, tuple(points), num_shards, settings.unit_shards)
+        moments = take_moments(pool, tuple(points), num_shards, settings, seed)
         units = {
             ("weights", names[0]): (names, parts, moments.num_samples)
             for names, parts in _by_inputs(points, moments)
@@ -101,6 +114,8 @@ def round_unit(
         notes: tuple[str, ...] = ()
         if needs_inputs:
             inputs, notes = gather_inputs(work.points[names[0]], parts, work.settings, replica.device)
+            if work.settings.guided and parts and not parts[0][0].is_guided:
+                notes = (*notes, UNGUIDED)
         for name in names:
             weight = replica.model.get_parameter(name).detach()
             problem = Problem(work.points[name], weight, work.targets[name], inputs, num_samples, notes)
@@ -109,20 +124,27 @@ def round_unit(
     return {"table": np.frombuffer(RoundingTable(weights).to_bytes(), np.uint8)}
 
 
-def take_moments(pool: Pool, names: tuple[str, ...], num_shards: int, unit_shards: int) -> Moments:
+def take_moments(
+    pool: Pool, names: tuple[str, ...], num_shards: int, settings: RoundingConfig, seed: int
+) -> Moments:
     """The second moments of all weights over the calibration shards, `unit_shards` of them in a unit.
 
     Args:
         pool: its replicas hold the float model and the shards named "calibration".
         names: the weights.
         num_shards: how many calibration shards there are.
-        unit_shards: shards a unit; the last unit may have fewer.
+        settings: shards a unit (the last may have fewer), and whether moments are guided.
+        seed: the run's seed.
     """
-    units: dict[Key, tuple[object, ...]] = {
-        ("moments", first): (first, min(first + unit_shards, num_shards))
-        for first in range(0, num_shards, unit_shards)
-    }
-    answers = dict(pool.run(observe_moments, units, (names,)))
+    step = settings.unit_shards
+    spans = [(first, min(first + step, num_shards)) for first in range(0, num_shards, step)]
+    answers: dict[Key, UnitValue]
+    if settings.guided:
+        units: dict[Key, tuple[object, ...]] = {("guided", first): (first, last) for first, last in spans}
+        answers = dict(pool.run(observe_guided_moments, units, (names, seed)))
+    else:
+        units = {("moments", first): (first, last) for first, last in spans}
+        answers = dict(pool.run(observe_moments, units, (names,)))
     return merge_moments(Moments.from_value(answers.pop(key)) for key in units)
 
 
@@ -136,6 +158,9 @@ def _by_inputs(
             uses[reader.weight].append((reader, moment))
     together: dict[object, list[str]] = {}
     for name, parts in uses.items():
+        if any(reader.is_guided for reader, _ in parts):
+            # Other uses have no part in the outputs, and their sums are of another unit.
+            uses[name] = parts = [(reader, moment) for reader, moment in parts if reader.is_guided]
         key = tuple((id(moment), r.kind, r.rows, r.columns, r.groups) for r, moment in parts)
         # A weight that nothing is known of stands alone, as does one of another shape.
         together.setdefault((key or name, points[name].shape), []).append(name)

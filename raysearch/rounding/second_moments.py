@@ -44,6 +44,7 @@ class Reader:
         groups: convolution groups.
         rows: first and last-but-one entry along dimension 0.
         columns: the same along dimension 1; (0, 0) of a weight with one dimension.
+        is_guided: whether what it reads counts with the gradients of its outputs, see `guided_moments`.
     """
 
     weight: str
@@ -51,6 +52,7 @@ class Reader:
     groups: int
     rows: tuple[int, int]
     columns: tuple[int, int]
+    is_guided: bool = False
 
 
 @dataclass
@@ -214,7 +216,7 @@ class MomentTap(TorchFunctionMode):
                 entry.readers.append(reader)
                 return
         self._close_finished()
-        moment = _moment_of(geometry, values, weight)
+        moment = moment_of(geometry, values, weight)
         self._open.append(_Input(weakref.ref(source), source._version, geometry, moment, [reader]))
 
     def _close_finished(self) -> None:
@@ -263,20 +265,37 @@ def _part_of(parameter: Tensor, weight: Tensor) -> tuple[tuple[int, int], tuple[
     return spans[0], spans[1] if len(spans) > 1 else (0, 0)
 
 
-def _moment_of(geometry: Geometry, source: Tensor, weight: Tensor) -> Moment:
+def moment_of(
+    geometry: Geometry, source: Tensor, weight: Tensor, counting_gv: Tensor | None = None
+) -> Moment:
+    """The sum over all vectors that one call reads.
+
+    Args:
+        geometry: of the call.
+        source: its input.
+        weight: what it reads beside that.
+        counting_gv: what each vector counts, positive, [G, vectors]; 1 where it is not given.
+    """
     if geometry.kind == "embedding":
-        values = counts(source, weight.shape[0])
+        values = counts(source, weight.shape[0], counting_gv)
         return Moment(values.cpu().numpy(), source.numel())
     total: Tensor | None = None
+    # About 1, so that products in the model's precision neither overflow nor vanish.
+    mean = 1.0 if counting_gv is None else float(counting_gv.mean())
     num_vectors = 0
     for piece_gdv in vectors(geometry, source):
-        size = piece_gdv.shape[1]
+        num_columns, size = piece_gdv.shape[2], piece_gdv.shape[1]
         if total is None:
             total = torch.zeros(len(piece_gdv), size, size, dtype=torch.float64, device=piece_gdv.device)
+        if counting_gv is not None:
+            roots_gv = (counting_gv[:, num_vectors : num_vectors + num_columns] / mean).sqrt()
+            piece_gdv = piece_gdv * roots_gv[:, None].to(piece_gdv)
         _add_products(total, piece_gdv)
-        num_vectors += piece_gdv.shape[2]
+        num_vectors += num_columns
     if total is None:
         raise DataError("a layer was called with no samples; give batches of at least one.")
+    if counting_gv is not None:
+        total *= mean
     return Moment(total.cpu().numpy(), num_vectors)
 
 

@@ -68,6 +68,11 @@ def test_the_device_follows_the_machines_and_training_the_device():
     assert (fixed.cluster.device, fixed.training.use_gpu) == ("cpu", True)
 
 
+def test_guidance_without_second_moments_is_refused():
+    with pytest.raises(ConfigError, match="guided is for the second moments that 'gptq' takes"):
+        load_config(assignments=["rounding.guided=true", "rounding.method=nearest"])
+
+
 def test_an_estimator_that_does_not_suit_the_loss_is_refused():
     wanted = ["sensitivity.estimator=xnystrace", "sensitivity.trace_loss=loss"]
     with pytest.raises(ConfigError, match="take 'xtrace' or trace_loss 'divergence'"):

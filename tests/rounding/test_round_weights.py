@@ -21,6 +21,7 @@ from raysearch.placement import place_quantizers
 from raysearch.quantizer import latent_weight, make_quantizer
 from raysearch.records import QuantizerSpec
 from raysearch.rounding import round_weights
+from raysearch.rounding.round_weights import UNGUIDED
 from raysearch.rounding.second_moments import Moments, observe_moments
 from tests.support.moments import quadratic
 
@@ -163,10 +164,35 @@ class Shuffled(LocalPool):
         yield from answers
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_units_in_any_order_give_the_same_bits(net, seed):
-    expected = round_all(net).digest()
-    assert round_all(net, lambda replica: Shuffled(replica, seed)).digest() == expected
+@pytest.mark.parametrize(("seed", "guided"), [(1, False), (2, False), (3, True)])
+def test_units_in_any_order_give_the_same_bits(net, seed, guided):
+    expected = round_all(net, guided=guided).digest()
+    assert round_all(net, lambda replica: Shuffled(replica, seed), guided=guided).digest() == expected
+
+
+def test_guided_rounding_is_seeded_and_leaves_less_by_its_own_measure(net):
+    replica, setup, ranges = net
+    table = round_all(net, guided=True)
+    assert {weight.method for weight in table.weights.values()} == {"gptq"}
+    assert not any(UNGUIDED in weight.notes for weight in table.weights.values())
+    assert all(weight.error <= weight.error_nearest for weight in table.weights.values())
+    assert table.digest() != round_all(net).digest()
+    shards = len(replica.shards["calibration"])
+    other = round_weights(setup, ranges, LocalPool(replica), shards, settings(guided=True), seed=1)
+    assert other.digest() != table.digest()
+
+
+def test_a_weight_that_no_gradient_reaches_is_rounded_by_plain_moments_and_says_so():
+    class Aside(nn.Sequential):
+        def forward(self, x):
+            self[0](x)
+            return self[1](x)
+
+    problem = make_problem(Aside(nn.Linear(6, 5), nn.Linear(6, 4)), list(torch.randn(20, 6).split(5)))
+    table, plain = round_all(problem, guided=True), round_all(problem)
+    assert table["0.weight", 2].notes == (UNGUIDED,)
+    assert np.array_equal(table["0.weight", 2].codes, plain["0.weight", 2].codes)
+    assert table["1.weight", 2].notes == ()
 
 
 def test_candidates_in_turn_give_the_same_bits(net, monkeypatch):
