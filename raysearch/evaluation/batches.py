@@ -38,6 +38,28 @@ def on_device(batch: Batch, device: torch.device | str) -> Batch:
     return map_tensors(batch, lambda tensor: tensor.to(target))
 
 
+def own_batch(batch: Batch) -> Batch:
+    """A batch with copies of its tensors, where they are; containers are new too, other values the same."""
+    return map_tensors(batch, torch.clone)
+
+
+def is_changed(batch: Batch, before: Batch) -> bool:
+    """Whether a tensor of a batch was changed or taken out since a copy was made; new ones do not count.
+
+    Args:
+        batch: as it is now.
+        before: the copy.
+    """
+    present = dict(tensors_of(batch))
+    for path, tensor in tensors_of(before):
+        now = present.get(path)
+        if now is None or now.dtype != tensor.dtype or now.shape != tensor.shape:
+            return True
+        if not bool(torch.isclose(now, tensor, rtol=0, atol=0, equal_nan=True).all()):
+            return True
+    return False
+
+
 def host_copy(batch: Batch) -> Batch:
     """A batch with copies of its tensors in the host's memory, without history."""
     return map_tensors(batch, lambda tensor: tensor.detach().to("cpu", copy=True))
@@ -152,7 +174,7 @@ def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list
             size = batch_size(batch)
             if num_samples:
                 size = min(size, num_samples - num_read)
-            _check_finite(take(batch, 0, size), where)
+            check_finite(take(batch, 0, size), where)
             for start in range(0, size, shard_size):
                 part = take(batch, start, min(start + shard_size, size))
                 shards.append(host_copy(part))
@@ -277,7 +299,12 @@ def _check_sizes(batch: Batch, where: str) -> None:
         )
 
 
-def _check_finite(batch: Batch, where: str) -> None:
+def check_finite(batch: Batch, where: str) -> None:
+    """Refuse a batch with a value that is not finite.
+
+    Raises:
+        DataError: names the sample and the tensor.
+    """
     for path, tensor in tensors_of(batch):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             flat = torch.isfinite(tensor).reshape(tensor.shape[0], -1).all(1) if tensor.ndim else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from raysearch.determinism import GeneratorStates
 from raysearch.errors import DataError, TaskError
-from raysearch.evaluation.batches import Batch
+from raysearch.evaluation.batches import Batch, own_batch
 from raysearch.evaluation.model.model_state import state_as_found
 from raysearch.evaluation.outputs import named_outputs
 
@@ -30,6 +31,17 @@ def default_forward(model: nn.Module, batch: Batch) -> Any:
     if isinstance(batch, tuple | list):
         return model(batch[0])
     return model(batch)
+
+
+@dataclass(frozen=True)
+class OnOwnBatch:
+    """A forward that is given a copy of each batch, since it changes what it is given."""
+
+    forward: Forward
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Any:
+        """Run a copy of the batch."""
+        return self.forward(model, own_batch(batch))
 
 
 def output_tensor(outputs: Any) -> Tensor:
@@ -65,6 +77,7 @@ def check_finite_forward(model: nn.Module, forward: Forward, batch: Batch) -> No
 
     Raises:
         DataError: names the parameter that is not finite, or else the first module whose output is not.
+        TaskError: the forward switches to inference mode.
     """
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
@@ -86,6 +99,11 @@ def check_finite_forward(model: nn.Module, forward: Forward, batch: Batch) -> No
     try:
         with frozen_eval(model), torch.no_grad():
             outputs = output_tensor(forward(model, batch))
+            if outputs.is_inference():
+                raise TaskError(
+                    "the model's forward, or the task's, runs under torch.inference_mode, whose tensors know "
+                    "no gradient. Take it out: raysearch switches gradients off where it needs none."
+                )
     finally:
         for handle in handles:
             handle.remove()

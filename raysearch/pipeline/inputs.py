@@ -10,18 +10,17 @@ from typing import Any
 import torch
 
 from raysearch.calibration import choose_rules
-from raysearch.config import CalibrationConfig, Config, ObjectiveConfig, SearchConfig
+from raysearch.config import CalibrationConfig, Config, SearchConfig
 from raysearch.errors import BudgetError, ConfigError, RaysearchError, TaskError
 from raysearch.evaluation import Batch, Objective
-from raysearch.evaluation.batches import tensors_of
+from raysearch.evaluation.batches import is_changed, own_batch, tensors_of
 from raysearch.evaluation.calls.model_calls import (
     CallForm,
     OpenDims,
     find_call_form,
     record_calls,
 )
-from raysearch.evaluation.fit_divergence import FittedObjective
-from raysearch.evaluation.forward import check_finite_forward, frozen_eval
+from raysearch.evaluation.forward import OnOwnBatch, check_finite_forward, frozen_eval
 from raysearch.evaluation.half_precision import half_type, in_float32, widened_batch
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.export import check_targets
@@ -124,7 +123,8 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
         form = _call_form(task, samples)
     if form.example_inputs is not task.example_inputs:
         task = replace(task, example_inputs=form.example_inputs)
-    objective = _fit_divergence(task, config.objective, samples.calibration[0])
+    task = _checked_forward(task, samples.calibration[0])
+    objective = fit_objective(task, config.objective, samples.calibration[0])
     fingerprints = _make_fingerprints(task, samples, setup, config.search)
     detail = objective_fingerprint(objective.divergence, config.objective)
     if detail:
@@ -173,10 +173,11 @@ def broken_promises(budgets: Sequence[Budget], setup: QuantizerSetup) -> tuple[s
     return tuple(text for text in texts if text)
 
 
-def _fit_divergence(task: Task, settings: ObjectiveConfig, batch: Batch) -> FittedObjective:
-    """The label-free objective, fitted to the float model's outputs on one batch; costs two forwards."""
+def _checked_forward(task: Task, batch: Batch) -> Task:
+    """The task, whose forward runs a batch and leaves it as it is; costs one forward."""
+    own = own_batch(batch)
     try:
-        check_finite_forward(task.model, task.run, batch)
+        check_finite_forward(task.model, task.run, own)
     except RaysearchError:
         raise
     except (Exception, SystemExit) as error:
@@ -190,8 +191,11 @@ def _fit_divergence(task: Task, settings: ObjectiveConfig, batch: Batch) -> Fitt
             f"run on the host and on the workers' devices; move a batch to the device of the model's "
             f"parameters, or leave moving to raysearch."
         ) from error
+    if is_changed(own, batch):
+        # The model, the task's forward or what it calls works in place; each is given a copy from here on.
+        task = replace(task, forward=OnOwnBatch(task.run))
     _check_in_float32(task, batch)
-    return fit_objective(task, settings, batch)
+    return task
 
 
 def _check_in_float32(task: Task, batch: Batch) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from raysearch.config.placement import PlacementConfig
 from raysearch.errors import PlacementError
-from raysearch.evaluation.batches import on_device
+from raysearch.evaluation.batches import on_device, own_batch
 from raysearch.evaluation.calls.call_form import exportable
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.hooks.call_taps import CallTap, tap_calls
@@ -83,7 +83,8 @@ def place_quantizers(
     if not reads.weights:
         raise PlacementError(
             f"{type(model).__name__} has no weight of a Conv, ConvTranspose, Linear, Embedding, recurrent "
-            f"layer or matrix product that its forward reads; there is nothing to quantize."
+            f"layer or matrix product that its forward reads; there is nothing to quantize. A weight that is "
+            f"cast before it is read is none: leave torch.autocast out of the forward."
         )
     table = make_points(model, reads)
     rules = WidthRules(settings, read_overrides(settings, table.points), profile)
@@ -137,7 +138,7 @@ def _drop_unreachable(model: nn.Module, example_inputs: tuple[Any, ...], reads: 
     handles = tap_calls(model, tap)
     try:
         with frozen_eval(model), torch.no_grad(), exportable(model):
-            model(*example_inputs)
+            model(*own_batch(example_inputs))
     finally:
         for handle in handles:
             handle.remove()

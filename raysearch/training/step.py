@@ -18,7 +18,7 @@ from raysearch.controller import QuantizationController
 from raysearch.determinism import GeneratorStates
 from raysearch.errors import TrainingError
 from raysearch.evaluation import Batch, evaluate_model, training_batches
-from raysearch.evaluation.batches import batch_size, map_tensors, take
+from raysearch.evaluation.batches import batch_size, check_finite, map_tensors, take
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.records import EpochMetrics
 from raysearch.seeding import derive_seed
@@ -187,9 +187,10 @@ def _train_epoch(
         optimizer.zero_grad(set_to_none=True)
         value = objective(_place(batch, device))
         if not bool(torch.isfinite(value)):
+            check_finite(batch, f"the training data, epoch {epoch}, step {step}")
             raise TrainingError(
                 f"the training objective is {value.item()} at epoch {epoch}, step {step}; lower "
-                f"training.learning_rate or training.scale_learning_rate, or look for bad samples."
+                f"training.learning_rate or training.scale_learning_rate; the batch itself is finite."
             )
         value.backward()
         optimizer.step()

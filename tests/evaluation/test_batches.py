@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from raysearch.errors import DataError
 from raysearch.evaluation import batch_size, materialise
-from raysearch.evaluation.batches import map_tensors, tensors_of
+from raysearch.evaluation.batches import is_changed, map_tensors, own_batch, tensors_of
 
 X, Y = torch.arange(20.0).reshape(10, 2), torch.arange(10)
 
@@ -145,3 +145,16 @@ def test_a_value_that_is_not_finite_is_named_with_its_place(value: float) -> Non
 def test_tensors_that_count_samples_differently_are_refused() -> None:
     with pytest.raises(DataError, match=r"batch\[0\] has 10, batch\[1\] has 3"):
         materialise([(X, torch.ones(3))], 0, 4, "calibration")
+
+
+def test_what_was_changed_or_taken_out_of_a_batch_is_seen_and_what_was_added_is_not() -> None:
+    x = torch.tensor([1.0, float("nan")])
+    batch = {"x": x, "more": [torch.zeros(1), "text"]}
+    before = own_batch(batch)
+    batch["new"] = x
+    assert not is_changed(batch, before)
+    x[0] = 2
+    assert is_changed(batch, before)
+    assert is_changed({"x": before["x"]}, before)
+    assert is_changed({**before, "x": before["x"].double()}, before)
+    assert is_changed({**before, "x": before["x"][:1]}, before)

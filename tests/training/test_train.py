@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from raysearch.errors import ConfigError, TaskError, TrainingError
+from raysearch.errors import ConfigError, DataError, TaskError, TrainingError
 from raysearch.pipeline.fingerprints import hash_model
 from raysearch.records import EpochMetrics
 from raysearch.training import fine_tune, load_checkpoint
@@ -176,6 +176,14 @@ def test_a_nan_objective_is_named_by_epoch_and_step():
     recipe = make_recipe()
     with pytest.raises(TrainingError, match="objective is inf at epoch 1, step 2"):
         run(dataclasses.replace(recipe, loss=late))
+
+
+def test_a_training_sample_that_is_not_finite_is_named():
+    x, y = blobs(96, 1)
+    x[70] = math.nan
+    train = [(x[:64], y[:64]), (x[64:], y[64:])]
+    with pytest.raises(DataError, match=r"training data, epoch 0, step 1, sample 6: batch\[0\] holds NaN"):
+        run(make_recipe(train=train))
 
 
 def test_a_loss_that_is_no_scalar_is_refused():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from raysearch.errors import TaskError
-from raysearch.evaluation.batches import Batch, tensors_of
+from raysearch.evaluation.batches import Batch, own_batch, tensors_of
 from raysearch.evaluation.calls.call_form import argument_names, in_order
 from raysearch.evaluation.forward import Forward, frozen_eval
 
@@ -70,7 +70,8 @@ def record_calls(model: nn.Module, forward: Forward, batches: Iterable[Batch]) -
                     continue
                 seen.add(form)
                 try:
-                    forward(model, batch)
+                    # A forward may take the batch apart.
+                    forward(model, own_batch(batch))
                 except _Reached:
                     continue
                 except Exception:
@@ -97,11 +98,16 @@ def find_call_form(
     Raises:
         TaskError: an argument is given in some batches and not in others, or not as in the example.
     """
-    calls = [_used(model, call) for call in recorded]
-    if not calls:
+    complete = list(recorded)
+    if not complete:
         return CallForm(example_inputs)
-    example = _used(model, dict(zip(argument_names(model), example_inputs, strict=False)))
+    calls = [_used(model, call) for call in complete]
+    shown = dict(zip(argument_names(model), example_inputs, strict=False))
+    example = _used(model, shown)
     example |= _constants(calls, example)
+    # A default that is given every time, by place perhaps, has its place in the file too.
+    always = _constants(complete, example)
+    example |= {name: value for name, value in always.items() if shown.get(name) is not None}
     _check_names(model, example, calls)
     example_inputs = _as_inputs(model, example, example_inputs)
     vectors = _sizes(model, example_inputs, calls)
@@ -122,6 +128,9 @@ def _used(model: nn.Module, call: Mapping[str, Any]) -> dict[str, Any]:
         if name not in call:
             continue
         value = call[name]
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            # They have places alone, which stay as the example has them.
+            continue
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             # Constants there, such as `return_dict`, cannot be arguments of an exported graph.
             used.update({key: extra for key, extra in value.items() if not _is_constant(extra)})
@@ -134,7 +143,7 @@ def _is_constant(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _constants(calls: list[dict[str, Any]], example: Mapping[str, Any]) -> dict[str, Any]:
+def _constants(calls: Sequence[Mapping[str, Any]], example: Mapping[str, Any]) -> dict[str, Any]:
     """Constants that every call gives alike and the example lacks."""
     first, *others = calls
     return {

@@ -73,3 +73,26 @@ def test_nothing_is_told_of_a_forward_that_calls_a_part_of_the_model():
     model = nn.Sequential(nn.Identity())
     assert record_calls(model, lambda model, data: model[0](data), [ids(2, 3)]) == []
     assert not model._forward_pre_hooks
+
+
+class Scaled(nn.Module):
+    def forward(self, x, power=3):
+        raise AssertionError("the model is not run")
+
+
+class Summed(nn.Module):
+    def forward(self, *tensors):
+        raise AssertionError("the model is not run")
+
+
+def test_a_default_that_is_given_every_time_keeps_its_place():
+    data = [torch.zeros(4, 2), torch.zeros(3, 2)]
+    by_place = form((torch.zeros(2, 2), 3), data, lambda model, batch: model(batch, 3), Scaled())
+    assert by_place.example_inputs[1:] == (3,)
+    assert len(form((torch.zeros(2, 2), 3), data, default_forward, Scaled()).example_inputs) == 1
+
+
+def test_arguments_that_have_no_names_stay_as_the_example_has_them():
+    example = (torch.zeros(2, 2), torch.zeros(2, 2))
+    call = form(example, [torch.zeros(4, 2)], lambda model, batch: model(batch, batch), Summed())
+    assert call.example_inputs is example
