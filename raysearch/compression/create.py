@@ -17,9 +17,10 @@ from raysearch.config import CalibrationConfig, Config, ExportConfig
 from raysearch.controller import ControllerState, QuantizationController, create_controller
 from raysearch.errors import ConfigError, ExportError
 from raysearch.evaluation import Batch, Forward, Loss, default_forward
-from raysearch.evaluation.batches import on_device
+from raysearch.evaluation.batches import on_device, own_batch
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.evaluation.model.plain_weights import make_plain_weights
+from raysearch.evaluation.model.private_model import note_changing_buffers
 from raysearch.export import StrippedModel, export_model
 from raysearch.placement import place_quantizers
 from raysearch.records import (
@@ -73,8 +74,8 @@ def create_compressed_model(
         return _typed(model, config, example_inputs, data, forward, loss, compression_state)
     source = config if isinstance(config, Mapping) else Path(config)
     settings = read_nncf_config(source)
-    inputs = example_inputs or settings.inputs
-    placed = place_quantizers(model, _required(inputs), settings.placement)
+    inputs = _required(model, example_inputs or settings.inputs)
+    placed = place_quantizers(model, inputs, settings.placement)
     setup = _with_kinds(placed, settings)
     calibration = CalibrationConfig(batch_norm_samples=settings.norm_samples)
     initializer = ModelInitializer(private_copy(model), data, forward, loss, calibration)
@@ -132,7 +133,7 @@ def _typed(
     loss: Loss | None,
     state: Mapping[str, Any] | None,
 ) -> tuple[QuantizationController, nn.Module]:
-    setup = place_quantizers(model, _required(example_inputs), config.placement)
+    setup = place_quantizers(model, _required(model, example_inputs), config.placement)
     initializer = ModelInitializer(private_copy(model), data, forward, loss, config.calibration)
     controller = _attach(model, setup, initializer, {}, {}, state)
     if state is None:
@@ -140,11 +141,16 @@ def _typed(
     return controller, model
 
 
-def _required(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _required(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The example inputs where the model is, which is run on them, to know the buffers that it changes."""
     if not inputs:
         raise ConfigError(
             "no example inputs: pass example_inputs=(...,), or input_info in the configuration."
         )
+    first = next(model.parameters(), None)
+    if first is not None and isinstance(inputs, tuple):
+        inputs = on_device(inputs, first.device)
+        note_changing_buffers(model, own_batch(inputs))
     return inputs
 
 

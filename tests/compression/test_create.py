@@ -265,3 +265,30 @@ def test_a_controller_is_exported_in_one_call(tmp_path):
 
 def state(controller):
     return json.loads(json.dumps(controller.get_compression_state()))
+
+
+class Counted(torch.nn.Module):
+    """Keeps a running mean in eval mode too, and makes a table when it is first called."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(4, 3)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        if not hasattr(self, "table"):
+            self.register_buffer("table", torch.arange(4.0))
+        self.mean.mul_(0.5).add_(x.mean(0))
+        return self.fc(x - self.table)
+
+
+def test_buffers_that_a_forward_changes_are_as_they_were():
+    rows = torch.arange(8.0).reshape(2, 4)
+    model = Counted()
+    controller, _ = raysearch.create_compressed_model(model, load_config(), (rows.clone(),), data=[rows])
+    controller.init_range(force=True)
+    stripped = controller.strip_model(do_copy=True)
+    for one in (model, stripped):
+        assert not one.mean.any()
+    run(stripped, (rows,))
+    assert stripped.mean.any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from raysearch.evaluation.calls.call_form import exportable
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.evaluation.model.model_state import CHANGING, find_changing_buffers
 from raysearch.evaluation.model.plain_weights import make_plain_weights
+from raysearch.evaluation.model.unregistered import warn_of_unregistered
 
 _WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
 
@@ -66,6 +68,7 @@ def private_model(model: nn.Module, example_inputs: tuple[Any, ...]) -> nn.Modul
     refuse_compiled(model)
     _refuse_meta(model)
     plain = unwrapped(model)
+    warn_of_unregistered(plain)
     memo: dict[int, Any] = {}
     # From the inside out, since a wrapper may hold others.
     for module in reversed(list(plain.modules())):
@@ -74,15 +77,32 @@ def private_model(model: nn.Module, example_inputs: tuple[Any, ...]) -> nn.Modul
     twin = private_copy(plain, memo).cpu()
     make_plain_weights(twin)
     for module in twin.modules():
+        written = getattr(type(module).forward, "_torchdynamo_orig_callable", None)
+        if written is not None and "forward" not in vars(module):
+            # Decorated with torch.compile, which would compile the quantizers with it.
+            module.forward = MethodType(written, module)
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             module.sparse = False
         if isinstance(module, nn.TransformerEncoder):
             module.enable_nested_tensor = False
             module.use_nested_tensor = False
-    changed = find_changing_buffers(twin, lambda: _run_example(twin, example_inputs))
-    if changed:
-        vars(twin)[CHANGING] = changed
+    note_changing_buffers(twin, host_copy(example_inputs))
     return twin
+
+
+def note_changing_buffers(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
+    """Run a model once, so that buffers that its forward changes are known and put back from then on.
+
+    Args:
+        model: keeps what it makes for itself on a first call.
+        example_inputs: positional arguments of one forward, where the model is; a forward may change them.
+
+    Raises:
+        CaptureError: it does not run on them.
+    """
+    changed = find_changing_buffers(model, lambda: _run_example(model, example_inputs))
+    if changed:
+        vars(model)[CHANGING] = changed
 
 
 def _run_example(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
@@ -91,7 +111,7 @@ def _run_example(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
     model.eval()
     try:
         with torch.no_grad(), exportable(model):
-            model(*host_copy(example_inputs))
+            model(*example_inputs)
     except Exception as error:
         inputs = ", ".join(f"{tuple(t.shape)} {t.dtype}" for _, t in tensors_of(example_inputs))
         raise CaptureError(

@@ -155,3 +155,20 @@ def test_a_model_made_in_inference_mode_can_be_trained():
     twin = private_model(model, (row,))
     twin(torch.ones(1, 2)).sum().backward()
     assert twin.weight.grad is not None
+
+
+class Compiled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+
+    @torch.compile(backend="eager")
+    def forward(self, x):
+        return self.fc(x)
+
+
+def test_a_forward_that_is_compiled_runs_as_it_is_written():
+    model = Compiled()
+    twin = private_copy(private_model(model, ROW))
+    assert twin.forward.__self__ is twin
+    assert torch.equal(twin(*ROW), model.fc(*ROW))
