@@ -11,7 +11,10 @@ from raysearch.evaluation.batches import take, tensors_of
 from raysearch.pipeline.user_code import user_code
 from raysearch.task import Task
 
-DATA_ADVICE = "It must give samples of a Dataset, or batches: tensors, or tuples, lists or dicts of them."
+DATA_ADVICE = (
+    "It must give samples of a Dataset, or batches: tensors, or tuples, lists or dicts of them. Samples of "
+    "several shapes need a DataLoader whose collate_fn pads them, or batches of one shape each."
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,19 @@ def first_of(shards: list[Batch], num_samples: int) -> list[Batch]:
         chosen.append(shard if size <= left else take(shard, 0, left))
         left -= size
     return chosen
+
+
+def one_of_each_form(batches: list[Batch]) -> list[tuple[int, Batch]]:
+    """Batches that differ in structure, types or shapes beside the batch size, each with its index.
+
+    Args:
+        batches: of each form the first is taken.
+    """
+    forms: dict[str, tuple[int, Batch]] = {}
+    for index, batch in enumerate(batches):
+        parts = [(path, tensor.dtype, tuple(tensor.shape[1:])) for path, tensor in tensors_of(batch)]
+        forms.setdefault(f"{type(batch).__name__} {parts}", (index, batch))
+    return list(forms.values())
 
 
 def check_form(task: Task, batch: Batch, name: str) -> None:

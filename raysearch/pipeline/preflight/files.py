@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from raysearch.errors import ConfigError, RaysearchError
-from raysearch.evaluation import Batch, batch_size
-from raysearch.evaluation.batches import take, tensors_of
+from raysearch.evaluation import batch_size
+from raysearch.evaluation.batches import take
 from raysearch.export import StrippedModel
 from raysearch.export.targets.registry import choose_targets
 from raysearch.export.targets.target import ExportJob, Target
 from raysearch.pipeline.inputs import Inputs
+from raysearch.pipeline.samples import one_of_each_form
 from raysearch.pipeline.user_code import user_code
 from raysearch.records import BitAssignment
 
@@ -58,19 +59,10 @@ def check_files(inputs: Inputs, stripped: nn.Module, assignment: BitAssignment) 
 def _check(target: Target, job: ExportJob, inputs: Inputs) -> None:
     fixed = target.write(job).fixed_batch
     loaded = target.load(job.folder)
-    for index, batch in _one_of_each_form(inputs.samples.validation):
+    for index, batch in one_of_each_form(inputs.samples.validation):
         size = min(batch_size(batch), fixed or FEW)
         if fixed is not None and size != fixed:
             continue
         name = f"shard {index} of the validation data ({size} samples)"
         with user_code(f"its file, run on {name},"), torch.no_grad():
             inputs.task.run(loaded, take(batch, 0, size))
-
-
-def _one_of_each_form(batches: list[Batch]) -> list[tuple[int, Batch]]:
-    """Batches whose shapes beside the batch size differ, each with its index; the first of each."""
-    forms: dict[str, tuple[int, Batch]] = {}
-    for index, batch in enumerate(batches):
-        form = repr([(path, t.dtype, tuple(t.shape[1:])) for path, t in tensors_of(batch)])
-        forms.setdefault(form, (index, batch))
-    return list(forms.values())

@@ -10,20 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raysearch.determinism import seeded
 from raysearch.errors import TaskError
 from raysearch.evaluation import Batch, batch_size
+from raysearch.evaluation.batches import is_changed, own_batch, tensors_of
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.evaluation.outputs import named_outputs
 from raysearch.pipeline.inputs import FORWARD_ADVICE, Inputs
+from raysearch.pipeline.samples import one_of_each_form
 from raysearch.pipeline.stages import search_shards
 from raysearch.pipeline.user_code import user_code
 
 
 def check_float_model(inputs: Inputs) -> None:
-    """Run the float model, the loss and every metric on a batch of each data set.
+    """Run the float model, the loss and every metric on a batch of each form in each data set.
 
-    Cost: two forwards a data set; where trials are judged by a metric or the loss, one forward of every
-    sample of the search, which is less than a trial.
+    Cost: two forwards a form, and two more; where trials are judged by a metric or the loss, one forward of
+    every sample of the search, which is less than a trial.
 
     Raises:
         TaskError: one of them fails, gives no scalar or no row a sample, or is not finite where the search is
@@ -36,9 +39,11 @@ def check_float_model(inputs: Inputs) -> None:
         "search": shards,
     }
     for name, batches in data.items():
-        for index in _of_each_size(batches):
-            run_checked(inputs, batches[index], f"shard {index} of the {name} data")
-    _check_judged(inputs, inputs.samples.validation[0], "shard 0 of the validation data")
+        for index, batch in _differing(batches):
+            run_checked(inputs, batch, f"shard {index} of the {name} data")
+    _tell_random(inputs, inputs.samples.calibration[0])
+    for index, batch in one_of_each_form(inputs.samples.validation):
+        _check_judged(inputs, batch, f"shard {index} of the validation data")
     if inputs.config.search.measured != "divergence":
         _check_measured(inputs, shards)
 
@@ -96,10 +101,31 @@ def number(value: object, what: str) -> float:
         ) from error
 
 
-def _of_each_size(batches: list[Batch]) -> list[int]:
-    """The first batch, and the last one where its size differs."""
+def _tell_random(inputs: Inputs, batch: Batch) -> None:
+    """Warn of a float model that draws at random in eval mode too."""
+    judged: list[list[Tensor]] = []
+    for seed in (0, 1):
+        with seeded(seed):
+            outputs = run_checked(inputs, batch, "shard 0 of the calibration data")
+        judged.append([tensor for _, tensor in tensors_of(inputs.divergence.judged(outputs))])
+    pairs = zip(*judged, strict=True)
+    if all(torch.allclose(one, other, rtol=1e-3, atol=1e-5) for one, other in pairs):
+        return
+    warnings.warn(
+        "the float model draws at random in eval mode too: outputs of a batch differ from call to call, and "
+        "so does all that is measured of it. Draw in training only (`F.dropout(x, p, self.training)`), "
+        "or make the noise an input.",
+        stacklevel=3,
+    )
+
+
+def _differing(batches: list[Batch]) -> list[tuple[int, Batch]]:
+    """A batch of each form, and the last one where it has another size."""
+    differing = one_of_each_form(batches)
     last = len(batches) - 1
-    return [0] if batch_size(batches[0]) == batch_size(batches[last]) else [0, last]
+    if batch_size(batches[0]) != batch_size(batches[last]):
+        differing.append((last, batches[last]))
+    return differing
 
 
 def _functions(inputs: Inputs) -> Mapping[str, Callable[[Any, Batch], object]]:
@@ -116,9 +142,24 @@ def _check_judged(inputs: Inputs, batch: Batch, name: str) -> None:
     outputs = run_checked(inputs, batch, name)
     for what, function in _functions(inputs).items():
         advice = "It is given what the forward returns, and the batch."
+        own = own_batch(batch)
+        seen = own_batch(named_outputs(outputs))
         with user_code(f"{what} on {name}", advice), torch.no_grad():
-            value = number(function(outputs, batch), what)
+            value = number(function(outputs, own), what)
+        if is_changed(own, batch) or is_changed(named_outputs(outputs), seen):
+            raise TaskError(
+                f"{what} changes the outputs or the batch that it is given, which others read after it. "
+                f"Let it work on copies (`outputs.clone()`, no `add_`, `zero_`, `pop` and the like)."
+            )
         if math.isfinite(value):
+            again = float(function(outputs, batch))  # type: ignore[arg-type]
+            if again != value:
+                warnings.warn(
+                    f"{what} gives {value:.6g} and then {again:.6g} for the same outputs: it keeps something "
+                    f"between its calls, or draws at random, so values of two models do not compare. Give a "
+                    f"function of its arguments alone.",
+                    stacklevel=2,
+                )
             continue
         text = f"{what} is {value} for the float model on {name}"
         if what == "the task's loss":

@@ -17,6 +17,7 @@ from raysearch.evaluation.model.copies import private_copy
 from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.preflight.files import check_files
 from raysearch.pipeline.preflight.float_model import check_float_model
+from raysearch.pipeline.preflight.measuring import check_derivatives, unit_errors
 from raysearch.pipeline.preflight.training import check_training, trains
 from raysearch.records import BitAssignment, RangeTable
 from raysearch.seeding import derive_seed
@@ -27,7 +28,7 @@ CALIBRATED_SAMPLES = 16
 
 
 def preflight(inputs: Inputs, tell: Callable[[int, int], None]) -> None:
-    """Try on a few samples what a run ends with: the judging, a training step, shipping, every file.
+    """Try on a few samples what a run does: judging, derivatives, a training step, shipping, every file.
 
     Nothing of it is kept, and the generators are left as found. Errors name what failed and what to do.
 
@@ -42,6 +43,7 @@ def preflight(inputs: Inputs, tell: Callable[[int, int], None]) -> None:
     with seeded(derive_seed(inputs.config.seed, "preflight")):
         tell(0, STEPS)
         check_float_model(inputs)
+        check_derivatives(inputs)
         tell(1, STEPS)
         assignment = BitAssignment({group.id: group.schemes[0] for group in inputs.setup.groups.values()})
         recipe = _recipe(inputs, assignment)
@@ -84,7 +86,8 @@ def _rough_ranges(inputs: Inputs) -> RangeTable | None:
     settings = CalibrationConfig(weights="min_max", activations="min_max")
     model, data = in_float32(private_copy(inputs.task.model), {"": [few]})
     try:
-        with warnings.catch_warnings():
+        advice = "It is run there with observers at what its layers read."
+        with unit_errors("the model's calibration on a few samples", advice), warnings.catch_warnings():
             # What is to be said of ranges is said of those of all samples.
             warnings.simplefilter("ignore")
             return calibrate_model(model, inputs.setup, data[""], settings, forward=inputs.task.run)

@@ -117,6 +117,94 @@ def test_a_metric_that_is_not_finite_for_the_float_model():
         try_task(make_task(validation=TensorDataset(X, 0 * Y), metrics={"recall": recall}))
 
 
+def in_place(model, batch):
+    batch[0].mul_(2)
+    return model(batch[0])
+
+
+def emptying(model, batch):
+    return model(batch.pop(0))
+
+
+class InPlace(Net):
+    def forward(self, x):
+        return super().forward(x.sub_(1))
+
+
+@pytest.mark.parametrize("fields", [{"model": InPlace()}, {"forward": in_place}])
+def test_a_forward_that_changes_its_batch_is_given_copies(fields):
+    batch = (X.clone(), Y)
+    task = make_task(calibration=[batch], validation=[batch], train=[batch], **fields)
+    inputs = check_inputs(task, load_config(), ["avg_bits<=4"])
+    shard = inputs.samples.calibration[0]
+    outputs = [inputs.task.run(inputs.task.model, shard) for _ in range(2)]
+    assert torch.equal(*outputs)
+    assert torch.equal(shard[0], X)
+    assert try_task(task)
+    assert torch.equal(batch[0], X)
+
+
+def test_a_forward_that_takes_its_batch_apart_is_given_copies():
+    data = [[X.clone(), Y]]
+    assert try_task(make_task(calibration=data, validation=data, train=None, loss=None, forward=emptying))
+
+
+def test_a_forward_that_leaves_its_batch_alone_is_given_it_as_it_is():
+    assert check_inputs(make_task(), load_config(), ["avg_bits<=4"]).task.forward is None
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda outputs, batch: outputs.zero_().sum(),
+        lambda outputs, batch: batch[1].add_(1).float().mean(),
+    ],
+)
+def test_a_metric_that_changes_what_others_read(metric):
+    text = refuse(make_task(metrics={"rmse": metric}))
+    assert "the metric 'rmse' changes the outputs or the batch" in text
+
+
+def test_a_metric_that_keeps_something_between_its_calls():
+    values = iter(range(100))
+    task = make_task(metrics={"rmse": lambda outputs, batch: next(values)})
+    with pytest.warns(UserWarning, match="'rmse' gives 0 and then 1 for the same outputs"):
+        try_task(task)
+
+
+def test_batches_of_another_form_later_in_the_data():
+    x, y = X[:4], Y[:4]
+    text = refuse(make_task(validation=[(x, y), {"x": x, "labels": y}]))
+    assert "the task's loss on shard 1 of the validation data failed" in text
+    text = refuse(make_task(validation=[(x, y), (X[:4, :3], y), (x, y)]))
+    assert "the task's forward on shard 1 of the validation data (4 samples) failed" in text
+
+
+class Inference(Net):
+    @torch.inference_mode()
+    def forward(self, x):
+        return super().forward(x)
+
+
+def test_a_forward_whose_derivatives_fail_also_where_nothing_is_trained():
+    model = Net()
+    model.norm = nn.BatchNorm1d(6, track_running_stats=False)
+    text = refuse(make_task(model=model, train=None, loss=None))
+    assert "taking derivatives of the float model ('ggn') failed at test_preflight.py:" in text
+    assert "running statistics" in text
+    assert "torch.inference_mode, whose tensors know no gradient" in refuse(make_task(model=Inference()))
+
+
+class Noisy(Net):
+    def forward(self, x):
+        return super().forward(F.dropout(x))
+
+
+def test_a_model_that_draws_at_random_is_told():
+    with pytest.warns(UserWarning, match="the float model draws at random in eval mode"):
+        try_task(make_task(model=Noisy()))
+
+
 class Squeezed(Net):
     def forward(self, x):
         return super().forward(x).squeeze(0)

@@ -1,0 +1,64 @@
+"""What calibration and sensitivity do to the float model, tried on a few samples."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from raysearch.cluster.pool import LocalPool
+from raysearch.errors import UnitError
+from raysearch.evaluation import DataSet, Replica, batch_size
+from raysearch.evaluation.batches import take
+from raysearch.evaluation.half_precision import in_float32
+from raysearch.evaluation.model.copies import private_copy
+from raysearch.pipeline.inputs import Inputs
+from raysearch.pipeline.user_code import failed
+from raysearch.sensitivity.traces import measure_traces
+
+FEW = 2
+"""Samples that derivatives are tried on."""
+
+
+def check_derivatives(inputs: Inputs) -> None:
+    """Draw once what the traces are made of, which every run differentiates the float model for.
+
+    Raises:
+        TaskError: the outputs have no gradient, or not the derivatives that the estimator takes.
+        DataError: a derivative is not finite.
+    """
+    settings = inputs.config.sensitivity
+    shard = (inputs.samples.traces or inputs.samples.calibration)[0]
+    few = take(shard, 0, min(batch_size(shard), FEW))
+    model, data = in_float32(private_copy(inputs.task.model), {DataSet.CALIBRATION: [few]})
+    replica = Replica(model, inputs.task.run, data, inputs.divergence, inputs.task.loss)
+    # One round, whatever its error.
+    once = settings.model_copy(update={"relative_error": 1e9, "importance_draws": 0})
+    advice = (
+        "The search differentiates the outputs by the weights: take `torch.no_grad`, `torch.inference_mode`, "
+        "`.detach()`, numpy and torch.compile out of the model's forward, give norms "
+        "running statistics instead of the batch's; or try another sensitivity.estimator."
+    )
+    with (
+        unit_errors(f"taking derivatives of the float model ('{settings.estimator}')", advice),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        measure_traces(inputs.setup, LocalPool(replica), 1, once, seed=inputs.config.seed)
+
+
+@contextmanager
+def unit_errors(what: str, advice: str) -> Iterator[None]:
+    """Turn a failed unit into an error of the task that says what was tried, where, and what to do.
+
+    Args:
+        what: the subject of the sentence.
+        advice: what to do, a sentence.
+
+    Raises:
+        TaskError: a unit failed.
+    """
+    try:
+        yield
+    except UnitError as error:
+        raise failed(what, advice, error.__cause__ or error) from error
