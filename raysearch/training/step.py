@@ -6,7 +6,7 @@ import io
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -106,12 +106,14 @@ def train(recipe: Recipe, context: Context) -> Progress:
     if recipe.deterministic and context.device.type != "cpu":
         be_as_strict_as_possible(recipe, teacher, context.device)
     objective = context.prepare(Objective(recipe, model, teacher))
+    buffers = _buffers(model)
     seed = derive_seed(recipe.seed, "training", "order")
     batches = training_batches(recipe.train, settings.batch_size, seed, context.rank, context.world)
     for epoch in range(progress.next_epoch, settings.epochs):
         _set_learning_rate(optimizer, epoch, settings)
         share = _seeded(batches(epoch), recipe.seed, epoch, context.rank)
         _train_epoch(objective, optimizer, share, context.device, epoch)
+        _put_back_remade(model, buffers)
         _record(progress, recipe, model, teacher, epoch)
         progress.next_epoch = epoch + 1
         progress.state = state_bytes(model)
@@ -196,6 +198,22 @@ def _train_epoch(
         optimizer.step()
     if step < 0:
         raise TrainingError("the training data gave no batch; pass data with at least one batch a worker.")
+
+
+def _buffers(model: nn.Module) -> dict[tuple[nn.Module, str], Tensor | None]:
+    return {(module, key): buffer for module in model.modules() for key, buffer in module._buffers.items()}
+
+
+def _put_back_remade(model: nn.Module, before: Mapping[tuple[nn.Module, str], Tensor | None]) -> None:
+    """Put back buffers that a forward made anew in another shape: what it keeps of a batch is no state."""
+    for (module, key), buffer in _buffers(model).items():
+        if (module, key) not in before:
+            del module._buffers[key]
+            continue
+        earlier = before[module, key]
+        shapes = [None if tensor is None else tensor.shape for tensor in (earlier, buffer)]
+        if shapes[0] != shapes[1]:
+            module._buffers[key] = earlier
 
 
 def _place(batch: Batch, device: torch.device) -> Batch:

@@ -15,7 +15,7 @@ from raysearch.training import fine_tune, load_checkpoint
 from raysearch.training.fine_tune import ProcessContext
 from raysearch.training.launch import read_progress, write_progress
 from raysearch.training.step import Progress, train
-from tests.support.training_recipes import blobs, make_recipe, nan_loss
+from tests.support.training_recipes import Toy, blobs, make_recipe, nan_loss
 
 
 def run(recipe, **options):
@@ -184,6 +184,30 @@ def test_a_training_sample_that_is_not_finite_is_named():
     train = [(x[:64], y[:64]), (x[64:], y[64:])]
     with pytest.raises(DataError, match=r"training data, epoch 0, step 1, sample 6: batch\[0\] holds NaN"):
         run(make_recipe(train=train))
+
+
+class Remembering(Toy):
+    """Keeps what it made of its last batch in buffers, one of which it makes in training only."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("last", torch.zeros(2, 12))
+
+    def forward(self, x):
+        self.last = x.detach()
+        if self.training:
+            self.register_buffer("mean", x.mean(0))
+        return super().forward(x)
+
+
+def test_buffers_that_follow_the_batch_are_no_state():
+    recipe = make_recipe(kind=Remembering)
+    result, saved = run(recipe)
+    assert len(result.history) == 4
+    controller = recipe.build()
+    load_checkpoint(controller, saved[result.checkpoint])
+    assert controller.model.last.shape == (2, 12)
+    assert not hasattr(controller.model, "mean")
 
 
 def test_a_loss_that_is_no_scalar_is_refused():
