@@ -35,6 +35,21 @@ def family(name: str, config: str, **sizes: Any) -> Callable[[], nn.Module]:
     return build
 
 
+class WhisperEncoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 12}
+        build = family(
+            "WhisperModel", "WhisperConfig", **WORDS, **sizes, decoder_layers=1, decoder_attention_heads=2,
+            decoder_ffn_dim=12, num_mel_bins=4, max_source_positions=6, max_target_positions=6,
+            decoder_start_token_id=1,
+        )  # fmt: skip
+        self.encoder = build().encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(x).last_hidden_state
+
+
 def tokens(n: int) -> dict[str, Tensor]:
     return {"input_ids": torch.randint(3, 20, (n, 6))}
 
@@ -50,14 +65,23 @@ def pixels(n: int) -> dict[str, Tensor]:
     return {"pixel_values": torch.randn(n, 3, 8, 8)}
 
 
-def entry(shows: str, build: Callable[[], nn.Module], inputs: Any) -> Entry:
-    """Of weights alone, to two files: to capture quantizers of activations takes most of the time."""
+PACKED = ("packed",)
+"""Of families that are much like another one here, whose ONNX file is verified."""
+
+
+def entry(
+    shows: str,
+    build: Callable[[], nn.Module],
+    inputs: Any,
+    targets: tuple[str, ...] = ("packed", "onnx"),
+) -> Entry:
+    """Of weights alone, to few files: to capture quantizers of activations takes most of the time."""
     return Entry(
         f"Hugging Face: {shows}; weights alone",
         build,
         inputs,
         needs="transformers",
-        targets=("packed", "onnx"),
+        targets=targets,
         settings={"placement": {"weight_bit_widths": (4, 8), "activation_bit_widths": ()}},
     )
 
@@ -77,6 +101,7 @@ FAMILIES: dict[str, Entry] = {
         "Llama, with its cache",
         family("LlamaForCausalLM", "LlamaConfig", **{**LLAMA, "use_cache": True}),
         tokens,
+        PACKED,
     ),
     "bert": entry(
         "BERT, with a mask",
@@ -93,4 +118,44 @@ FAMILIES: dict[str, Entry] = {
         ),
         padded,
     ),
+    "mistral": entry(
+        "Mistral, sliding window",
+        family("MistralForCausalLM", "MistralConfig", **LLAMA, head_dim=4, sliding_window=4),
+        tokens,
+        PACKED,
+    ),
+    "qwen2": entry("Qwen2", family("Qwen2ForCausalLM", "Qwen2Config", **LLAMA), tokens, PACKED),
+    "distilbert": entry(
+        "DistilBERT, with a mask",
+        family(
+            "DistilBertForSequenceClassification", "DistilBertConfig",
+            vocab_size=20, dim=8, n_layers=1, n_heads=2, hidden_dim=12, max_position_embeddings=16,
+            num_labels=3,
+        ),
+        padded,
+        PACKED,
+    ),
+    "roberta": entry(
+        "RoBERTa, with a mask",
+        family("RobertaForSequenceClassification", "RobertaConfig", **ENCODER, num_labels=3),
+        padded,
+        PACKED,
+    ),
+    "swin": entry(
+        "Swin, shifted windows",
+        family(
+            "SwinForImageClassification", "SwinConfig",
+            image_size=8, patch_size=2, embed_dim=4, depths=[2], num_heads=[2], window_size=2, num_labels=3,
+        ),
+        pixels,
+    ),
+    "convnext": entry(
+        "ConvNeXt",
+        family(
+            "ConvNextForImageClassification", "ConvNextConfig",
+            num_stages=2, hidden_sizes=[4, 6], depths=[1, 1], patch_size=2, num_labels=3,
+        ),
+        pixels,
+    ),
+    "whisper_encoder": entry("Whisper's encoder", WhisperEncoder, lambda n: (torch.randn(n, 4, 12),)),
 }  # fmt: skip
