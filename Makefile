@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PROCESSES ?= 3
 
-.PHONY: install demo test quick lint types fences bench docs clean
+.PHONY: install demo test quick zoo lint types fences bench docs clean
 
 install: $(INSTALLED)
 
@@ -25,6 +25,9 @@ test: install lint types fences  ## lint, types, import fences, tests
 
 quick: install  ## the tests that are quick and start neither Ray nor a process: under 90 s on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not ray and not process and not slow" tests
+
+zoo: install  ## every model of docs/models.md, from inspection to verified files: five minutes
+	RAYSEARCH_ZOO=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 tests/zoo
 
 lint: install
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ class OnnxFileModule(nn.Module):
 
     Attributes:
         output_names: names of the outputs, where the network gives a dict.
-        recorded: where set to a list, the arrays of every call are appended to it.
+        record: where set, it is called with the arrays of every call. A list on the module would be emptied
+            again by `frozen_eval`, as what a forward leaves there.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class OnnxFileModule(nn.Module):
         self.input_names = list(input_names)
         output_names = metadata.get(OUTPUT_KEY)
         self.output_names: list[str] | None = json.loads(output_names) if output_names else None
-        self.recorded: list[Arrays] | None = None
+        self.record: Callable[[Arrays], None] | None = None
         self.training = False
 
     @abstractmethod
@@ -66,8 +67,8 @@ class OnnxFileModule(nn.Module):
             TypeError: an input is missing or unknown.
         """
         feed = self._feed(args, kwargs)
-        if self.recorded is not None:
-            self.recorded.append(feed)
+        if self.record is not None:
+            self.record(feed)
         outputs = [torch.from_numpy(array) for array in self.run_arrays(feed)]
         if self.output_names is not None:
             return NamedOutputs(zip(self.output_names, outputs, strict=True))

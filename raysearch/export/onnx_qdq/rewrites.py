@@ -228,8 +228,10 @@ def _lift_bias(graph: ir.Graph, product: Any) -> None:
 
 
 def _is_batched(node: Any) -> bool:
-    """Whether a product reads integer weights of more dimensions than a matrix."""
-    return weight_reader(node) is not None and len(node.inputs[1].shape or ()) > 2
+    """Whether a matrix product reads integer weights of more dimensions than a matrix."""
+    return (
+        node.op_type == "MatMul" and weight_reader(node) is not None and len(node.inputs[1].shape or ()) > 2
+    )
 
 
 def _shield_float_weight(graph: ir.Graph, node: Any) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from raysearch.export.onnx_qdq.file_module import Arrays
 from raysearch.export.onnx_qdq.floats import float_again
 from raysearch.export.onnx_qdq.packages import ONNX
 from raysearch.export.onnx_qdq.proto import finish, write_model
@@ -56,9 +57,9 @@ class OnnxTarget(QdqTarget):
         path, forward = folder / self.files[0], verification.forward
         references = verification.references
         model = OnnxModel(path, optimized=False)
-        model.recorded = []
+        feeds: list[Arrays] = []
+        model.record = feeds.append
         plain = compare(self.name, model.runtime, model, references, forward)
-        feeds = model.recorded
 
         def where() -> str:
             batches = [reference.batch for reference in references]
@@ -79,7 +80,8 @@ class OnnxTarget(QdqTarget):
         """CPU seconds of the file, and of the same network in float, one thread each."""
         path = job.folder / self.files[0]
         model = OnnxModel(path)
-        model.recorded = []
+        feeds: list[Arrays] = []
+        model.record = feeds.append
         stripped = job.model.in_float32
         model(*stripped.example_inputs)
         in_float = captured(job)[0].clone()
@@ -87,4 +89,4 @@ class OnnxTarget(QdqTarget):
         with TemporaryDirectory() as scratch:
             float_path = Path(scratch) / self.files[0]
             write_model(finish(in_float, {}), float_path)
-            return paired_seconds({"onnx": path, "float": float_path}, model.recorded[0])
+            return paired_seconds({"onnx": path, "float": float_path}, feeds[0])

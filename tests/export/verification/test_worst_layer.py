@@ -21,10 +21,11 @@ def written(tmp_path_factory):
 
 def feeds_of(path, batches):
     model = OnnxModel(path, optimized=False)
-    model.recorded = []
+    feeds = []
+    model.record = feeds.append
     for batch in batches:
         model(*batch)
-    return model.recorded
+    return feeds
 
 
 def damage(path, target, layer, factor):
