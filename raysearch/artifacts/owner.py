@@ -15,7 +15,7 @@ from pathlib import Path
 from raysearch.artifacts import codecs
 from raysearch.artifacts.codecs import Codec, object_codec
 from raysearch.artifacts.run_store import RunStore
-from raysearch.errors import DamagedFileError, StorageError
+from raysearch.errors import StorageError
 from raysearch.records import RunStatus
 
 BEAT_SECONDS = 10.0
@@ -84,9 +84,9 @@ OWNER: Codec[Owner] = object_codec("owner.json", Owner)
 
 def read_owner(store: RunStore) -> Owner | None:
     """The driver that a run's folder names; None where there is none, or where it cannot be read."""
-    with suppress(DamagedFileError):
-        if store.has(OWNER):
-            return store.load(OWNER)
+    # Not asked for first: a driver that ends takes the file away at any moment.
+    with suppress(StorageError):
+        return store.load(OWNER)
     return None
 
 

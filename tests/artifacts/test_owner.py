@@ -78,3 +78,12 @@ def test_a_run_that_ended_is_not_called_dead(store):
     store.save(codecs.STATUS, RunStatus("run-1", "done", "export"))
     store.save(OWNER, elsewhere(0.0))
     assert current_status(store).state == "done"
+
+
+def test_an_owner_that_leaves_while_it_is_read_is_none(store):
+    # As a run's end looks to a reader that has seen the file a moment before.
+    with owned(store):
+        store.storage.delete_file("owner.json")
+        assert read_owner(store) is None
+        store.save(codecs.STATUS, RunStatus("run-1", "running", "export"))
+        assert current_status(store).state == "running"
