@@ -108,7 +108,7 @@ def _dict_codec(
         try:
             return from_dict(values)
         except (KeyError, TypeError) as error:
-            raise StorageError(f"{shown} is damaged: {error!r}. Run with --resume.") from error
+            raise StorageError(f"{shown} is damaged: {error!r}.") from error
 
     return Codec((name,), write, read)
 
@@ -176,8 +176,7 @@ def _read_sensitivity(files: Sequence[SavedFile]) -> SensitivityTable:
     if gram_fingerprint != effects_fingerprint or gram.num_rows != effects.num_rows:
         raise StorageError(
             f"{files[0].shown} ({gram.num_rows} options of '{gram_fingerprint}') and sensitivity.parquet "
-            f"({effects.num_rows} of '{effects_fingerprint}') belong to different measurements. "
-            "Start the run anew."
+            f"({effects.num_rows} of '{effects_fingerprint}') belong to different measurements."
         )
     return SensitivityTable.from_tables(traces, effects, gram)
 

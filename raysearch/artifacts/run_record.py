@@ -41,7 +41,10 @@ def read_run_record(data: bytes, shown: str) -> dict[str, Any]:
     Raises:
         StorageError: it is damaged, is not raysearch's, or is of a newer schema.
     """
-    record = from_json(data, shown)
+    try:
+        record = from_json(data, shown)
+    except StorageError as error:
+        raise StorageError(f"{error} Copy the run again, or start it anew with another --run-id.") from error
     version = record.get("schema_version")
     if not isinstance(version, int) or not isinstance(record.get("config"), dict):
         raise StorageError(

@@ -22,6 +22,11 @@ T = TypeVar("T")
 RUN_FILE = "run.json"
 """What a run was started with: a folder that has it is a run."""
 
+_CAN_BE_COMPUTED = "Copy the run again if this is a copy; `raysearch run --resume` computes it anew."
+_CANNOT_BE_COMPUTED = (
+    "Copy the run again, or start it anew with another --run-id: nothing else says what it was started with."
+)
+
 _UNREADABLE = (
     ArrowException,
     StorageError,
@@ -121,7 +126,7 @@ class RunStore:
             )
         data = self.storage.read_bytes(RUN_FILE)
         if self._sealed:
-            self._seals.check(RUN_FILE, data)
+            self._seals.check(RUN_FILE, data, _CANNOT_BE_COMPUTED)
         record = read_run_record(data, self.storage.shown(RUN_FILE))
         if record.get("sealed") and not self._sealed:
             raise DamagedFileError(
@@ -215,7 +220,7 @@ class RunStore:
         for name in codec.files:
             data = self.storage.read_bytes(name)
             if codec.sealed and self._sealed:
-                self._seals.check(name, data)
+                self._seals.check(name, data, _CAN_BE_COMPUTED)
             files.append(SavedFile(data, self.storage.shown(name)))
         return files
 
@@ -231,8 +236,7 @@ class RunStore:
             reason = f"{files[-1].shown} is damaged: {error!r:.300}."
             if isinstance(error, StorageError):
                 reason = str(error)
-            advice = "`raysearch run --resume` computes it anew."
-            raise DamagedFileError(f"{reason} {advice}", codec.files) from error
+            raise DamagedFileError(f"{reason} {_CAN_BE_COMPUTED}", codec.files) from error
 
     def set_aside(self, codec: Codec[Any]) -> tuple[str, ...]:
         """Keep the files of a damaged record under other names, so that it counts as not there.
@@ -282,7 +286,7 @@ class RunStore:
         path = f"checkpoints/{check_name(name)}"
         data = self.storage.read_bytes(path)
         if self._sealed:
-            self._seals.check(path, data)
+            self._seals.check(path, data, _CAN_BE_COMPUTED)
         return data
 
     def save_file(self, name: str, source: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from raysearch.artifacts.storage import Storage
 from raysearch.artifacts.tables import from_json
-from raysearch.errors import DamagedFileError
+from raysearch.errors import DamagedFileError, StorageError
 
 SEALS_FILE = "seals.json"
 
@@ -70,12 +70,13 @@ class Seals:
         gone = set(names)
         self._write({name: digest for name, digest in self._load().items() if name not in gone})
 
-    def check(self, name: str, data: bytes) -> None:
+    def check(self, name: str, data: bytes, advice: str) -> None:
         """Refuse a file that is not as it was written.
 
         Args:
             name: the file.
             data: its content as it was read.
+            advice: what to do where it is refused.
 
         Raises:
             DamagedFileError: it has another hash, or none is known.
@@ -89,8 +90,7 @@ class Seals:
             return
         raise DamagedFileError(
             f"{self._storage.shown(name)} is damaged: {len(data)} bytes with the hash {digest}, which is not "
-            f"what {SEALS_FILE} lists for it. Copy the run again if this is a copy; `raysearch run --resume` "
-            f"computes the record anew.",
+            f"what {SEALS_FILE} lists for it. {advice}",
             (name,),
         )
 
@@ -103,7 +103,11 @@ class Seals:
         shown = self._storage.shown(SEALS_FILE)
         if not self._storage.exists(SEALS_FILE):
             raise DamagedFileError(f"{shown} is missing: nothing says that the run's files are whole. {_WAY}")
-        record = from_json(self._storage.read_bytes(SEALS_FILE), shown)
+        data = self._storage.read_bytes(SEALS_FILE)
+        try:
+            record = from_json(data, shown)
+        except StorageError as error:
+            raise DamagedFileError(f"{error} {_WAY}") from error
         digests = record.get("files")
         if not isinstance(digests, dict) or record.get("seal") != seal_of(_canonical(digests)):
             raise DamagedFileError(f"{shown} is damaged: it does not match the hash of itself. {_WAY}")

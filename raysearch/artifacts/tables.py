@@ -71,4 +71,4 @@ def from_json(data: bytes, shown: str) -> dict[str, Any]:
 
 
 def _damaged(shown: str, error: object) -> StorageError:
-    return StorageError(f"{shown} is damaged: {error}. Copy the run again, or start it anew.")
+    return StorageError(f"{shown} is damaged: {error}.")

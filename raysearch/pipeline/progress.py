@@ -115,12 +115,14 @@ class Progress:
         self._listener(self._status)
         self._write()
 
-    def settle(self) -> None:
-        """Write the last status, which tells others that the run has ended.
+    def end(self) -> None:
+        """Write and tell that the run is done, which others wait for.
 
         Raises:
             StorageError: it cannot be written.
         """
+        self._status = self._record("done", self._status.stage, 0, 0, "")
+        self._listener(self._status)
         self._store.save(codecs.STATUS, self._status)
 
     def _write(self) -> None:
@@ -150,8 +152,7 @@ def reporting(progress: Progress, remark: str = "") -> Iterator[Progress]:
     except Exception as error:
         progress.tell("failed", message=str(error))
         raise
-    progress.tell("done")
-    progress.settle()
+    progress.end()
 
 
 @contextmanager

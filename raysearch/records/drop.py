@@ -138,4 +138,4 @@ class LeastCost:
         try:
             return cls(**data)
         except TypeError as error:
-            raise StorageError(f"least_cost.json is damaged: {error}. Run with --resume.") from error
+            raise StorageError(f"least_cost.json is damaged: {error}.") from error

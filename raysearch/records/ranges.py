@@ -118,5 +118,5 @@ class RangeTable:
                         bool(tensors[f"{point}|{text}|signed"][0]),
                     )
         except (SafetensorError, PlacementError, KeyError, ValueError, IndexError) as error:
-            raise StorageError(f"ranges.safetensors is damaged: {error}. Start the run anew.") from error
+            raise StorageError(f"ranges.safetensors is damaged: {error}.") from error
         return cls(ranges)

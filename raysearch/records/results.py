@@ -64,7 +64,7 @@ class FineTuneResult:
             history = tuple(EpochMetrics(e["epoch"], e["metrics"]) for e in data["history"])
             return cls(data["checkpoint"], data["best_epoch"], data["monitor"], history, data["skipped"])
         except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"finetune.json is damaged: {error!r}. Run with --resume.") from error
+            raise StorageError(f"finetune.json is damaged: {error!r}.") from error
 
 
 @dataclass(frozen=True)

@@ -224,9 +224,7 @@ class RoundingTable:
             info = json.loads(tensors[_INFO].tobytes())
             weights = {_key_from(name): _weight_from(name, entry, tensors) for name, entry in info.items()}
         except (SafetensorError, PlacementError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise StorageError(
-                f"the rounding table is damaged: {error!r:.300}. Start the run anew."
-            ) from error
+            raise StorageError(f"the rounding table is damaged: {error!r:.300}.") from error
         return cls(weights)
 
 

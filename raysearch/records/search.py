@@ -193,7 +193,7 @@ class SearchResult:
                 gap=_number_or_nan(data.get("gap")),
             )
         except (ValueError, KeyError, TypeError, StopIteration) as error:
-            raise StorageError(f"best.json is damaged: {error!r}. Run `raysearch run --resume`.") from error
+            raise StorageError(f"best.json is damaged: {error!r}.") from error
 
 
 def _number_or_nan(value: float | None) -> float:
@@ -231,7 +231,7 @@ def trials_from_table(table: pa.Table) -> tuple[SearchTrial, ...]:
     try:
         return tuple(_trial_of({**_ADDED, **row}) for row in table.to_pylist())
     except (KeyError, ValueError, TypeError, AttributeError, PlacementError) as error:
-        raise StorageError(f"trials.parquet is damaged: {error!r}. Start the run anew.") from error
+        raise StorageError(f"trials.parquet is damaged: {error!r}.") from error
 
 
 def _trial_of(row: Mapping[str, Any]) -> SearchTrial:

@@ -152,7 +152,7 @@ class SensitivityTable:
             sketch_error = float((gram.schema.metadata or {}).get(b"sketch_error", b"nan"))
             matrix = np.array(gram.column("gram").to_pylist(), dtype=np.float64).reshape(size, size)
         except (KeyError, TypeError, ValueError, PlacementError) as error:
-            raise StorageError(f"the sensitivity tables are damaged: {error}. Start the run anew.") from error
+            raise StorageError(f"the sensitivity tables are damaged: {error}.") from error
         if len(fingerprints) != 1:
             raise StorageError(
                 f"traces and sensitivity belong to different measurements: {sorted(fingerprints)}."

@@ -200,7 +200,7 @@ class QuantizerSetup:
                 Coverage.from_dict(data["coverage"]) if "coverage" in data else None,
             )
         except (ValueError, KeyError, TypeError, ConfigError, PlacementError) as error:
-            raise StorageError(f"setup.json is damaged: {error}. Start the run anew.") from error
+            raise StorageError(f"setup.json is damaged: {error}.") from error
 
 
 def _group_to_json(group: QuantizerGroup) -> dict[str, Any]:

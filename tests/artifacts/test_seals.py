@@ -44,8 +44,9 @@ def test_a_state_of_training_and_run_json_are_sealed_too(done):
     with pytest.raises(DamagedFileError, match=r"best\.safetensors is damaged"):
         done.load_checkpoint("best.safetensors")
     done.storage.write_bytes("run.json", done.storage.read_bytes("run.json").replace(b"64", b"65"))
-    with pytest.raises(DamagedFileError, match=r"run\.json is damaged"):
+    with pytest.raises(DamagedFileError, match=r"run\.json is damaged.*start it anew") as error:
         done.open()
+    assert "--resume" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"files": {}, "seal": "0"}', b"\xff"])
