@@ -13,17 +13,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from raysearch.hooks.checkpoints import resume_checkpoints, suspend_checkpoints
-from raysearch.hooks.functions import EAGER_CALLS, IN_PLACE, OPENED, Call, counts, plain_arguments
+from raysearch.hooks.functions import EAGER_CALLS, IN_PLACE, Call, CallMode, counts, plain_arguments
 
 CallKey = tuple[str, str, int, int]
 """Owner module, kind, occurrence, operand."""
 
 
-class CallTap(TorchFunctionMode):
+class CallTap(CallMode):
     """While active, passes the operands of counted calls through the modules of `taps`.
 
     It is a plain object without closures: a deep copy of the model copies it together with the modules.
@@ -43,14 +42,14 @@ class CallTap(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Route the operands of a call of the module on top of the stack."""
-        kwargs = kwargs or {}
+        """Leave alone what no module of the model calls."""
         # Busy: an interrupt (Ctrl-C) skipped a Leave, so this mode is active twice; only one may count.
         if self.busy or not self.stack:
-            return func(*args, **kwargs)
-        if func in OPENED:
-            with self:
-                return OPENED[func](*args, **kwargs)
+            return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def on_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Route the operands of a call of the module on top of the stack."""
         call = EAGER_CALLS.get(func)
         args = plain_arguments(func, args)
         slots = _counted_slots(call, args, kwargs) if call else None

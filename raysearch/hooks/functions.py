@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 IN_PLACE: frozenset[Callable[..., Any]] = frozenset({torch.Tensor.add_, torch.Tensor.__iadd__})
 
@@ -175,9 +176,33 @@ def _is_no_override(tensors: Any) -> bool:
     return False
 
 
-OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
+_OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
     function: twin
     for function in (F.multi_head_attention_forward,)
     if (twin := _opened(function)) is not None
 }
 """Composite functions → the same code, whose inner calls a function mode sees."""
+
+
+class CallMode(TorchFunctionMode):
+    """A torch function mode whose `on_call` sees the calls within composite functions one by one."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Open a composite function; hand on what is none."""
+        kwargs = kwargs or {}
+        if func in _OPENED:
+            with self:
+                return _OPENED[func](*args, **kwargs)
+        return self.on_call(func, args, kwargs)
+
+    def on_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a call gives; here what the function does.
+
+        Args:
+            func: as torch's override protocol passes it.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+        """
+        return func(*args, **kwargs)

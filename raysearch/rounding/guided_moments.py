@@ -36,7 +36,6 @@ from raysearch.evaluation.curvature.joint_factor import as_cotangent, objective_
 from raysearch.evaluation.curvature.output_factor import random_signs
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.evaluation.outputs import flat_rows
-from raysearch.hooks.functions import OPENED
 from raysearch.rounding.layers import LayerCall, read_calls
 from raysearch.rounding.recurrent import recurrent_calls
 from raysearch.rounding.second_moments import Moments, MomentTap, Reader, merge_moments, moment_of
@@ -174,14 +173,8 @@ class GuidedTap(MomentTap):
         super().__init__(parameters)
         self._reads: list[_Read] = []
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def on_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note the operands of a layer's call, and the edge of the graph that its output leaves by."""
-        kwargs = kwargs or {}
-        if func in OPENED:
-            with self:
-                return OPENED[func](*args, **kwargs)
         with torch.no_grad():
             # What is within a recurrent function leaves no edge.
             self._reads.extend(self._reads_of(recurrent_calls(func, args)))

@@ -16,13 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from raysearch.cluster.pool import UnitValue
 from raysearch.errors import DataError
 from raysearch.evaluation import Batch, DataSet, Replica, batch_size, run_in_microbatches, shard_name
 from raysearch.evaluation.forward import frozen_eval
-from raysearch.hooks.functions import OPENED
+from raysearch.hooks.functions import CallMode
 from raysearch.rounding.layers import Geometry, LayerKind, counts, read_calls, vectors
 from raysearch.rounding.recurrent import recurrent_calls
 
@@ -168,7 +167,7 @@ class _Input:
         return self.reference() is source and self.version == source._version and self.geometry == geometry
 
 
-class MomentTap(TorchFunctionMode):
+class MomentTap(CallMode):
     """While active, takes the second moments of what the given parameters are multiplied with.
 
     Layers are known by the parameter that they read, whole or a part of it, wherever the call is made: within
@@ -188,14 +187,8 @@ class MomentTap(TorchFunctionMode):
         self._open: list[_Input] = []
         self._moments = Moments()
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def on_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Look at the operands of a layer's call, and make the call as it is."""
-        kwargs = kwargs or {}
-        if func in OPENED:
-            with self:
-                return OPENED[func](*args, **kwargs)
         for call in (*read_calls(func, args, kwargs), *recurrent_calls(func, args)):
             self._observe(call.geometry, call.input.detach(), call.weight, call.input)
         return func(*args, **kwargs)

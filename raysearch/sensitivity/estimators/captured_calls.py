@@ -14,9 +14,8 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from raysearch.hooks.functions import OPENED
+from raysearch.hooks.functions import CallMode
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -64,7 +63,7 @@ class Call:
         return (self.kind, self.weight, self.part, len(self.shape))
 
 
-class CallCapture(TorchFunctionMode):
+class CallCapture(CallMode):
     """While active, records the calls that read one of the given parameters, in the order they are made."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
@@ -76,14 +75,8 @@ class CallCapture(TorchFunctionMode):
             # Parameters that share memory cannot be told apart by it.
             self._names[pointer] = "" if pointer in self._names else name
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def on_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record the call, if it is one of those."""
-        kwargs = kwargs or {}
-        if func in OPENED:
-            with self:
-                return OPENED[func](*args, **kwargs)
         if func not in _SIGNATURES:
             return func(*args, **kwargs)
         kind, names = _SIGNATURES[func]
