@@ -12,6 +12,7 @@ from raysearch.evaluation.model.copies import private_copy
 from raysearch.hooks import put_floats
 from raysearch.records.refinement import Candidate
 from raysearch.refinement.tuning import Work
+from raysearch.refinement.winner import Winner
 
 
 def judge(replica: Replica, work: Work, candidate: Candidate, index: int) -> UnitValue:
@@ -21,20 +22,20 @@ def judge(replica: Replica, work: Work, candidate: Candidate, index: int) -> Uni
 
     Args:
         replica: holds the float model and the shards.
-        work: assignment and ranges.
+        work: what is refined.
         candidate: what is judged.
         index: of the shard.
     """
-    model = make_model(replica.model, work, candidate)
+    model = make_model(replica.model, work.winner, candidate)
     outputs = replica.run(model, replica.shard(DataSet.SEARCH, index), shard_name(DataSet.SEARCH, index))
     values = replica.divergence.per_sample(outputs, replica.float_outputs(DataSet.SEARCH, index))
     return {"values": values.detach().cpu().numpy()}
 
 
-def make_model(model: nn.Module, work: Work, candidate: Candidate) -> nn.Module:
+def make_model(model: nn.Module, winner: Winner, candidate: Candidate) -> nn.Module:
     """A copy of the float model, quantized as the candidate says."""
     quantized = private_copy(model)
     put_floats(quantized, candidate.floats)
     with torch.no_grad():
-        create_controller(quantized, work.setup, candidate.put_into(work.ranges), work.assignment)
+        create_controller(quantized, winner.setup, candidate.put_into(winner.ranges), winner.assignment)
     return quantized.eval()

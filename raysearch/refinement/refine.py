@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,28 +12,13 @@ from raysearch.cluster.pool import Key, Pool
 from raysearch.config.rounding import RoundingConfig
 from raysearch.errors import DataError
 from raysearch.evaluation import DataSet
-from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 from raysearch.records.refinement import Candidate, Refinement
 from raysearch.refinement.judging import judge
 from raysearch.refinement.tuning import Work, candidate_from, tune
+from raysearch.refinement.winner import Winner
 from raysearch.seeding import derive_seed
 
 FloatArray = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Winner:
-    """The assignment that is refined.
-
-    Attributes:
-        setup: points and groups.
-        ranges: calibrated ranges with the codes of the rounding table.
-        assignment: group id → scheme.
-    """
-
-    setup: QuantizerSetup
-    ranges: RangeTable
-    assignment: BitAssignment
 
 
 def refine(
@@ -67,7 +51,7 @@ def refine(
     """
     num_calibration = num_shards[DataSet.CALIBRATION]
     order_seed = derive_seed(seed, "refinement", "order")
-    work = Work(winner.setup, winner.ranges, winner.assignment, settings, num_calibration, order_seed)
+    work = Work(winner, settings, num_calibration, order_seed)
     tried = list(candidates)
     values = _judge(pool, work, tried, num_shards[DataSet.SEARCH])
     if "tune" in settings.refine:

@@ -12,9 +12,10 @@ from raysearch.hooks import put_floats
 from raysearch.hooks.attach import attach_activation, attach_weight, check_weight
 from raysearch.hooks.locations import module_of
 from raysearch.quantizer import SMALLEST_SCALE, Quantizer, dequantize, make_quantizer
-from raysearch.records import BitAssignment, QuantizationPoint, QuantizerRange, QuantizerSetup, RangeTable
+from raysearch.records import QuantizationPoint, QuantizerRange
 from raysearch.records.refinement import Candidate
 from raysearch.records.scheme import Scheme
+from raysearch.refinement.winner import Winner
 
 
 class _Decoded(nn.Module):
@@ -49,27 +50,18 @@ class TunableModel:
 
     Args:
         model: the float model; left as it is.
-        setup: points and groups.
-        start: what is in force besides the tables of the run.
-        ranges: calibrated ranges with the codes of the rounding table.
-        assignment: group id → scheme.
+        winner: what it is quantized as.
+        start: what is in force besides the winner's own ranges.
 
     Attributes:
         model: the quantized copy.
         learned: parameter → its size.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        setup: QuantizerSetup,
-        start: Candidate,
-        ranges: RangeTable,
-        assignment: BitAssignment,
-    ) -> None:
-        ranges = start.put_into(ranges)
+    def __init__(self, model: nn.Module, winner: Winner, start: Candidate) -> None:
+        setup, ranges = winner.setup, start.put_into(winner.ranges)
         self._start = start
-        self._schemes = assignment.per_point(setup)
+        self._schemes = winner.assignment.per_point(setup)
         self.model = private_copy(model).eval().requires_grad_(False)
         put_floats(self.model, start.floats)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))

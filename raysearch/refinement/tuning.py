@@ -17,9 +17,9 @@ from raysearch.config.rounding import RoundingConfig
 from raysearch.errors import DataError
 from raysearch.evaluation import Batch, DataSet, Replica, batch_size, run_in_microbatches, shard_name
 from raysearch.evaluation.forward import frozen_eval
-from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 from raysearch.records.refinement import Candidate, Refinement
 from raysearch.refinement.tunable_model import TunableModel
+from raysearch.refinement.winner import Winner
 
 TUNED = "tuned"
 
@@ -33,17 +33,13 @@ class Work:
     """What all units of refinement share.
 
     Attributes:
-        setup: points and groups.
-        ranges: calibrated ranges with the codes of the rounding table.
-        assignment: group id → scheme.
+        winner: what is refined.
         settings: how weights are refined.
         num_shards: calibration shards.
         seed: of the order in which they come.
     """
 
-    setup: QuantizerSetup
-    ranges: RangeTable
-    assignment: BitAssignment
+    winner: Winner
     settings: RoundingConfig
     num_shards: int
     seed: int
@@ -69,13 +65,13 @@ def tune(replica: Replica, work: Work, start: Candidate) -> UnitValue:
 
     Args:
         replica: holds the float model and the calibration shards.
-        work: assignment and settings.
+        work: the winner and the settings.
         start: where it begins.
 
     Raises:
         DataError: the objective becomes NaN or infinite.
     """
-    model = TunableModel(replica.model, work.setup, start, work.ranges, work.assignment)
+    model = TunableModel(replica.model, work.winner, start)
     rate = work.settings.refine_learning_rate
     groups = [{"params": [parameter], "lr": rate * size} for parameter, size in model.learned.items()]
     optimizer = torch.optim.Adam(groups)

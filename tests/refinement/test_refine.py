@@ -38,10 +38,10 @@ def case():
     return replica, Winner(setup, table.put_into(ranges), BitAssignment(bits))
 
 
-def objective(replica, work, candidate):
+def objective(replica, winner, candidate):
     """Mean error of what the norms and the head give on the calibration shards, from the float model's."""
     modules = ("norm1", "norm2", "head")
-    model = make_model(replica.model, work, candidate)
+    model = make_model(replica.model, winner, candidate)
     values = []
     for index in range(NUM_SHARDS[DataSet.CALIBRATION]):
         with torch.no_grad():
@@ -52,7 +52,7 @@ def objective(replica, work, candidate):
 def test_tuning_comes_nearer_to_the_float_model_and_leaves_codes_and_model_as_they_are(case):
     replica, winner = case
     before = {name: value.clone() for name, value in replica.model.state_dict().items()}
-    work = Work(winner.setup, winner.ranges, winner.assignment, SETTINGS, 3, 0)
+    work = Work(winner, SETTINGS, 3, 0)
     # A start with something to mend: an offset that the float model does not have.
     start = Candidate("shifted", {}, {"norm1.bias": np.full(4, 0.5, "f4")})
     tuned = candidate_from(tune(replica, work, start))
@@ -67,7 +67,7 @@ def test_tuning_comes_nearer_to_the_float_model_and_leaves_codes_and_model_as_th
         assert not np.array_equal(value.scale, earlier.scale)
         if earlier.codes is not None:
             assert np.array_equal(value.codes, earlier.codes)
-    assert objective(replica, work, tuned) < 0.85 * objective(replica, work, start)
+    assert objective(replica, winner, tuned) < 0.85 * objective(replica, winner, start)
     assert all(torch.equal(value, before[name]) for name, value in replica.model.state_dict().items())
     assert not any(hasattr(module, "parametrizations") for module in replica.model.modules())
 
@@ -101,7 +101,7 @@ def test_outputs_that_are_not_finite_never_win(case):
     assert record.best.name == PLAIN
     with pytest.raises(DataError, match="NaN or infinity on the validation data"):
         refine(winner, [bad], LocalPool(replica), NUM_SHARDS, RoundingConfig(refine=()))
-    work = Work(winner.setup, winner.ranges, winner.assignment, SETTINGS, 3, 0)
+    work = Work(winner, SETTINGS, 3, 0)
     with pytest.raises(DataError, match=r"lower rounding\.refine_learning_rate"):
         tune(replica, work, bad)
 
