@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
 from raysearch.cluster.pool import UnitValue
 from raysearch.errors import DataError, TaskError
@@ -31,7 +31,7 @@ from raysearch.evaluation import (
     run_in_microbatches,
 )
 from raysearch.evaluation.batches import map_tensors, take
-from raysearch.evaluation.curvature.graphs import require_gradients, samples_at_once
+from raysearch.evaluation.curvature.graphs import require_gradients, samples_at_once, with_edge
 from raysearch.evaluation.curvature.joint_factor import as_cotangent, objective_factor
 from raysearch.evaluation.curvature.output_factor import random_signs
 from raysearch.evaluation.forward import frozen_eval
@@ -183,11 +183,9 @@ class GuidedTap(MomentTap):
         self._reads.extend(reads)
         if not reads or not isinstance(output, Tensor) or not output.requires_grad:
             return output
-        if output._is_view():
-            # An in-place operation on a view would leave the graph that the edge is taken from.
-            output = output.clone()
+        output, edge = with_edge(output)
         for read in reads:
-            read.edge = get_gradient_edge(output)
+            read.edge = edge
         return output
 
     def finish_guided(self, output: Tensor, cotangents: Iterator[Tensor], num_samples: int) -> Moments:

@@ -1,6 +1,9 @@
-"""Graphs from outputs back to layers: what requires gradients, and how many samples have one at once."""
+"""Graphs from outputs back to layers: what requires gradients, where a layer is in them, how many at once."""
 
 from __future__ import annotations
+
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from raysearch.evaluation.batches import Batch
 from raysearch.evaluation.outputs import values_per_sample
@@ -30,3 +33,11 @@ def require_gradients(replica: Replica) -> None:
     """Let every parameter require gradients, so that all layers' outputs are in the graph."""
     for parameter in replica.model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
+
+
+def with_edge(output: Tensor) -> tuple[Tensor, GradientEdge]:
+    """What a layer is to give in place of its output, and the edge of the graph that this leaves by."""
+    if output._is_view():
+        # An in-place operation on a view would leave the graph that the edge is taken from.
+        output = output.clone()
+    return output, get_gradient_edge(output)

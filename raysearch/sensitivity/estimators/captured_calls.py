@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 
+from raysearch.evaluation.curvature.graphs import with_edge
 from raysearch.hooks.functions import CallMode
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -91,13 +92,11 @@ class CallCapture(CallMode):
         output = func(*args, **kwargs)
         if not output.requires_grad:
             return output
-        if output._is_view():
-            # An in-place operation on a view would leave the graph that the edge is taken from.
-            output = output.clone()
+        output, edge = with_edge(output)
         weight = bound["weight"]
         part = (weight.storage_offset(), tuple(weight.shape), weight.stride())
         settings = {k: v for k, v in bound.items() if k not in ("input", "weight", "bias")}
-        edge, shape = get_gradient_edge(output), tuple(output.shape)
+        shape = tuple(output.shape)
         self.calls.append(Call(kind, name, part, bound["input"].detach(), settings, edge, shape, sources))
         return output
 
