@@ -100,8 +100,8 @@ def round_sequentially(
         step = _make_step(step_names, deployed, settings)
         drifts, num_samples = _take_drifts(pool, deployed, step_names[0], num_shards, settings.unit_shards)
         units: dict[Key, tuple[object, ...]] = {("weights", step_names[0]): (step, drifts, num_samples)}
-        for _, value in pool.run(round_step, units):
-            rounded = RoundingTable.from_bytes(value["table"].tobytes())
+        answers = dict(pool.run(round_step, units))
+        rounded = RoundingTable.from_bytes(answers["weights", step_names[0]]["table"].tobytes())
         weights |= rounded.weights
         ranges = RangeTable(ranges.ranges, {**ranges.rounded, **rounded.put_into(ranges).rounded})
         done = (*done, *step_names)
