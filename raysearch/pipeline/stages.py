@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,6 +174,20 @@ def make_recipe(
     else:
         ranges = refinement.put_into(ranges)
         floats = {name: torch.from_numpy(value.copy()) for name, value in refinement.best.floats.items()}
+    return recipe_from(inputs, ranges, assignment, floats)
+
+
+def recipe_from(
+    inputs: Inputs, ranges: RangeTable, assignment: BitAssignment, floats: Mapping[str, Tensor]
+) -> Recipe:
+    """A recipe of what is known already.
+
+    Args:
+        inputs: the run's.
+        ranges: what quantizers start from.
+        assignment: group id → bit-width.
+        floats: parameter or buffer → what it starts from instead of the float model's.
+    """
     return Recipe(
         model=private_copy(inputs.task.model),
         setup=inputs.setup,

@@ -19,6 +19,7 @@ from raysearch.pipeline.preflight.files import check_files
 from raysearch.pipeline.preflight.float_model import check_float_model
 from raysearch.pipeline.preflight.measuring import check_derivatives, unit_errors
 from raysearch.pipeline.preflight.training import check_training, trains
+from raysearch.pipeline.stages import recipe_from
 from raysearch.records import BitAssignment, RangeTable
 from raysearch.seeding import derive_seed
 from raysearch.training import Recipe
@@ -64,20 +65,7 @@ def _recipe(inputs: Inputs, assignment: BitAssignment) -> Recipe | None:
     ranges = _rough_ranges(inputs)
     if ranges is None:
         return None
-    return Recipe(
-        model=private_copy(inputs.task.model),
-        setup=inputs.setup,
-        ranges=ranges,
-        assignment=assignment,
-        train=inputs.task.train,
-        validation=inputs.samples.validation[:1],
-        forward=inputs.task.run,
-        divergence=inputs.divergence,
-        loss=inputs.task.loss,
-        metrics=inputs.task.metrics,
-        settings=inputs.config.training,
-        seed=inputs.config.seed,
-    )
+    return recipe_from(inputs, ranges, assignment, {})
 
 
 def _rough_ranges(inputs: Inputs) -> RangeTable | None:
