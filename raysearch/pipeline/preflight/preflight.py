@@ -10,7 +10,7 @@ from raysearch.cluster.shipping import dumps
 from raysearch.config import CalibrationConfig
 from raysearch.determinism import seeded
 from raysearch.errors import DataError
-from raysearch.evaluation import batch_size
+from raysearch.evaluation import Batch, batch_size
 from raysearch.evaluation.batches import take
 from raysearch.evaluation.half_precision import in_float32
 from raysearch.evaluation.model.copies import private_copy
@@ -22,7 +22,6 @@ from raysearch.pipeline.preflight.training import check_training, trains
 from raysearch.pipeline.stages import recipe_from
 from raysearch.records import BitAssignment, RangeTable
 from raysearch.seeding import derive_seed
-from raysearch.training import Recipe
 
 STEPS = 4
 CALIBRATED_SAMPLES = 16
@@ -40,6 +39,7 @@ def preflight(inputs: Inputs, tell: Callable[[int, int], None]) -> None:
     Raises:
         TaskError: the task's forward, loss, metrics or data fail, or cannot be shipped to workers.
         ConfigError: an export target cannot hold the model.
+        DataError: the calibration data gives a quantizer no range, or a derivative that is not finite.
     """
     with seeded(derive_seed(inputs.config.seed, "preflight")):
         tell(0, STEPS)
@@ -47,47 +47,44 @@ def preflight(inputs: Inputs, tell: Callable[[int, int], None]) -> None:
         check_derivatives(inputs)
         tell(1, STEPS)
         assignment = BitAssignment({group.id: group.schemes[0] for group in inputs.setup.groups.values()})
-        recipe = _recipe(inputs, assignment)
-        if trains(inputs) and recipe is not None:
+        recipe = recipe_from(inputs, _rough_ranges(inputs), assignment, {})
+        if trains(inputs):
             check_training(inputs, recipe)
         tell(2, STEPS)
         if inputs.config.cluster.workers:
-            _check_travel(inputs, recipe)
+            _check_travel(inputs)
         tell(3, STEPS)
-        if recipe is not None:
-            stripped = recipe.build().strip_model(do_copy=False)
-            check_files(inputs, stripped, assignment)
+        stripped = recipe.build().strip_model(do_copy=False)
+        check_files(inputs, stripped, assignment)
         tell(STEPS, STEPS)
 
 
-def _recipe(inputs: Inputs, assignment: BitAssignment) -> Recipe | None:
-    """The model at some widths, with ranges of a few samples; None where those are too few for a range."""
-    ranges = _rough_ranges(inputs)
-    if ranges is None:
-        return None
-    return recipe_from(inputs, ranges, assignment, {})
-
-
-def _rough_ranges(inputs: Inputs) -> RangeTable | None:
+def _rough_ranges(inputs: Inputs) -> RangeTable:
+    """Ranges of a few samples; of all that a run calibrates on where those do not pass every quantizer."""
     shard = inputs.samples.calibration[0]
     few = take(shard, 0, min(batch_size(shard), CALIBRATED_SAMPLES))
-    settings = CalibrationConfig(weights="min_max", activations="min_max")
-    model, data = in_float32(private_copy(inputs.task.model), {"": [few]})
     try:
-        advice = "It is run there with observers at what its layers read."
-        with unit_errors("the model's calibration on a few samples", advice), warnings.catch_warnings():
-            # What is to be said of ranges is said of those of all samples.
-            warnings.simplefilter("ignore")
-            return calibrate_model(model, inputs.setup, data[""], settings, forward=inputs.task.run)
+        return _extremes(inputs, [few])
     except DataError:
-        return None
+        return _extremes(inputs, inputs.samples.calibration)
 
 
-def _check_travel(inputs: Inputs, recipe: Recipe | None) -> None:
+def _extremes(inputs: Inputs, batches: list[Batch]) -> RangeTable:
+    num_samples = sum(batch_size(batch) for batch in batches)
+    settings = CalibrationConfig(num_samples=num_samples, weights="min_max", activations="min_max")
+    model, data = in_float32(private_copy(inputs.task.model), {"": batches})
+    advice = "It is run there with observers at what its layers read."
+    with unit_errors("the model's calibration", advice), warnings.catch_warnings():
+        # What is to be said of ranges is said where the run calibrates.
+        warnings.simplefilter("ignore")
+        return calibrate_model(model, inputs.setup, data[""], settings, forward=inputs.task.run)
+
+
+def _check_travel(inputs: Inputs) -> None:
     """Pack what workers are sent; what cannot be packed is named."""
     task = inputs.task
     parts = {"forward": task.forward, "loss": task.loss, "metrics": dict(task.metrics), "model": task.model}
-    if recipe is not None and trains(inputs):
+    if trains(inputs):
         parts["train"] = task.train
     for name, part in parts.items():
         dumps(part, f"Task({name}=...)")

@@ -94,6 +94,26 @@ def test_a_loss_that_training_cannot_use(loss, part):
     assert part in refuse(make_task(loss=loss))
 
 
+def past_the_last_layer(model, batch):
+    if batch[1].any():
+        return model(batch[0])
+    return F.linear(F.relu(model.a(batch[0])), model.b.weight)
+
+
+def test_training_and_files_are_tried_where_the_first_samples_miss_a_quantizer(monkeypatch):
+    calibration = [(X, 0 * Y), (X, Y)]
+    fields = {"calibration": calibration, "forward": past_the_last_layer}
+    task = make_task(loss=lambda outputs, batch: outputs.detach().sum(), **fields)
+    assert "no gradient" in refuse(task)
+    monkeypatch.setattr(PackedTarget, "load", None)
+    assert "the export target 'packed'" in refuse(make_task(**fields))
+
+
+def test_a_quantizer_that_no_sample_passes_is_refused_before_the_run():
+    task = make_task(calibration=[(X, 0 * Y)], forward=past_the_last_layer)
+    assert "no forward of the calibration data reads the activation" in refuse(task)
+
+
 def test_a_metric_that_gives_no_number_and_one_that_fails():
     assert "the metric 'top' gives a str" in refuse(make_task(metrics={"top": lambda outputs, batch: "high"}))
     text = refuse(make_task(metrics={"top": lambda outputs, batch: batch["labels"].float().mean()}))
