@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import raysearch
+from benchmarks.problems.driven_run import drive_run
 from benchmarks.responses import processor
 from raysearch.records import CostModel
 
@@ -224,26 +225,6 @@ def make_task() -> raysearch.Task:
     return raysearch.Task(load_net(), example, calibration=calibration, validation=validation)
 
 
-def make_run(task: raysearch.Task, config: Mapping[str, Any], storage: Path) -> raysearch.SavedRun:
-    """The run, at the bytes of the widest uniform row; what is there goes on."""
-    resume = (storage / RUN / "run.json").exists()
-    budget = byte_budget(task, config, UNIFORM[0])
-    raysearch.run(task, budget, storage, config=config, run_id=RUN, resume=resume, workers=0, listener=show)
-    return raysearch.load_run(RUN, storage)
-
-
-def byte_budget(task: raysearch.Task, config: Mapping[str, Any], num_bits: int) -> str:
-    """No more bytes than all weights at this width."""
-    setup, costs = raysearch.inspect(task, config)
-    size = costs.costs(raysearch.BitAssignment.uniform(setup, num_bits))["size"]
-    return f"size<={size:.0f}B"
-
-
-def show(status: raysearch.RunStatus) -> None:
-    """A line a change of a run."""
-    print(f"{time.process_time():6.0f} CPU s: {status.stage} {status.done}/{status.total}", flush=True)
-
-
 @dataclass(frozen=True)
 class Row:
     """A line of the page.
@@ -354,7 +335,7 @@ def main() -> None:
     torch.set_num_threads(1)
     task, sets = make_task(), load_images()
     config = settings(options.trials)
-    run = make_run(task, config, options.storage)
+    run = drive_run(task, config, options.storage, RUN, UNIFORM[0])
     setup, costs = raysearch.inspect(task, config)
     judge = Judge(task.model, sets)
     rows = rows_of(task, run, costs, judge)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import raysearch
+from benchmarks.problems.driven_run import byte_budget, drive_run
 from benchmarks.responses import processor
 
 RESULT = Path(__file__).parent / "results" / "minilm.md"
@@ -155,26 +156,6 @@ def settings(trials: int) -> dict[str, Any]:
     }
 
 
-def byte_budget(task: raysearch.Task, config: Mapping[str, Any], scheme: str) -> str:
-    """No more bytes than all weights at this scheme."""
-    setup, costs = raysearch.inspect(task, config)
-    size = costs.costs(raysearch.BitAssignment.uniform(setup, scheme))["size"]
-    return f"size<={size:.0f}B"
-
-
-def show(status: raysearch.RunStatus) -> None:
-    """A line a change of a run."""
-    print(f"{time.process_time():6.0f} CPU s: {status.stage} {status.done}/{status.total}", flush=True)
-
-
-def make_run(task: raysearch.Task, config: Mapping[str, Any], storage: Path) -> raysearch.SavedRun:
-    """The run, at the bytes of one uniform scheme; what is there goes on."""
-    resume = (storage / RUN / "run.json").exists()
-    budget = byte_budget(task, config, SEARCHED)
-    raysearch.run(task, budget, storage, config=config, run_id=RUN, resume=resume, workers=0, listener=show)
-    return raysearch.load_run(RUN, storage)
-
-
 def distance(model: nn.Module, other: nn.Module, tests: Sequence[Tensor]) -> float:
     """Mean 1 − cosine of one model's embeddings to those of another."""
     with torch.no_grad():
@@ -283,7 +264,7 @@ def main() -> None:
     calibration, validation = data["calibration"], data["validation"]
     task = raysearch.Task(model, example, calibration=calibration, validation=validation)
     config = settings(options.trials)
-    run = make_run(task, config, options.storage)
+    run = drive_run(task, config, options.storage, RUN, SEARCHED)
     rows = measure(task, run, config, data["test"])
     text = PAGE.format(
         date=options.date,
