@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,30 @@ class ObservationPlan:
     percentiles: tuple[float, float] | None = None
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What passed an observer since it was last collected.
+
+    An object of its own: lists on the module would be emptied by `frozen_eval`, as what a forward leaves.
+
+    Attributes:
+        extremes: of every tensor, [samples, channels, 2].
+        rows: its values, where percentiles are taken.
+        counted: its distributions, where values are counted.
+        observed: the tensor itself. Weak, so that an observer keeps no activation alive; with the version,
+            since an in-place operation makes another tensor of the same object.
+    """
+
+    extremes: list[Tensor] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+    counted: list[list[Distribution]] = field(default_factory=list)
+    observed: list[tuple[weakref.ref[Tensor], int]] = field(default_factory=list)
+
+    def clear(self) -> None:
+        for part in (self.extremes, self.rows, self.counted, self.observed):
+            part.clear()
+
+
 class Observer(nn.Module):
     """Passes its input through and records what its plan says of every sample (dimension 0) and channel.
 
@@ -44,30 +68,22 @@ class Observer(nn.Module):
     def __init__(self, plan: ObservationPlan | None = None) -> None:
         super().__init__()
         self.plan = plan or ObservationPlan()
-        self._forget()
-
-    def _forget(self) -> None:
-        self._extremes: list[Tensor] = []
-        self._rows: list[Tensor] = []
-        self._counted: list[list[Distribution]] = []
-        # Weak, so that an observer keeps no activation alive; with the version, since an in-place operation
-        # makes another tensor of the same object.
-        self._observed: list[tuple[weakref.ref[Tensor], int]] = []
+        self._record = _Record()
 
     def forward(self, x: Tensor) -> Tensor:
         """The input, unchanged; one without elements says nothing of a range."""
         if not x.numel():
             return x
-        if any(tensor() is x and version == x._version for tensor, version in self._observed):
+        if any(tensor() is x and version == x._version for tensor, version in self._record.observed):
             return x
-        self._observed.append((weakref.ref(x), x._version))
+        self._record.observed.append((weakref.ref(x), x._version))
         rows = channel_values(x.detach(), self.plan.axis)
-        self._extremes.append(torch.stack([rows.amin(2), rows.amax(2)], 2).double())
+        self._record.extremes.append(torch.stack([rows.amin(2), rows.amax(2)], 2).double())
         if self.plan.percentiles is not None:
-            self._rows.append(rows.clone())
+            self._record.rows.append(rows.clone())
         if self.plan.significant_bits:
             bits = self.plan.significant_bits
-            self._counted.append([count_values(rows[:, c], bits) for c in range(rows.shape[1])])
+            self._record.counted.append([count_values(rows[:, c], bits) for c in range(rows.shape[1])])
         return x
 
     def collect(self) -> dict[str, npt.NDArray[np.generic]]:
@@ -78,16 +94,16 @@ class Observer(nn.Module):
         Without a forward there are no rows.
         """
         wide = 2 if self.plan.percentiles is None else 4
-        if not self._extremes:
+        if not self._record.extremes:
             return {"rows": np.empty((0, 1, wide))}
-        rows = _pool(self._extremes)
+        rows = _pool(self._record.extremes)
         if self.plan.percentiles is not None:
-            rows = torch.cat([rows, _sample_percentiles(self._rows, self.plan.percentiles)], 2)
+            rows = torch.cat([rows, _sample_percentiles(self._record.rows, self.plan.percentiles)], 2)
         arrays: dict[str, npt.NDArray[np.generic]] = {"rows": rows.cpu().numpy()}
-        if self._counted:
-            merged = [Distribution.merge(parts) for parts in zip(*self._counted, strict=True)]
+        if self._record.counted:
+            merged = [Distribution.merge(parts) for parts in zip(*self._record.counted, strict=True)]
             arrays |= _packed(merged)
-        self._forget()
+        self._record.clear()
         return arrays
 
 

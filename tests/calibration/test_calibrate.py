@@ -16,6 +16,7 @@ from raysearch.cluster.pool import LocalPool
 from raysearch.config import CalibrationConfig, PlacementConfig
 from raysearch.errors import DataError
 from raysearch.evaluation import Divergence, Replica, default_forward
+from raysearch.evaluation.forward import frozen_eval
 from raysearch.pipeline.fingerprints import hash_model
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import AsymmetricQuantizer, quant_levels
@@ -274,3 +275,17 @@ def test_an_observer_counts_a_tensor_with_several_readers_once():
     assert found["values"].tolist() == [1, 2, 4, 9, 10, 12]
     assert found["counts"].tolist() == [1] * 6
     assert found["rows"].tolist() == [[[1, 12, 1, 6.5]]]
+
+
+def test_an_observer_keeps_its_record_where_a_model_is_left_as_found():
+    observer = Observer(ObservationPlan(None, 12, (0, 50)))
+    x = torch.tensor([[1.0, 2.0, 4.0]])
+    with frozen_eval(observer):
+        observer(x)
+    recorded = observer.collect()
+    assert recorded["values"].tolist() == [1, 2, 4]
+    assert recorded["rows"].tolist() == [[[1, 4, 1, 2]]]
+    observer(x)
+    with frozen_eval(observer):
+        observer.collect()
+    assert observer.collect()["rows"].shape == (0, 1, 4)

@@ -28,9 +28,10 @@ def changing_buffers(model: nn.Module) -> tuple[str, ...]:
 def state_as_found(model: nn.Module) -> Iterator[None]:
     """Put back what a forward, or a capture of it, leaves on a model.
 
-    That is every attribute, parameter, buffer, submodule and hook by identity, what plain containers among
-    the attributes hold, and the values of `changing_buffers`. Values that are changed in place elsewhere
-    are not seen: to keep a copy of all of them would cost a model.
+    That is every attribute, parameter, buffer and submodule by identity, what plain containers among the
+    attributes hold, and the values of `changing_buffers`. Values that are changed in place elsewhere are not
+    seen: to keep a copy of all of them would cost a model. Hooks that are put on meanwhile stay, and so does
+    what a recorder of ours keeps in an object of its own.
     """
     modules = list(model.modules())
     slots = [slot for module in modules for slot in _slots(module)]
