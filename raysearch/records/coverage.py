@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 ALMOST_ALL = 0.95
@@ -31,10 +32,7 @@ class FloatWeight:
     @property
     def num_elements(self) -> int:
         """Number of weights."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return prod(self.shape)
 
 
 @dataclass(frozen=True)

@@ -93,10 +93,7 @@ class QuantizationPoint:
     @property
     def num_elements(self) -> int:
         """Number of weights, or of activation values per sample."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return prod(self.shape)
 
     @property
     def num_scales(self) -> int:
