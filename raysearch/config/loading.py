@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raysearch.config.placement import OverrideConfig
-from raysearch.config.section import Section
+from raysearch.config.section import Section, complaint
 from raysearch.config.sections import Config
 from raysearch.errors import ConfigError
 from raysearch.unknown_keys import nearest_names
@@ -110,7 +110,7 @@ def _explain(error: ValidationError) -> str:
             hint = f"; the nearest known one is '{near[0]}'" if near else ""
             parts.append(f"the setting '{where}' is unknown{hint}")
         else:
-            parts.append(f"the setting '{where}' is {entry['input']!r}: {entry['msg'].lower()}")
+            parts.append(f"the setting '{where}' is {entry['input']!r}: {complaint(entry)}")
     return "; ".join(parts) + "."
 
 

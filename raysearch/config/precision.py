@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationError, field_validator
 
 from raysearch.config.search import SearchConfig
-from raysearch.config.section import Section
+from raysearch.config.section import Section, complaint
 from raysearch.config.sensitivity import SensitivityConfig
 from raysearch.errors import ConfigError
 from raysearch.unknown_keys import refuse_unknown
@@ -64,7 +64,7 @@ class PrecisionRequest(Section):
             place = tuple(str(part) for part in entry["loc"])
             in_section = names.get((place[0], place[1])) if len(place) > 1 else None
             key = in_section or ".".join(place)
-            parts.append(f"{key} is {entry['input']!r}: {entry['msg'].lower()}")
+            parts.append(f"{key} is {entry['input']!r}: {complaint(entry)}")
         return f"{where}: {'; '.join(parts)}."
 
 

@@ -10,7 +10,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from raysearch.errors import ConfigError, PlacementError
 from raysearch.records.scheme import Scheme
 
-Width = Annotated[int, Field(ge=2, le=8)]
+
+def _width(value: Any) -> Any:
+    """Refuse the text of a scheme, which pydantic would call no integer."""
+    if isinstance(value, str) and not value.isdecimal():
+        raise ValueError(
+            "a bit-width is a number of 2–8; a scheme such as 4g64 is for weights, in "
+            "placement.weight_schemes"
+        )
+    return value
+
+
+Width = Annotated[int, BeforeValidator(_width), Field(ge=2, le=8)]
+"""A bit-width."""
 
 
 def _scheme(value: Any) -> int | str:
@@ -48,6 +60,17 @@ class Section(BaseModel):
 AnySection = TypeVar("AnySection", bound=Section)
 
 
+def complaint(entry: Mapping[str, Any]) -> str:
+    """What pydantic says of one setting, to stand behind its name and value."""
+    if entry["type"] == "value_error":
+        # Our own words, which pydantic would put "Value error" before.
+        return str(entry["ctx"]["error"])
+    if entry["type"] == "tuple_type":
+        return "input should be a list"
+    text = str(entry["msg"])
+    return text[0].lower() + text[1:]
+
+
 def read_section(section_type: type[AnySection], values: Mapping[str, Any], where: str) -> AnySection:
     """A section from plain values; `where` names them in messages.
 
@@ -63,7 +86,7 @@ def read_section(section_type: type[AnySection], values: Mapping[str, Any], wher
         return section_type.model_validate(values)
     except ValidationError as error:
         parts = [
-            f"{'.'.join(map(str, entry['loc']))} is {entry['input']!r}: {entry['msg'].lower()}"
+            f"{'.'.join(map(str, entry['loc']))} is {entry['input']!r}: {complaint(entry)}"
             for entry in error.errors()
         ]
         raise ConfigError(f"{where}: {'; '.join(parts)}.") from error
