@@ -11,6 +11,7 @@ from raysearch.config import SearchConfig
 from raysearch.errors import BudgetError, ConfigError, RunError
 from raysearch.records import BitAssignment, CostModel, drop_of, is_feasible, parse_budgets, parse_max_drop
 from raysearch.search import Race, check_minimized, minimize_cost
+from tests.support.scheme_setups import with_schemes
 from tests.support.search_problems import (
     Divergence,
     every_assignment,
@@ -70,6 +71,8 @@ def least_by_hand(setup, metric, budgets, kind, drop, maximize):
         (lambda: make_setup(5), "size", (), False),
         (lambda: make_setup(3), "bops", ("avg_bits<=6",), True),
         (make_hardware_setup, "latency", (), False),
+        # Costs are in no order: of the five, 2g2a stores the most bits.
+        (lambda: with_schemes(make_setup(3), "2g2a", "3", "4", "4g4", "6"), "bpw", (), False),
     ],
 )
 def test_the_least_is_that_of_all_assignments(make, kind, texts, score):

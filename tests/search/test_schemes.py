@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,10 +10,7 @@ from hypothesis import strategies as st
 from raysearch.config import SearchConfig
 from raysearch.errors import BudgetError
 from raysearch.records import (
-    BitAssignment,
     CostModel,
-    QuantizerGroup,
-    QuantizerSetup,
     Scheme,
     is_feasible,
     parse_budgets,
@@ -27,22 +22,8 @@ from raysearch.search.problem.limits import make_limits
 from raysearch.search.problem.space import OptionSpace
 from raysearch.search.problem.surrogates import make_surrogate
 from raysearch.search.solvers.budget_solver import BudgetSolver
-from tests.support.scheme_setups import scheme_setups
-from tests.support.search_problems import make_setup, make_table
-
-
-def with_schemes(setup: QuantizerSetup, *schemes: str) -> QuantizerSetup:
-    groups = dict(setup.groups)
-    for name, group in groups.items():
-        if setup.group_kind(name) == "weight":
-            groups[name] = QuantizerGroup(name, group.points, map(Scheme.of, schemes))
-    return QuantizerSetup(setup.points, groups)
-
-
-def every_assignment(setup: QuantizerSetup) -> list[BitAssignment]:
-    lists = [group.schemes for group in setup.groups.values()]
-    return [BitAssignment(dict(zip(setup.groups, schemes, strict=True))) for schemes in product(*lists)]
-
+from tests.support.scheme_setups import scheme_setups, with_schemes
+from tests.support.search_problems import every_assignment, make_setup, make_table
 
 KINDS = st.sampled_from(["bpw", "size", "avg_bits"])
 

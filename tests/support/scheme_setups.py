@@ -38,3 +38,12 @@ def scheme_setups(draw: st.DrawFn, max_layers: int = 3) -> QuantizerSetup:
         groups[names[0]] = QuantizerGroup(names[0], names, sorted(map(Scheme.of, draw(lists))))
     others = (StoredTensor("norm.bias", "F32", (9,), 36), StoredTensor("steps", "I64", (), 8))
     return QuantizerSetup(points, groups, stored=draw(st.sampled_from([None, others])))
+
+
+def with_schemes(setup: QuantizerSetup, *schemes: str) -> QuantizerSetup:
+    """The setup with these schemes, ascending, for each of its weights."""
+    groups = dict(setup.groups)
+    for name, group in groups.items():
+        if setup.group_kind(name) == "weight":
+            groups[name] = QuantizerGroup(name, group.points, map(Scheme.of, schemes))
+    return QuantizerSetup(setup.points, groups)

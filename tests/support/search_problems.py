@@ -140,7 +140,7 @@ class Divergence:
         self.factors = np.exp(disturbance * rng.standard_normal(len(self.index)))
 
     def value(self, assignment: BitAssignment) -> float:
-        rows = [self.index[option] for option in assignment.bits.items()]
+        rows = [self.index[option] for option in assignment.schemes.items()]
         factor = self.factors[rows]
         form = factor @ self.table.gram[np.ix_(rows, rows)] @ factor
         return float(np.log1p(0.5 * form))
@@ -152,8 +152,8 @@ class Divergence:
 
 def every_assignment(setup: QuantizerSetup) -> list[BitAssignment]:
     """All of them, for brute force."""
-    widths = [group.bit_widths for group in setup.groups.values()]
-    return [BitAssignment(dict(zip(setup.groups, bits, strict=True))) for bits in product(*widths)]
+    lists = [group.schemes for group in setup.groups.values()]
+    return [BitAssignment(dict(zip(setup.groups, schemes, strict=True))) for schemes in product(*lists)]
 
 
 def search(
