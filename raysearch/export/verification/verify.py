@@ -68,13 +68,21 @@ def references_of_size(references: list[Reference], size: int) -> list[Reference
     Raises:
         ExportError: there is none.
     """
-    matches = [reference for reference in references if batch_size(reference.batch) == size]
-    if not matches:
+    check_size([reference.batch for reference in references], size)
+    return [reference for reference in references if batch_size(reference.batch) == size]
+
+
+def check_size(batches: Iterable[Batch], size: int) -> None:
+    """Refuse batches of which none has the only size that a file takes.
+
+    Raises:
+        ExportError: states the size and what to do.
+    """
+    if not any(batch_size(batch) == size for batch in batches):
         raise ExportError(
             f"the captured model takes batches of {size} only, and no verification batch has that size. "
             f"Give data in batches of {size}, or make the model's forward independent of the batch size."
         )
-    return matches
 
 
 def compare(

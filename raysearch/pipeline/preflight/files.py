@@ -12,8 +12,10 @@ from raysearch.errors import ConfigError, RaysearchError
 from raysearch.evaluation import batch_size
 from raysearch.evaluation.batches import take
 from raysearch.export import StrippedModel
+from raysearch.export.export import first_samples
 from raysearch.export.targets.registry import choose_targets
 from raysearch.export.targets.target import ExportJob, Target
+from raysearch.export.verification.verify import check_size
 from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.samples import one_of_each_form
 from raysearch.pipeline.user_code import user_code
@@ -58,6 +60,8 @@ def check_files(inputs: Inputs, stripped: nn.Module, assignment: BitAssignment) 
 
 def _check(target: Target, job: ExportJob, inputs: Inputs) -> None:
     fixed = target.write(job).fixed_batch
+    if fixed is not None:
+        check_size(first_samples(inputs.samples.validation, inputs.config.export.num_samples), fixed)
     loaded = target.load(job.folder)
     for index, batch in one_of_each_form(inputs.samples.validation):
         size = min(batch_size(batch), fixed or FEW)

@@ -337,6 +337,17 @@ def test_a_target_that_cannot_be_written_loaded_or_run_is_named(monkeypatch):
         assert "no such operation" in text
 
 
+class OfTwo(Net):
+    def forward(self, x):
+        return super().forward(-x if len(x) == 2 else x)
+
+
+def test_a_file_of_one_batch_size_needs_a_batch_of_it_to_be_verified_on():
+    assert try_task(make_task(model=OfTwo()))
+    text = refuse(make_task(model=OfTwo(), validation=TensorDataset(X[:8], Y[:8])))
+    assert "the export target 'packed' cannot hold this model: the captured model takes batches of 2" in text
+
+
 class Flipped(nn.Module):
     """Calls an operation of a library that torch does not bring."""
 
