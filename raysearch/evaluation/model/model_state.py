@@ -14,7 +14,9 @@ from torch import Tensor, nn
 CHANGING = "_raysearch_changing_buffers"
 """Attribute of a model of raysearch's own: names of the buffers that its forward changes in eval mode too."""
 
-_OWN_NAMES = frozenset(vars(nn.Module()))
+TORCH_NAMES = frozenset(vars(nn.Module()))
+"""Attributes that torch gives every module, its dictionaries of parameters and hooks among them."""
+
 _CONTAINERS = (list, dict, set, deque)
 
 
@@ -101,7 +103,7 @@ def _slots(module: nn.Module) -> Iterator[dict[str, Any]]:
 
 def _containers(module: nn.Module) -> Iterator[Any]:
     for name, value in vars(module).items():
-        if name not in _OWN_NAMES and isinstance(value, _CONTAINERS):
+        if name not in TORCH_NAMES and isinstance(value, _CONTAINERS):
             yield value
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-_OWN_NAMES = frozenset(vars(nn.Module()))
+from raysearch.evaluation.model.model_state import TORCH_NAMES
 
 
 def warn_of_unregistered(model: nn.Module) -> None:
@@ -20,7 +20,7 @@ def warn_of_unregistered(model: nn.Module) -> None:
     places: list[str] = []
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            if name not in _OWN_NAMES and any(id(one) not in known for one in _parameters_in(value)):
+            if name not in TORCH_NAMES and any(id(one) not in known for one in _parameters_in(value)):
                 place = f"{path}.{name}" if path else name
                 places.append(f"'{place}', a {type(value).__name__}")
     if places:
