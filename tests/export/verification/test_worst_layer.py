@@ -4,6 +4,7 @@ import pytest
 from onnx import numpy_helper
 
 from raysearch.errors import ExportError
+from raysearch.evaluation.forward import frozen_eval
 from raysearch.export.onnx_qdq.session import OnnxModel
 from raysearch.export.targets import TARGETS, Verification
 from raysearch.export.verification.verify import reference_outputs
@@ -23,8 +24,10 @@ def feeds_of(path, batches):
     model = OnnxModel(path, optimized=False)
     feeds = []
     model.record = feeds.append
-    for batch in batches:
-        model(*batch)
+    # As verification runs the file.
+    with frozen_eval(model):
+        for batch in batches:
+            model(*batch)
     return feeds
 
 
