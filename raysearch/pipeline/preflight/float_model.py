@@ -146,13 +146,13 @@ def _check_judged(inputs: Inputs, batch: Batch, name: str) -> None:
         seen = own_batch(named_outputs(outputs))
         with user_code(f"{what} on {name}", advice), torch.no_grad():
             value = number(function(outputs, own), what)
+            again = number(function(outputs, own), what)
         if is_changed(own, batch) or is_changed(named_outputs(outputs), seen):
             raise TaskError(
                 f"{what} changes the outputs or the batch that it is given, which others read after it. "
                 f"Let it work on copies (`outputs.clone()`, no `add_`, `zero_`, `pop` and the like)."
             )
         if math.isfinite(value):
-            again = float(function(outputs, batch))  # type: ignore[arg-type]
             if again != value:
                 warnings.warn(
                     f"{what} gives {value:.6g} and then {again:.6g} for the same outputs: it keeps something "

@@ -185,6 +185,12 @@ def test_a_metric_that_changes_what_others_read(metric):
     assert "the metric 'rmse' changes the outputs or the batch" in text
 
 
+def test_a_metric_that_fails_at_its_second_call():
+    values = iter([0.5])
+    text = refuse(make_task(metrics={"rmse": lambda outputs, batch: next(values)}))
+    assert "the metric 'rmse' on shard 0 of the validation data failed" in text
+
+
 def test_a_metric_that_keeps_something_between_its_calls():
     values = iter(range(100))
     task = make_task(metrics={"rmse": lambda outputs, batch: next(values)})
