@@ -53,7 +53,7 @@ class ControllerState:
             "version": VERSION,
             "setup": self.setup.to_json(),
             "assignment": self.assignment.as_json,
-            "ranges": _ranges_to_json(self.ranges),
+            "ranges": _ranges_to_json(self._ranges_to_save()),
             "scheduler": dict(self.scheduler),
             "loss": dict(self.loss),
             "compression_stage": self.compression_stage,
@@ -103,6 +103,15 @@ class ControllerState:
                 raise StorageError(
                     f"the group of '{name}' admits other widths or members in the state: {_ANOTHER_MODEL}"
                 )
+
+    def _ranges_to_save(self) -> RangeTable:
+        """The calibrated ranges, but those that rounding chose for the assignment in force.
+
+        The weights lie where these give the chosen codes, so the codes need not be stored.
+        """
+        options, rounded = self.assignment.per_point(self.setup).items(), self.ranges.rounded
+        in_force = {option: rounded[option] for option in options if option in rounded}
+        return RangeTable({**self.ranges.ranges, **in_force})
 
     def compare_stage(self, stage: str) -> None:
         """Warn where a controller with this state is in another stage than it was."""

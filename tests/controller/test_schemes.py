@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -142,6 +143,17 @@ def test_a_frozen_range_and_a_switch_outlast_a_change_of_scheme() -> None:
     controller.apply(BitAssignment(rest))
     assert not controller.all_quantizations[names[1]].enabled
     assert torch.equal(output(controller.model), output(build(BitAssignment(rest)).model))
+
+
+def test_the_state_holds_the_scales_that_rounding_chose() -> None:
+    table = chosen_codes()
+    rounded = {option: replace(value, scale=value.scale * 0.8) for option, value in table.rounded.items()}
+    source = build(mixed(1), RangeTable(table.ranges, rounded))
+    fresh = build(mixed(1))
+    fresh.model.load_state_dict(source.model.state_dict())
+    fresh.load_state(json.loads(json.dumps(source.get_compression_state())))
+    fresh.apply(fresh.assignment)
+    assert torch.equal(output(fresh.model), output(source.model))
 
 
 def test_the_state_holds_schemes_and_learned_scales_of_groups() -> None:
