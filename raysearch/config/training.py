@@ -23,6 +23,8 @@ class TrainingConfig(Section):
         weight_decay: AdamW's, on parameters with two or more dimensions.
         objective: "loss" (the task's), "distill" (the divergence to the float model), or "auto" (the
             task's loss where it has one, else "distill").
+        gradient_checkpointing: whether a repeated block keeps its input alone, and is run a second time in
+            the backward pass: less memory for a third more time, and the same values.
         num_workers: Ray Train workers; fixed for the run, since the global batch depends on it.
         cpus_per_worker: CPUs a worker reserves.
         use_gpu: one GPU a worker, NCCL instead of gloo; None: where the fleet computes on GPUs.
@@ -36,6 +38,7 @@ class TrainingConfig(Section):
     scale_learning_rate: float = Field(1e-2, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     objective: TrainingObjective = "auto"
+    gradient_checkpointing: bool = False
     num_workers: int = Field(1, ge=1)
     cpus_per_worker: float = Field(1.0, gt=0)
     use_gpu: bool | None = None

@@ -154,3 +154,11 @@ def tap_calls(model: nn.Module, tap: CallTap) -> list[RemovableHandle]:
         handles.append(module.register_forward_pre_hook(enter, prepend=True))
         handles.append(module.register_forward_hook(leave, always_call=True))
     return handles
+
+
+def tap_of(model: nn.Module) -> CallTap | None:
+    """The tap that `tap_calls` attached to a model, if there is one."""
+    for hook in model._forward_pre_hooks.values():
+        if isinstance(hook, _Enter) and hook.is_root:
+            return hook.tap
+    return None

@@ -7,6 +7,7 @@ A function that keeps its activations gives the same values and takes more memor
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,3 +41,18 @@ def resume_checkpoints() -> None:
     """Checkpoints are torch's own again."""
     for name, value in _TORCH.items():
         setattr(checkpoint, name, value)
+
+
+@contextlib.contextmanager
+def checkpoints_as(suspended: bool) -> Iterator[bool]:
+    """Suspend checkpoints, or let them be torch's own, for a while.
+
+    Yields:
+        Whether they were suspended before, as they are again afterwards.
+    """
+    were_suspended = getattr(checkpoint, _OTHER) is _keep_everything
+    (suspend_checkpoints if suspended else resume_checkpoints)()
+    try:
+        yield were_suspended
+    finally:
+        (suspend_checkpoints if were_suspended else resume_checkpoints)()

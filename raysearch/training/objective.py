@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from raysearch.errors import TaskError
 from raysearch.evaluation import Batch
+from raysearch.hooks import checkpoint_blocks
 from raysearch.training.recipe import Recipe
 
 
@@ -18,6 +19,9 @@ class Objective(nn.Module):
 
     Attributes:
         model: the quantized model.
+
+    Raises:
+        ConfigError: gradient checkpointing is asked for, and the model has no blocks.
     """
 
     def __init__(self, recipe: Recipe, model: nn.Module, teacher: nn.Module) -> None:
@@ -26,6 +30,8 @@ class Objective(nn.Module):
         self._recipe = recipe
         # In a tuple the teacher is no submodule: it stays in eval mode, and DDP leaves it alone.
         self._teacher = (teacher,)
+        if recipe.settings.gradient_checkpointing:
+            checkpoint_blocks(model)
 
     def forward(self, batch: Batch) -> Tensor:
         """The objective of one batch.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from raysearch.determinism import reproducible
+from raysearch.errors import ConfigError
 from raysearch.training import fine_tune, load_checkpoint
 from raysearch.training.fine_tune import ProcessContext
 from raysearch.training.step import _seeded, be_as_strict_as_possible, train
-from tests.support.training_recipes import cross_entropy, make_recipe
+from tests.support.training_recipes import Toy, cross_entropy, make_recipe
 
 
 def test_frozen_parameters_stay_and_everything_else_moves():
@@ -84,3 +88,33 @@ def test_training_here_takes_deterministic_algorithms_and_puts_the_users_back(de
     # 1 warns of an operation that has no deterministic form: much was computed before training.
     assert set(modes) == {1 if deterministic else 0}
     assert torch.get_deterministic_debug_mode() == 0
+
+
+class Blocks(Toy):
+    """With two blocks before the head."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(12, 12), nn.Dropout(0.2)) for _ in range(2))
+
+    def forward(self, x):
+        x = self.norm(self.first(x)).relu()
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def test_gradient_checkpointing_trains_to_the_same_bits():
+    torch.manual_seed(3)
+    recipe = make_recipe(kind=Blocks, epochs=1)
+    settings = recipe.settings.model_copy(update={"gradient_checkpointing": True})
+    states = []
+    for each in (recipe, replace(recipe, settings=settings)):
+        states.append(train(each, ProcessContext(False, lambda _: None)).state)
+    assert states[0] == states[1]
+
+
+def test_gradient_checkpointing_of_a_model_without_blocks_is_refused():
+    recipe = make_recipe(epochs=1, gradient_checkpointing=True)
+    with pytest.raises(ConfigError, match="Toy has no repeated blocks"):
+        train(recipe, ProcessContext(False, lambda _: None))
