@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysearch.calibration.weights import min_max_scale, mse_scale
+from raysearch.calibration.weights import min_max_scale, mse_affine, mse_scale
 from raysearch.quantizer import SymmetricQuantizer, quant_levels
 from raysearch.quantizer.quantizer import SMALLEST_SCALE
 from raysearch.records import Granularity, QuantizerRange
@@ -116,3 +116,28 @@ def test_scales_grow_with_the_weight():
 def test_half_precision_weights_are_read_as_float32():
     weight = weight_of("normal").to(torch.bfloat16)
     assert mse_scale(weight, ROWS, 4).tolist() == mse_scale(weight.float(), ROWS, 4).tolist()
+
+
+def affine_errors(weight, scale, zero, bits):
+    codes = np.clip(np.rint(weight / scale) + zero, 0, 2**bits - 1)
+    return (((codes - zero) * scale - weight) ** 2).sum(1)
+
+
+def clipped(weight, low_clip, high_clip, bits):
+    """Scale and zero point of the interval with each end clipped by itself."""
+    low = np.minimum(weight.min(1, keepdims=True), 0) * low_clip
+    high = np.maximum(weight.max(1, keepdims=True), 0) * high_clip
+    scale = (high - low) / (2**bits - 1)
+    return scale, np.clip(np.rint(-low / scale), 0, 2**bits - 1)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("name", ["normal", "heavy", "spiky", "negative"])
+def test_both_ends_of_an_asymmetric_range_are_searched(name, bits):
+    weight = (weight_of(name) + 0.3).numpy().astype(np.float64)
+    range_ = mse_affine(torch.from_numpy(weight).float(), ROWS, (0, 2**bits - 1))
+    found = affine_errors(weight, range_.scale[:, None].astype(np.float64), range_.zero_point[:, None], bits)
+    clips = np.linspace(0.05, 1, 20)
+    pairs = [affine_errors(weight, *clipped(weight, a, b, bits), bits) for a in clips for b in clips]
+    assert found.sum() <= np.min(pairs, axis=0).sum() * 1.01
+    assert (found <= affine_errors(weight, *clipped(weight, 1, 1, bits), bits) * (1 + 1e-5)).all()
