@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from raysearch.hooks.einsum import read_einsum
 from raysearch.hooks.functions import EAGER_CALLS, Call, plain_arguments
+from raysearch.hooks.layer_arguments import CONVOLUTIONS, LAYER_ARGUMENTS, TRANSPOSED
 
 PATCH_BYTES = 2**26
 """Vectors that are held at once; more are made in pieces of whole samples, whose sums are added in order."""
@@ -87,11 +88,10 @@ def read_calls(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     call = EAGER_CALLS.get(function)
     if call is not None and call.kind in ("matmul", "einsum", "bilinear"):
         return _products(call, plain_arguments(function, tuple(args)), dict(kwargs))
-    entry = _LAYERS.get(function)
-    if entry is None:
+    kind = _LAYERS.get(function)
+    if kind is None:
         return ()
-    kind, names = entry
-    values = {**dict(zip(names, args, strict=False)), **kwargs}
+    values = {**dict(zip(LAYER_ARGUMENTS[function], args, strict=False)), **kwargs}
     source, weight = values.get("input"), values.get("weight")
     if not isinstance(source, Tensor) or not isinstance(weight, Tensor):
         return ()
@@ -276,17 +276,11 @@ def _each(value: Any, dims: int) -> tuple[int, ...]:
     return tuple(map(int, entries * dims if len(entries) == 1 else entries))
 
 
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-_LAYERS: dict[Callable[..., Any], tuple[LayerKind, tuple[str, ...]]] = {
-    F.linear: ("linear", ("input", "weight", "bias")),
-    F.embedding: ("embedding", ("input", "weight")),
-    torch.embedding: ("embedding", ("weight", "input")),
-    F.conv1d: ("conv", _CONV),
-    F.conv2d: ("conv", _CONV),
-    F.conv3d: ("conv", _CONV),
-    F.conv_transpose1d: ("transposed", _TRANSPOSED),
-    F.conv_transpose2d: ("transposed", _TRANSPOSED),
-    F.conv_transpose3d: ("transposed", _TRANSPOSED),
+_LAYERS: dict[Callable[..., Any], LayerKind] = {
+    F.linear: "linear",
+    F.embedding: "embedding",
+    torch.embedding: "embedding",
+    **dict.fromkeys(CONVOLUTIONS, "conv"),
+    **dict.fromkeys(TRANSPOSED, "transposed"),
 }
-"""Function → the operation, and the names of its arguments in order."""
+"""Function → the operation."""

@@ -17,20 +17,13 @@ from torch.nn import functional as F
 
 from raysearch.evaluation.curvature.graphs import with_edge
 from raysearch.hooks.functions import CallMode
+from raysearch.hooks.layer_arguments import CONVOLUTIONS, LAYER_ARGUMENTS, TRANSPOSED
 
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-_EMBEDDING = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
-
-_SIGNATURES: dict[Any, tuple[str, tuple[str, ...]]] = {
-    F.linear: ("linear", ("input", "weight", "bias")),
-    F.conv1d: ("conv", _CONV),
-    F.conv2d: ("conv", _CONV),
-    F.conv3d: ("conv", _CONV),
-    F.conv_transpose1d: ("conv_transpose", _TRANSPOSED),
-    F.conv_transpose2d: ("conv_transpose", _TRANSPOSED),
-    F.conv_transpose3d: ("conv_transpose", _TRANSPOSED),
-    F.embedding: ("embedding", _EMBEDDING),
+_KINDS: dict[Any, str] = {
+    F.linear: "linear",
+    F.embedding: "embedding",
+    **dict.fromkeys(CONVOLUTIONS, "conv"),
+    **dict.fromkeys(TRANSPOSED, "conv_transpose"),
 }
 
 
@@ -78,10 +71,10 @@ class CallCapture(CallMode):
 
     def on_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record the call, if it is one of those."""
-        if func not in _SIGNATURES:
+        if func not in _KINDS:
             return func(*args, **kwargs)
-        kind, names = _SIGNATURES[func]
-        bound = dict(zip(names, args, strict=False)) | kwargs
+        kind = _KINDS[func]
+        bound = dict(zip(LAYER_ARGUMENTS[func], args, strict=False)) | kwargs
         name = self._name_of(bound["weight"])
         if not name or not _has_plain_gradient(kind, bound):
             return func(*args, **kwargs)
