@@ -21,7 +21,8 @@ from raysearch.export import StrippedModel, export_model
 from raysearch.pipeline.inputs import Inputs
 from raysearch.records import BitAssignment, Candidate, ExportManifest, RangeTable, Refinement, RoundingTable
 from raysearch.records.refinement import PLAIN
-from raysearch.refinement import Winner, refine
+from raysearch.records.winner import Winner
+from raysearch.refinement import refine
 from raysearch.rounding import round_sequentially, round_weights
 from raysearch.seeding import derive_seed
 from raysearch.simulation import Judgement, MeasuredObjective
@@ -119,15 +120,13 @@ def refine_winner(
     """
     settings = inputs.config.rounding
     num_shards = {DataSet.CALIBRATION: len(inputs.samples.calibration), DataSet.SEARCH: num_search_shards}
+    winner = Winner(inputs.setup, ranges, assignment)
     candidates = [_candidate(inputs, Candidate(PLAIN), ranges, assignment)]
     if SEQUENTIAL in settings.refine:
         pool = part_pool(SEQUENTIAL)
-        table = round_sequentially(
-            inputs.setup, ranges, assignment, pool, num_shards[DataSet.CALIBRATION], settings
-        )
+        table = round_sequentially(winner, pool, num_shards[DataSet.CALIBRATION], settings)
         rounded = Candidate(SEQUENTIAL, table.put_into(RangeTable({})).rounded)
         candidates.append(_candidate(inputs, rounded, ranges, assignment))
-    winner = Winner(inputs.setup, ranges, assignment)
     return refine(winner, candidates, part_pool("candidates"), num_shards, settings, inputs.config.seed)
 
 

@@ -1,6 +1,5 @@
 """Refinement: the chosen assignment made better, without labels and without training data."""
 
 from raysearch.refinement.refine import refine
-from raysearch.refinement.winner import Winner
 
-__all__ = ["Winner", "refine"]
+__all__ = ["refine"]

@@ -11,8 +11,8 @@ from raysearch.evaluation import DataSet, Replica, shard_name
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.hooks import put_floats
 from raysearch.records.refinement import Candidate
+from raysearch.records.winner import Winner
 from raysearch.refinement.tuning import Work
-from raysearch.refinement.winner import Winner
 
 
 def judge(replica: Replica, work: Work, candidate: Candidate, index: int) -> UnitValue:

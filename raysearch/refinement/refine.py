@@ -13,9 +13,9 @@ from raysearch.config.rounding import RoundingConfig
 from raysearch.errors import DataError
 from raysearch.evaluation import DataSet
 from raysearch.records.refinement import Candidate, Refinement
+from raysearch.records.winner import Winner
 from raysearch.refinement.judging import judge
 from raysearch.refinement.tuning import Work, candidate_from, tune
-from raysearch.refinement.winner import Winner
 from raysearch.seeding import derive_seed
 
 FloatArray = npt.NDArray[np.float64]

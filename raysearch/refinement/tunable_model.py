@@ -15,7 +15,7 @@ from raysearch.quantizer import SMALLEST_SCALE, Quantizer, dequantize, make_quan
 from raysearch.records import QuantizationPoint, QuantizerRange
 from raysearch.records.refinement import Candidate
 from raysearch.records.scheme import Scheme
-from raysearch.refinement.winner import Winner
+from raysearch.records.winner import Winner
 
 
 class _Decoded(nn.Module):

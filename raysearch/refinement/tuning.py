@@ -18,8 +18,8 @@ from raysearch.errors import DataError
 from raysearch.evaluation import Batch, DataSet, Replica, batch_size, run_in_microbatches, shard_name
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.records.refinement import Candidate, Refinement
+from raysearch.records.winner import Winner
 from raysearch.refinement.tunable_model import TunableModel
-from raysearch.refinement.winner import Winner
 
 TUNED = "tuned"
 

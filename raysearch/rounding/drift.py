@@ -23,7 +23,7 @@ from raysearch.hooks.attach import attach_activation
 from raysearch.hooks.flat_weights import follow_parametrizations
 from raysearch.hooks.locations import module_of
 from raysearch.quantizer import make_quantizer
-from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
+from raysearch.records.winner import Winner
 from raysearch.rounding.layers import Geometry, vectors
 from raysearch.rounding.second_moments import Moment, MomentTap, Reader, reader_from
 from raysearch.simulation import DeployedWeights
@@ -39,15 +39,11 @@ class Deployed:
     """How far a model is quantized.
 
     Attributes:
-        setup: points and groups.
-        ranges: scales and codes in force.
-        assignment: group id → scheme; its activations are all quantized.
+        winner: what it is on its way to; all activations are quantized.
         done: the weights that are quantized; the others are float.
     """
 
-    setup: QuantizerSetup
-    ranges: RangeTable
-    assignment: BitAssignment
+    winner: Winner
     done: tuple[str, ...]
 
 
@@ -250,7 +246,8 @@ def _quantized_so_far(replica: Replica, deployed: Deployed) -> nn.Module:
 
 def _make_model(model: nn.Module, deployed: Deployed) -> nn.Module:
     """A copy that shares its float weights; activations and the weights that are done are quantized."""
-    setup, schemes = deployed.setup, deployed.assignment.per_point(deployed.setup)
+    setup, ranges = deployed.winner.setup, deployed.winner.ranges
+    schemes = deployed.winner.assignment.per_point(setup)
     shared: dict[int, object] = {id(p): p for p in model.parameters()}
     quantized = private_copy(model, shared).eval()
     device = next((p.device for p in model.parameters()), None)
@@ -259,11 +256,11 @@ def _make_model(model: nn.Module, deployed: Deployed) -> nn.Module:
         quantizer = make_quantizer(point).to(device).requires_grad_(False)
         quantizer.enabled = name in schemes
         if name in schemes:
-            quantizer.set_range(schemes[name].num_bits, deployed.ranges[name, schemes[name]])
+            quantizer.set_range(schemes[name].num_bits, ranges[name, schemes[name]])
         activations[name] = quantizer
     attach_activation(quantized, setup, activations)
     floats = {name: model.get_parameter(name) for name in setup.of_kind("weight")}
-    source = DeployedWeights(floats, setup, deployed.ranges)
+    source = DeployedWeights(floats, setup, ranges)
     for name in deployed.done:
         weight = nn.Parameter(source.make(name, schemes[name]), requires_grad=False)
         for site in setup.points[name].sites:

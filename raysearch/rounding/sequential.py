@@ -16,9 +16,10 @@ from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.config.rounding import RoundingConfig
 from raysearch.errors import DataError
 from raysearch.evaluation import Replica
-from raysearch.records import BitAssignment, QuantizationPoint, QuantizerSetup, RangeTable
+from raysearch.records import QuantizationPoint, RangeTable
 from raysearch.records.rounding import RoundedWeight, RoundingTable
 from raysearch.records.scheme import Scheme
+from raysearch.records.winner import Winner
 from raysearch.rounding.compensation import Factor
 from raysearch.rounding.drift import (
     Deployed,
@@ -51,12 +52,7 @@ class Step:
 
 
 def round_sequentially(
-    setup: QuantizerSetup,
-    ranges: RangeTable,
-    assignment: BitAssignment,
-    pool: Pool,
-    num_shards: int,
-    settings: RoundingConfig,
+    winner: Winner, pool: Pool, num_shards: int, settings: RoundingConfig
 ) -> RoundingTable:
     """Round the weights of one assignment anew, in the order in which a forward reads them.
 
@@ -75,9 +71,7 @@ def round_sequentially(
     workers, and sums are added in key order. Bytes: 16·d² a unit, on the driver for all units of one tensor.
 
     Args:
-        setup: points and groups.
-        ranges: calibrated ranges with the codes of the rounding table.
-        assignment: group id → scheme.
+        winner: the assignment, with the codes of the rounding table.
         pool: its replicas hold the float model and the calibration shards.
         num_shards: how many shards there are.
         settings: how it is done.
@@ -88,7 +82,8 @@ def round_sequentially(
 
     Source: the asymmetric calibration of Li et al., GPTAQ, 2025 (arXiv 2504.02692).
     """
-    schemes = assignment.per_point(setup)
+    setup, ranges = winner.setup, winner.ranges
+    schemes = winner.assignment.per_point(setup)
     names = tuple(name for name in setup.of_kind("weight") if name in schemes)
     answers = dict(pool.run(order_of_layers, {("order",): ()}, (names,)))
     steps = steps_from(answers["order",])
@@ -96,7 +91,7 @@ def round_sequentially(
     done = tuple(name for name in names if name not in waiting)
     weights: dict[tuple[str, Scheme], RoundedWeight] = {}
     for step_names in steps:
-        deployed = Deployed(setup, ranges, assignment, done)
+        deployed = Deployed(replace(winner, ranges=ranges), done)
         step = _make_step(step_names, deployed, settings)
         drifts, num_samples = _take_drifts(pool, deployed, step_names[0], num_shards, settings.unit_shards)
         units: dict[Key, tuple[object, ...]] = {("weights", step_names[0]): (step, drifts, num_samples)}
@@ -180,11 +175,12 @@ def _take_drifts(
 
 
 def _make_step(names: Sequence[str], deployed: Deployed, settings: RoundingConfig) -> Step:
-    setup, schemes = deployed.setup, deployed.assignment.per_point(deployed.setup)
+    setup, ranges = deployed.winner.setup, deployed.winner.ranges
+    schemes = deployed.winner.assignment.per_point(setup)
     points = tuple(setup.points[name] for name in names)
     targets = []
     for point in points:
-        own = make_targets(setup, deployed.ranges.calibrated, point)
+        own = make_targets(setup, ranges.calibrated, point)
         targets += [target for target in own if target.scheme == schemes[point.id]]
     return Step(points, tuple(targets), settings)
 

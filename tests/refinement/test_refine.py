@@ -13,7 +13,8 @@ from raysearch.evaluation import DataSet
 from raysearch.hooks import put_floats
 from raysearch.records import BitAssignment, Candidate
 from raysearch.records.refinement import PLAIN
-from raysearch.refinement import Winner, refine
+from raysearch.records.winner import Winner
+from raysearch.refinement import refine
 from raysearch.refinement.judging import make_model
 from raysearch.refinement.tuning import Work, candidate_from, terms_of, tune
 from raysearch.rounding import round_weights

@@ -12,6 +12,7 @@ from raysearch.controller import create_controller
 from raysearch.errors import DataError
 from raysearch.evaluation import DataSet
 from raysearch.records import BitAssignment, RangeTable
+from raysearch.records.winner import Winner
 from raysearch.rounding import round_sequentially, round_weights
 from raysearch.rounding.drift import order_of_layers, steps_from
 from raysearch.rounding.problem import gather_inputs
@@ -37,7 +38,8 @@ class Case:
 
     def sequential(self, wrap=lambda pool: pool):
         pool = wrap(LocalPool(self.replica))
-        return round_sequentially(self.setup, self.plain, self.assignment, pool, len(SIZES), SETTINGS)
+        winner = Winner(self.setup, self.plain, self.assignment)
+        return round_sequentially(winner, pool, len(SIZES), SETTINGS)
 
     def divergence(self, ranges: RangeTable) -> float:
         """Mean over the calibration samples."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
+from raysearch.records.assignment import BitAssignment
+from raysearch.records.ranges import RangeTable
+from raysearch.records.setup import QuantizerSetup
 
 
 @dataclass(frozen=True)
 class Winner:
-    """The assignment that is refined.
+    """An assignment and all that says how it is deployed.
 
     Attributes:
         setup: points and groups.
-        ranges: calibrated ranges with the codes of the rounding table.
+        ranges: scales and codes in force.
         assignment: group id → scheme.
     """
 
