@@ -13,8 +13,8 @@ PACKAGE = ROOT / "raysearch"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {
     "artifacts", "calibration", "cli", "cluster", "compression", "config", "controller", "evaluation",
-    "export", "hooks", "pipeline", "placement", "quantizer", "records", "refinement", "reporting", "rounding",
-    "search", "sensitivity", "simulation", "training",
+    "export", "hooks", "huggingface", "pipeline", "placement", "quantizer", "records", "refinement",
+    "reporting", "rounding", "search", "sensitivity", "simulation", "training",
 }  # fmt: skip
 VAGUE = {"found", "kept", "wanted", "held", "marks", "given", "asked", "whole"}
 """Names that say that something is there, not what it is."""
