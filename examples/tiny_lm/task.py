@@ -1,0 +1,26 @@
+"""The task that raysearch runs: the trained language model and windows of text that it reads."""
+
+from dataclasses import replace
+
+from topics import MODEL, WINDOW, load_texts
+
+from raysearch import Task
+from raysearch.huggingface import ModelDirectory, causal_lm_task
+from raysearch.huggingface.text import TokenWindows, WindowMaker
+
+
+def make_task() -> Task:
+    """Calibration, validation and training text are apart; the test text stays out.
+
+    There is no loss: training follows the float model's probabilities of the next token.
+    """
+    texts = load_texts()
+    task = causal_lm_task(
+        MODEL,
+        texts["calibration"],
+        validation_text=texts["validation"],
+        test_text=texts["test"],
+        window=WINDOW,
+    )
+    maker = WindowMaker.of(ModelDirectory(MODEL), task.model, WINDOW)
+    return replace(task, train=TokenWindows(input_ids=maker.windows(texts["train"], "training")))
