@@ -16,6 +16,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 if TYPE_CHECKING:
     from raysearch.api import inspect, run
+    from raysearch.artifacts import list_runs
     from raysearch.compression.create import create_compressed_model
     from raysearch.config import Config, load_config
     from raysearch.controller import QuantizationController, create_controller
@@ -57,6 +58,7 @@ _HOME_OF = {
     "create_controller": "controller.create_controller",
     "export_run": "saved_run.export_run",
     "inspect": "api.inspect",
+    "list_runs": "artifacts.list_runs",
     "load_config": "config.load_config",
     "load_model": "export.load_model",
     "load_run": "saved_run.load_run",
@@ -92,6 +94,7 @@ __all__ = [
     "create_controller",
     "export_run",
     "inspect",
+    "list_runs",
     "load_config",
     "load_model",
     "load_run",

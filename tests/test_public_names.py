@@ -12,7 +12,8 @@ from raysearch.config import Config, Section
 NAMES = [
     "BadInputError", "BitAssignment", "Config", "Job", "Metric", "QuantizationController",
     "QuantizerSetup", "RaysearchError", "RunError", "RunResult", "RunStatus", "SavedRun", "Task",
-    "__version__", "create_compressed_model", "create_controller", "export_run", "inspect", "load_config",
+    "__version__", "create_compressed_model", "create_controller", "export_run", "inspect", "list_runs",
+    "load_config",
     "load_model",
     "load_run", "load_sensitivity", "load_task", "report", "resolve", "resolve_measured", "retrieve", "run",
     "status", "submit", "verify",

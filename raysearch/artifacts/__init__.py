@@ -1,6 +1,7 @@
 """A run on disk or in an object store: its records, its units of work, and its retrieval."""
 
 from raysearch.artifacts import codecs
+from raysearch.artifacts.listing import ListedRun, list_runs
 from raysearch.artifacts.location import DEFAULT_STORAGE, redact
 from raysearch.artifacts.owner import current_status, owned
 from raysearch.artifacts.retrieve import copy_run, hash_file, retrieve
@@ -11,6 +12,7 @@ from raysearch.artifacts.unit_log import UnitLog
 
 __all__ = [
     "DEFAULT_STORAGE",
+    "ListedRun",
     "RunStore",
     "Storage",
     "UnitLog",
@@ -18,6 +20,7 @@ __all__ = [
     "copy_run",
     "current_status",
     "hash_file",
+    "list_runs",
     "new_run_id",
     "owned",
     "redact",

@@ -120,13 +120,17 @@ def owned(store: RunStore) -> Iterator[None]:
 def current_status(store: RunStore) -> RunStatus:
     """What `status.json` says, or that the driver of a run that says "running" is dead.
 
+    `updated` of a run that goes on is its driver's last sign of life, which may be later than the record.
+
     Raises:
         StorageError: there is no status, or it is damaged.
     """
     status = store.load(codecs.STATUS)
     owner = read_owner(store)
-    if status.state != "running" or owner is None or owner.is_alive(time.time()):
+    if status.state != "running" or owner is None:
         return status
+    if owner.is_alive(time.time()):
+        return replace(status, updated=max(status.updated, owner.beat))
     message = (
         f"its driver ended without a word ({owner.describe()}); `raysearch run … --resume --run-id "
         f"{store.run_id}` goes on with it."

@@ -140,6 +140,17 @@ class Storage:
         names = [path[len(base) :].strip("/") for path in paths]
         return tuple(sorted(name for name in names if not _is_temporary(name)))
 
+    def folders(self) -> tuple[str, ...]:
+        """Names of the folders directly below this one, sorted; none where there is no such folder.
+
+        Raises:
+            StorageError: the storage cannot be reached.
+        """
+        with self._explained("list", ""):
+            selector = arrow_fs.FileSelector(self._path(""), allow_not_found=True)
+            infos = self._filesystem.get_file_info(selector)
+        return tuple(sorted(info.base_name for info in infos if info.type == arrow_fs.FileType.Directory))
+
     def delete_dir(self, name: str) -> None:
         """Delete a folder below this one with all it holds; nothing happens when there is none.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from typing import Annotated
 
 import typer
@@ -149,8 +150,11 @@ def cancel(
 
 def _show_status(status: RunStatus, show: Show) -> None:
     def draw(out: Console) -> None:
-        out.print(f"{status.run_id}: {status.state}, {console.progress_text(status)}")
+        age = console.age_text(status.updated, time.time())
+        sign = f", last sign of life {age}" if age and status.state == "running" else ""
+        text = f"{status.run_id}: {status.state}, {console.progress_text(status)}{sign}"
+        out.print(text, markup=False)
         if status.message:
-            out.print(status.message)
+            out.print(status.message, markup=False)
 
     show(json.loads(status.to_json()), draw)

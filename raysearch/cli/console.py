@@ -9,8 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from raysearch.artifacts import ListedRun
 from raysearch.records import (
+    TERMINAL_STATES,
     BitAssignment,
     Budget,
     CostModel,
@@ -77,6 +80,37 @@ class ProgressLines:
         """Take the moving bar away."""
         if self._console.is_terminal:
             self._live.stop()
+
+
+def age_text(updated: float, now: float) -> str:
+    """How long ago a run gave its last sign of life; "" where that is not known.
+
+    Example:
+        >>> age_text(1000.0, 1150.0)
+        '2.5 min ago'
+    """
+    return f"{duration(max(0.0, now - updated))} ago" if updated else ""
+
+
+def runs_table(runs: Sequence[ListedRun], now: float) -> Table:
+    """A row a run; names and texts that a user chose are never read as markup.
+
+    Args:
+        runs: of one storage.
+        now: Unix time, for ages.
+    """
+    table = Table("run", "budget", "state", "size", "last sign of life")
+    table.columns[0].no_wrap = True
+    for listed in runs:
+        status = listed.status
+        state = status.state
+        if state not in TERMINAL_STATES:
+            state = f"{state}: {status.message or progress_text(status)}"
+        costs = {} if listed.result is None else listed.result.costs
+        size = cost("size", costs["size"]) if "size" in costs else ""
+        texts = (listed.run_id, " ".join(listed.budget), state, size, age_text(status.updated, now))
+        table.add_row(*map(Text, texts))
+    return table
 
 
 def progress_text(status: RunStatus) -> str:

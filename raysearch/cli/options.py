@@ -7,16 +7,31 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raysearch.cli.choices import PLACE
+from raysearch.version import __version__
 
 if TYPE_CHECKING:
     from raysearch.config import Config
 
 app = typer.Typer(
-    help="Mixed-precision quantization search for PyTorch on Ray.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked_for: bool) -> None:
+    if asked_for:
+        typer.echo(f"raysearch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Mixed-precision quantization search for PyTorch on Ray."""
+
 
 TaskArgument = Annotated[
     str, typer.Argument(metavar="TASK", help="path/to/file.py:factory or package.module:factory")

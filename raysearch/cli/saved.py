@@ -1,19 +1,48 @@
-"""Commands on a saved run: retrieve, resolve, report, export."""
+"""Commands on saved runs: list, retrieve, resolve, report, export."""
 
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from raysearch.artifacts import DEFAULT_STORAGE
+from raysearch.artifacts import DEFAULT_STORAGE, ListedRun, list_runs
 from raysearch.cli import console
 from raysearch.cli.choices import PLACE, export_targets, listing, surrogates
 from raysearch.cli.command import command
 from raysearch.cli.options import BudgetOption, JsonOption, RunArgument, StorageOption, app
 from raysearch.records import CostModel, SearchTrial, parse_budgets
+
+
+@app.command("list")
+def list_command(storage: StorageOption = DEFAULT_STORAGE, as_json: JsonOption = False) -> None:
+    """The runs of a storage: budget, state, progress and when each last gave a sign of life."""
+    with command(as_json) as show:
+        runs = list_runs(storage)
+
+        def draw(out: Console) -> None:
+            if not runs:
+                out.print(f"no runs in {storage}", markup=False)
+                return
+            out.print(console.runs_table(runs, time.time()))
+
+        show([_run_facts(listed) for listed in runs], draw)
+
+
+def _run_facts(listed: ListedRun) -> dict[str, Any]:
+    result = listed.result
+    return {
+        "run_id": listed.run_id,
+        "task": listed.task,
+        "budget": list(listed.budget),
+        "status": asdict(listed.status),
+        "costs": {} if result is None else dict(result.costs),
+        "quantized_metrics": {} if result is None else dict(result.quantized_metrics),
+    }
 
 
 @app.command()

@@ -12,7 +12,7 @@ from raysearch.config.sections import Config
 from raysearch.config.sensitivity import SensitivityConfig
 from raysearch.config.training import TrainingConfig
 from raysearch.config.validation import ValidationConfig
-from raysearch.config.writing import settings_as_text
+from raysearch.config.writing import settings_as_text, settings_as_toml
 
 __all__ = [
     "CalibrationConfig",
@@ -29,5 +29,6 @@ __all__ = [
     "ValidationConfig",
     "load_config",
     "settings_as_text",
+    "settings_as_toml",
     "with_search",
 ]

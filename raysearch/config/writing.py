@@ -25,6 +25,26 @@ def settings_as_text(config: Config) -> list[str]:
     return list(flatten("", config.model_dump(mode="json", exclude_defaults=True)))
 
 
+def settings_as_toml(config: Config) -> str:
+    """Every setting, defaults included, as a TOML file that `load_config` reads back as the same settings.
+
+    A setting that is open (None) has no form in TOML: it stands in a comment.
+    """
+    top: list[str] = []
+    tables: list[str] = []
+    for name, value in config.model_dump(mode="json").items():
+        if not isinstance(value, Mapping):
+            top.append(_line(name, value))
+            continue
+        lines = [_line(key, inner) for key, inner in value.items()]
+        tables.append("\n".join([f"[{name}]", *lines]))
+    return "\n\n".join(["\n".join(top), *tables]) + "\n"
+
+
+def _line(name: str, value: Any) -> str:
+    return f"# {name} is open" if value is None else f"{name} = {_toml(value)}"
+
+
 def _toml(value: Any) -> str:
     # Before int, which a bool is in Python and not in TOML.
     if isinstance(value, bool):
@@ -33,7 +53,8 @@ def _toml(value: Any) -> str:
         items = ", ".join(_toml(item) for item in value)
         return f"[{items}]"
     if isinstance(value, Mapping):
-        entries = [f"{_toml(str(key))} = {_toml(item)}" for key, item in value.items()]
+        filled = {key: item for key, item in value.items() if item is not None}
+        entries = [f"{_toml(str(key))} = {_toml(item)}" for key, item in filled.items()]
         return "{" + ", ".join(entries) + "}"
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')

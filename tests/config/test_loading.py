@@ -1,8 +1,10 @@
+import tomllib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysearch.config import Config, load_config, settings_as_text
+from raysearch.config import Config, load_config, settings_as_text, settings_as_toml
 from raysearch.errors import ConfigError
 from raysearch.records import COST_KINDS
 
@@ -110,6 +112,7 @@ def test_workers_are_no_part_of_a_run_but_threads_are():
 def test_settings_survive_the_command_line_of_a_job(values):
     config = load_config(overrides=values)
     assert load_config(assignments=settings_as_text(config)) == config
+    assert load_config(overrides=tomllib.loads(settings_as_toml(config))) == config
 
 
 def test_overrides_are_read_and_a_misspelt_key_is_named():
