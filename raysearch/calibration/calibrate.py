@@ -33,6 +33,7 @@ from raysearch.evaluation import (
 )
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.hooks import attach_activation, detach_all
+from raysearch.quantizer import storable_range
 from raysearch.records import QuantizationPoint, QuantizerRange, QuantizerSetup, RangeTable, Scheme
 
 
@@ -190,7 +191,8 @@ def weight_ranges(
             if part not in observations:
                 observations[part] = _observe_weight(part, weight, rule)
                 warn_of_clipping(part, observations[part])
-            value = _weight_range(part, weight, observations[part], rule, scheme.num_bits)
+            observed = _weight_range(part, weight, observations[part], rule, scheme.num_bits)
+            value = storable_range(observed, part)
             fields[f"{scheme}|scale"] = value.scale
             fields[f"{scheme}|zero_point"] = value.zero_point
             fields[f"{scheme}|signed"] = np.array([value.signed])
@@ -221,10 +223,12 @@ def _weight_range(
     if spec.mode == "asymmetric":
         if rule.estimator == "min_max":
             return find_range(point, observations, rule, bits)
-        return mse_affine(weight, point.granularity, levels_of(point, bits, signed=False))
+        levels = levels_of(point, bits, signed=False)
+        return mse_affine(weight, point.granularity, levels, point.scale_format)
     signed = bool((weight < 0).any()) if spec.signed is None else spec.signed
     find = mse_scale if rule.estimator == "mse" else min_max_scale
-    scale = find(weight, point.granularity, bits, levels_of(point, bits, signed=signed))
+    levels = levels_of(point, bits, signed=signed)
+    scale = find(weight, point.granularity, bits, levels, point.scale_format)
     return QuantizerRange(scale, np.zeros(scale.shape, np.int32), signed)
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from raysearch.calibration.observer import ObservationPlan, Observer
 from raysearch.calibration.statistics import Statistics
-from raysearch.quantizer import quant_levels
+from raysearch.quantizer import quant_levels, storable
 from raysearch.quantizer.blocks import Blocks
-from raysearch.quantizer.quantizer import SMALLEST_SCALE
 from raysearch.records import Granularity, QuantizerRange
 
 NUM_CLIPS = 80
@@ -90,7 +89,11 @@ def _observe(rows: Tensor, plan: ObservationPlan) -> Statistics:
 
 
 def min_max_scale(
-    weight: Tensor, granularity: Granularity, num_bits: int, levels: tuple[int, int] | None = None
+    weight: Tensor,
+    granularity: Granularity,
+    num_bits: int,
+    levels: tuple[int, int] | None = None,
+    scale_format: str = "float32",
 ) -> npt.NDArray[np.float32]:
     """max|w| / quant_max of each scale; the smallest one of a quantizer where all is 0.
 
@@ -99,16 +102,21 @@ def min_max_scale(
         granularity: which elements share a scale.
         num_bits: the width; not read where `levels` are given.
         levels: (lowest code, highest code); None: the signed ones of the width.
+        scale_format: form in which the scales are stored.
     """
     _, top = levels or quant_levels(num_bits, signed=True)
     peak = scale_rows(weight, granularity).float().abs().amax(1)
-    return _array(peak / top)
+    return _array(storable(peak / top, scale_format))
 
 
 def mse_scale(
-    weight: Tensor, granularity: Granularity, num_bits: int, levels: tuple[int, int] | None = None
+    weight: Tensor,
+    granularity: Granularity,
+    num_bits: int,
+    levels: tuple[int, int] | None = None,
+    scale_format: str = "float32",
 ) -> npt.NDArray[np.float32]:
-    """The scale that minimises ‖Q(w) − w‖² of its elements; never worse than `min_max_scale`.
+    """The stored scale that minimises ‖Q(w) − w‖² of its elements; never worse than `min_max_scale`.
 
     The best of 1.1·NUM_CLIPS evenly spaced clips, ties to the larger one, then polished: for codes c of a
     scale s the best scale is ⟨w, c⟩/⟨c, c⟩, and rounding anew to it can only lower the error further.
@@ -120,6 +128,7 @@ def mse_scale(
         granularity: which elements share a scale.
         num_bits: the width.
         levels: lowest and highest code, where they are not those of a signed weight of this width.
+        scale_format: form in which the scales are stored.
     """
     low, high = levels or quant_levels(num_bits, signed=True)
     rows = scale_rows(weight, granularity).float()
@@ -131,7 +140,7 @@ def mse_scale(
 
     def consider(candidate: Tensor) -> None:
         nonlocal best, scale
-        candidate = candidate.clamp_min(SMALLEST_SCALE)
+        candidate = storable(candidate, scale_format)
         error = (codes_of(candidate) * candidate - rows).square().sum(1, keepdim=True)
         better = error < best
         best, scale = torch.where(better, error, best), torch.where(better, candidate, scale)
@@ -146,8 +155,10 @@ def mse_scale(
     return _array(scale.reshape(-1))
 
 
-def mse_affine(weight: Tensor, granularity: Granularity, levels: tuple[int, int]) -> QuantizerRange:
-    """The scale and zero point that minimise ‖Q(w) − w‖² of their elements; never worse than min-max.
+def mse_affine(
+    weight: Tensor, granularity: Granularity, levels: tuple[int, int], scale_format: str = "float32"
+) -> QuantizerRange:
+    """The stored scale and zero point of least ‖Q(w) − w‖² of their elements; never worse than min-max.
 
     The interval is [min w, max w] of a channel or group, widened to 0. Each end is clipped by itself: every
     pair of NUM_END_CLIPS evenly spaced clips, then the neighbours of the best pair, END_ROUNDS times at half
@@ -160,6 +171,7 @@ def mse_affine(weight: Tensor, granularity: Granularity, levels: tuple[int, int]
         weight: the weight.
         granularity: which elements share a scale.
         levels: (lowest code, highest code).
+        scale_format: form in which the scales are stored.
     """
     bottom, top = levels
     rows = scale_rows(weight, granularity).float()
@@ -173,7 +185,7 @@ def mse_affine(weight: Tensor, granularity: Granularity, levels: tuple[int, int]
 
     def consider(size: Tensor, place: Tensor, clips: tuple[Tensor, Tensor]) -> None:
         nonlocal best, scale, zero, low_clip, high_clip
-        size = size.clamp_min(SMALLEST_SCALE)
+        size = storable(size, scale_format)
         error = (codes_of(size, place) * size - rows).square().sum(1, keepdim=True)
         better = error < best
         best = torch.where(better, error, best)
@@ -185,7 +197,7 @@ def mse_affine(weight: Tensor, granularity: Granularity, levels: tuple[int, int]
 
     def consider_ends(clips: tuple[Tensor, Tensor]) -> None:
         clipped_low, clipped_high = low * clips[0], high * clips[1]
-        size = ((clipped_high - clipped_low) / (top - bottom)).clamp_min(SMALLEST_SCALE)
+        size = storable((clipped_high - clipped_low) / (top - bottom), scale_format)
         consider(size, (bottom + torch.round(-clipped_low / size)).clamp(bottom, top), clips)
 
     shares = [step / NUM_END_CLIPS for step in range(NUM_END_CLIPS, 0, -1)]
@@ -208,6 +220,5 @@ def mse_affine(weight: Tensor, granularity: Granularity, levels: tuple[int, int]
 
 
 def _array(scale: Tensor) -> npt.NDArray[np.float32]:
-    # The floor is the quantizer's own, so that the table holds what is deployed.
-    array: npt.NDArray[np.float32] = scale.clamp_min(SMALLEST_SCALE).cpu().numpy().astype(np.float32)
+    array: npt.NDArray[np.float32] = scale.cpu().numpy().astype(np.float32)
     return array

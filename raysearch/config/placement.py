@@ -44,6 +44,7 @@ class PlacementConfig(Section):
     ignored_scopes: tuple[str, ...] = ()
     overrides: dict[str, OverrideConfig] = Field(default_factory=dict)
     profile: str = "any"
+    scale_dtype: Literal["float32", "float16", "bfloat16", "model"] | None = None
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> PlacementConfig:

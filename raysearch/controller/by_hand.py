@@ -70,6 +70,7 @@ def setup_of(
             shape=tuple(shapes[name]),
             granularity=_point_granularity(part.quantizer),
             input_point=weight_inputs.get(name, ""),
+            scale_format=part.quantizer.scale_format,
         )
         groups[name] = QuantizerGroup(name, (name,), (part.quantizer.num_bits,))
     return QuantizerSetup(points, groups)

@@ -33,6 +33,7 @@ class Dequantize(nn.Module):
         zero_point: int8, shape of `scale`; None means 0 everywhere: a symmetric signed weight.
         num_bits: width of the codes.
         granularity: which elements share a scale.
+        scale_format: form in which the scales are stored.
         dtype: of the weight.
         is_symmetric: whether the zero points follow from the width alone.
     """
@@ -49,6 +50,7 @@ class Dequantize(nn.Module):
         self.dtype = dtype
         self.num_bits = quantizer.num_bits
         self.granularity = grid.granularity
+        self.scale_format = quantizer.scale_format
 
     def forward(self, codes: Tensor) -> Tensor:
         """The weight."""
@@ -97,6 +99,7 @@ class StrippedWeight:
         zero_point: int8, shape of `scale`; None of a symmetric signed weight, whose code 0 is the value 0.
         symmetric: whether its zero points follow from the width alone: 0, or −2^(b−1) when it is unsigned.
         dtype: of the weight that the codes stand for.
+        scale_format: form in which the scales are stored.
     """
 
     name: str
@@ -108,6 +111,7 @@ class StrippedWeight:
     zero_point: Tensor | None = None
     symmetric: bool = True
     dtype: torch.dtype = torch.float32
+    scale_format: str = "float32"
 
 
 def strip(
@@ -193,6 +197,7 @@ def stripped_weights(model: nn.Module, setup: QuantizerSetup) -> dict[str, Strip
                 zero_point=step.zero_point,
                 symmetric=step.is_symmetric,
                 dtype=step.dtype,
+                scale_format=step.scale_format,
             )
     return weights
 

@@ -131,6 +131,12 @@ def _check_assignment(model: StrippedModel) -> None:
                 f"'{name}' has a scale {weight.granularity} in the stripped module and {granularity} in the "
                 f"assignment ('{scheme}'); strip the model that has this assignment."
             )
+        scale_format = point.at(scheme).scale_format
+        if weight.scale_format != scale_format:
+            raise ExportError(
+                f"the scales of '{name}' are {weight.scale_format} in the stripped module and {scale_format} "
+                f"in the setup; strip the model that was placed with this setup."
+            )
 
 
 def _checked_weights_bytes(model: StrippedModel) -> int:

@@ -20,12 +20,15 @@ from raysearch.export.input_spec import InputSpec, input_spec_from
 from raysearch.quantizer import MAX_BITS, MIN_BITS
 from raysearch.records import Granularity, QuantizerSpec, Site
 from raysearch.records.dtypes import STORED_DTYPES
+from raysearch.records.scale_format import SCALE_FORMATS
 from raysearch.records.scheme import Scheme
 
 FORMAT = "bitstream-le"
-VERSION = 2
+VERSION = 3
 GROUPS_SINCE = 2
 """First version that has scales per group; a folder without them is of version 1, which is read as well."""
+SCALE_FORMATS_SINCE = 3
+"""First version whose scales may be in half precision."""
 WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -43,6 +46,7 @@ class PackedWeight:
         aliases: further names of the same weight (tied weights); it is stored once.
         zero_point: z of every code, or "stored": int8 values, one a scale.
         dtype: of the weight that the codes stand for, by safetensors' name; left out of the file if "F32".
+        scale_format: form in which the scales are stored; left out of the file if "float32".
     """
 
     bits: int
@@ -51,6 +55,12 @@ class PackedWeight:
     aliases: tuple[str, ...] = ()
     zero_point: int | Literal["stored"] = 0
     dtype: str = "F32"
+    scale_format: str = "float32"
+
+    @property
+    def scale_dtype(self) -> str:
+        """Type of the stored scales, by safetensors' name."""
+        return SCALE_FORMATS[self.scale_format].dtype
 
     @property
     def num_codes(self) -> int:
@@ -139,8 +149,7 @@ class ModelConfig:
 
     def to_json(self) -> str:
         """The configuration as JSON text, laid out as Hugging Face does."""
-        has_groups = any(weight.granularity.group_size for weight in self.weights.values())
-        version = GROUPS_SINCE if has_groups else 1
+        version = max(map(_needed_version, self.weights.values()), default=1)
         return _lines(
             {
                 "model_type": "raysearch",
@@ -191,6 +200,12 @@ class ModelConfig:
             ) from error
 
 
+def _needed_version(weight: PackedWeight) -> int:
+    if weight.scale_format != "float32":
+        return SCALE_FORMATS_SINCE
+    return GROUPS_SINCE if weight.granularity.group_size else 1
+
+
 def _lines(value: Any, indent: int = 0) -> str:
     """JSON with one line for each entry of the outer mappings: short, and still read by eye."""
     nested = isinstance(value, dict) and (indent < 2 or any(isinstance(v, dict) for v in value.values()))
@@ -230,6 +245,8 @@ def _weight_entry(value: PackedWeight) -> dict[str, Any]:
         entry["scheme"] = str(value.scheme)
     if value.dtype != "F32":
         entry["dtype"] = value.dtype
+    if value.scale_format != "float32":
+        entry["scale_format"] = value.scale_format
     return entry
 
 
@@ -243,6 +260,7 @@ def _weight(name: str, entry: dict[str, Any]) -> PackedWeight:
         tuple(map(str, entry["aliases"])),
         "stored" if zero == "stored" else -checked_size(-zero),
         entry.get("dtype", "F32"),
+        entry.get("scale_format", "float32"),
     )
     if not MIN_BITS <= weight.bits <= MAX_BITS:
         raise ValueError(f"'{name}' has {weight.bits} bits; allowed: {MIN_BITS}–{MAX_BITS}")
@@ -250,6 +268,10 @@ def _weight(name: str, entry: dict[str, Any]) -> PackedWeight:
         raise ValueError(f"'{name}' has zero_point {zero!r}")
     if weight.dtype not in WEIGHT_DTYPES:
         raise ValueError(f"'{name}' has dtype {weight.dtype!r:.50}; allowed: {', '.join(WEIGHT_DTYPES)}")
+    if weight.scale_format not in SCALE_FORMATS:
+        raise ValueError(
+            f"'{name}' has scales of {weight.scale_format!r:.50}; allowed: {', '.join(SCALE_FORMATS)}"
+        )
     return weight
 
 

@@ -182,7 +182,15 @@ def _weight_point(name: str, weight: PackedWeight) -> QuantizationPoint:
         spec = QuantizerSpec("asymmetric")
     elif weight.zero_point != 0:
         spec = QuantizerSpec("symmetric", signed=False)
-    return QuantizationPoint(name, "weight", tuple(sites), weight.shape, weight.granularity, spec=spec)
+    return QuantizationPoint(
+        name,
+        "weight",
+        tuple(sites),
+        weight.shape,
+        weight.granularity,
+        spec=spec,
+        scale_format=weight.scale_format,
+    )
 
 
 def _activation_range(entry: ActivationQuantizer) -> QuantizerRange:

@@ -20,7 +20,7 @@ from raysearch.placement.coverage import measure_coverage
 from raysearch.placement.graph import GraphReads, WeightUse, producer_of, read_graph
 from raysearch.placement.liveness import live_tensors
 from raysearch.placement.overrides import read_overrides
-from raysearch.placement.points import make_points
+from raysearch.placement.points import make_points, with_scale_formats
 from raysearch.placement.profile import Profile, load_profile
 from raysearch.placement.scopes import select
 from raysearch.placement.stored_tensors import stored_tensors
@@ -89,7 +89,8 @@ def place_quantizers(
     table = make_points(model, reads)
     rules = WidthRules(settings, read_overrides(settings, table.points), profile)
     table = replace(table, points=select(table.points, settings.target_scopes, settings.ignored_scopes))
-    points = with_specs(table, rules)
+    scale_dtype = settings.scale_dtype or profile.scale_dtype
+    points = with_scale_formats(with_specs(table, rules), model, scale_dtype)
     groups, pairs = make_groups(table, points, rules)
     check_placement(table, points, profile)
     served = set(reads.tensors)

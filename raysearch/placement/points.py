@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from raysearch.placement.graph import GraphReads, TensorRead, WeightUse
 from raysearch.records import Granularity, QuantizationPoint, Site
 from raysearch.records.components import connected_components
+from raysearch.records.scale_format import SCALE_FORMATS
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,26 @@ def _weight_point(model: nn.Module, use: WeightUse, input_point: str) -> Quantiz
         macs=use.macs,
         input_point=input_point,
     )
+
+
+def with_scale_formats(
+    points: Mapping[str, QuantizationPoint], model: nn.Module, scale_dtype: str
+) -> dict[str, QuantizationPoint]:
+    """The points with the form in which the scales of weights are stored.
+
+    Args:
+        points: id → point.
+        model: that they are of.
+        scale_dtype: one of `SCALE_FORMATS`, or "model": the type of each weight, float32 of any other.
+    """
+    result: dict[str, QuantizationPoint] = {}
+    for name, point in points.items():
+        scale_format = scale_dtype if point.kind == "weight" else "float32"
+        if scale_format == "model":
+            own = str(model.get_parameter(name).dtype).removeprefix("torch.")
+            scale_format = own if own in SCALE_FORMATS else "float32"
+        result[name] = replace(point, scale_format=scale_format)
+    return result
 
 
 def _tensor_classes(reads: GraphReads) -> dict[str, str]:

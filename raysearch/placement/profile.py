@@ -12,6 +12,7 @@ from typing import Any
 from raysearch.errors import PlacementError
 from raysearch.quantizer import MAX_BITS, MIN_BITS
 from raysearch.records import QuantizationPoint
+from raysearch.records.scale_format import SCALE_FORMATS
 from raysearch.unknown_keys import nearest_hint, nearest_names
 
 WEIGHT_KINDS = ("conv", "depthwise", "conv_transpose", "linear", "recurrent", "embedding")
@@ -58,11 +59,19 @@ class OperationRule:
 
 @dataclass(frozen=True)
 class Profile:
-    """A target: its name, and a rule for every kind of operation."""
+    """A target: its name, and a rule for every kind of operation.
+
+    Attributes:
+        name: as settings have it.
+        description: one sentence.
+        rules: kind of operation → what it takes.
+        scale_dtype: form in which it stores the scales of weights, where the settings do not say.
+    """
 
     name: str
     description: str
     rules: Mapping[str, OperationRule]
+    scale_dtype: str = "float32"
 
     def pairs(self, kinds: Iterable[str]) -> Pairs:
         """Pairs that every one of the kinds takes."""
@@ -140,10 +149,16 @@ def load_profile(name: str) -> Profile:
 
 def _profile(name: str, data: dict[str, Any]) -> Profile:
     description = str(data.pop("description", ""))
-    _known(name, "", data, ("default", *OPERATIONS, "description"))
+    scale_dtype = data.pop("scale_dtype", "float32")
+    if scale_dtype not in (*SCALE_FORMATS, "model"):
+        raise PlacementError(
+            f"the profile '{name}' has scale_dtype = {scale_dtype!r}; allowed: {', '.join(SCALE_FORMATS)} or "
+            f"model, the type of each weight."
+        )
+    _known(name, "", data, ("default", *OPERATIONS, "description", "scale_dtype"))
     default = _rule(name, "default", data.get("default", {}), OperationRule())
     rules = {kind: _rule(name, kind, data.get(kind, {}), default) for kind in OPERATIONS}
-    return Profile(name, description, rules)
+    return Profile(name, description, rules, scale_dtype)
 
 
 def _rule(profile: str, section: str, data: Any, base: OperationRule) -> OperationRule:

@@ -38,7 +38,7 @@ def _option(scheme: Scheme, points: Sequence[QuantizationPoint]) -> tuple[int, t
 def _stored(scheme: Scheme, points: Sequence[QuantizationPoint]) -> tuple[object, ...]:
     """What tells how the points are stored; the default spec and the same one written out are alike."""
     effective = [point.at(scheme) for point in points]
-    return tuple((point.granularity, point.grid_spec) for point in effective)
+    return tuple((point.granularity, point.grid_spec, point.scale_format) for point in effective)
 
 
 def check_group_sizes(

@@ -15,6 +15,7 @@ from raysearch.quantizer.reference import (
     symmetric_from_min_max,
     tune_range,
 )
+from raysearch.quantizer.scale_formats import storable, storable_range, storable_through
 
 __all__ = [
     "MAX_BITS",
@@ -34,6 +35,9 @@ __all__ = [
     "quant_levels",
     "quantize",
     "spec_levels",
+    "storable",
+    "storable_range",
+    "storable_through",
     "successor",
     "symmetric_from_min_max",
     "tune_range",

@@ -35,7 +35,14 @@ def make_quantizer(point: QuantizationPoint) -> Quantizer:
         shape, granularity = (1, *shape), granularity.behind_batch()
     is_symmetric = point.grid_spec.mode == "symmetric"
     quantizer_type = SymmetricQuantizer if is_symmetric else AsymmetricQuantizer
-    return quantizer_type(shape, granularity, kind=point.kind, spec=point.spec, name=point.id)
+    return quantizer_type(
+        shape,
+        granularity,
+        kind=point.kind,
+        spec=point.spec,
+        name=point.id,
+        scale_format=point.scale_format,
+    )
 
 
 def successor(quantizer: Quantizer, point: QuantizationPoint) -> Quantizer:

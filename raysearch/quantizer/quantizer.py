@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from raysearch.errors import ExportError, PlacementError, StorageError
 from raysearch.quantizer.affine import AffineForm, fake_quantize, quantize
 from raysearch.quantizer.levels import MAX_BITS, MIN_BITS, spec_levels
+from raysearch.quantizer.scale_formats import storable_through
 from raysearch.records import QuantizerRange, QuantizerSpec
 from raysearch.records.granularity import PER_TENSOR, Granularity
+from raysearch.records.scale_format import SCALE_FORMATS
 
-SMALLEST_SCALE = 2.0**-100
+SMALLEST_SCALE = SCALE_FORMATS["float32"].smallest
 """Keeps a learned scale away from 0, where the forward would hide it and the codes mean nothing."""
 
 Kind = Literal["weight", "activation"]
@@ -26,7 +28,8 @@ class Quantizer(nn.Module):
 
     A value is (q − z)·s of an integer code q, and strip reads the same s and z as the forward. The step in
     force is max(|scale|, 2⁻¹⁰⁰), or max(exp(scale), 2⁻¹⁰⁰) on a logarithmic scale: whatever training does to
-    the parameter, it stays positive.
+    the parameter, it stays positive. Where scales are stored in less than float32 the step is the nearest
+    one that is stored, with the gradient of the parameter itself.
 
     Args:
         shape: of the tensor it acts on; of an activation, one sample with a batch of 1 before it.
@@ -34,12 +37,14 @@ class Quantizer(nn.Module):
         kind: "weight" or "activation"; None is what the subclass is the default for.
         spec: the kind of grid; None is the default of the kind.
         name: quantizer id, for messages.
+        scale_format: form in which the scales are stored; the step in force is one that it holds.
 
     Attributes:
         name: quantizer id, for messages.
         kind: "weight" or "activation".
         spec: the kind of grid; None is the default of its kind (signed weights are narrow at 8 bits).
         granularity: which elements share a scale.
+        scale_format: form in which the scales are stored.
         logarithmic: whether the step is stored as its logarithm.
         scale: parameter, shape [1, …, C, …, 1] (per channel), [1, …, C, …, groups, …, 1] (per group) or [1]
             (per tensor).
@@ -66,6 +71,7 @@ class Quantizer(nn.Module):
         kind: Kind | None = None,
         spec: QuantizerSpec | None = None,
         name: str = "",
+        scale_format: str = "float32",
     ) -> None:
         super().__init__()
         if spec is not None and spec.mode != self.mode:
@@ -74,6 +80,7 @@ class Quantizer(nn.Module):
         self.kind: Kind = kind or self.default_kind
         self.spec = spec
         self.granularity = granularity.normalized(shape, name)
+        self.scale_format = scale_format
         self.logarithmic = spec is not None and spec.logarithm_scale
         self.num_bits = 8
         forced = True if spec is None or spec.signed is None else spec.signed
@@ -105,7 +112,7 @@ class Quantizer(nn.Module):
     def effective_scale(self) -> Tensor:
         """The positive step s that the forward uses, in the shape of `scale`."""
         scale = self.scale.detach() if self.frozen else self.scale
-        return (scale.exp() if self.logarithmic else scale.abs()).clamp_min(SMALLEST_SCALE)
+        return storable_through(scale.exp() if self.logarithmic else scale.abs(), self.scale_format)
 
     def zero_points(self) -> Tensor:
         """Codes of the value 0, int32, in the shape of `scale`."""

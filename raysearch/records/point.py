@@ -7,6 +7,7 @@ from math import prod
 from typing import Literal
 
 from raysearch.records.granularity import PER_TENSOR, Granularity
+from raysearch.records.scale_format import SCALE_FORMATS
 from raysearch.records.scheme import Scheme
 
 FLOAT_BITS = 32
@@ -70,6 +71,7 @@ class QuantizationPoint:
         input_point: id of the activation point that feeds the weight's operation; "" when it is float.
         spec: the kind of quantizer; None is the default of its kind: signed symmetric for weights (narrow at
             8 bits), asymmetric for activations.
+        scale_format: form in which a weight's scales are stored, one of `SCALE_FORMATS`.
     """
 
     id: str
@@ -80,6 +82,7 @@ class QuantizationPoint:
     macs: int = 0
     input_point: str = ""
     spec: QuantizerSpec | None = None
+    scale_format: str = "float32"
 
     @property
     def grid_spec(self) -> QuantizerSpec:
@@ -99,6 +102,11 @@ class QuantizationPoint:
     def num_scales(self) -> int:
         """Number of scales the quantizer holds."""
         return self.granularity.num_scales(self.shape)
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of its scales as they are stored."""
+        return SCALE_FORMATS[self.scale_format].num_bytes(self.num_scales)
 
     @property
     def num_zero_points(self) -> int:

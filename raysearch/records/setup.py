@@ -237,6 +237,8 @@ def _point_to_json(point: QuantizationPoint) -> dict[str, Any]:
     if granularity.kind == "per_group":
         entry["group_axis"] = granularity.group_axis
         entry["group_size"] = granularity.group_size
+    if point.scale_format != "float32":
+        entry["scale_format"] = point.scale_format
     return entry
 
 

@@ -11,7 +11,7 @@ from raysearch.evaluation.model.copies import private_copy
 from raysearch.hooks import put_floats
 from raysearch.hooks.attach import attach_activation, attach_weight, check_weight
 from raysearch.hooks.locations import module_of
-from raysearch.quantizer import SMALLEST_SCALE, Quantizer, dequantize, make_quantizer
+from raysearch.quantizer import Quantizer, dequantize, make_quantizer, storable_through
 from raysearch.records import QuantizationPoint, QuantizerRange
 from raysearch.records.refinement import Candidate
 from raysearch.records.scheme import Scheme
@@ -26,7 +26,7 @@ class _Decoded(nn.Module):
 
     def __init__(self, point: QuantizationPoint, quantizer: Quantizer, codes: Tensor) -> None:
         super().__init__()
-        self.granularity = point.granularity
+        self.granularity, self._scale_format = point.granularity, point.scale_format
         self.register_buffer("codes", codes)
         self.register_buffer("zero_point", quantizer.zero_points())
         self.scale = nn.Parameter(quantizer.effective_scale().detach().clone())
@@ -37,8 +37,8 @@ class _Decoded(nn.Module):
         return dequantize(self.codes, scale, self.zero_point, self.granularity).to(weight.dtype)
 
     def effective_scale(self) -> Tensor:
-        """The scale in force, positive."""
-        return self.scale.abs().clamp_min(SMALLEST_SCALE)
+        """The scale in force, positive, as it will be stored."""
+        return storable_through(self.scale.abs(), self._scale_format)
 
 
 class TunableModel:

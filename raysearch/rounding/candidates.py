@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raysearch.rounding.problem import Inputs
-from raysearch.rounding.scales import as_deployed, least_squares_scale
+from raysearch.rounding.scales import least_squares_scale
 from raysearch.rounding.sharing import Sharing
 
 SHARES = (1.0, 0.85, 0.7, 0.55, 0.4)
@@ -32,16 +32,12 @@ class Steps:
     """A scale and a zero point, one of each for every scale of a weight; float64.
 
     Attributes:
-        scale_s: as deployed.
+        scale_s: as stored.
         zero_s: an integer of the grid.
     """
 
     scale_s: Tensor
     zero_s: Tensor
-
-    def times(self, factor: float) -> Steps:
-        """All scales times a factor, with the zero points where they are."""
-        return Steps(as_deployed(self.scale_s * factor), self.zero_s)
 
     def where(self, is_other_s: Tensor, other: Steps) -> Steps:
         """The other's where the mask says so."""
@@ -56,6 +52,10 @@ class Weight:
     rows_grd: Tensor
     inputs: Inputs
     sharing: Sharing
+
+    def times(self, steps: Steps, factor: float) -> Steps:
+        """All scales times a factor, as they would be stored, with the zero points where they are."""
+        return Steps(self.sharing.storable(steps.scale_s * factor), steps.zero_s)
 
     def misses(self, steps: Steps, levels: Levels) -> Tensor:
         """Nearest code's value less the weight, [G, R, d]."""
@@ -95,15 +95,15 @@ def first_candidates(
     if mode == "asymmetric":
         by_weight = best_ends(weight, levels, weight.weight_error)
         by_inputs = best_ends(weight, levels, weight.input_error)
-        return [start, *(base.times(factor) for base in (by_weight, by_inputs) for factor in factors)]
+        return [start, *(weight.times(base, factor) for base in (by_weight, by_inputs) for factor in factors)]
     base_s = least_squares_scale(
         weight.rows_grd, weight.sharing, start.scale_s, low - start.zero_s, high - start.zero_s
     )
     base = Steps(base_s, start.zero_s)
-    candidates = [start, *(base.times(factor) for factor in factors)]
+    candidates = [start, *(weight.times(base, factor) for factor in factors)]
     if weight.sharing.has_groups:
         by_inputs = _best_of(candidates, weight, levels, weight.input_error)
-        candidates.extend(by_inputs.times(factor) for factor in NEAR_BY_INPUTS)
+        candidates.extend(weight.times(by_inputs, factor) for factor in NEAR_BY_INPUTS)
     return candidates
 
 
@@ -125,7 +125,7 @@ def best_ends(weight: Weight, levels: Levels, error: Callable[[Tensor], Tensor])
 
     def steps_of(low_share_s: Tensor, high_share_s: Tensor) -> Steps:
         clipped_low_s, clipped_high_s = low_s * low_share_s, high_s * high_share_s
-        scale_s = as_deployed((clipped_high_s - clipped_low_s) / (top - bottom))
+        scale_s = weight.sharing.storable((clipped_high_s - clipped_low_s) / (top - bottom))
         zero_s = (bottom + torch.round(-clipped_low_s / scale_s)).clamp(bottom, top)
         return Steps(scale_s, zero_s)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raysearch.config.rounding import RoundingConfig
+from raysearch.quantizer import storable
 from raysearch.records.granularity import Granularity
 from raysearch.records.rounding import RoundedWeight
 from raysearch.records.scheme import Scheme
@@ -36,6 +37,10 @@ CANDIDATE_BYTES = 2**28
 """Rows of candidates that are rounded at once; what does not fit is done in turn, with the same results."""
 
 
+ScaleKind = tuple[Granularity, str]
+"""Which elements share a scale, and the form in which it is stored."""
+
+
 def round_gptq(problem: Problem, settings: RoundingConfig) -> dict[Scheme, RoundedWeight]:
     """Every scheme of a weight: codes by `compensation.solve` at several scales, the best kept per scale.
 
@@ -54,18 +59,18 @@ def round_gptq(problem: Problem, settings: RoundingConfig) -> dict[Scheme, Round
     inputs = problem.inputs
     if inputs is None:
         return round_nearest(problem)
-    granularities = {target.point.granularity for target in problem.targets}
-    weights: dict[Granularity, Weight] = {}
+    weights: dict[ScaleKind, Weight] = {}
     rows_grd = inputs.layout.rows(problem.weight).double()
-    for granularity in granularities:
+    for granularity, scale_format in {_scale_kind(target) for target in problem.targets}:
         places = inputs.layout.scale_places(problem.point.shape, granularity)
         if places is None:
             continue
         num_scales = granularity.num_scales(problem.point.shape)
-        sharing = Sharing(places.to(problem.weight.device), num_scales, inputs.row_weights)
-        weights[granularity] = Weight(rows_grd, inputs, sharing)
-    by_inputs = [target for target in problem.targets if target.point.granularity in weights]
-    others = [target for target in problem.targets if target.point.granularity not in weights]
+        places = places.to(problem.weight.device)
+        sharing = Sharing(places, num_scales, inputs.row_weights, scale_format)
+        weights[granularity, scale_format] = Weight(rows_grd, inputs, sharing)
+    by_inputs = [target for target in problem.targets if _scale_kind(target) in weights]
+    others = [target for target in problem.targets if _scale_kind(target) not in weights]
     rounded: dict[Scheme, RoundedWeight] = {}
     if by_inputs:
         rounded |= _Search(replace(problem, targets=tuple(by_inputs)), weights, settings).run()
@@ -106,11 +111,9 @@ class _Best:
 class _Search:
     """All targets of a weight, whose rows go through the columns together."""
 
-    def __init__(
-        self, problem: Problem, weights: dict[Granularity, Weight], settings: RoundingConfig
-    ) -> None:
+    def __init__(self, problem: Problem, weights: dict[ScaleKind, Weight], settings: RoundingConfig) -> None:
         self._problem, self._settings = problem, settings
-        self._weights = [weights[target.point.granularity] for target in problem.targets]
+        self._weights = [weights[_scale_kind(target)] for target in problem.targets]
         self._rows_grd, self._inputs = self._weights[0].rows_grd, self._weights[0].inputs
         self._through_grd = self._inputs.times_moments(self._rows_grd)
         self._best: dict[int, _Best] = {}
@@ -146,7 +149,8 @@ class _Search:
         candidates: list[_Candidate] = []
         for index, best in self._best.items():
             fitted = Steps(self._fitted(index, best)[0], best.steps.zero_s)
-            candidates.extend(_Candidate(index, fitted.times(factor)) for factor in NEIGHBOURS)
+            weight = self._weights[index]
+            candidates.extend(_Candidate(index, weight.times(fitted, factor)) for factor in NEIGHBOURS)
         return candidates
 
     def _try_all(self, candidates: Sequence[_Candidate]) -> None:
@@ -277,6 +281,7 @@ class _Search:
         if target.point.grid_spec.logarithm_scale:
             for _ in range(NUM_SETTLING):
                 scale_s = scale_s.log().exp()
+            scale_s = storable(scale_s, target.point.scale_format)
         stored_scale: npt.NDArray[np.float32] = scale_s.cpu().numpy()
         return stored_scale
 
@@ -285,6 +290,10 @@ class _Search:
         arrays = (target.start.scale.reshape(-1), target.start.zero_point.reshape(-1))
         scale_s, zero_s = (torch.from_numpy(array.copy()).to(self._rows_grd.device) for array in arrays)
         return Steps(scale_s.double(), zero_s.double())
+
+
+def _scale_kind(target: Target) -> ScaleKind:
+    return target.point.granularity, target.point.scale_format
 
 
 def _apart(values_gmx: Tensor, count: int) -> Tensor:

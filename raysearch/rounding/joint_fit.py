@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from raysearch.rounding.problem import Block, Inputs
-from raysearch.rounding.scales import as_deployed
 from raysearch.rounding.sharing import Sharing
 
 FIT_BYTES = 2**27
@@ -32,7 +31,7 @@ def jointly_fitted_scale(
         error(s) = w H wᵀ − 2 Σ_k s_k·c_k H wᵀ + Σ_kl s_k s_l·c_k H c_lᵀ
 
     is least where the normal equations hold. A scale that they would make 0 or negative stays, and so do all
-    scales of a row that misses no less with the new ones, in float32.
+    scales of a row that misses no less with the new ones, as they are stored.
 
     Cost: 2·rows·d² flops and rows·K³/3; memory 8·K·(K + d) bytes a row, `FIT_BYTES` at most, or one row.
 
@@ -58,7 +57,7 @@ def jointly_fitted_scale(
         for first in range(block.first, block.last, chunk):
             part = slice(first, min(first + chunk, block.last))
             equations = _equations(codes_grd[:, part], rows_grd[:, part], block, sharing)
-            start, fitted = start_grk[:, part], equations.solution(start_grk[:, part])
+            start, fitted = start_grk[:, part], sharing.storable(equations.solution(start_grk[:, part]))
             before, after = equations.error(start), equations.error(fitted)
             is_better = after < before
             best_grk[:, part] = torch.where(is_better[..., None], fitted, start)
@@ -84,7 +83,7 @@ class _Equations:
         return missed_gr.clamp_min(0)
 
     def solution(self, start_grk: Tensor) -> Tensor:
-        """The scales of least error, as deployed; those that would not be positive stay."""
+        """The scales of least error; those that would not be positive stay."""
         diagonal_grk = self.square_grkl.diagonal(dim1=2, dim2=3)
         # A group whose codes are all 0 says nothing of its scale.
         diagonal_grk = torch.where(diagonal_grk > 0, diagonal_grk, torch.ones_like(diagonal_grk))
@@ -96,7 +95,7 @@ class _Equations:
         steps_grk = torch.cholesky_solve((missing_grk * unit_grk)[..., None], lower_grkl)[..., 0] * unit_grk
         fitted_grk = start_grk + steps_grk
         is_usable = torch.isfinite(fitted_grk) & (fitted_grk > 0) & (info_gr == 0)[..., None]
-        return as_deployed(torch.where(is_usable, fitted_grk, start_grk))
+        return torch.where(is_usable, fitted_grk, start_grk)
 
 
 def _equations(codes_grd: Tensor, rows_grd: Tensor, block: Block, sharing: Sharing) -> _Equations:

@@ -11,7 +11,7 @@ import torch
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.config.rounding import RoundingConfig
 from raysearch.evaluation import Replica
-from raysearch.quantizer import point_levels
+from raysearch.quantizer import point_levels, storable_range
 from raysearch.records import QuantizationPoint, QuantizerSetup, RangeTable
 from raysearch.records.rounding import RoundedWeight, RoundingTable
 from raysearch.records.scheme import Scheme
@@ -171,7 +171,8 @@ def make_targets(setup: QuantizerSetup, ranges: RangeTable, point: QuantizationP
     """The schemes that a weight is rounded to."""
     targets = []
     for scheme in setup.group_of(point.id).schemes:
-        start, effective = ranges[point.id, scheme], point.at(scheme)
+        effective = point.at(scheme)
+        start = storable_range(ranges[point.id, scheme], effective)
         levels = point_levels(effective, scheme.num_bits, signed=start.signed)
         targets.append(Target(scheme, effective, levels, start))
     return tuple(targets)

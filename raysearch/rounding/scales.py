@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raysearch.quantizer import SMALLEST_SCALE
 from raysearch.rounding.problem import Inputs
 from raysearch.rounding.sharing import Sharing
 
@@ -17,11 +16,6 @@ CLIPS = (1.0, 0.7, 0.5, 0.35, 0.25)
 
 NUM_POLISHES = 4
 """Least-squares steps from each start."""
-
-
-def as_deployed(scale: Tensor) -> Tensor:
-    """Scales as a quantizer holds them: float32, at least the smallest; in float64 for what follows."""
-    return scale.float().clamp_min(SMALLEST_SCALE).double()
 
 
 def least_squares_scale(
@@ -44,7 +38,7 @@ def least_squares_scale(
     low_grd, high_grd = (sharing.of_columns(ends) for ends in (low_s, high_s))
     best_s, least_s = start_s, torch.full_like(start_s, torch.inf)
     for clip in CLIPS:
-        scale_s = as_deployed(start_s * clip)
+        scale_s = sharing.storable(start_s * clip)
         for _ in range(NUM_POLISHES + 1):
             scale_grd = sharing.of_columns(scale_s)
             # In place on fresh temporaries: an allocation costs as much as a pass over the weight.
@@ -55,7 +49,7 @@ def least_squares_scale(
             least_s = torch.minimum(error_s, least_s)
             overlap_s = sharing.sums(sharing.over_columns(rows_grd * codes_grd)[None])[0]
             square_s = sharing.sums(sharing.over_columns(codes_grd.square_())[None])[0]
-            scale_s = as_deployed(_quotient(overlap_s, square_s, scale_s))
+            scale_s = sharing.storable(_quotient(overlap_s, square_s, scale_s))
     return best_s
 
 
@@ -92,9 +86,9 @@ def fitted_scale(
         missed = power_s - 2 * candidate_s * overlap_s + candidate_s.square() * square_s
         return missed.clamp_min(0)
 
-    fitted_s = as_deployed(_quotient(overlap_s, square_s, scale_s))
+    fitted_s = sharing.storable(_quotient(overlap_s, square_s, scale_s))
     before_s, after_s = error(scale_s), error(fitted_s)
-    # A scale in float32 is not quite the best one.
+    # A scale as it is stored is not quite the best one.
     best_s = torch.where(after_s < before_s, fitted_s, scale_s)
     return best_s, before_s, torch.minimum(before_s, after_s)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raysearch.quantizer import storable
 from raysearch.rounding.layout import ScalePlaces
 
 
@@ -27,11 +28,17 @@ class Sharing:
         places: the scale of each row and scale group.
         num_scales: S.
         weights_gr: how much the error of each row counts.
+        scale_format: form in which the scales are stored.
     """
 
     places: ScalePlaces
     num_scales: int
     weights_gr: Tensor
+    scale_format: str = "float32"
+
+    def storable(self, scale: Tensor) -> Tensor:
+        """The nearest scales that are stored, float64 for what follows."""
+        return storable(scale, self.scale_format).double()
 
     @property
     def has_groups(self) -> bool:

@@ -165,9 +165,9 @@ def test_other_bits_or_a_huge_shape_are_found_before_anything_is_allocated(folde
 
 
 def test_a_newer_version_is_refused(folder):
-    reconfigure(folder, lambda data: data["quantization_config"].update(version=3))
+    reconfigure(folder, lambda data: data["quantization_config"].update(version=4))
     with pytest.raises(
         StorageError,
-        match=r"has schema version 3; this raysearch reads up to 2\. Update it with `pip install --upgrade",
+        match=r"has schema version 4; this raysearch reads up to 3\. Update it with `pip install --upgrade",
     ):
         load_model(folder)

@@ -24,6 +24,10 @@ def test_json_round_trip(config):
     assert ModelConfig.from_json(config.to_json()) == config
     half = replace(config, weights={"a.weight": PackedWeight(3, Granularity(1), (4, 2, 3), dtype="F16")})
     assert ModelConfig.from_json(half.to_json()) == half
+    scales = PackedWeight(3, Granularity(1), (4, 2, 3), scale_format="bfloat16")
+    stored = replace(config, weights={"a.weight": scales})
+    assert ModelConfig.from_json(stored.to_json()) == stored
+    assert json.loads(stored.to_json())["quantization_config"]["version"] == 3
     channels = ActivationQuantizer(4, (0.5, 0.25), (3, 4), shape=(2, 5), axis=0)
     other = replace(config, activations={"a.input": channels, "b.input": ActivationQuantizer(None, 1.0, 0)})
     assert ModelConfig.from_json(other.to_json()) == other
@@ -77,6 +81,7 @@ def test_a_scale_broadcasts_along_the_axis(config):
         ({"shape": [4, -2, 3]}, "-2 is no"),
         ({"shape": [4, 2.0, 3]}, "2.0 is no"),
         ({"axis": -1}, "-1 is no"),
+        ({"scale_format": "int8"}, "has scales of 'int8'; allowed: float32, float16, bfloat16"),
         ({"dtype": "I8"}, "has dtype 'I8'; allowed: F64, F32, F16, BF16"),
         ({"zero_point": -5}, "has zero_point -5"),
         ({"zero_point": 1}, "no non-negative"),
@@ -91,8 +96,8 @@ def test_impossible_weights_are_refused(config, change, message):
 
 def test_another_format_and_a_newer_version_are_refused(config):
     data = json.loads(config.to_json())
-    data["quantization_config"]["version"] = 3
-    with pytest.raises(StorageError, match="has schema version 3; this raysearch reads up to 2"):
+    data["quantization_config"]["version"] = 4
+    with pytest.raises(StorageError, match="has schema version 4; this raysearch reads up to 3"):
         ModelConfig.from_json(json.dumps(data))
     data["quantization_config"]["quant_method"] = "gptq"
     with pytest.raises(StorageError, match="quant_method 'gptq'"):

@@ -162,3 +162,28 @@ def test_an_unknown_profile_names_the_known_ones() -> None:
 def test_a_wrong_file_is_told_what_is_wrong(tmp_path: Path, text: str, part: str) -> None:
     with pytest.raises(PlacementError, match=part):
         load_profile(own(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("setting", "of_profile", "formats"),
+    [
+        (None, "", {"float32"}),
+        (None, 'scale_dtype = "bfloat16"\n', {"bfloat16"}),
+        ("float16", 'scale_dtype = "bfloat16"\n', {"float16"}),
+        ("model", "", {"float32", "float16"}),
+    ],
+)
+def test_scales_are_stored_as_the_settings_say_else_the_profile(
+    tmp_path: Path, setting: Any, of_profile: str, formats: set[str]
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2).half())
+    model.forward = lambda x: model[1](model[0](x).half())  # type: ignore[method-assign, assignment]
+    settings = PlacementConfig(profile=own(tmp_path, of_profile), scale_dtype=setting)
+    setup = place_quantizers(model, (torch.zeros(2, 4),), settings)
+    assert {point.scale_format for point in setup.of_kind("weight").values()} == formats
+    assert {point.scale_format for point in setup.of_kind("activation").values()} == {"float32"}
+
+
+def test_a_profile_of_an_unknown_type_of_scales_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlacementError, match=r"scale_dtype = 'float8'; allowed: float32, float16"):
+        load_profile(own(tmp_path, 'scale_dtype = "float8"\n'))

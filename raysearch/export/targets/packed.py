@@ -96,7 +96,7 @@ def write_packed(
     for weight in weights.values():
         stream = pack_codes(weight.codes.cpu().numpy(), weight.num_bits, weight.name)
         stored[f"{weight.name}.packed"] = torch.from_numpy(stream)
-        stored[f"{weight.name}.scale"] = weight.scale.detach().cpu().reshape(-1).clone()
+        stored[f"{weight.name}.scale"] = _stored_scale(weight)
         if weight.zero_point is not None and not weight.symmetric:
             stored[f"{weight.name}.zero_point"] = weight.zero_point.detach().cpu().reshape(-1).clone()
     config = ModelConfig(
@@ -111,6 +111,7 @@ def write_packed(
                 w.aliases,
                 _zero_point(w),
                 TORCH_DTYPES[w.dtype],
+                w.scale_format,
             )
             for name, w in weights.items()
         },
@@ -139,7 +140,7 @@ def weights_bytes(stripped: nn.Module, setup: QuantizerSetup) -> int:
         if point.id in weights:
             weight = weights[point.id]
             total += pack_codes(weight.codes.cpu().numpy(), weight.num_bits, point.id).nbytes
-            total += weight.scale.nbytes
+            total += _stored_scale(weight).nbytes
             if weight.zero_point is not None and not weight.symmetric:
                 total += weight.zero_point.nbytes
         else:
@@ -183,6 +184,22 @@ def _example_inputs(values: tuple[Any, ...]) -> tuple[InputSpec, ...] | None:
             return None
         specs.append(spec)
     return tuple(specs)
+
+
+def _stored_scale(weight: StrippedWeight) -> Tensor:
+    """In the type of its format, which holds it exactly.
+
+    Raises:
+        ExportError: it does not.
+    """
+    scale = weight.scale.detach().cpu().reshape(-1)
+    stored = scale.to(getattr(torch, weight.scale_format), copy=True)
+    if not torch.equal(stored.float(), scale):
+        raise ExportError(
+            f"the scales of '{weight.name}' are to be stored as {weight.scale_format}, which does not hold "
+            f"them; strip the model anew."
+        )
+    return stored
 
 
 def _zero_point(weight: StrippedWeight) -> int | Literal["stored"]:

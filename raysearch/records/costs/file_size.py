@@ -9,10 +9,10 @@ from functools import cached_property
 
 from raysearch.records.dtypes import STORED_DTYPES
 from raysearch.records.point import FLOAT_BITS, QuantizationPoint
+from raysearch.records.scale_format import SCALE_FORMATS
 from raysearch.records.scheme import Scheme
 from raysearch.records.setup import QuantizerSetup, StoredTensor
 
-SCALE_BYTES = 4
 ZERO_POINT_BYTES = 1
 _ENDS = '{"__metadata__":{"format":"pt"}}'
 _LENGTH_BYTES = 8
@@ -20,14 +20,15 @@ _ALIGNMENT = 8
 
 
 def packed_bytes(point: QuantizationPoint, num_bits: int) -> int:
-    """Bytes of one stored weight: its codes, bit-packed, its float32 scales, and int8 zero points.
+    """Bytes of one stored weight: its codes, bit-packed, its scales in their format, and int8 zero points.
 
-    ⌈n·b/8⌉ + 4·(number of scales) + (number of zero points, none if symmetric); a float weight takes 4·n.
+    ⌈n·b/8⌉ + 4·(number of scales) + (number of zero points, none if symmetric), 2 a scale in half precision;
+    a float weight takes 4·n.
     Scales and zero points are those of the point, so it has to be what the scheme makes of it.
     """
     if num_bits == FLOAT_BITS:
         return 4 * point.num_elements
-    return _codes(point, num_bits) + SCALE_BYTES * point.num_scales + ZERO_POINT_BYTES * point.num_zero_points
+    return _codes(point, num_bits) + point.scale_bytes + ZERO_POINT_BYTES * point.num_zero_points
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,9 @@ class FileSize:
     def _offset_digits(self) -> int:
         """Digits of the greatest offset that any assignment leads to."""
         total = sum(tensor.num_bytes for tensor in self.setup.stored or ())
-        for codes, scales, zeros in self._largest.values():
-            total += codes + SCALE_BYTES * scales + ZERO_POINT_BYTES * zeros
+        for name, (codes, scales, zeros) in self._largest.items():
+            stored = SCALE_FORMATS[self._weights[name].scale_format]
+            total += codes + stored.num_bytes(scales) + ZERO_POINT_BYTES * zeros
         return _digits(total)
 
     def _zero_point_entry(self, point: QuantizationPoint) -> int:
@@ -145,7 +147,8 @@ def _parts(point: QuantizationPoint, num_bits: int) -> Iterable[StoredTensor]:
 
 def _tensors_of(point: QuantizationPoint, codes: int, scales: int, zeros: int) -> Iterable[StoredTensor]:
     yield StoredTensor(f"{point.id}.packed", "U8", (codes,), codes)
-    yield StoredTensor(f"{point.id}.scale", "F32", (scales,), SCALE_BYTES * scales)
+    stored = SCALE_FORMATS[point.scale_format]
+    yield StoredTensor(f"{point.id}.scale", stored.dtype, (scales,), stored.num_bytes(scales))
     if zeros:
         yield StoredTensor(_zero_point_name(point), "I8", (zeros,), ZERO_POINT_BYTES * zeros)
 
