@@ -51,11 +51,12 @@ def measure_sensitivity(
         warnings.warn(text, stacklevel=2)
     # Ω is of nearest codes, as HAWQ has it: codes that make up for each other lie further from the weights.
     perturbations = measure_perturbations(setup, ranges.calibrated, pool("perturbations"))
+    num_calibration = num_shards[DataSet.CALIBRATION]
     responses = measure_responses(
         setup,
         ranges,
         pool("responses"),
-        num_shards[DataSet.CALIBRATION],
+        min(settings.response_shards or num_calibration, num_calibration),
         settings,
         seed=seed,
         cache_bytes=cache_bytes,

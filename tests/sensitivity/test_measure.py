@@ -173,6 +173,17 @@ def test_another_seed_draws_other_probes():
     assert first.effects["0.weight", 2].divergence == other.effects["0.weight", 2].divergence
 
 
+def test_responses_can_be_of_the_first_shards_alone():
+    replica, setup, ranges = make_case("relu")
+    pool = LocalPool(replica)
+    every = measure(setup, ranges, pool)
+    settings = SensitivityConfig(response_shards=1, **METHOD)
+    few = measure_sensitivity(setup, ranges, lambda part: pool, {DataSet.CALIBRATION: 3}, settings, seed=11)
+    first = measure_sensitivity(setup, ranges, lambda part: pool, {DataSet.CALIBRATION: 1}, settings, seed=11)
+    assert few.traces == every.traces
+    assert few.gram.tobytes() == first.gram.tobytes() != every.gram.tobytes()
+
+
 def test_a_negative_trace_weighs_nothing():
     replica, setup, ranges = make_case("embedding")
     # A loss that is concave in the logits.
