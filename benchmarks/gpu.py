@@ -46,7 +46,7 @@ from raysearch.sensitivity.responses import measure_responses
 from raysearch.sensitivity.traces import measure_traces
 from raysearch.training import fine_tune
 from raysearch.training.objective import Objective
-from raysearch.training.step import _make_optimizer, _train_epoch
+from raysearch.training.optimizer import Optimizer
 
 PAGE = """\
 # On a GPU
@@ -277,6 +277,15 @@ def check_measuring_time(rows: Rows, device: str, case: Case) -> None:
     rows.tell(f"{case.name}: rounding of all weights at one width, s", rounding)
 
 
+def take_steps(objective: Objective, optimizer: Any, batch: tuple[Tensor, Tensor]) -> None:
+    """Two training steps."""
+    objective.train()
+    for _ in range(2):
+        optimizer.zero_grad()
+        objective(batch).backward()
+        optimizer.step()
+
+
 def check_training_time(rows: Rows, device: str, case: Case) -> None:
     """A step of quantized training over one of float training, with peak memory, in two types."""
     for dtype in (torch.float32, torch.bfloat16):
@@ -292,14 +301,14 @@ def check_training_time(rows: Rows, device: str, case: Case) -> None:
             if kind == "quantized":
                 controller = recipe.build()
                 model = controller.model.to(device)
-                optimizer = _make_optimizer(controller, recipe.settings)
+                optimizer: Any = Optimizer(controller, recipe.settings)
             else:
                 model = teacher.requires_grad_()
                 optimizer = torch.optim.AdamW(model.parameters())
             objective = Objective(recipe, model, teacher)
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            steps = partial(_train_epoch, objective, optimizer, [batch] * 2, torch.device(device), 0)
+            steps = partial(take_steps, objective, optimizer, batch)
             used[kind] = seconds(steps)
             rows.tell(f"{name}: {kind} training step, batch {len(labels)}, ms", 1e3 * used[kind] / 2)
             if device == "cuda":

@@ -59,5 +59,6 @@ class Config(Section):
         # Where there are widths alone, as in runs from before there were schemes.
         if not self.placement.weight_schemes:
             del data["placement"]["weight_schemes"]
+        data["training"] = self.training.fixed()
         data["cluster"] = {key: data["cluster"][key] for key in ("threads", "device", "deterministic")}
         return data

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from raysearch.config.section import Section
+from raysearch.errors import ConfigError
 
 TrainingObjective = Literal["auto", "loss", "distill"]
 """What `training.objective` may say."""
@@ -17,10 +18,15 @@ class TrainingConfig(Section):
 
     Attributes:
         epochs: passes over the training data; 0 means quantization after training only.
+        steps: optimizer steps in all, in place of epochs; for data too large to be passed over whole.
         batch_size: samples in a batch and worker when the training data is a `Dataset`.
-        learning_rate: of AdamW for weights, biases and norms; falls to 0 along a cosine.
+        global_batch_size: samples that an optimizer step sees over all workers, whose gradients are
+            accumulated over several batches where needed; None: one batch of each worker.
+        learning_rate: of AdamW for weights, biases and norms; falls to 0 along a cosine, step by step.
         scale_learning_rate: of the quantizers' scales, relative to each scale's own size.
         weight_decay: AdamW's, on parameters with two or more dimensions.
+        warmup_steps: steps over which the learning rates rise to their values; below 1 a share of all steps.
+        max_grad_norm: a gradient whose norm over all parameters is greater is shortened to it; None: none is.
         objective: "loss" (the task's), "distill" (the divergence to the float model), or "auto" (the
             task's loss where it has one, else "distill").
         gradient_checkpointing: whether a repeated block keeps its input alone, and is run a second time in
@@ -33,10 +39,14 @@ class TrainingConfig(Section):
     """
 
     epochs: int = Field(10, ge=0)
+    steps: int | None = Field(None, ge=1)
     batch_size: int = Field(64, ge=1)
+    global_batch_size: int | None = Field(None, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     scale_learning_rate: float = Field(1e-2, ge=0)
     weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: float = Field(0.0, ge=0)
+    max_grad_norm: float | None = Field(None, gt=0)
     objective: TrainingObjective = "auto"
     gradient_checkpointing: bool = False
     num_workers: int = Field(1, ge=1)
@@ -44,3 +54,39 @@ class TrainingConfig(Section):
     use_gpu: bool | None = None
     threads: int = Field(1, ge=1)
     max_failures: int = Field(2, ge=0)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is trained."""
+        return self.epochs == 0 and self.steps is None
+
+    @property
+    def worker_share(self) -> int | None:
+        """Samples of an optimizer step that one worker sees; None: one batch.
+
+        Raises:
+            ConfigError: the global batch cannot be divided among the workers.
+        """
+        if self.global_batch_size is None:
+            return None
+        share, rest = divmod(self.global_batch_size, self.num_workers)
+        if rest:
+            below = share * self.num_workers
+            choices = [str(size) for size in (below, below + self.num_workers) if size]
+            raise ConfigError(
+                f"training.global_batch_size is {self.global_batch_size}, which {self.num_workers} workers "
+                f"cannot share alike; take {' or '.join(choices)}, or another training.num_workers."
+            )
+        return share
+
+    def fixed(self) -> dict[str, Any]:
+        """The settings as a run's folder keeps them: runs of before there were the newer ones lack those."""
+        data = self.model_dump(mode="json")
+        for name in LATER:
+            if data[name] == type(self).model_fields[name].default:
+                del data[name]
+        return data
+
+
+LATER = ("steps", "global_batch_size", "warmup_steps", "max_grad_norm", "gradient_checkpointing")
+"""Settings that runs from before they existed lack."""

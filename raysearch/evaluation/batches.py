@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from raysearch.errors import DataError
 from raysearch.seeding import derive_seed
@@ -189,10 +190,27 @@ def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list
     return shards
 
 
+@dataclass(frozen=True)
+class TrainingBatches:
+    """A rank's batches of every epoch.
+
+    Attributes:
+        of_epoch: epoch → its batches.
+        num_batches: how many of them there are in an epoch; None where the data does not tell.
+    """
+
+    of_epoch: Callable[[int], Iterable[Batch]]
+    num_batches: int | None
+
+    def __call__(self, epoch: int) -> Iterable[Batch]:
+        """The batches of an epoch."""
+        return self.of_epoch(epoch)
+
+
 def training_batches(
-    data: Any, size: int, seed: int, rank: int, world: int
-) -> Callable[[int], Iterable[Batch]]:
-    """A function epoch → this rank's batches, shuffled by (seed, epoch) when the data is a `Dataset`.
+    data: Any, size: int, seed: int, rank: int, world: int, share: int | None = None
+) -> TrainingBatches:
+    """A rank's batches of each epoch, shuffled by (seed, epoch) when the data is a `Dataset`.
 
     An iterable of batches is taken in its own order, every `world`-th batch from `rank` on; a last round
     with fewer than `world` batches is left out, since all ranks must take equally many steps. A loader that
@@ -206,6 +224,7 @@ def training_batches(
         seed: of the order.
         rank: this process.
         world: how many processes train together.
+        share: samples of an optimizer step and rank, which batches of a `Dataset` never cross; None: a batch.
 
     Raises:
         DataError: the data cannot be iterated, or only once.
@@ -215,21 +234,54 @@ def training_batches(
         sampler: DistributedSampler[Any] = DistributedSampler(
             data, world, rank, shuffle=True, seed=seed % 2**31
         )
-        single = len(sampler) > size > 1 and len(sampler) % size == 1
-        loader: Any = DataLoader(data, batch_size=size, sampler=sampler, drop_last=single)
+        share = share or size
+        single = len(sampler) > share > 1 and len(sampler) % share == 1
+        shares = BatchSampler(sampler, share, drop_last=single)
+        loader: Any = DataLoader(data, batch_sampler=_Pieces(shares, size))
 
         def shuffled(epoch: int) -> Iterable[Batch]:
             sampler.set_epoch(epoch)
             yield from loader
 
-        return shuffled
+        return TrainingBatches(shuffled, len(loader))
     if isinstance(data, Iterator):
         raise DataError(
             f"the training data is a {type(data).__name__} that can be read only once, and training reads it "
             f"every epoch; pass a list of batches, a DataLoader or a Dataset."
         )
     source = _batches(data, size, "training")
-    return lambda epoch: _own_share(source, rank, world, derive_seed(seed, "shuffle", epoch))
+    length = _length(source)
+    return TrainingBatches(
+        lambda epoch: _own_share(source, rank, world, derive_seed(seed, "shuffle", epoch)),
+        None if length is None else length // world,
+    )
+
+
+class _Pieces:
+    """The indices of batches of at most a size, cut alike from the indices of each optimizer step."""
+
+    def __init__(self, shares: BatchSampler, size: int) -> None:
+        self._shares = shares
+        self._size = size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for indices in self._shares:
+            num_pieces = -(-len(indices) // self._size)
+            size = -(-len(indices) // num_pieces)
+            for start in range(0, len(indices), size):
+                yield indices[start : start + size]
+
+    def __len__(self) -> int:
+        return len(self._shares) * -(-self._shares.batch_size // self._size)
+
+
+def _length(data: Any) -> int | None:
+    """How many batches there are; None where the data does not tell."""
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        # Of a loader of an iterable that has no length.
+        return None
 
 
 def _own_share(data: Iterable[Batch], rank: int, world: int, seed: int) -> Iterator[Batch]:

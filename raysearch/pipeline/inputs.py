@@ -270,6 +270,8 @@ def _check_settings(task: Task, config: Config) -> None:
     _check_batch_norm_samples(config.calibration)
     _check_surrogate(config)
     _check_loss(task, config)
+    # Refuses a global batch that the workers cannot share.
+    config.training.worker_share  # noqa: B018
 
 
 def _measured_key(search: SearchConfig) -> str:

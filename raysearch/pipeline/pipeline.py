@@ -296,7 +296,7 @@ class Pipeline:
     ) -> FineTuneResult:
         recipe = make_recipe(self.inputs, ranges, assignment, refinement)
         epochs = recipe.settings.epochs
-        trains = recipe.train is not None and epochs > 0
+        trains = recipe.train is not None and not recipe.settings.is_off
         return fine_tune(
             recipe,
             self.store.save_checkpoint,

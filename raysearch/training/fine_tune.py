@@ -10,9 +10,9 @@ from torch import nn
 from raysearch.controller import QuantizationController
 from raysearch.determinism import GeneratorStates, reproducible
 from raysearch.records import FineTuneResult
+from raysearch.training.loop import CALIBRATED, Progress, train
 from raysearch.training.recipe import Recipe
 from raysearch.training.state import load_state, state_bytes
-from raysearch.training.step import CALIBRATED, Progress, train
 
 CHECKPOINT = "best.safetensors"
 
@@ -71,7 +71,7 @@ def fine_tune(
     skipped = ""
     if recipe.train is None:
         skipped = "the Task has no training data, so the model was quantized after training only"
-    elif recipe.settings.epochs == 0:
+    elif recipe.settings.is_off:
         skipped = "training.epochs is 0, so the model was quantized after training only"
     if skipped:
         save(CHECKPOINT, state_bytes(recipe.build().model))

@@ -15,8 +15,8 @@ from raysearch.cluster.shipping import dumps, loads
 from raysearch.determinism import set_reproducible
 from raysearch.errors import RaysearchError, TrainingError
 from raysearch.records import EpochMetrics
+from raysearch.training.loop import Progress, train
 from raysearch.training.recipe import Recipe
-from raysearch.training.step import Progress, train
 
 
 def train_on_ray(recipe: Recipe, run_name: str, storage_path: str) -> Progress:
@@ -70,7 +70,7 @@ def train_on_ray(recipe: Recipe, run_name: str, storage_path: str) -> Progress:
         raise TrainingError("Ray Train ended without a checkpoint; see its log in the run's folder.")
     with result.checkpoint.as_directory() as folder:
         progress = read_progress(Path(folder))
-    if progress.next_epoch < settings.epochs:
+    if settings.steps is None and progress.next_epoch < settings.epochs:
         raise TrainingError(f"Ray Train ended after {progress.next_epoch} of {settings.epochs} epochs.")
     return progress
 
@@ -139,12 +139,17 @@ class RayContext:
 
 
 def write_progress(progress: Progress, folder: Path) -> None:
-    """A checkpoint folder: states as safetensors, the optimizer by torch.save, the rest as JSON."""
+    """A checkpoint folder: states as safetensors, the rest as JSON."""
     (folder / "state.safetensors").write_bytes(progress.state)
     (folder / "best.safetensors").write_bytes(progress.best_state)
-    (folder / "optimizer.pt").write_bytes(progress.optimizer)
+    (folder / "optimizer.safetensors").write_bytes(progress.optimizer)
     history = [asdict(entry) for entry in progress.history]
-    summary = {"next_epoch": progress.next_epoch, "best_epoch": progress.best_epoch, "history": history}
+    summary = {
+        "next_epoch": progress.next_epoch,
+        "step": progress.step,
+        "best_epoch": progress.best_epoch,
+        "history": history,
+    }
     (folder / "progress.json").write_text(json.dumps(summary))
 
 
@@ -154,11 +159,12 @@ def read_progress(folder: Path) -> Progress:
     history = [EpochMetrics(entry["epoch"], entry["metrics"]) for entry in summary["history"]]
     return Progress(
         next_epoch=summary["next_epoch"],
+        step=summary["step"],
         history=history,
         best_epoch=summary["best_epoch"],
         best_state=(folder / "best.safetensors").read_bytes(),
         state=(folder / "state.safetensors").read_bytes(),
-        optimizer=(folder / "optimizer.pt").read_bytes(),
+        optimizer=(folder / "optimizer.safetensors").read_bytes(),
     )
 
 

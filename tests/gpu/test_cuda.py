@@ -20,7 +20,7 @@ from raysearch.sensitivity.responses import measure_responses
 from raysearch.sensitivity.traces import measure_traces
 from raysearch.training import fine_tune, load_checkpoint
 from raysearch.training.fine_tune import ProcessContext
-from raysearch.training.step import train
+from raysearch.training.loop import train
 from tests.support import model_zoo, toy_task
 from tests.support.command_line import QUICK
 from tests.support.patience import started_ray

@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from raysearch.determinism import reproducible
 from raysearch.errors import ConfigError
 from raysearch.training import fine_tune, load_checkpoint
+from raysearch.training.feed import Draws, drawn
 from raysearch.training.fine_tune import ProcessContext
-from raysearch.training.step import _seeded, be_as_strict_as_possible, train
-from tests.support.training_recipes import Toy, cross_entropy, make_recipe
+from raysearch.training.loop import be_as_strict_as_possible, train
+from tests.support.training_recipes import Toy, blobs, cross_entropy, make_recipe
 
 
 def test_frozen_parameters_stay_and_everything_else_moves():
@@ -44,7 +45,9 @@ def test_ranks_draw_one_order_and_their_own_noise():
     loader = DataLoader(TensorDataset(x), batch_size=2, shuffle=True)
 
     def order(rank, epoch):
-        batches = [batch[0].tolist() for batch in _seeded(loader, 3, epoch, rank)]
+        draws = Draws(3, epoch, rank)
+        batches = [batch[0].tolist() for batch in drawn(loader, draws)]
+        draws.for_computing(5)
         return batches, torch.rand(1).item()
 
     first, noise = order(0, 0)
@@ -118,3 +121,53 @@ def test_gradient_checkpointing_of_a_model_without_blocks_is_refused():
     recipe = make_recipe(epochs=1, gradient_checkpointing=True)
     with pytest.raises(ConfigError, match="Toy has no repeated blocks"):
         train(recipe, ProcessContext(False, lambda _: None))
+
+
+def final(**settings):
+    recipe = make_recipe(epochs=2, **settings)
+    controller = recipe.build()
+    load_checkpoint(controller, train(recipe, ProcessContext(False, lambda _: None)).state)
+    return torch.cat([parameter.detach().reshape(-1) for parameter in controller.model.parameters()])
+
+
+class Plain(Toy):
+    """Without what depends on the batch: normalisation and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop = nn.Identity(), nn.Identity()
+
+
+def test_batches_accumulated_to_a_global_batch_step_as_one_batch_of_its_size():
+    expected = final(kind=Plain, batch_size=64)
+    torch.testing.assert_close(final(kind=Plain, batch_size=24, global_batch_size=64), expected)
+    batches = [blobs(16, seed) for seed in range(8)]
+    large = [tuple(torch.cat(parts) for parts in zip(*batches[n : n + 3], strict=True)) for n in (0, 3, 6)]
+    accumulated = final(kind=Plain, train=batches, global_batch_size=48)
+    torch.testing.assert_close(accumulated, final(kind=Plain, train=large))
+
+
+def test_a_gradient_is_shortened_to_the_greatest_norm(monkeypatch):
+    norms = []
+
+    def clipped(parameters, limit):
+        norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in parameters])))
+        return clip(parameters, limit)
+
+    clip = nn.utils.clip_grad_norm_
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", clipped)
+    assert torch.equal(final(max_grad_norm=1e6), final())
+    assert len(norms) == 12
+    assert not torch.equal(final(max_grad_norm=min(norms) / 2), final())
+
+
+def test_training_ends_after_its_steps():
+    result = fine_tune(
+        make_recipe(steps=8, epochs=0), lambda n, d: None, on_ray=False, run_name="", storage_path=""
+    )
+    assert [entry.epoch for entry in result.history] == [-1, 0, 1]
+
+
+def test_a_global_batch_that_cannot_be_shared_is_refused_with_the_next_ones():
+    with pytest.raises(ConfigError, match=r"global_batch_size is 7, which 3 workers .* take 6 or 9"):
+        final(global_batch_size=7, num_workers=3)

@@ -14,7 +14,7 @@ from raysearch.records import EpochMetrics
 from raysearch.training import fine_tune, load_checkpoint
 from raysearch.training.fine_tune import ProcessContext
 from raysearch.training.launch import read_progress, write_progress
-from raysearch.training.step import Progress, train
+from raysearch.training.loop import Progress, train
 from tests.support.training_recipes import Toy, blobs, make_recipe, nan_loss
 
 
@@ -45,7 +45,7 @@ class Recording(ProcessContext):
 
 
 def test_a_two_bit_model_learns_and_the_best_state_is_kept():
-    recipe = make_recipe(bits=2, epochs=6)
+    recipe = make_recipe(bits=2, epochs=6, learning_rate=3e-3)
     epochs = []
     result, saved = run(recipe, on_epoch=epochs.append)
     losses = values(result, "loss")
@@ -120,7 +120,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, epoch):
 
 def test_a_checkpoint_folder_holds_a_progress_exactly(tmp_path):
     history = [EpochMetrics(-1, {"loss": 0.1 + 0.2, "x": math.inf}), EpochMetrics(0, {"loss": 1e-300})]
-    progress = Progress(1, history, 0, b"best", b"state", b"optimizer")
+    progress = Progress(1, 6, history, 0, b"best", b"state", b"optimizer")
     write_progress(progress, tmp_path)
     assert read_progress(tmp_path) == progress
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_folder_holds_a_progress_exactly(tmp_path):
 def test_without_labels_the_divergence_is_trained():
     unlabelled = [batch[0] for batch in [blobs(32, seed) for seed in range(6)]]
     recipe = make_recipe(
-        loss=None, metrics={}, train=unlabelled, validation=[blobs(128, 2)[0]], epochs=6, objective="auto"
+        loss=None, metrics={}, train=unlabelled, validation=[blobs(128, 2)[0]], epochs=6, learning_rate=3e-3
     )
     result, _ = run(recipe)
     assert result.monitor == "divergence"
@@ -137,7 +137,7 @@ def test_without_labels_the_divergence_is_trained():
 
 
 def test_distill_can_be_chosen_beside_a_loss():
-    result, _ = run(make_recipe(objective="distill"))
+    result, _ = run(make_recipe(objective="distill", learning_rate=3e-3, epochs=6))
     assert result.monitor == "divergence"
     assert min(values(result, "divergence")) < values(result, "divergence")[0]
 

@@ -24,7 +24,7 @@ FEW = 4
 
 def trains(inputs: Inputs) -> bool:
     """Whether the run will train."""
-    return inputs.task.train is not None and inputs.config.training.epochs > 0
+    return inputs.task.train is not None and not inputs.config.training.is_off
 
 
 def check_training(inputs: Inputs, recipe: Recipe) -> None:
