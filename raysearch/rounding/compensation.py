@@ -12,38 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MOST_DAMPING = 1.0
-"""Where the damping stops being raised."""
-
-LEAST_RAISED = 1e-6
-"""What a damping of 0 is raised to first."""
+from raysearch.rounding.factors import Factor
 
 SOLVE_BYTES = 2**28
 """Rounding errors that `solve` holds at once; more rows are done in turn, with the same results."""
 
 INNER_BLOCK = 16
 """Columns of a block that are rounded before what is left of them is handed on to the rest of the block."""
-
-
-@dataclass(frozen=True)
-class Factor:
-    """The second moments of a row's inputs, damped, reordered and factored once for all its schemes.
-
-    Attributes:
-        moments_gdd: H as it was taken, in the order of the weight's columns.
-        added_gd: what was added to the diagonal, in that order.
-        order_gd: the column that is rounded 1st, 2nd, …
-        upper_gdd: R, upper triangular, with R Rᵀ = H + diag(added), both in the order of rounding.
-        damping: λ, as a share of the mean of the diagonal.
-        num_dead: inputs that were never other than 0.
-    """
-
-    moments_gdd: Tensor
-    added_gd: Tensor
-    order_gd: Tensor
-    upper_gdd: Tensor
-    damping: float
-    num_dead: int
 
 
 @dataclass(frozen=True)
@@ -105,47 +80,6 @@ class Solution:
 
     codes_gmd: Tensor
     error_gkm: Tensor
-
-
-def factorise(moments_gdd: Tensor, damping: float, *, act_order: bool = True) -> Factor:
-    """Damp, reorder and factor H.
-
-    λ·mean(diag H) is added to the diagonal of each group; where the factorisation fails, that group's λ grows
-    tenfold up to 1, and then only its diagonal is left, which is rounding to nearest. An input that was
-    always 0 has nothing but that λ: no error is handed on to it or from it, so its weights round to nearest.
-    Columns are rounded in the order of falling diag(H), ties in their own order: the largest inputs first,
-    while there is most to make up with.
-
-    Cost: d³/3 flops a group, and 3 matrices of 8·d² bytes.
-
-    Args:
-        moments_gdd: H, symmetric, positive semi-definite up to rounding; float64.
-        damping: the first λ.
-        act_order: False keeps the order of the columns.
-    """
-    diagonal_gd = moments_gdd.diagonal(dim1=1, dim2=2)
-    mean_g1 = diagonal_gd.mean(1, keepdim=True)
-    mean_g1 = torch.where(mean_g1 > 0, mean_g1, torch.ones_like(mean_g1))
-    if act_order:
-        order_gd = torch.argsort(diagonal_gd, dim=1, descending=True, stable=True)
-    else:
-        order_gd = torch.arange(diagonal_gd.shape[1], device=diagonal_gd.device).repeat(len(diagonal_gd), 1)
-    share_g1 = torch.full_like(mean_g1, damping)
-    damped_gdd = moments_gdd
-    while True:
-        added_gd = (share_g1 * mean_g1).expand_as(diagonal_gd)
-        shifted_gdd = damped_gdd.clone()
-        shifted_gdd.diagonal(dim1=1, dim2=2).add_(added_gd)
-        ordered_gdd = _reordered(shifted_gdd, order_gd)
-        upper_gdd, has_failed_g = _upper_factors(ordered_gdd)
-        if not bool(has_failed_g.any()):
-            num_dead = int((diagonal_gd <= 0).sum())
-            return Factor(moments_gdd, added_gd, order_gd, upper_gdd, float(share_g1.max()), num_dead)
-        is_hopeless_g = has_failed_g & (share_g1[:, 0] >= MOST_DAMPING)
-        only_diagonal_gdd = torch.diag_embed(diagonal_gd.clamp_min(0))
-        damped_gdd = torch.where(is_hopeless_g[:, None, None], only_diagonal_gdd, damped_gdd)
-        raised_g1 = (share_g1 * 10).clamp(LEAST_RAISED, MOST_DAMPING)
-        share_g1 = torch.where(has_failed_g[:, None], raised_g1, share_g1)
 
 
 def solve(rows_grd: Tensor, grids: Sequence[Grid], factor: Factor, block_size: int = 128) -> list[Solution]:
@@ -216,36 +150,32 @@ def _solve_columns(
     """Codes of columns that are in the order of rounding; what each misses takes the place of the columns."""
     num_columns = columns_gdm.shape[1]
     tables = _ordered_tables(grids, factor.order_gd)
-    diagonal_gd = factor.upper_gdd.diagonal(dim1=1, dim2=2)
     left_gdm = torch.empty_like(columns_gdm)
     codes_gdm = torch.empty(columns_gdm.shape, dtype=torch.int16, device=columns_gdm.device)
     for start in range(0, num_columns, block_size):
         stop = min(start + block_size, num_columns)
-        block_gbm = _handed_on(columns_gdm[:, start:stop], factor.upper_gdd, left_gdm, 0, start)
+        block_gbm = _handed_on(columns_gdm[:, start:stop], factor, left_gdm, 0, start)
         for inner in range(start, stop, INNER_BLOCK):
             end = min(inner + INNER_BLOCK, stop)
-            inner_gbm = _handed_on(
-                block_gbm[:, inner - start : end - start], factor.upper_gdd, left_gdm, start, inner
-            )
+            inner_gbm = _handed_on(block_gbm[:, inner - start : end - start], factor, left_gdm, start, inner)
             for column in range(inner, end):
                 target_gm = inner_gbm[:, column - inner : column - inner + 1]
-                target_gm = _handed_on(target_gm, factor.upper_gdd, left_gdm, inner, column)[:, 0]
+                target_gm = _handed_on(target_gm, factor, left_gdm, inner, column)[:, 0]
                 scale_gm, low_gm, high_gm = (table[:, min(column, table.shape[1] - 1)] for table in tables)
                 value_gm = torch.div(target_gm, scale_gm).round_().clamp_(low_gm, high_gm)
                 codes_gdm[:, column] = value_gm
                 value_gm.mul_(scale_gm)
                 torch.sub(columns_gdm[:, column], value_gm, out=left_gdm[:, column])
                 torch.sub(target_gm, value_gm, out=columns_gdm[:, column])
-    return codes_gdm, columns_gdm.mul_(diagonal_gd[..., None])
+    return codes_gdm, columns_gdm.mul_(factor.diagonal_gd[..., None])
 
 
-def _handed_on(block_gbm: Tensor, upper_gdd: Tensor, left_gdm: Tensor, first: int, start: int) -> Tensor:
+def _handed_on(block_gbm: Tensor, factor: Factor, left_gdm: Tensor, first: int, start: int) -> Tensor:
     """Columns from `start` on, with what is left of columns first … start−1 handed on to them."""
     if first == start:
         return block_gbm
     stop = start + block_gbm.shape[1]
-    diagonal_gb = upper_gdd.diagonal(dim1=1, dim2=2)[:, start:stop]
-    shares_gib = upper_gdd[:, first:start, start:stop] / diagonal_gb[:, None]
+    shares_gib = factor.upper(first, start, stop) / factor.diagonal_gd[:, None, start:stop]
     return torch.baddbmm(block_gbm, shares_gib.mT, left_gdm[:, first:start])
 
 
@@ -281,18 +211,3 @@ def _taken(values_gdm: Tensor, order_gd: Tensor) -> Tensor:
     if len(values_gdm) == 1:
         return values_gdm.index_select(1, order_gd[0])
     return torch.take_along_dim(values_gdm, order_gd[..., None], 1)
-
-
-def _reordered(matrix_gdd: Tensor, order_gd: Tensor) -> Tensor:
-    rows = torch.take_along_dim(matrix_gdd, order_gd[:, :, None], 1)
-    return torch.take_along_dim(rows, order_gd[:, None, :], 2)
-
-
-def _upper_factors(matrix_gdd: Tensor) -> tuple[Tensor, Tensor]:
-    """R, upper triangular, with R Rᵀ the matrix; and where that failed, since it is not positive definite.
-
-    With J that turns the order round, J A J = L Lᵀ gives A = (J L J)(J L J)ᵀ, and J L J is upper triangular.
-    """
-    lower_gdd, info_g = torch.linalg.cholesky_ex(matrix_gdd.flip(1, 2))
-    has_failed_g = (info_g != 0) | ~torch.isfinite(lower_gdd).all(2).all(1)
-    return lower_gdd.flip(1, 2), has_failed_g

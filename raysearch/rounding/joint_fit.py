@@ -52,8 +52,11 @@ def jointly_fitted_scale(
     after_gr = torch.zeros_like(before_gr)
     num_groups, _, num_columns = rows_grd.shape
     num_scales = start_grk.shape[2]
-    chunk = max(1, FIT_BYTES // (8 * num_groups * num_scales * (num_columns + num_scales)))
     for block in inputs.blocks:
+        bytes_a_row = 8 * num_scales * (num_columns + num_scales)
+        if block.factor is not None:
+            bytes_a_row = block.factor.bytes_a_fitted_row(num_scales)
+        chunk = max(1, FIT_BYTES // (num_groups * bytes_a_row))
         for first in range(block.first, block.last, chunk):
             part = slice(first, min(first + chunk, block.last))
             equations = _equations(codes_grd[:, part], rows_grd[:, part], block, sharing)
@@ -104,11 +107,10 @@ def _equations(codes_grd: Tensor, rows_grd: Tensor, block: Block, sharing: Shari
         return _Equations(
             rows_grd.square().sum(2), sharing.over_columns(codes_grd * rows_grd), torch.diag_embed(square_grk)
         )
-    moments_gdd = block.factor.moments_gdd
-    through_grd = rows_grd @ moments_gdd
+    through_grd = block.factor.times_moments(rows_grd)
     squares = []
     for span in sharing.places.spans():
-        columns_grd = codes_grd[..., span] @ moments_gdd[:, span]
+        columns_grd = codes_grd[..., span] @ block.factor.moments_of(span, slice(None))
         squares.append(sharing.over_columns(columns_grd * codes_grd))
     power_gr = (through_grd * rows_grd).sum(2)
     return _Equations(power_gr, sharing.over_columns(through_grd * codes_grd), torch.stack(squares, 2))

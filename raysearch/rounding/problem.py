@@ -19,7 +19,7 @@ from raysearch.errors import DataError
 from raysearch.quantizer import Quantizer, make_quantizer
 from raysearch.records import QuantizationPoint, QuantizerRange
 from raysearch.records.scheme import Scheme
-from raysearch.rounding.compensation import Factor, factorise
+from raysearch.rounding.factors import Factor, factorise
 from raysearch.rounding.layout import Layout
 from raysearch.rounding.second_moments import Moment, Reader
 
@@ -58,7 +58,7 @@ class Inputs:
         parts = []
         for block in self.blocks:
             part = rows[..., block.first : block.last, :]
-            parts.append(part if block.factor is None else part @ block.factor.moments_gdd)
+            parts.append(part if block.factor is None else block.factor.times_moments(part))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
     def times_own_moments(self, rows_grd: Tensor, spans: Sequence[slice]) -> Tensor:
@@ -74,8 +74,8 @@ class Inputs:
         for block in self.blocks:
             part = rows_grd[:, block.first : block.last]
             if block.factor is not None:
-                moments_gdd = block.factor.moments_gdd
-                part = torch.cat([part[..., span] @ moments_gdd[:, span, span] for span in spans], 2)
+                through = [part[..., span] @ block.factor.moments_of(span, span) for span in spans]
+                part = torch.cat(through, 2)
             parts.append(part)
         return torch.cat(parts, 1)
 
@@ -85,7 +85,7 @@ class Inputs:
         for block in self.blocks:
             rows_g = self.row_weights[:, block.first : block.last].double().sum(1)
             if block.factor is not None:
-                rows_g = rows_g * block.factor.moments_gdd.diagonal(dim1=1, dim2=2).mean(1)
+                rows_g = rows_g * block.factor.moments_diagonal_gd.mean(1)
             total += rows_g.sum()
         return float(total) / self.row_weights.numel()
 

@@ -20,7 +20,6 @@ from raysearch.records import QuantizationPoint, RangeTable
 from raysearch.records.rounding import RoundedWeight, RoundingTable
 from raysearch.records.scheme import Scheme
 from raysearch.records.winner import Winner
-from raysearch.rounding.compensation import Factor
 from raysearch.rounding.drift import (
     Deployed,
     Drifts,
@@ -147,19 +146,9 @@ def moved(weight: Tensor, inputs: Inputs, changes: Sequence[Tensor]) -> Tensor:
     for block, change_gdd in zip(inputs.blocks, changes, strict=True):
         part_grd = rows_grd[:, block.first : block.last]
         if block.factor is not None:
-            part_grd = part_grd + divided(part_grd @ change_gdd, block.factor)
+            part_grd = part_grd + block.factor.divided(part_grd @ change_gdd)
         parts.append(part_grd)
     return inputs.layout.weight(torch.cat(parts, 1), weight.shape).to(weight.dtype)
-
-
-def divided(rows_grd: Tensor, factor: Factor) -> Tensor:
-    """Rows times (H + diag(added))⁻¹."""
-    order_gd = factor.order_gd
-    columns_gdr = torch.take_along_dim(rows_grd.transpose(1, 2), order_gd[:, :, None], 1)
-    half_gdr = torch.linalg.solve_triangular(factor.upper_gdd, columns_gdr, upper=True)
-    solved_gdr = torch.linalg.solve_triangular(factor.upper_gdd.transpose(1, 2), half_gdr, upper=False)
-    back_gd = torch.argsort(order_gd, dim=1)
-    return torch.take_along_dim(solved_gdr, back_gd[:, :, None], 1).transpose(1, 2)
 
 
 def _take_drifts(

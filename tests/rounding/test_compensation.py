@@ -7,7 +7,8 @@ import itertools
 import pytest
 import torch
 
-from raysearch.rounding.compensation import Grid, factorise, solve
+from raysearch.rounding.compensation import Grid, solve
+from raysearch.rounding.factors import factorise
 
 
 def random_problem(rows=5, columns=7, groups=1, samples=40, seed=0):

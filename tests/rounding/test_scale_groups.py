@@ -20,7 +20,7 @@ from raysearch.quantizer import latent_weight, make_quantizer
 from raysearch.records import Granularity, QuantizerSpec
 from raysearch.rounding import round_weights
 from raysearch.rounding.candidates import Steps, Weight, best_ends
-from raysearch.rounding.compensation import factorise
+from raysearch.rounding.factors import factorise
 from raysearch.rounding.joint_fit import jointly_fitted_scale
 from raysearch.rounding.layout import Layout
 from raysearch.rounding.problem import Block, Inputs
