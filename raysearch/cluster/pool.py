@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,6 +81,18 @@ class LocalPool:
 
     def close(self) -> None:
         """See `Pool.close`; nothing to release."""
+
+
+def in_order(
+    answers: Iterator[tuple[Key, UnitValue]], keys: Iterable[Key]
+) -> Iterator[tuple[Key, UnitValue]]:
+    """The answers of units in the order of their keys, each as soon as those before it are there."""
+    early: dict[Key, UnitValue] = {}
+    waiting = deque(keys)
+    for key, value in answers:
+        early[key] = value
+        while waiting and waiting[0] in early:
+            yield waiting[0], early.pop(waiting.popleft())
 
 
 def failed_unit(key: Key, function: UnitFunction, error: BaseException, details: str = "") -> UnitError:

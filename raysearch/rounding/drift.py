@@ -25,7 +25,7 @@ from raysearch.hooks.locations import module_of
 from raysearch.quantizer import make_quantizer
 from raysearch.records.winner import Winner
 from raysearch.rounding.layers import Geometry, vectors
-from raysearch.rounding.second_moments import Moment, MomentTap, Reader, reader_from
+from raysearch.rounding.second_moments import Moment, MomentTap, Reader, dtype_of_moments, reader_from
 from raysearch.simulation import DeployedWeights
 
 _READERS, _SAMPLES, _STEPS = "readers", "num_samples", "steps"
@@ -52,8 +52,8 @@ class Drift:
     """The sums over all inputs x̃ of one part of a weight, and the inputs x of the float model beside them.
 
     Attributes:
-        own: Σ x̃ x̃ᵀ, [G, d, d], float64.
-        cross: Σ x x̃ᵀ, [G, d, d], float64.
+        own: Σ x̃ x̃ᵀ, [G, d, d], float64, or float32 as plain moments are.
+        cross: Σ x x̃ᵀ, of the same shape and type.
         num_vectors: how many were added.
     """
 
@@ -61,9 +61,11 @@ class Drift:
     cross: np.ndarray
     num_vectors: int
 
-    def plus(self, other: Drift) -> Drift:
-        """The sum of two."""
-        return Drift(self.own + other.own, self.cross + other.cross, self.num_vectors + other.num_vectors)
+    def add(self, other: Drift) -> None:
+        """Become the sum of the two."""
+        self.own += other.own
+        self.cross += other.cross
+        self.num_vectors += other.num_vectors
 
     @property
     def moment(self) -> Moment:
@@ -113,8 +115,9 @@ def steps_from(value: UnitValue) -> list[list[str]]:
 def observe_drift(replica: Replica, deployed: Deployed, name: str, first: int, last: int) -> UnitValue:
     """Unit: the drift of what one weight reads, on the calibration shards first … last−1.
 
-    Two forwards a shard, of the float model and of the one that is quantized so far. Memory: 16·d² bytes, the
-    vectors of one call, and the inputs of that weight in one forward.
+    Two forwards a shard, of the float model and of the one that is quantized so far. Memory: 32·d² bytes
+    (16·d² of `FLOAT32_FROM` inputs and more), the vectors of one call, and what that weight reads in one
+    forward.
 
     Args:
         replica: holds the float model and the calibration shards.
@@ -153,11 +156,14 @@ def observe_drift(replica: Replica, deployed: Deployed, name: str, first: int, l
 
 
 def merge_drifts(parts: Sequence[Drifts]) -> Drifts:
-    """The sum of several, added in the order given."""
+    """The sum of several, added in the order given; the first of each reader takes it up."""
     total: Drifts = {}
     for part in parts:
         for reader, drift in part.items():
-            total[reader] = total[reader].plus(drift) if reader in total else drift
+            if reader in total:
+                total[reader].add(drift)
+            else:
+                total[reader] = drift
     return total
 
 
@@ -218,8 +224,9 @@ def _drift_of(geometry: Geometry, values: Tensor, own_values: Tensor) -> Drift:
     cross_total: Tensor | None = None
     num_vectors = 0
     for piece_gdv, own_gdv in zip(vectors(geometry, values), vectors(geometry, own_values), strict=True):
-        own_gdd = (own_gdv @ own_gdv.transpose(1, 2)).double()
-        cross_gdd = (piece_gdv @ own_gdv.transpose(1, 2)).double()
+        dtype = dtype_of_moments(own_gdv.shape[1])
+        own_gdd = (own_gdv @ own_gdv.transpose(1, 2)).to(dtype)
+        cross_gdd = (piece_gdv @ own_gdv.transpose(1, 2)).to(dtype)
         own_total = own_gdd if own_total is None else own_total + own_gdd
         cross_total = cross_gdd if cross_total is None else cross_total + cross_gdd
         num_vectors += own_gdv.shape[2]

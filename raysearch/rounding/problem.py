@@ -19,9 +19,9 @@ from raysearch.errors import DataError
 from raysearch.quantizer import Quantizer, make_quantizer
 from raysearch.records import QuantizationPoint, QuantizerRange
 from raysearch.records.scheme import Scheme
-from raysearch.rounding.factors import Factor, factorise
+from raysearch.rounding.factors import Factor, factorise, factorise_compactly
 from raysearch.rounding.layout import Layout
-from raysearch.rounding.second_moments import Moment, Reader
+from raysearch.rounding.second_moments import Moment, Reader, dtype_of_moments
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,15 @@ class Inputs:
     layout: Layout
     blocks: tuple[Block, ...]
     row_weights: Tensor
+
+    def of_rows(self, first: int, last: int) -> Inputs:
+        """Those of rows first … last−1 of each group."""
+        blocks = []
+        for block in self.blocks:
+            start, stop = max(block.first, first), min(block.last, last)
+            if start < stop:
+                blocks.append(Block(start - first, stop - first, block.factor))
+        return Inputs(self.layout, tuple(blocks), self.row_weights[:, first:last])
 
     def times_moments(self, rows: Tensor) -> Tensor:
         """Each row, […, G, R, d], times the H of its block."""
@@ -184,7 +193,9 @@ def gather_inputs(
     for first, last, matrix in sums:
         if tables:
             matrix.diagonal(dim1=1, dim2=2).add_(counts.mean())
-        factor = factorise(matrix, damping, act_order=settings.act_order)
+        is_large = matrix.dtype == torch.float32
+        find = factorise_compactly if is_large else factorise
+        factor: Factor = find(matrix, damping, act_order=settings.act_order)
         blocks.append(Block(first, last, factor))
     inputs = Inputs(layout, tuple(blocks), alike)
     return inputs, _notes(inputs, num_vectors, settings.damping, damping)
@@ -217,29 +228,53 @@ def moments_of_rows(
     layers: Iterable[tuple[Reader, Moment]],
     device: torch.device | str,
 ) -> list[tuple[int, int, Tensor]]:
-    """Blocks of rows, each with the sum over all that reads its rows."""
-    kernel = prod(shape[2:])
+    """Blocks of rows, each with the sum over all that reads its rows, in arrays of their own.
+
+    In float64, or of `FLOAT32_FROM` inputs and more in float32.
+
+    Args:
+        shape: of the weight.
+        layout: how its rows lie in it.
+        layers: every use: which part of the weight, and the sum over what it reads.
+        device: where the weight is.
+    """
     uses = []
     for reader, moment in layers:
         outputs, inputs = (
             (reader.columns, reader.rows) if layout.is_transposed else (reader.rows, reader.columns)
         )
-        uses.append((outputs, inputs, torch.from_numpy(moment.values).to(device)))
+        uses.append((outputs, inputs, moment))
     num_rows = layout.num_rows(shape)
-    num_inputs = shape[0] // layout.groups if layout.is_transposed else shape[1]
     if layout.groups > 1 or layout.is_batched:
-        total = sum((matrix for _, _, matrix in uses[1:]), start=uses[0][2].clone())
+        total = _own_matrices(uses[0][2], device)
+        for _, _, moment in uses[1:]:
+            total += torch.from_numpy(moment.matrices()).to(device)
         return [(0, num_rows, total)]
+    kernel = prod(shape[2:])
+    num_inputs = prod(shape) // num_rows
+    dtype = dtype_of_moments(num_inputs)
     edges = sorted({0, num_rows} | {edge for outputs, _, _ in uses for edge in outputs})
     blocks = []
     for first, last in pairwise(edges):
-        matrix = torch.zeros(1, num_inputs * kernel, num_inputs * kernel, dtype=torch.float64, device=device)
-        for outputs, inputs, values in uses:
-            if outputs[0] <= first and last <= outputs[1]:
-                span = slice(inputs[0] * kernel, inputs[1] * kernel)
-                matrix[:, span, span] += values
+        own = [use for use in uses if use[0][0] <= first and last <= use[0][1]]
+        if own and own[0][2].num_inputs == num_inputs:
+            # Taken as it is: there may be no room for a second one.
+            matrix = _own_matrices(own[0][2], device)
+            own = own[1:]
+        else:
+            matrix = torch.zeros(1, num_inputs, num_inputs, dtype=dtype, device=device)
+        for _, inputs, moment in own:
+            span = slice(inputs[0] * kernel, inputs[1] * kernel)
+            matrix[:, span, span] += torch.from_numpy(moment.matrices()).to(device)
         blocks.append((first, last, matrix))
     return blocks
+
+
+def _own_matrices(moment: Moment, device: torch.device | str) -> Tensor:
+    """H in memory that nothing else refers to."""
+    matrices = torch.from_numpy(moment.matrices())
+    moved = matrices.to(device)
+    return moved.clone() if moved is matrices and not moment.is_packed else moved
 
 
 def layout_of(reader: Reader) -> Layout:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
 
-from raysearch.cluster.pool import Key, Pool, UnitValue
+from raysearch.cluster.pool import Key, Pool, UnitValue, in_order
 from raysearch.config.rounding import RoundingConfig
 from raysearch.evaluation import Replica
 from raysearch.quantizer import point_levels, storable_range
@@ -19,10 +20,21 @@ from raysearch.rounding.gptq import round_gptq
 from raysearch.rounding.guided_moments import observe_guided_moments
 from raysearch.rounding.nearest import round_nearest
 from raysearch.rounding.problem import Inputs, Problem, Target, gather_inputs
-from raysearch.rounding.second_moments import Moment, Moments, Reader, merge_moments, observe_moments
+from raysearch.rounding.row_slices import RowSlice, cut_into_units, put_together
+from raysearch.rounding.second_moments import (
+    Moment,
+    Moments,
+    Reader,
+    dtype_of_moments,
+    merge_moments,
+    observe_moments,
+)
 
 Parts = Sequence[tuple[Reader, Moment]]
 """What the uses of a weight read."""
+
+MOMENT_BYTES = 2**32
+"""Second moments that are taken at once."""
 
 UNGUIDED = "no finite gradient reaches what it gives, all that it reads counts alike"
 """Note on a weight whose moments could not be guided."""
@@ -62,10 +74,15 @@ def round_weights(
     then share moments. See `observe_guided_moments`.
 
     Work: a unit for each `settings.unit_shards` calibration shards, one forward a shard, whose sums are added
-    in key order; then a unit for all weights that read the same, which share one factor. Keys and sizes do
-    not depend on the number of workers. Bytes: 4·d² a unit of shards and distinct input, which the driver
-    holds until all are there; of their sums it holds two and three times 8·d² while it adds, a worker one of
-    them with its factor, six times 8·d² while it factors.
+    in key order; then a unit for all weights that read the same, which share one factor. Weights whose
+    moments take more than `MOMENT_BYTES` go in waves, each with forwards of its own; and of `FLOAT32_FROM`
+    inputs and more a unit has some of the rows (`cut_into_units`). Keys and sizes do not depend on the number
+    of workers.
+
+    Bytes: half a matrix of 8·d² (4·d² in float32) a distinct input and unit of shards, which the driver adds
+    up as they come. A worker takes moments as `observe_moments` says, and rounds with one factor at a time:
+    six times 8·d², or in float32 once and a half 4·d², and about ten times the rows of its unit in float64.
+    benchmarks/results/rounding.md has the peaks of a process at up to 14,336 inputs.
 
     Args:
         setup: points and groups; and the schemes of the groups.
@@ -81,29 +98,67 @@ def round_weights(
     points = setup.of_kind("weight")
     targets = {name: make_targets(setup, ranges, point) for name, point in points.items()}
     work = Work(points, targets, settings)
-    if settings.method == "nearest":
-        units: dict[Key, tuple[object, ...]] = {("weights", name): ((name,), (), 1) for name in points}
-    else:
-        moments = take_moments(pool, tuple(points), num_shards, settings, seed)
-        units = {
-            ("weights", names[0]): (names, parts, moments.num_samples)
-            for names, parts in _by_inputs(points, moments)
-        }
-    answers = dict(pool.run(round_unit, units, (work,)))
-    tables = [RoundingTable.from_bytes(answers[key]["table"].tobytes()) for key in units]
-    together = RoundingTable.merge(tables)
+    waves = [tuple(points)] if settings.method == "nearest" else in_waves(points)
+    parts: dict[tuple[str, Scheme], list[tuple[RowSlice, RoundedWeight]]] = {}
+    for names in waves:
+        units: dict[Key, tuple[object, ...]] = {}
+        if settings.method == "nearest":
+            units = {("weights", name): ((RowSlice(name),), (), 1) for name in names}
+        else:
+            moments = take_moments(pool, names, num_shards, settings, seed, is_only=len(waves) == 1)
+            units = _units(work, {name: points[name] for name in names}, moments)
+        for key, value in in_order(pool.run(round_unit, units, (work,)), units):
+            table = RoundingTable.from_bytes(value["table"].tobytes())
+            slices: Sequence[RowSlice] = units[key][0]  # type: ignore[assignment]
+            for rows in slices:
+                for scheme in table.schemes(rows.name):
+                    parts.setdefault((rows.name, scheme), []).append((rows, table[rows.name, scheme]))
+    together = RoundingTable({key: put_together(slices) for key, slices in parts.items()})
     return RoundingTable.merge(together.of(name) for name in points)
 
 
+def in_waves(points: Mapping[str, QuantizationPoint]) -> list[tuple[str, ...]]:
+    """The weights whose moments are taken together: neighbours of at most `MOMENT_BYTES`, or one.
+
+    What weights share is not known yet, so each is reckoned with a matrix of its own.
+    """
+    waves: list[list[str]] = [[]]
+    num_bytes = 0
+    for name, point in points.items():
+        row = point.row
+        num_inputs = row.num_channels * row.num_positions if row else prod(point.shape[1:])
+        own_bytes = dtype_of_moments(num_inputs).itemsize * num_inputs**2
+        if waves[-1] and num_bytes + own_bytes > MOMENT_BYTES:
+            waves.append([])
+            num_bytes = 0
+        num_bytes += own_bytes
+        waves[-1].append(name)
+    return [tuple(names) for names in waves]
+
+
+def _units(
+    work: Work, points: Mapping[str, QuantizationPoint], moments: Moments
+) -> dict[Key, tuple[object, ...]]:
+    """Rows of weights that read the same → what they read."""
+    units: dict[Key, tuple[object, ...]] = {}
+    for names, parts in _by_inputs(points, moments):
+        cut = cut_into_units([points[name] for name in names], work.targets, parts)
+        for slices in cut:
+            first = slices[0]
+            key: Key = ("weights", first.name, first.first) if first.first else ("weights", first.name)
+            units[key] = (slices, parts, moments.num_samples)
+    return units
+
+
 def round_unit(
-    replica: Replica, work: Work, names: Sequence[str], parts: Parts, num_samples: int
+    replica: Replica, work: Work, slices: Sequence[RowSlice], parts: Parts, num_samples: int
 ) -> UnitValue:
-    """Unit: all schemes of the weights that read the same, as the bytes of a table.
+    """Unit: all schemes of weights that read the same, or of some rows of theirs, as the bytes of a table.
 
     Args:
         replica: holds the float weights.
         work: points, schemes and settings.
-        names: the weights.
+        slices: the weights.
         parts: what each of them reads.
         num_samples: samples that `parts` are sums over.
     """
@@ -113,19 +168,28 @@ def round_unit(
         inputs: Inputs | None = None
         notes: tuple[str, ...] = ()
         if needs_inputs:
-            inputs, notes = gather_inputs(work.points[names[0]], parts, work.settings, replica.device)
+            point = work.points[slices[0].name]
+            inputs, notes = gather_inputs(point, parts, work.settings, replica.device)
             if work.settings.guided and parts and not parts[0][0].is_guided:
                 notes = (*notes, UNGUIDED)
-        for name in names:
+        for rows in slices:
+            name = rows.name
             weight = replica.model.get_parameter(name).detach()
-            problem = Problem(work.points[name], weight, work.targets[name], inputs, num_samples, notes)
+            every = Problem(work.points[name], weight, work.targets[name], inputs, num_samples, notes)
+            problem = rows.of(every)
             rounded = round_gptq(problem, work.settings) if needs_inputs else round_nearest(problem)
             weights |= {(name, scheme): value for scheme, value in rounded.items()}
     return {"table": np.frombuffer(RoundingTable(weights).to_bytes(), np.uint8)}
 
 
 def take_moments(
-    pool: Pool, names: tuple[str, ...], num_shards: int, settings: RoundingConfig, seed: int
+    pool: Pool,
+    names: tuple[str, ...],
+    num_shards: int,
+    settings: RoundingConfig,
+    seed: int,
+    *,
+    is_only: bool = True,
 ) -> Moments:
     """The second moments of all weights over the calibration shards, `unit_shards` of them in a unit.
 
@@ -135,17 +199,19 @@ def take_moments(
         num_shards: how many calibration shards there are.
         settings: shards a unit (the last may have fewer), and whether moments are guided.
         seed: the run's seed.
+        is_only: whether these are all weights of the run; else the keys name the first of them.
     """
     step = settings.unit_shards
-    spans = [(first, min(first + step, num_shards)) for first in range(0, num_shards, step)]
-    answers: dict[Key, UnitValue]
+    kind = "guided" if settings.guided else "moments"
+    units: dict[Key, tuple[object, ...]] = {}
+    for first in range(0, num_shards, step):
+        key: Key = (kind, first) if is_only else (kind, first, names[0])
+        units[key] = (first, min(first + step, num_shards))
     if settings.guided:
-        units: dict[Key, tuple[object, ...]] = {("guided", first): (first, last) for first, last in spans}
-        answers = dict(pool.run(observe_guided_moments, units, (names, seed)))
+        answers = pool.run(observe_guided_moments, units, (names, seed))
     else:
-        units = {("moments", first): (first, last) for first, last in spans}
-        answers = dict(pool.run(observe_moments, units, (names,)))
-    return merge_moments(Moments.from_value(answers.pop(key)) for key in units)
+        answers = pool.run(observe_moments, units, (names,))
+    return merge_moments(Moments.from_value(value) for _, value in in_order(answers, units))
 
 
 def _by_inputs(

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,23 @@ from raysearch.evaluation.forward import frozen_eval
 from raysearch.hooks.functions import CallMode
 from raysearch.rounding.layers import Geometry, LayerKind, counts, read_calls, vectors
 from raysearch.rounding.recurrent import recurrent_calls
+from raysearch.rounding.symmetric import packed, unpacked
 
-FloatArray = npt.NDArray[np.float64]
+FloatArray = npt.NDArray[np.floating[Any]]
 
-NUM_BLOCKS, LEAST_BLOCK = 4, 64
-"""A symmetric product is taken in so many blocks of rows, each from the diagonal on: 5/8 of the work."""
+FLOAT32_FROM = 4096
+"""Of so many inputs and more, second moments and their factor are held in float32."""
+
+NUM_BLOCKS, LEAST_BLOCK, MOST_BLOCK = 4, 64, 1024
+"""A symmetric product is taken in so many blocks of rows, each from the diagonal on: 5/8 of the work. They
+have at least and at most so many rows."""
 
 _READERS, _SAMPLES = "readers", "num_samples"
+
+
+def dtype_of_moments(num_inputs: int) -> torch.dtype:
+    """What the second moments of so many inputs, and their factor, are held in."""
+    return torch.float64 if num_inputs < FLOAT32_FROM else torch.float32
 
 
 @dataclass(frozen=True)
@@ -59,13 +70,27 @@ class Moment:
     """The sum over all inputs that the same readers read.
 
     Attributes:
-        values: H, [G, d, d], of which the upper half counts, or of an embedding how often each row is read,
-            [rows]; float64.
+        values: H, [G, d, d], of which the upper half counts; or that half alone, [G, d(d+1)/2]; or of an
+            embedding how often each row is read, [rows]. float64, or float32 from `FLOAT32_FROM` inputs on.
         num_vectors: how many vectors were added.
     """
 
     values: FloatArray
     num_vectors: int
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the upper half alone is held."""
+        return self.values.ndim == 2
+
+    @property
+    def num_inputs(self) -> int:
+        """D of a matrix."""
+        return isqrt(2 * self.values.shape[1]) if self.is_packed else self.values.shape[-1]
+
+    def matrices(self) -> FloatArray:
+        """H whole, [G, d, d]: an array of its own where half of it is held."""
+        return unpacked(self.values) if self.is_packed else self.values
 
 
 @dataclass
@@ -85,7 +110,7 @@ class Moments:
         arrays: dict[str, np.ndarray] = {_SAMPLES: np.array(self.num_samples)}
         described = []
         for index, (readers, moment) in enumerate(self.sums.items()):
-            arrays[f"moment{index}"] = _packed(moment.values)
+            arrays[f"moment{index}"] = packed(moment.values) if moment.values.ndim == 3 else moment.values
             described.append(
                 {"readers": [asdict(reader) for reader in readers], "num_vectors": moment.num_vectors}
             )
@@ -94,16 +119,16 @@ class Moments:
 
     @classmethod
     def from_value(cls, value: UnitValue) -> Moments:
-        """Read what `to_value` gave."""
+        """Read what `to_value` gave; matrices stay packed."""
         sums: dict[tuple[Reader, ...], Moment] = {}
         for index, entry in enumerate(json.loads(value[_READERS].tobytes())):
             readers = tuple(reader_from(reader) for reader in entry["readers"])
-            sums[readers] = Moment(_unpacked(value[f"moment{index}"]), entry["num_vectors"])
+            sums[readers] = Moment(value[f"moment{index}"], entry["num_vectors"])
         return cls(sums, int(value[_SAMPLES]))
 
 
 def merge_moments(parts: Iterable[Moments]) -> Moments:
-    """The sum of several, added in the order given."""
+    """The sum of several, added in the order given; the arrays of the first of each reader take it up."""
     return reduce(_added, parts, Moments())
 
 
@@ -112,7 +137,8 @@ def _added(one: Moments, other: Moments) -> Moments:
     for readers, moment in other.sums.items():
         before = sums.get(readers)
         if before is not None:
-            moment = Moment(before.values + moment.values, before.num_vectors + moment.num_vectors)
+            before.values += moment.values
+            moment = Moment(before.values, before.num_vectors + moment.num_vectors)
         sums[readers] = moment
     return Moments(sums, one.num_samples + other.num_samples)
 
@@ -121,9 +147,13 @@ def observe_moments(replica: Replica, weights: Sequence[str], first: int, last: 
     """Unit: the second moments of all weights on the calibration shards first … last−1.
 
     One forward a shard. Products over `PATCH_BYTES` of vectors are in the model's precision, at least
-    float32; their sums are float64. Memory: three times 8·d² bytes a distinct input (and group) of the model,
-    the inputs of one forward, and the vectors. A shard that does not fit is run in pieces, which are added in
-    order.
+    float32; their sums are float64, or of `FLOAT32_FROM` inputs and more float32. A sum of sums: of the calls
+    and pieces of a shard, of shards, of units. With n the most that are added in one of them each, n₁ + n₂ +
+    n₃ in all, an entry is off by at most (n₁ + n₂ + n₃)·2⁻²⁴·√(H_ii H_jj), since no partial sum is larger.
+
+    Memory: twice 8·d² bytes (4·d² in float32) a distinct input and group of these weights, half of that more
+    in the end, the inputs of one forward, and the vectors. A shard that does not fit is run in pieces, which
+    are added in order.
 
     Args:
         replica: holds the float model and the calibration shards.
@@ -279,7 +309,8 @@ def moment_of(
     for piece_gdv in vectors(geometry, source):
         num_columns, size = piece_gdv.shape[2], piece_gdv.shape[1]
         if total is None:
-            total = torch.zeros(len(piece_gdv), size, size, dtype=torch.float64, device=piece_gdv.device)
+            dtype = dtype_of_moments(size)
+            total = torch.zeros(len(piece_gdv), size, size, dtype=dtype, device=piece_gdv.device)
         if counting_gv is not None:
             roots_gv = (counting_gv[:, num_vectors : num_vectors + num_columns] / mean).sqrt()
             piece_gdv = piece_gdv * roots_gv[:, None].to(piece_gdv)
@@ -295,31 +326,11 @@ def moment_of(
 def _add_products(total_gdd: Tensor, piece_gdv: Tensor) -> None:
     """Add Σ u uᵀ of a piece to the upper half of a sum; what lies below it is left incomplete."""
     size = piece_gdv.shape[1]
-    step = max(LEAST_BLOCK, -(-size // NUM_BLOCKS))
+    step = min(max(LEAST_BLOCK, -(-size // NUM_BLOCKS)), MOST_BLOCK)
     for start in range(0, size, step):
         rows = slice(start, start + step)
         product = piece_gdv[:, rows] @ piece_gdv[:, start:].transpose(1, 2)
         total_gdd[:, rows, start:] += product
-
-
-def _packed(values: FloatArray) -> FloatArray:
-    """The upper halves of symmetric matrices [G, d, d], [G, d(d+1)/2]; counts stay as they are."""
-    if values.ndim == 1:
-        return values
-    upper = np.triu(np.ones(values.shape[1:], bool))
-    return values[:, upper]
-
-
-def _unpacked(packed: np.ndarray) -> FloatArray:
-    if packed.ndim == 1:
-        return np.asarray(packed, np.float64)
-    size = int(np.sqrt(2 * packed.shape[1]))
-    upper = np.triu(np.ones((size, size), bool))
-    values = np.zeros((len(packed), size, size))
-    values[:, upper] = packed
-    mirrored = values.transpose(0, 2, 1).copy()
-    mirrored[:, upper] = packed
-    return mirrored
 
 
 def reader_from(entry: Mapping[str, Any]) -> Reader:

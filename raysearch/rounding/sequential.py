@@ -34,6 +34,9 @@ from raysearch.rounding.gptq import round_gptq
 from raysearch.rounding.problem import Inputs, Problem, Target, gather_inputs, moments_of_rows
 from raysearch.rounding.round_weights import make_targets
 
+PART_COLUMNS = 256
+"""Columns of a matrix in float32 that are multiplied with at once."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -67,7 +70,8 @@ def round_sequentially(
 
     Work: for each tensor that layers read, units of `settings.unit_shards` calibration shards, two forwards a
     shard; then a unit that rounds one scheme of each weight. Keys and sizes do not depend on the number of
-    workers, and sums are added in key order. Bytes: 16·d² a unit, on the driver for all units of one tensor.
+    workers, and sums are added in key order. Bytes: 16·d² a unit (8·d²
+    in float32), on the driver for all units of one tensor; a worker that rounds holds as much, and a factor.
 
     Args:
         winner: the assignment, with the codes of the rounding table.
@@ -146,9 +150,17 @@ def moved(weight: Tensor, inputs: Inputs, changes: Sequence[Tensor]) -> Tensor:
     for block, change_gdd in zip(inputs.blocks, changes, strict=True):
         part_grd = rows_grd[:, block.first : block.last]
         if block.factor is not None:
-            part_grd = part_grd + block.factor.divided(part_grd @ change_gdd)
+            part_grd = part_grd + block.factor.divided(_times(part_grd, change_gdd))
         parts.append(part_grd)
     return inputs.layout.weight(torch.cat(parts, 1), weight.shape).to(weight.dtype)
+
+
+def _times(rows_grd: Tensor, matrix_gdd: Tensor) -> Tensor:
+    """Their product in float64; of a matrix in float32 in parts, so that no second one is made."""
+    if matrix_gdd.dtype == rows_grd.dtype:
+        return rows_grd @ matrix_gdd
+    parts = [rows_grd @ part_gdp.double() for part_gdp in torch.split(matrix_gdd, PART_COLUMNS, 2)]
+    return torch.cat(parts, 2)
 
 
 def _take_drifts(

@@ -54,6 +54,18 @@ class Case:
         return float(torch.cat(values).mean())
 
 
+def test_many_inputs_are_as_good_in_float32(monkeypatch):
+    case = Case("linear")
+    expected = case.sequential()
+    monkeypatch.setattr("raysearch.rounding.second_moments.FLOAT32_FROM", 2)
+    monkeypatch.setattr("raysearch.rounding.factors.compact.NUM_COLUMNS", 3)
+    monkeypatch.setattr("raysearch.rounding.sequential.PART_COLUMNS", 3)
+    table = case.sequential()
+    for key, rounded in table.weights.items():
+        assert rounded.error == pytest.approx(expected[key].error, rel=0.05)
+        assert (rounded.codes == expected[key].codes).mean() > 0.9
+
+
 def test_the_moved_weight_gives_the_float_outputs_best():
     case = Case("linear")
     point = next(iter(case.setup.of_kind("weight").values()))

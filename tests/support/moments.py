@@ -7,10 +7,14 @@ import torch
 from raysearch.rounding.problem import layout_of
 
 
+def values_or_counts(moment):
+    return moment.values if moment.values.ndim == 1 else moment.matrices()
+
+
 def values_of(moments, weight):
     """Every (reader, H) of a weight."""
     return [
-        (reader, torch.from_numpy(moment.values))
+        (reader, torch.from_numpy(values_or_counts(moment)))
         for readers, moment in moments.sums.items()
         for reader in readers
         if reader.weight == weight

@@ -114,8 +114,8 @@ def factorise_compactly(moments_gdd: Tensor, damping: float, *, act_order: bool 
     """As `factorise`, in the buffer of the moments themselves, which is taken.
 
     Error: H is what float32 holds of it. Each entry of R is a sum in float64 rounded to float32 once, so
-    R Rᵀ = H + diag(added) + E with |E_ij| ≤ 3·2⁻²⁴·√(A_ii A_jj), A the damped matrix; it stays positive
-    definite where λ is above about 2⁻²²·√d.
+    R Rᵀ = A + E with |E_ij| ≤ 3·2⁻²⁴·√(A_ii A_jj), A the damped matrix. So ‖E‖ ≤ 3·2⁻²⁴·tr A: less than was
+    added where λ is above 3·2⁻²⁴·d, .0026 at 14,336 inputs.
 
     Cost: d³/3 flops a group in float64; memory: no second matrix.
 

@@ -1,0 +1,159 @@
+"""Rows of a weight that are rounded by themselves: how a weight of many inputs is cut, and put together.
+
+G  groups of rows that read different inputs    d  inputs of a row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from raysearch.records import QuantizationPoint
+from raysearch.records.granularity import Granularity
+from raysearch.records.rounding import RoundedWeight
+from raysearch.rounding.problem import Problem, Target, layout_of
+from raysearch.rounding.second_moments import Moment, Reader, dtype_of_moments
+
+_Entry = TypeVar("_Entry", bound=np.generic)
+
+ROW_BYTES = 2**26
+"""Rows of a unit, as float64, where a weight is cut."""
+
+
+@dataclass(frozen=True)
+class RowSlice:
+    """Rows of a weight that are rounded in one unit.
+
+    Attributes:
+        name: the weight.
+        axis: its dimension of rows.
+        first: the first of them.
+        last: the one behind the last; None: all rows.
+    """
+
+    name: str
+    axis: int = 0
+    first: int = 0
+    last: int | None = None
+
+    def of(self, problem: Problem) -> Problem:
+        """The part of a weight's problem."""
+        if self.last is None:
+            return problem
+        shape = problem.point.shape
+        targets = tuple(self._target(target, shape) for target in problem.targets)
+        inputs = problem.inputs
+        return replace(
+            problem,
+            point=self._point(problem.point),
+            weight=problem.weight.narrow(self.axis, self.first, self.last - self.first),
+            targets=targets,
+            inputs=None if inputs is None else inputs.of_rows(self.first, self.last),
+        )
+
+    def _point(self, point: QuantizationPoint) -> QuantizationPoint:
+        shape = list(point.shape)
+        shape[self.axis] = (self.last or 0) - self.first
+        return replace(point, shape=tuple(shape))
+
+    def _target(self, target: Target, shape: Sequence[int]) -> Target:
+        granularity, start = target.point.granularity, target.start
+        rows = slice(self.first, self.last)
+        cut = replace(
+            start,
+            scale=_cut(start.scale, granularity, shape, self.axis, rows),
+            zero_point=_cut(start.zero_point, granularity, shape, self.axis, rows),
+        )
+        return replace(target, point=self._point(target.point), start=cut)
+
+
+def cut_into_units(
+    points: Sequence[QuantizationPoint],
+    targets: Mapping[str, tuple[Target, ...]],
+    parts: Sequence[tuple[Reader, Moment]],
+) -> list[tuple[RowSlice, ...]]:
+    """What of weights that read the same is rounded together: all, or of many inputs some of the rows.
+
+    Every unit factors H anew, d³/3 flops, where rounding a row at C candidates takes 2·C·d². So a unit has
+    rows of `ROW_BYTES`, 585 of 14,336 inputs: with the 60 candidates of four schemes a factor is 7 % of its
+    work, and what it holds does not grow with the weight. It depends on nothing but the shapes, so results
+    are those of any number of workers. Weights below `FLOAT32_FROM` inputs are left whole, and so is one
+    whose rows share scales or are grouped.
+
+    Args:
+        points: the weights.
+        targets: quantizer id → its schemes.
+        parts: what each of them reads.
+    """
+    units: list[list[RowSlice]] = [[]]
+    num_rows = 0
+    for point in points:
+        axis = _axis_of_rows(point, targets[point.id], parts)
+        rows = 1 if axis is None else point.shape[axis]
+        num_inputs = point.num_elements // rows
+        if axis is None or dtype_of_moments(num_inputs) == torch.float64:
+            units[-1].append(RowSlice(point.id))
+            continue
+        most = max(1, ROW_BYTES // (8 * num_inputs))
+        count = -(-rows // most)
+        for first, last in pairwise(rows * index // count for index in range(count + 1)):
+            if units[-1] and (num_rows + last - first > most or units[-1][-1].name == point.id):
+                units.append([])
+                num_rows = 0
+            num_rows += last - first
+            units[-1].append(RowSlice(point.id, axis, first, last if count > 1 else None))
+    return [tuple(unit) for unit in units]
+
+
+def put_together(parts: Sequence[tuple[RowSlice, RoundedWeight]]) -> RoundedWeight:
+    """A weight at one scheme of all its slices, in order."""
+    first_slice, first = parts[0]
+    if first_slice.last is None:
+        return first
+    axis = first_slice.axis
+    weights = [weight for _, weight in parts]
+    codes = np.concatenate([weight.codes for weight in weights], axis)
+    scales, zero_points = [], []
+    for weight in weights:
+        shape = weight.granularity.scale_shape(weight.codes.shape)
+        scales.append(weight.scale.reshape(shape))
+        zero_points.append(weight.zero_point.reshape(shape))
+    return replace(
+        first,
+        codes=codes,
+        scale=np.concatenate(scales, axis).reshape(-1),
+        zero_point=np.concatenate(zero_points, axis).reshape(-1),
+        error_nearest=sum(weight.error_nearest for weight in weights),
+        error=sum(weight.error for weight in weights),
+    )
+
+
+def _axis_of_rows(
+    point: QuantizationPoint, targets: Sequence[Target], parts: Sequence[tuple[Reader, Moment]]
+) -> int | None:
+    """The dimension that a weight can be cut along; None where its rows hang together."""
+    layouts = {layout_of(reader) for reader, _ in parts if reader.kind != "embedding"}
+    if len(layouts) != 1 or len(point.shape) < 2:
+        return None
+    layout = layouts.pop()
+    axis = 1 if layout.is_transposed else 0
+    axes = {target.point.granularity.normalized(point.shape).axis for target in targets}
+    if layout.groups > 1 or layout.is_batched or axes != {axis}:
+        return None
+    return axis
+
+
+def _cut(
+    array: npt.NDArray[_Entry], granularity: Granularity, shape: Sequence[int], axis: int, rows: slice
+) -> npt.NDArray[_Entry]:
+    """The entries of some rows' scales."""
+    sizes = granularity.scale_shape(shape)
+    places: list[slice] = [slice(None)] * len(sizes)
+    places[axis] = rows
+    return array.reshape(sizes)[tuple(places)].reshape(-1)
