@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from raysearch.artifacts import DEFAULT_STORAGE, RunStore, new_run_id, owned
-from raysearch.config import Config, load_config, with_search
+from raysearch.config import Config, load_config, with_defaults, with_search
 from raysearch.determinism import pinned_threads, plain_modes, process_as_found, seeded
 from raysearch.errors import ConfigError
 from raysearch.pipeline.fingerprints import versions
@@ -88,6 +88,7 @@ def run(
     # A factory or a loader that draws from a global generator draws the same when the run is resumed.
     with pinned_threads(settings.cluster.threads), seeded(derive_seed(settings.seed, "task")):
         loaded = load_task(task)
+        settings = with_defaults(settings, loaded.settings)
         # The task's file may have set modes of its own.
         with plain_modes(), pinned_threads(settings.cluster.threads):
             inputs = check_inputs(loaded, settings, texts)
@@ -184,5 +185,5 @@ def inspect(
     settings = config if isinstance(config, Config) else load_config(overrides=config)
     loaded = load_task(task)
     with plain_modes():
-        setup = place_task(loaded, settings)
+        setup = place_task(loaded, with_defaults(settings, loaded.settings))
     return setup, CostModel(setup)

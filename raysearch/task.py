@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 from torch import nn
 
 from raysearch.cluster.shipping import register_by_value
-from raysearch.errors import TaskError
+from raysearch.config import load_config
+from raysearch.errors import ConfigError, RaysearchError, TaskError
 from raysearch.evaluation import Forward, Loss, default_forward
 from raysearch.evaluation.batches import host_copy
 from raysearch.evaluation.calls.call_form import in_order
@@ -53,9 +55,11 @@ class Task:
         metrics: name → `metric(outputs, batch) -> number`, a mean over the batch, or `Metric(function,
             direction="minimize")`. A search that follows a metric must know whether more or less of it is
             better; names such as `accuracy` and `rmse` say so themselves.
+        settings: nested settings that suit the task, in place of the defaults; what a run sets itself wins.
 
     Raises:
         TaskError: a field is of the wrong type.
+        ConfigError: the settings do not fit, or are of the machines that a run has.
 
     Example:
         >>> import torch
@@ -73,6 +77,7 @@ class Task:
     forward: Forward | None = None
     loss: Loss | None = None
     metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -94,6 +99,7 @@ class Task:
                 "Task(calibration=...) is None; pass a Dataset, a DataLoader or a list of batches."
             )
         refuse_compiled(self.model)
+        _check_settings(self.settings)
         self.metrics = _named_metrics(self.metrics)
         for name, function in {"forward": self.forward, "loss": self.loss, **self.metrics}.items():
             if function is not None and not callable(function):
@@ -131,7 +137,8 @@ def private_task(task: Task) -> Task:
 def load_task(spec: str | Task) -> Task:
     """Find a task: `path/to/file.py:factory`, `package.module:factory`, or a `Task` as it is.
 
-    The factory takes no argument and returns a `Task`. A file is imported with its folder on the path, where
+    The factory returns a `Task`. It is given what follows its name, `factory?name=value&…`, as texts; nothing
+    where nothing does. A file is imported with its folder on the path, where
     it stays, as Python does with a script's. What it defines, and what modules and packages beside it do, is
     shipped to workers by value, so that they need not have the files.
 
@@ -140,7 +147,8 @@ def load_task(spec: str | Task) -> Task:
     """
     if isinstance(spec, Task):
         return spec
-    location, separator, name = spec.rpartition(":")
+    path, _, query = spec.partition("?")
+    location, separator, name = path.rpartition(":")
     if not separator or not location or not name:
         raise TaskError(
             f"the task '{spec}' cannot be read; write path/to/file.py:factory or package.module:factory."
@@ -151,8 +159,8 @@ def load_task(spec: str | Task) -> Task:
         names = ", ".join(_functions(module)) or "none"
         raise TaskError(f"'{location}' has no factory '{name}'; functions there: {names}.")
     try:
-        task = factory()
-    except TaskError:
+        task = factory(**dict(parse_qsl(query, keep_blank_values=True)))
+    except RaysearchError:
         raise
     except SystemExit as error:
         raise TaskError(f"the factory '{spec}' {_ended(error)}") from error
@@ -223,6 +231,21 @@ def _ended(error: SystemExit) -> str:
         f"ended the process (SystemExit: {error.code}), as `sys.exit` and argparse's `parse_args` do. Put "
         f"what belongs to a script under `if __name__ == '__main__':`."
     )
+
+
+def _check_settings(settings: object) -> None:
+    """Refuse settings that nobody could take, or that are no matter of a task."""
+    if not isinstance(settings, Mapping):
+        raise TaskError(
+            f"Task(settings=...) is a {type(settings).__name__}; it must be a nested mapping of settings, "
+            f"for example {{'placement': {{'activation_bit_widths': ()}}}}."
+        )
+    if "cluster" in settings or "seed" in settings:
+        raise ConfigError(
+            "Task(settings=...) holds 'cluster' or 'seed', which are a run's own: they count before the task "
+            "is there. Give them to the run."
+        )
+    load_config(overrides=settings)
 
 
 def _named_metrics(metrics: object) -> dict[str, MetricFunction]:

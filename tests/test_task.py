@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+import raysearch
 from raysearch import Task, load_task
 from raysearch.cluster.shipping import dumps, loads
-from raysearch.errors import TaskError
+from raysearch.errors import ConfigError, TaskError
 from raysearch.task import private_task
 
 
@@ -27,6 +28,7 @@ from raysearch.task import private_task
         ({"metrics": {"divergence": len}}, "'divergence', which is reserved"),
         ({"metrics": {"agreement": len}}, "reserved"),
         ({"metrics": {"Loss": len}}, "reserved"),
+        ({"settings": [1]}, r"Task\(settings=...\) is a list"),
     ],
 )
 def test_fields_of_a_wrong_type_are_named(fields, part):
@@ -97,6 +99,47 @@ def test_packages_beside_a_task_file_travel_with_it(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     sys.path.remove(str(tmp_path))
     assert [layer.size for layer in loads(shipment)] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"placement": {"bits": 4}}, "'placement.bits' is unknown"),
+        ({"cluster": {"threads": 2}}, "which are a run's own"),
+        ({"seed": 1}, "which are a run's own"),
+    ],
+)
+def test_settings_of_a_task_that_nothing_takes_are_refused(settings, part):
+    with pytest.raises(ConfigError, match=part):
+        Task(nn.Linear(2, 2), (torch.zeros(1, 2),), [], settings=settings)
+
+
+def test_settings_of_a_task_count_where_the_run_sets_nothing():
+    settings = {"placement": {"activation_bit_widths": (), "weight_bit_widths": (4,)}}
+    task = Task(nn.Linear(2, 2), (torch.zeros(1, 2),), [], settings=settings)
+
+    def options(config):
+        setup, _ = raysearch.inspect(task, config)
+        return {name: [scheme.num_bits for scheme in group.schemes] for name, group in setup.groups.items()}
+
+    assert options(None) == {"weight": [4]}
+    # Set by the run, though to what is the default.
+    assert options({"placement": {"activation_bit_widths": (8,)}}) == {"weight": [4], "input": [8]}
+
+
+def test_a_factory_is_given_what_follows_its_name(tmp_path):
+    (tmp_path / "sized.py").write_text(
+        "import torch\nfrom raysearch import Task\n"
+        "def make_task(width='2', name=''):\n"
+        "    model = torch.nn.Linear(int(width), 2)\n    model.title = name\n"
+        "    return Task(model, (torch.zeros(1, int(width)),), [])\n"
+    )
+    spec = f"{tmp_path / 'sized.py'}:make_task"
+    assert load_task(spec).model.in_features == 2
+    task = load_task(f"{spec}?width=3&name=a%20b%3Ac")
+    assert (task.model.in_features, task.model.title) == (3, "a b:c")
+    with pytest.raises(TaskError, match=r"make_task\?height=1' failed: TypeError: .*'height'"):
+        load_task(f"{spec}?height=1")
 
 
 def test_a_model_in_a_wrapper_is_taken_out_of_it_and_told():

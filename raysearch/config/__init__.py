@@ -3,7 +3,7 @@
 from raysearch.config.calibration import CalibrationConfig
 from raysearch.config.cluster import ClusterConfig
 from raysearch.config.export import ExportConfig
-from raysearch.config.loading import load_config, with_search
+from raysearch.config.loading import load_config, with_defaults, with_search
 from raysearch.config.objective import ObjectiveConfig
 from raysearch.config.placement import OverrideConfig, PlacementConfig
 from raysearch.config.search import SearchConfig
@@ -30,5 +30,6 @@ __all__ = [
     "load_config",
     "settings_as_text",
     "settings_as_toml",
+    "with_defaults",
     "with_search",
 ]

@@ -67,8 +67,37 @@ def with_search(config: Config, **values: Any) -> Config:
         'size'
     """
     changes = {key: value for key, value in values.items() if value is not None}
-    search = {**config.search.model_dump(), **changes}
-    return load_config(overrides={**config.model_dump(), "search": search})
+    return load_config(overrides=_over(config.model_dump(exclude_unset=True), {"search": changes}))
+
+
+def with_defaults(config: Config, defaults: Mapping[str, Any]) -> Config:
+    """The settings with others in place of the defaults; whatever was set stays, also to its default.
+
+    Args:
+        config: the settings.
+        defaults: nested mapping of settings.
+
+    Raises:
+        ConfigError: they do not fit.
+
+    Example:
+        >>> from raysearch.config import load_config
+        >>> config = load_config(overrides={"search": {"num_trials": 8}})
+        >>> search = with_defaults(config, {"search": {"num_trials": 4, "batch_size": 2}}).search
+        >>> search.num_trials, search.batch_size
+        (8, 2)
+    """
+    if not defaults:
+        return config
+    return load_config(overrides=_over(defaults, config.model_dump(exclude_unset=True)))
+
+
+def _over(data: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, neither of them changed; where both say something the second counts."""
+    merged: dict[str, Any] = {}
+    _merge(merged, data)
+    _merge(merged, more)
+    return merged
 
 
 def _value(text: str) -> Any:
@@ -97,7 +126,7 @@ def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             _merge(into[key], value)
         else:
-            into[key] = dict(value) if isinstance(value, Mapping) else value
+            into[key] = _over(value, {}) if isinstance(value, Mapping) else value
 
 
 def _explain(error: ValidationError) -> str:

@@ -12,17 +12,20 @@ INLINE_TABLES = ("search.latency_profile",)
 
 
 def settings_as_text(config: Config) -> list[str]:
-    """Every setting that differs from its default, as `key=value` that `--set` reads."""
+    """Every setting that was set, also to its default, as `key=value` that `--set` reads.
+
+    TOML has no None, which is a default wherever it may be set.
+    """
 
     def flatten(prefix: str, value: Any) -> Iterator[str]:
         if isinstance(value, Mapping) and prefix not in INLINE_TABLES:
             for key, inner in value.items():
                 name = f"{prefix}.{key}" if prefix else str(key)
                 yield from flatten(name, inner)
-        else:
+        elif value is not None:
             yield f"{prefix}={_toml(value)}"
 
-    return list(flatten("", config.model_dump(mode="json", exclude_defaults=True)))
+    return list(flatten("", config.model_dump(mode="json", exclude_unset=True)))
 
 
 def settings_as_toml(config: Config) -> str:

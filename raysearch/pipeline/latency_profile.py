@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raysearch.calibration import calibrate_model
-from raysearch.config import CalibrationConfig, Config
+from raysearch.config import CalibrationConfig, Config, with_defaults
 from raysearch.controller import create_controller
 from raysearch.determinism import pinned_threads, plain_modes, process_as_found, seeded
 from raysearch.errors import ConfigError
@@ -62,6 +62,7 @@ def measure_latency(
     seed = derive_seed(settings.seed, "task")
     with process_as_found(), pinned_threads(settings.cluster.threads), seeded(seed):
         loaded = load_task(task)
+        settings = with_defaults(settings, loaded.settings)
         with plain_modes(), pinned_threads(settings.cluster.threads):
             own = private_task(loaded)
             setup = place_quantizers(own.model, own.example_inputs, settings.placement)
