@@ -248,19 +248,39 @@ def _storage_uri(storage: str | os.PathLike[str], address: str, shared_fs: bool)
         shared_fs: whether a folder of this machine is the same one on all nodes.
     """
     place = Storage(storage)
-    host = urlsplit(address if "://" in address else f"//{address}").hostname
-    if place.is_local and host not in LOOPBACK and not shared_fs:
-        raise ConfigError(
-            f"the storage '{storage}' is a folder of this machine, and the cluster at {address} is another "
-            f"one. Use an object store such as s3://bucket/runs, or say that all nodes share the folder: "
-            f"--shared-fs."
+    if place.is_local:
+        check_reach(
+            f"the storage '{storage}'", address, shared_fs, "an object store such as s3://bucket/runs"
         )
     return place.uri
 
 
+def check_reach(
+    what: str, address: str, shared_fs: bool, otherwise: str = "a folder that they share"
+) -> None:
+    """Refuse a folder of this machine where the cluster is another one.
+
+    Args:
+        what: the folder, for messages.
+        address: of the cluster's dashboard.
+        shared_fs: whether a folder of this machine is the same one on all nodes.
+        otherwise: what to use instead.
+
+    Raises:
+        ConfigError: the cluster cannot reach it.
+    """
+    host = urlsplit(address if "://" in address else f"//{address}").hostname
+    if host not in LOOPBACK and not shared_fs:
+        raise ConfigError(
+            f"{what} is a folder of this machine, and the cluster at {address} is another one. Use "
+            f"{otherwise}, or say that all nodes share the folder: --shared-fs."
+        )
+
+
 def _working_dir(task: str, working_dir: str | os.PathLike[str] | None) -> tuple[Path | None, str]:
     """The folder to upload, None for none, and the task as it is called from there."""
-    location, _, factory = task.rpartition(":")
+    path, mark, arguments = task.partition("?")
+    location, _, factory = path.rpartition(":")
     if not location.endswith(".py"):
         # A module that the nodes can import.
         return (Path(working_dir).absolute() if working_dir else None), task
@@ -272,4 +292,4 @@ def _working_dir(task: str, working_dir: str | os.PathLike[str] | None) -> tuple
         folder = file.parent
     if not file.is_relative_to(folder):
         raise ConfigError(f"the task file {file} is not below the working directory {folder}.")
-    return folder, f"{file.relative_to(folder)}:{factory}"
+    return folder, f"{file.relative_to(folder)}:{factory}{mark}{arguments}"

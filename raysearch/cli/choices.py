@@ -50,6 +50,13 @@ def profile_targets() -> Iterable[str]:
     return PROFILE_TARGETS
 
 
+def task_kinds() -> Iterable[str]:
+    """What `--task` takes beside `--model`."""
+    from raysearch.huggingface.kinds import TASK_KINDS
+
+    return TASK_KINDS
+
+
 def surrogates() -> Iterable[str]:
     """What `search.surrogate` takes."""
     return _setting("surrogate")

@@ -12,36 +12,46 @@ from rich.console import Console
 
 from raysearch.artifacts import DEFAULT_STORAGE
 from raysearch.cli import console
-from raysearch.cli.choices import cost_kinds, listing
+from raysearch.cli.choices import cost_kinds, listing, task_kinds
 from raysearch.cli.command import Show, command
 from raysearch.cli.options import (
+    DEFAULT_KIND,
     BudgetOption,
     ConfigOption,
+    DataOption,
     DropOption,
     FrontOption,
     HeadOption,
     JsonOption,
+    KindOption,
     LatencyOption,
     MaybeHead,
+    MaybeTask,
     MinimizeOption,
+    ModelOption,
     RunArgument,
     SetOption,
     StorageOption,
-    TaskArgument,
     TokenOption,
+    WithOption,
     app,
     read_settings,
+    task_of,
 )
-from raysearch.job import Job
+from raysearch.job import Job, check_reach
 from raysearch.job import submit as submit_run
 from raysearch.records import RunStatus
 
 
-@app.command(cls=listing(front=cost_kinds, minimize=cost_kinds))
+@app.command(cls=listing(front=cost_kinds, minimize=cost_kinds, kind=task_kinds))
 def submit(
-    task: TaskArgument,
     address: HeadOption,
     storage: StorageOption,
+    task: MaybeTask = None,
+    model: ModelOption = None,
+    data: DataOption = [],
+    kind: KindOption = DEFAULT_KIND,
+    options: WithOption = [],
     budget: BudgetOption = [],
     front: FrontOption = None,
     minimize: MinimizeOption = None,
@@ -64,8 +74,10 @@ def submit(
 ) -> None:
     """Start a run on a Ray cluster; prints the run id."""
     with command(as_json) as show:
+        if model is not None:
+            check_reach(f"the model directory '{model}'", address, shared_fs)
         job = submit_run(
-            task,
+            task_of(task, model, data, kind, options),
             budget,
             storage,
             address=address,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raysearch.cli.choices import PLACE
+from raysearch.errors import ConfigError
 from raysearch.version import __version__
 
 if TYPE_CHECKING:
@@ -36,6 +37,24 @@ def _main(
 TaskArgument = Annotated[
     str, typer.Argument(metavar="TASK", help="path/to/file.py:factory or package.module:factory")
 ]
+MaybeTask = Annotated[
+    str | None,
+    typer.Argument(metavar="[TASK]", help="path/to/file.py:factory or package.module:factory; or --model"),
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", metavar="DIR", help="a Hugging Face directory in place of TASK")
+]
+DataOption = Annotated[
+    list[str], typer.Option("--data", metavar="FILE", help="text or samples for --model; repeat for several")
+]
+KindOption = Annotated[
+    str, typer.Option("--task", metavar="KIND", help=f"what the model of --model is for: {PLACE}")
+]
+WithOption = Annotated[
+    list[str],
+    typer.Option("--with", metavar="NAME=VALUE", help="an option of that kind, such as window=256; repeat"),
+]
+DEFAULT_KIND = "causal-lm"
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="run id, or the path or URI of a run's folder")
 ]
@@ -64,6 +83,34 @@ MaybeHead = Annotated[
     str | None, typer.Option("--address", help="the cluster's dashboard, to ask its job too")
 ]
 TokenOption = Annotated[str | None, typer.Option("--token-file", help="file with the cluster's token")]
+
+
+def task_of(task: str | None, model: str | None, data: list[str], kind: str, options: list[str]) -> str:
+    """The text that names the task: as it is, or made of a model directory.
+
+    Args:
+        task: the argument TASK.
+        model: the directory in its place.
+        data: for the model.
+        kind: what the model is for.
+        options: texts NAME=VALUE of that kind.
+
+    Raises:
+        ConfigError: there is neither a task nor a model, or both, or an option that does not fit.
+    """
+    if model is None:
+        if task is None:
+            raise ConfigError(
+                "there is no task: give TASK (path/to/file.py:factory), or --model DIR --data FILE."
+            )
+        if data or options or kind != DEFAULT_KIND:
+            raise ConfigError("--data, --task and --with belong to --model DIR; a TASK brings its own data.")
+        return task
+    if task is not None:
+        raise ConfigError(f"both the TASK '{task}' and --model '{model}' are given; give one of them.")
+    from raysearch.huggingface.by_name import spec_of
+
+    return spec_of(model, data, kind, options)
 
 
 def read_settings(

@@ -9,29 +9,38 @@ from rich.console import Console
 
 from raysearch.artifacts import DEFAULT_STORAGE, codecs, resolve_run
 from raysearch.cli import console
-from raysearch.cli.choices import cost_kinds, listing
+from raysearch.cli.choices import cost_kinds, listing, task_kinds
 from raysearch.cli.command import Show, command
 from raysearch.cli.options import (
+    DEFAULT_KIND,
     BudgetOption,
     ConfigOption,
+    DataOption,
     DropOption,
     FrontOption,
     JsonOption,
+    KindOption,
     LatencyOption,
+    MaybeTask,
     MinimizeOption,
+    ModelOption,
     SetOption,
     StorageOption,
-    TaskArgument,
+    WithOption,
     app,
     read_settings,
+    task_of,
 )
-from raysearch.errors import ConfigError
 from raysearch.reporting import sensitivity_rows
 
 
-@app.command()
+@app.command(cls=listing(kind=task_kinds))
 def inspect(
-    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="as for `run`")] = None,
+    task: MaybeTask = None,
+    model: ModelOption = None,
+    data: DataOption = [],
+    kind: KindOption = DEFAULT_KIND,
+    options: WithOption = [],
     config: ConfigOption = None,
     settings: SetOption = [],
     sensitivity: Annotated[
@@ -49,24 +58,27 @@ def inspect(
         if sensitivity is not None:
             _show_sensitivity(sensitivity, storage, show)
             return
-        if task is None:
-            raise ConfigError("inspect needs a TASK (path/to/file.py:factory), or --sensitivity RUN.")
+        spec = task_of(task, model, data, kind, options)
         configured = read_settings(config, settings, latency)
-        setup, model = api.inspect(task, configured)
+        setup, costs = api.inspect(spec, configured)
         stored = stored_as(setup, configured.placement)
 
         def draw(out: Console) -> None:
             out.print(console.layers_table(setup))
             if stored:
                 out.print(console.schemes_table(stored))
-            out.print(console.widths_table(setup, model))
+            out.print(console.widths_table(setup, costs))
 
-        show(console.inspection(setup, model, stored), draw)
+        show(console.inspection(setup, costs, stored), draw)
 
 
-@app.command(cls=listing(front=cost_kinds, minimize=cost_kinds))
+@app.command(cls=listing(front=cost_kinds, minimize=cost_kinds, kind=task_kinds))
 def run(
-    task: TaskArgument,
+    task: MaybeTask = None,
+    model: ModelOption = None,
+    data: DataOption = [],
+    kind: KindOption = DEFAULT_KIND,
+    options: WithOption = [],
     budget: BudgetOption = [],
     front: FrontOption = None,
     minimize: MinimizeOption = None,
@@ -85,10 +97,11 @@ def run(
     from raysearch import api
 
     with command(as_json) as show:
+        spec = task_of(task, model, data, kind, options)
         lines = console.ProgressLines()
         try:
             result = api.run(
-                task,
+                spec,
                 budget,
                 storage,
                 config=read_settings(config, settings, latency, front, minimize, max_drop),

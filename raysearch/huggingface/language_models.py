@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raysearch.config import CalibrationConfig, SearchConfig, ValidationConfig
 from raysearch.evaluation import Batch, Metric
 from raysearch.evaluation.forward import output_tensor
 from raysearch.huggingface.directory import ModelDirectory
@@ -19,6 +20,8 @@ from raysearch.huggingface.text import Text, TokenWindows, WindowMaker
 from raysearch.task import Task
 
 PERPLEXITY = "perplexity"
+MAX_LOGITS = 2**26
+"""Logits of a shard: 256 MiB of them are held at once, in float32."""
 
 
 def causal_lm_task(
@@ -36,7 +39,8 @@ def causal_lm_task(
     The text is cut into windows without overlap, each of which begins as the tokenizer begins a text. It is
     judged by the KL divergence of next tokens to the float model, averaged over the positions of a window and
     over windows; perplexity is measured beside it. Its cache is switched off in the model's configuration.
-    There is no training data: for distillation, `dataclasses.replace(task, train=task.calibration)`.
+    The task's settings quantize weights alone, and let a shard have at most 2²⁶ logits. There is no training
+    data: for distillation, `dataclasses.replace(task, train=task.calibration)`.
 
     Args:
         model_dir: as `save_pretrained` writes it: config.json, safetensors, the tokenizer's files.
@@ -54,7 +58,8 @@ def causal_lm_task(
     """
     directory = ModelDirectory(Path(model_dir), trust_remote_code, allow_pickle)
     model = directory.load_model("AutoModelForCausalLM")
-    parts = WindowMaker.of(directory, model, window).parts(text, validation_text, test_text)
+    maker = WindowMaker.of(directory, model, window)
+    parts = maker.parts(text, validation_text, test_text)
     calibration = TokenWindows(input_ids=parts.calibration)
     return Task(
         model,
@@ -62,7 +67,22 @@ def causal_lm_task(
         calibration=calibration,
         validation=TokenWindows(input_ids=parts.validation),
         metrics={PERPLEXITY: Metric(next_token_perplexity, direction="minimize")},
+        settings=_settings(maker),
     )
+
+
+def _settings(maker: WindowMaker) -> dict[str, Any]:
+    """Weights alone, and shards whose logits fit into memory."""
+    most = max(1, MAX_LOGITS // (maker.length * maker.num_tokens))
+    sizes = {
+        section: {"shard_size": min(most, config.shard_size)}
+        for section, config in (
+            ("calibration", CalibrationConfig()),
+            ("validation", ValidationConfig()),
+            ("search", SearchConfig()),
+        )
+    }
+    return {"placement": {"activation_bit_widths": ()}, **sizes}
 
 
 def next_token_perplexity(outputs: Any, batch: Batch) -> float:

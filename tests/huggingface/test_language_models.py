@@ -10,14 +10,14 @@ from torch.nn import functional as F
 import raysearch
 from raysearch.artifacts import codecs, resolve_run
 from raysearch.errors import DataError, TaskError
-from raysearch.huggingface import causal_lm_task
+from raysearch.huggingface import causal_lm_task, language_models
 from tests.support.model_directories import words
 
 transformers = pytest.importorskip("transformers")
 
 TEXT = words(1050)
 SETTINGS = {
-    "placement": {"weight_bit_widths": (4, 8), "activation_bit_widths": ()},
+    "placement": {"weight_bit_widths": (4, 8)},
     "search": {"num_trials": 2},
     "sensitivity": {"max_draws": 2},
     "rounding": {"refine_steps": 2},
@@ -76,12 +76,26 @@ def test_perplexity_is_that_of_the_next_tokens(task):
 def test_a_directory_becomes_a_verified_file(task, tmp_path):
     result = raysearch.run(task, "avg_bits<=6", tmp_path, config=SETTINGS, run_id="llama", workers=0)
     assert result.quantized_metrics["divergence"] > 0
+    # Weights alone, as the task's settings say.
+    assert all(name.endswith("weight") for name in result.assignment)
     assert result.float_metrics["perplexity"] == pytest.approx(20, rel=0.3)
     checks = resolve_run("llama", tmp_path).load(codecs.MANIFEST).checks
     assert [check.target for check in checks] == ["packed"]
     batch = task.validation.first(3)
     with torch.no_grad():
         assert raysearch.load_model(result.model_dir)(**batch)["logits"].shape == (3, 11, 20)
+
+
+def test_shards_are_so_small_that_their_logits_fit(llama, monkeypatch):
+    def shard_sizes():
+        settings = causal_lm_task(llama, TEXT, window=11).settings
+        return [settings[name]["shard_size"] for name in ("calibration", "validation", "search")]
+
+    assert shard_sizes() == [32, 256, 64]
+    monkeypatch.setattr(language_models, "MAX_LOGITS", 40 * 11 * 20)
+    assert shard_sizes() == [32, 40, 40]
+    monkeypatch.setattr(language_models, "MAX_LOGITS", 1)
+    assert shard_sizes() == [1, 1, 1]
 
 
 def test_the_default_window_is_what_the_model_takes(llama):

@@ -1,0 +1,13 @@
+"""The kinds of tasks that a model directory can be of, each with the function that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from raysearch.huggingface.language_models import causal_lm_task
+from raysearch.task import Task
+
+TASK_KINDS: Mapping[str, Callable[..., Task]] = {
+    "causal-lm": causal_lm_task,
+}
+"""Name → function (directory, data, …); further options are its keyword arguments."""
