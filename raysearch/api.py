@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from raysearch.artifacts import DEFAULT_STORAGE, RunStore, new_run_id, owned
+from raysearch.artifacts import DEFAULT_STORAGE, RunStore, new_run_id, owned, resolve_run
 from raysearch.config import Config, load_config, with_defaults, with_search
 from raysearch.determinism import pinned_threads, plain_modes, process_as_found, seeded
 from raysearch.errors import ConfigError
@@ -20,6 +20,7 @@ from raysearch.pipeline.pipeline import Pipeline
 from raysearch.pipeline.pools import pool_session
 from raysearch.pipeline.preflight import preflight
 from raysearch.pipeline.progress import Listener, Progress, reporting, stoppable
+from raysearch.pipeline.reuse import EarlierRun
 from raysearch.records import CostModel, QuantizerSetup, RunResult, RunStatus
 from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task
@@ -36,10 +37,12 @@ def silent(status: RunStatus) -> None:
 
 @process_as_found()
 def run(
-    task: Task | str,
+    task: Task | str | None = None,
     budget: str | Sequence[str] = (),
     storage: str | os.PathLike[str] = DEFAULT_STORAGE,
     *,
+    start_from: str | os.PathLike[str] | None = None,
+    trial: int | None = None,
     minimize: str | None = None,
     max_drop: str | Mapping[str, float | str] | None = None,
     config: Config | Mapping[str, Any] | None = None,
@@ -52,10 +55,15 @@ def run(
     """Quantize a model under a budget: the whole walk.
 
     Args:
-        task: a `Task`, or `path/to/file.py:factory`, or `package.module:factory`.
+        task: a `Task`, or `path/to/file.py:factory`, or `package.module:factory`; None takes that of
+            `start_from`.
         budget: one expression such as "avg_bits<=4", or several that must all hold; none is needed with
-            `minimize`.
+            `minimize`, and with `start_from` none is that run's.
         storage: folder or URI below which the run's folder is made.
+        start_from: an earlier run (id, path or URI) whose records are taken over as far as they are what this
+            run would compute: the same model and data, and the same settings of each stage and those before
+            it. Its settings are the defaults of this run.
+        trial: number of a trial of that run which is trained and exported in place of searching.
         minimize: a kind of cost to minimise instead, while `max_drop` holds (`search.minimize`).
         max_drop: the most that a metric, measured on the search's samples before training, may get worse than
             the float model's: {"accuracy": 0.01}, {"accuracy": "1%"} or "accuracy=1%" (`search.max_drop`).
@@ -71,12 +79,23 @@ def run(
         BadInputError: anything that cannot be done, before compute is spent.
         RunError: something failed; finished work is kept, and `resume` goes on with it.
     """
+    source = None if start_from is None else EarlierRun(resolve_run(start_from, storage), trial)
+    if trial is not None and source is None:
+        raise ConfigError(f"trial {trial} is of an earlier run; name the run (--from).")
+    if task is None:
+        if source is None:
+            raise ConfigError("a run needs a task, or an earlier run to start from (--from).")
+        task = source.task
     settings = config if isinstance(config, Config) else load_config(overrides=config)
+    if source is not None:
+        settings = with_defaults(settings, source.settings)
     if minimize is not None or max_drop is not None:
         settings = with_search(settings, minimize=minimize, max_drop=max_drop)
     if workers is not None:
         settings = _with_workers(settings, workers)
     texts = (budget,) if isinstance(budget, str) else tuple(budget)
+    if source is not None and not texts and settings.search.minimized_kind is None:
+        texts = source.budget
     if resume and run_id is None:
         raise ConfigError("resume needs the run to go on with; give its run id (--run-id).")
     store = RunStore(storage, run_id or new_run_id())
@@ -92,10 +111,11 @@ def run(
         # The task's file may have set modes of its own.
         with plain_modes(), pinned_threads(settings.cluster.threads):
             inputs = check_inputs(loaded, settings, texts)
+            started = {"task": _task_name(task), "budget": list(texts)}
+            if source is not None:
+                source.check(started | settings.fixed(), inputs, FOLLOW_DEVICE)
             if not resume:
                 preflight(inputs, partial(_tell_preflight, store.run_id, listener))
-    name = task if isinstance(task, str) else type(loaded.model).__name__
-    started = {"task": name, "budget": list(texts)}
     if resume:
         store.check_same(started | settings.fixed(), inputs.fingerprints, ignore=("task", *FOLLOW_DEVICE))
     else:
@@ -113,10 +133,17 @@ def run(
     ):
         settings = session.config
         _settle_device(store, started | settings.fixed())
+        if source is not None:
+            source.take_over(store, started | settings.fixed(), inputs)
         inputs = _on_device(inputs, settings)
         pipeline = Pipeline(inputs, store, progress, session.open_pool, on_ray=settings.cluster.workers > 0)
         with seeded(derive_seed(settings.seed, "walk")):
             return pipeline.run()
+
+
+def _task_name(task: Task | str) -> str:
+    """As `run.json` names it: the factory, or the model's class."""
+    return task if isinstance(task, str) else type(task.model).__name__
 
 
 def _tell_preflight(run_id: str, listener: Listener, done: int, total: int) -> None:

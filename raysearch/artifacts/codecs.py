@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ from raysearch.records import (
     QuantizerSetup,
     RangeTable,
     Refinement,
+    Reused,
     RoundingTable,
     RunResult,
     RunStatus,
@@ -228,6 +229,8 @@ REFINEMENT = Codec(("refinement.safetensors",), _write_refinement, _read_refinem
 """Of a run whose winner was refined."""
 LEAST_COST = _dict_codec("least_cost.json", LeastCost.as_dict, LeastCost.from_dict)
 FINE_TUNE = _text_codec("finetune.json", FineTuneResult.to_json, FineTuneResult.from_json)
+REUSED = _dict_codec("reused.json", asdict, Reused.from_dict)
+"""Of a run that started from another."""
 METRICS = _dict_codec("metrics.json", _metrics_to_dict, _metrics_from_dict)
 MANIFEST = _text_codec("model/manifest.json", ExportManifest.to_json, ExportManifest.from_json)
 REPORT = _text_codec("report.html", str, str, sealed=False)
@@ -244,6 +247,7 @@ RECORDS: tuple[Codec[Any], ...] = (
     REFINEMENT,
     LEAST_COST,
     FINE_TUNE,
+    REUSED,
     METRICS,
     MANIFEST,
     REPORT,

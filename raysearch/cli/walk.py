@@ -88,6 +88,15 @@ def run(
     storage: StorageOption = DEFAULT_STORAGE,
     run_id: Annotated[str | None, typer.Option("--run-id", help="name of the run")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with --run-id")] = False,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="RUN", help="take over what fits of an earlier run, task and settings too"
+        ),
+    ] = None,
+    trial: Annotated[
+        int | None, typer.Option("--trial", help="train and export this trial of --from; no search")
+    ] = None,
     address: Annotated[str, typer.Option(help="local, auto or HOST[:PORT]")] = "local",
     workers: Annotated[int | None, typer.Option(help="actors; 0: in this process, without Ray")] = None,
     latency: LatencyOption = None,
@@ -97,13 +106,16 @@ def run(
     from raysearch import api
 
     with command(as_json) as show:
-        spec = task_of(task, model, data, kind, options)
+        is_named = task is not None or model is not None or start_from is None
+        spec = task_of(task, model, data, kind, options) if is_named else None
         lines = console.ProgressLines()
         try:
             result = api.run(
                 spec,
                 budget,
                 storage,
+                start_from=start_from,
+                trial=trial,
                 config=read_settings(config, settings, latency, front, minimize, max_drop),
                 run_id=run_id,
                 resume=resume,

@@ -69,23 +69,30 @@ class Stage(Generic[T]):
         name: as the run's status tells it.
         record: what the stage gives.
         parts: the names under which its finished units are kept until the record is saved.
+        settings: the sections of the run's record on which it depends, besides those of the stages before it.
     """
 
     name: str
     record: Codec[T]
     parts: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
 
 
-CALIBRATION = Stage("calibration", codecs.RANGES, ("calibration",))
-ROUNDING = Stage("rounding", codecs.ROUNDING, ("rounding",))
+CALIBRATION = Stage(
+    "calibration", codecs.RANGES, ("calibration",), ("seed", "placement", "calibration", "cluster")
+)
+ROUNDING = Stage("rounding", codecs.ROUNDING, ("rounding",), ("rounding", "objective"))
 SENSITIVITY = Stage(
     "sensitivity",
     codecs.SENSITIVITY,
     ("sensitivity-traces", "sensitivity-perturbations", "sensitivity-responses"),
+    ("objective", "sensitivity", "validation"),
 )
-SEARCH = Stage("search", codecs.SEARCH, ("search",))
-REFINEMENT = Stage("refinement", codecs.REFINEMENT, ("refinement-sequential", "refinement-candidates"))
-TRAINING = Stage("training", codecs.FINE_TUNE)
+SEARCH = Stage("search", codecs.SEARCH, ("search",), ("search", "budget"))
+REFINEMENT = Stage(
+    "refinement", codecs.REFINEMENT, ("refinement-sequential", "refinement-candidates"), ("rounding",)
+)
+TRAINING = Stage("training", codecs.FINE_TUNE, settings=("training",))
 EVALUATION = Stage("evaluation", codecs.METRICS)
 EXPORT = Stage("export", codecs.MANIFEST)
 

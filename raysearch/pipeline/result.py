@@ -156,6 +156,8 @@ def _notes(
     if inputs.task.validation is None:
         notes.append(NO_VALIDATION)
     notes.extend(broken_promises(inputs.budgets, inputs.setup))
+    if store.has(codecs.REUSED):
+        notes.append(store.load(codecs.REUSED).describe())
     notes.append(records.training.note())
     if store.has(codecs.ROUNDING):
         notes.extend(store.load(codecs.ROUNDING).notes())

@@ -31,6 +31,7 @@ from raysearch.records.results import (
     LayerFlips,
     TargetCheck,
 )
+from raysearch.records.reused import Reused
 from raysearch.records.rounding import RoundedWeight, RoundingTable
 from raysearch.records.run import TERMINAL_STATES, RunResult, RunStatus
 from raysearch.records.scheme import Scheme
@@ -74,6 +75,7 @@ __all__ = [
     "QuantizerSpec",
     "RangeTable",
     "Refinement",
+    "Reused",
     "RoundedWeight",
     "RoundingTable",
     "Row",

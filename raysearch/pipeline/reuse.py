@@ -1,0 +1,207 @@
+"""A run that starts from an earlier one: which of its records still fit, and taking them over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raysearch.artifacts import RunStore, codecs
+from raysearch.artifacts.run_record import first_difference
+from raysearch.errors import BudgetError, ConfigError, StorageError
+from raysearch.pipeline.inputs import Inputs
+from raysearch.pipeline.pipeline import (
+    CALIBRATION,
+    REFINEMENT,
+    ROUNDING,
+    SEARCH,
+    SENSITIVITY,
+    TRAINING,
+    Stage,
+)
+from raysearch.records import CostModel, Reused, SearchTrial
+from raysearch.records.costs.budget import excesses
+
+STAGES: tuple[Stage[Any], ...] = (CALIBRATION, ROUNDING, SENSITIVITY, SEARCH, REFINEMENT, TRAINING)
+"""The stages whose records can be taken over, in the order of the walk; what comes after is made anew."""
+
+REFINING = ("rounding.refine", "rounding.refine_steps", "rounding.refine_learning_rate")
+"""Settings of the section `rounding` that only the refinement of the winner depends on."""
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """The run that another one starts from.
+
+    Attributes:
+        store: its folder.
+        trial: number of the trial that is taken instead of its winner; None takes the search as it is, or
+            searches again where the budget or a setting of the search is another.
+    """
+
+    store: RunStore
+    trial: int | None = None
+
+    @property
+    def task(self) -> str:
+        """The factory of its task.
+
+        Raises:
+            ConfigError: it was started with a Task object.
+        """
+        task = str(self.store.open()["config"]["task"])
+        if ":" not in task:
+            raise ConfigError(
+                f"the run '{self.store.run_id}' was started with a Task object ({task}); pass it again as "
+                "the task."
+            )
+        return task
+
+    @property
+    def budget(self) -> tuple[str, ...]:
+        """Its budget, as given."""
+        return tuple(self.store.open()["config"]["budget"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its settings, as plain values."""
+        record = self.store.open()["config"]
+        settings = {name: value for name, value in record.items() if name not in ("task", "budget")}
+        # A run of before there was a choice.
+        settings.setdefault("rounding", {"method": "nearest"})
+        return settings
+
+    def check(self, config: Mapping[str, Any], inputs: Inputs, open_settings: Sequence[str] = ()) -> None:
+        """Refuse to start from a run of which nothing fits, before anything is computed.
+
+        Args:
+            config: the record of the new run.
+            inputs: the new run's; a taken trial must meet their budgets.
+            open_settings: dotted settings of the new run that are not known yet.
+
+        Raises:
+            ConfigError: the first record does not fit, or with `trial` the search does not; names the first
+                field that differs.
+            BudgetError: the taken trial exceeds a budget.
+            StorageError: the run has no such trial.
+        """
+        last = CALIBRATION if self.trial is None else SEARCH
+        if last in self._fitting(config, inputs, open_settings):
+            trial = self._taken_trial()
+            if trial is not None:
+                _check_budgets(trial, inputs)
+            return
+        reason = self._difference(last, config, inputs, open_settings)
+        if not reason:
+            reason = "it has not come so far"
+        what = "nothing" if self.trial is None else f"trial {self.trial}"
+        raise ConfigError(
+            f"{what} of the run '{self.store.run_id}' can be taken over: {reason}. Set it back, or start "
+            f"without --from."
+        )
+
+    def take_over(self, store: RunStore, config: Mapping[str, Any], inputs: Inputs) -> None:
+        """Save the records that fit as those of a new run, and what they are in `reused.json`.
+
+        Args:
+            store: of the new run; where it was resumed after this, nothing is left to do.
+            config: its record, with the device in force.
+            inputs: as `check` had them.
+
+        Raises:
+            StorageError: a record cannot be read or written.
+        """
+        if store.has(codecs.REUSED):
+            return
+        fitting = self._fitting(config, inputs)
+        trial = self._taken_trial()
+        if trial is not None:
+            # What follows the search is of its own winner.
+            fitting = [stage for stage in fitting if stage not in (REFINEMENT, TRAINING)]
+        for stage in fitting:
+            record = self.store.load(stage.record)
+            if stage is SEARCH and trial is not None:
+                record = replace(record, best=trial)
+            if stage is SEARCH and self.store.has(codecs.LEAST_COST):
+                store.save(codecs.LEAST_COST, self.store.load(codecs.LEAST_COST))
+            if stage is TRAINING:
+                store.save_checkpoint(record.checkpoint, self.store.load_checkpoint(record.checkpoint))
+            store.save(stage.record, record)
+        number = None if trial is None else trial.number
+        store.save(codecs.REUSED, Reused(self.store.run_id, tuple(stage.name for stage in fitting), number))
+
+    def _taken_trial(self) -> SearchTrial | None:
+        if self.trial is None:
+            return None
+        trials = {trial.number: trial for trial in self.store.load(codecs.SEARCH).trials}
+        trial = trials.get(self.trial)
+        if trial is None or not trial.is_complete:
+            complete = sorted(number for number, other in trials.items() if other.is_complete)
+            raise StorageError(
+                f"the run '{self.store.run_id}' has no trial {self.trial} that was measured on all samples; "
+                f"it has {', '.join(map(str, complete))}."
+            )
+        return trial
+
+    def _fitting(
+        self, config: Mapping[str, Any], inputs: Inputs, open_settings: Sequence[str] = ()
+    ) -> list[Stage[Any]]:
+        """The stages, in order, whose records are those that the new run would compute."""
+        fitting: list[Stage[Any]] = []
+        for stage in STAGES:
+            if self._difference(stage, config, inputs, open_settings):
+                break
+            if self.store.has(stage.record):
+                fitting.append(stage)
+            elif not _is_left_out(stage, config):
+                break
+        return fitting
+
+    def _difference(
+        self,
+        last: Stage[Any],
+        config: Mapping[str, Any],
+        inputs: Inputs,
+        open_settings: Sequence[str],
+    ) -> str:
+        """The first thing on which a stage depends that differs; "" where none does."""
+        record = self.store.open()
+        names = list(_depends_on(last))
+        ignore = list(open_settings)
+        if last not in (REFINEMENT, TRAINING):
+            ignore += REFINING
+        if self.trial is not None:
+            ignore.append("budget")
+        earlier, now = ({name: values.get(name) for name in names} for values in (record["config"], config))
+        # The settings first: another number of samples makes another fingerprint too, which says less.
+        difference = first_difference(earlier, now, ignore)
+        if difference is None:
+            hashes = record.get("fingerprints", {})
+            difference = first_difference({"fingerprints": hashes}, {"fingerprints": inputs.fingerprints})
+        return difference or ""
+
+
+def _depends_on(last: Stage[Any]) -> Iterator[str]:
+    """The sections of a run's record on which a stage and those before it depend."""
+    for stage in STAGES:
+        yield from stage.settings
+        if stage is last:
+            return
+
+
+def _is_left_out(stage: Stage[Any], config: Mapping[str, Any]) -> bool:
+    """Whether a run with these settings has no such stage."""
+    rounding = config.get("rounding", {"method": "nearest"})
+    if stage is ROUNDING:
+        return bool(rounding["method"] == "nearest")
+    return stage is REFINEMENT and (rounding["method"] == "nearest" or not rounding["refine"])
+
+
+def _check_budgets(trial: SearchTrial, inputs: Inputs) -> None:
+    excess = excesses(inputs.budgets, CostModel(inputs.setup), trial.costs)
+    for text, value in excess.items():
+        if value > 0:
+            raise BudgetError(
+                f"trial {trial.number} exceeds the budget '{text}' by {value:.2%}; give one that it meets, "
+                "or another trial."
+            )
