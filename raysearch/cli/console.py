@@ -178,6 +178,8 @@ def layers_table(setup: QuantizerSetup) -> Table:
         schemes = ", ".join(map(str, group.schemes))
         pairs = " ".join(f"{weight_bits}/{input_bits}" for weight_bits, input_bits in _pairs(setup, group))
         others = ", ".join(group.points[1:])
+        if group.reason:
+            others += f": {group.reason}"
         row = (
             group.id,
             first.kind,
@@ -285,6 +287,7 @@ def _group_facts(setup: QuantizerSetup, group: QuantizerGroup) -> dict[str, obje
         "mode": points[0].grid_spec.mode,
         "axis": points[0].granularity.axis,
         "pairs": _pairs(setup, group),
+        "reason": group.reason,
     }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from torch import nn
 
 from raysearch.placement.capture import CapturedGraph
 from raysearch.placement.graph import PASS_THROUGH
+from raysearch.placement.left_out import LeftOut
 from raysearch.placement.weight_reads import SLICES, TURNS
 from raysearch.records import Coverage, FloatWeight, QuantizationPoint
 
@@ -17,7 +18,7 @@ _MOVES = frozenset({*PASS_THROUGH, *SLICES, *TURNS})
 def measure_coverage(
     model: nn.Module,
     graph: CapturedGraph,
-    candidates: Collection[str],
+    left_out: Mapping[str, LeftOut],
     points: Mapping[str, QuantizationPoint],
 ) -> Coverage:
     """What of a model's parameters quantizers act on, and why the others of two dimensions stay float.
@@ -25,7 +26,7 @@ def measure_coverage(
     Args:
         model: the float model.
         graph: it, captured.
-        candidates: weights that could be quantized; those that are no points are left out by a setting.
+        left_out: weights that could be quantized and are not → why.
         points: those that are.
     """
     num_quantizable, quantizable_bytes = 0, 0
@@ -35,11 +36,10 @@ def measure_coverage(
             num_quantizable += parameter.numel()
             quantizable_bytes += parameter.numel() * parameter.element_size()
         elif parameter.ndim > 1:
-            is_chosen = name in candidates
-            reason = "left out by placement.target_scopes or ignored_scopes"
-            if not is_chosen:
-                reason = _reason(graph, name)
-            floating.append(FloatWeight(name, tuple(parameter.shape), reason, is_chosen))
+            entry = left_out.get(name)
+            if entry is None:
+                entry = LeftOut(_reason(graph, name), is_chosen=False)
+            floating.append(FloatWeight(name, tuple(parameter.shape), entry.reason, entry.is_chosen))
     tensors = [*model.parameters(), *model.buffers()]
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return Coverage(num_quantizable, quantizable_bytes, num_bytes, tuple(floating))

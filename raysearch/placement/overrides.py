@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from raysearch.config.placement import OverrideConfig, PlacementConfig
 from raysearch.errors import PlacementError
+from raysearch.placement.fusion import Fusion
 from raysearch.placement.scopes import match
 from raysearch.records import Granularity, QuantizationPoint, QuantizerSpec, Scheme
 
@@ -36,6 +37,38 @@ def read_overrides(
             _check_fits(f"placement.overrides['{pattern}']", point, merged)
             result[point.id] = merged
     return result
+
+
+def share_overrides(
+    overrides: Mapping[str, OverrideConfig], fusions: Iterable[Fusion]
+) -> dict[str, OverrideConfig]:
+    """The overrides where weights that are fused have the mode and granularity that is set for some of them.
+
+    Raises:
+        PlacementError: what is set for two of them contradicts.
+    """
+    shared = dict(overrides)
+    for fusion in fusions:
+        changes: dict[str, object] = {}
+        for field in ("mode", "granularity", "signed"):
+            values = {
+                name: getattr(overrides[name], field)
+                for name in fusion.weights
+                if name in overrides and getattr(overrides[name], field) is not None
+            }
+            if len(set(values.values())) > 1:
+                listing = ", ".join(f"{name} to {value}" for name, value in values.items())
+                raise PlacementError(
+                    f"placement.overrides set the {field} of {listing}, but the target fuses these: "
+                    f"{fusion.reason}. Set one for all of them, or choose another placement.profile."
+                )
+            if values:
+                changes[field] = next(iter(values.values()))
+        if changes:
+            for name in fusion.weights:
+                before = shared.get(name, OverrideConfig())
+                shared[name] = before.model_copy(update=changes)
+    return shared
 
 
 def _check_fits(option: str, point: QuantizationPoint, override: OverrideConfig) -> None:

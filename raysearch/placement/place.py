@@ -17,9 +17,11 @@ from raysearch.evaluation.forward import frozen_eval
 from raysearch.hooks.call_taps import CallTap, tap_calls
 from raysearch.placement.capture import CapturedGraph, capture
 from raysearch.placement.coverage import measure_coverage
+from raysearch.placement.fusion import find_fusions
 from raysearch.placement.graph import GraphReads, WeightUse, producer_of, read_graph
+from raysearch.placement.left_out import left_out
 from raysearch.placement.liveness import live_tensors
-from raysearch.placement.overrides import read_overrides
+from raysearch.placement.overrides import read_overrides, share_overrides
 from raysearch.placement.points import make_points, with_scale_formats
 from raysearch.placement.profile import Profile, load_profile
 from raysearch.placement.scopes import select
@@ -78,8 +80,7 @@ def place_quantizers(
     all_reads = _read_model(model, graph)
     reads = _keep_needed_pools(graph, all_reads, profile)
     reads = _drop_unreachable(model, example_inputs, reads)
-    if not settings.activation_bit_widths:
-        reads = _weights_alone(reads)
+    reads = _drop_float_activations(reads, settings, profile)
     if not reads.weights:
         raise PlacementError(
             f"{type(model).__name__} has no weight of a Conv, ConvTranspose, Linear, Embedding, recurrent "
@@ -87,8 +88,13 @@ def place_quantizers(
             f"cast before it is read is none: leave torch.autocast out of the forward."
         )
     table = make_points(model, reads)
-    rules = WidthRules(settings, read_overrides(settings, table.points), profile)
-    table = replace(table, points=select(table.points, settings.target_scopes, settings.ignored_scopes))
+    table = replace(table, fusions=find_fusions(graph, profile.fusion))
+    overrides = share_overrides(read_overrides(settings, table.points), table.fusions)
+    rules = WidthRules(settings, overrides, profile)
+    selected = select(table.points, settings.target_scopes, settings.ignored_scopes)
+    floating_weights = left_out(model, table, selected, profile)
+    selected = {name: point for name, point in selected.items() if name not in floating_weights}
+    table = replace(table, points=selected)
     scale_dtype = settings.scale_dtype or profile.scale_dtype
     points = with_scale_formats(with_specs(table, rules), model, scale_dtype)
     groups, pairs = make_groups(table, points, rules)
@@ -101,7 +107,7 @@ def place_quantizers(
         pairs,
         tensors=live_tensors(graph, reads, floating, points),
         stored=stored_tensors(model, points),
-        coverage=measure_coverage(model, graph, reads.weights, points),
+        coverage=measure_coverage(model, graph, floating_weights, points),
     )
 
 
@@ -160,10 +166,33 @@ def _drop_unreachable(model: nn.Module, example_inputs: tuple[Any, ...], reads: 
     )
 
 
-def _weights_alone(reads: GraphReads) -> GraphReads:
-    """The reads of weights: no activation is to be quantized."""
-    weights = {name: replace(use, inputs=[""] * len(use.inputs)) for name, use in reads.weights.items()}
-    return replace(reads, weights=weights, tensors=[], additions=[])
+def _drop_float_activations(reads: GraphReads, settings: PlacementConfig, profile: Profile) -> GraphReads:
+    """The reads without those whose tensors the settings, or the profile, leave float.
+
+    Raises:
+        PlacementError: the settings want activations at other widths than the default, which the profile
+            leaves float.
+    """
+    widths = settings.activation_bit_widths
+    if profile.is_weight_only and widths not in (
+        (),
+        type(settings).model_fields["activation_bit_widths"].default,
+    ):
+        raise PlacementError(
+            f"placement.activation_bit_widths are {', '.join(map(str, widths))}, but the profile "
+            f"'{profile.name}' takes weights alone. Set them to [], or choose another placement.profile."
+        )
+    floating = {kind for kind, rule in profile.rules.items() if not (widths and rule.activations)}
+    weights = {}
+    for name, use in reads.weights.items():
+        is_float = not floating.isdisjoint(use.kinds)
+        weights[name] = replace(use, inputs=[""] * len(use.inputs)) if is_float else use
+    return replace(
+        reads,
+        weights=weights,
+        tensors=[read for read in reads.tensors if read.kind not in floating],
+        additions=[] if "add" in floating else reads.additions,
+    )
 
 
 def _call_of(site: Site) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from math import prod
 
 from torch import nn
 
+from raysearch.placement.fusion import Fusion
 from raysearch.placement.graph import GraphReads, TensorRead, WeightUse
 from raysearch.records import Granularity, QuantizationPoint, Site
 from raysearch.records.components import connected_components
@@ -22,11 +23,13 @@ class PointTable:
         points: id → point, weights first, in graph order.
         kinds: id → kinds of the operations that read it.
         partners: pairs of activation ids that must share a width: one addition, or one weight, reads both.
+        fusions: weights that the target fuses.
     """
 
     points: Mapping[str, QuantizationPoint]
     kinds: Mapping[str, set[str]]
     partners: tuple[tuple[str, str], ...]
+    fusions: tuple[Fusion, ...] = ()
 
 
 def make_points(model: nn.Module, reads: GraphReads) -> PointTable:

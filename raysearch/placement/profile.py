@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from raysearch.errors import PlacementError
+from raysearch.placement.fusion import STRUCTURES
 from raysearch.quantizer import MAX_BITS, MIN_BITS
-from raysearch.records import QuantizationPoint
+from raysearch.records import QuantizationPoint, Scheme
 from raysearch.records.scale_format import SCALE_FORMATS
 from raysearch.unknown_keys import nearest_hint, nearest_names
 
@@ -30,8 +31,9 @@ class OperationRule:
     """What one kind of operation takes.
 
     Attributes:
-        weights: widths of weights.
-        activations: widths of the tensors it reads.
+        weights: widths of weights; none: its weights stay float.
+        asymmetric_weights: those of them that may have zero points.
+        activations: widths of the tensors it reads; none: these stay float.
         pairs: (weight, activation) widths that go together; empty means all combinations.
         weight_granularity: allowed granularities.
         group_sizes: inputs that may share a scale, where that is per group; empty means any number.
@@ -39,9 +41,13 @@ class OperationRule:
         activation_modes: allowed modes of activations, the preferred one first.
         input: whether the tensor it reads must be quantized.
         output: whether its result must be quantized too.
+        modules: classes of modules whose weights it takes; none: of all. Other weights stay float.
+        input_multiple: what the inputs of a weight's row must be a multiple of; others stay float.
+        output_multiple: the same of its output channels.
     """
 
     weights: tuple[int, ...] = EVERY
+    asymmetric_weights: tuple[int, ...] = EVERY
     activations: tuple[int, ...] = EVERY
     pairs: tuple[tuple[int, int], ...] = ()
     weight_granularity: tuple[str, ...] = GRANULARITIES
@@ -50,6 +56,9 @@ class OperationRule:
     activation_modes: tuple[str, ...] = ("asymmetric", "symmetric")
     input: bool = False
     output: bool = False
+    modules: tuple[str, ...] = ()
+    input_multiple: int = 1
+    output_multiple: int = 1
 
     def allowed(self) -> Pairs:
         """All (weight, activation) widths that it takes."""
@@ -66,12 +75,41 @@ class Profile:
         description: one sentence.
         rules: kind of operation → what it takes.
         scale_dtype: form in which it stores the scales of weights, where the settings do not say.
+        fusion: structures whose weights are one to the target, see `find_fusions`.
     """
 
     name: str
     description: str
     rules: Mapping[str, OperationRule]
     scale_dtype: str = "float32"
+    fusion: tuple[str, ...] = ()
+
+    @property
+    def is_weight_only(self) -> bool:
+        """Whether every activation stays float."""
+        return not any(rule.activations for rule in self.rules.values())
+
+    def weights(self, kinds: Iterable[str]) -> tuple[int, ...]:
+        """Weight widths that every one of the kinds takes, at some width of its input where that has one."""
+        rules = [self.rules[kind] for kind in kinds]
+        widths = set(EVERY).intersection(*(rule.weights for rule in rules))
+        if all(rule.activations for rule in rules):
+            widths &= {w for w, _ in self.pairs(kinds)}
+        return tuple(sorted(widths))
+
+    def why_float(self, kinds: Iterable[str], point: QuantizationPoint, classes: Collection[str]) -> str:
+        """Why a weight stays float whatever its scheme, for people; "" where it need not.
+
+        Args:
+            kinds: of the operations that read it.
+            point: the weight.
+            classes: names of the classes of a module that holds it, its bases included.
+        """
+        for kind in sorted(kinds):
+            reason = _why_float(self.rules[kind], kind, point, classes)
+            if reason:
+                return f"the profile '{self.name}' takes {reason}"
+        return ""
 
     def pairs(self, kinds: Iterable[str]) -> Pairs:
         """Pairs that every one of the kinds takes."""
@@ -87,18 +125,30 @@ class Profile:
             widths &= {a for _, a in self.rules[kind].allowed()}
         return tuple(sorted(widths))
 
-    def takes(self, kinds: Iterable[str], point: QuantizationPoint) -> bool:
-        """Whether every one of the kinds takes a weight with its mode, granularity and size of groups."""
+    def takes(self, kinds: Iterable[str], point: QuantizationPoint, scheme: Scheme) -> bool:
+        """Whether the kinds take the mode, the granularity and the size of groups of a weight at a scheme.
+
+        Args:
+            kinds: of the operations that read it.
+            point: the weight.
+            scheme: one of its schemes.
+        """
+        return all(_takes(self.rules[kind], point.at(scheme), scheme.num_bits) for kind in kinds)
+
+    def describe(self, kinds: Iterable[str]) -> str:
+        """What weights of the kinds may be, for people."""
         kinds = tuple(kinds)
-        if point.grid_spec.mode not in self.modes(kinds, "weight_modes"):
-            return False
-        if point.granularity.kind not in self.modes(kinds, "weight_granularity"):
-            return False
-        row, channels = point.row, point.granularity.group_size
-        if row is None or channels is None:
-            return True
-        sizes = [self.rules[kind].group_sizes for kind in kinds]
-        return all(not listed or channels * row.num_positions in listed for listed in sizes)
+        symmetric = ", ".join(map(str, self.weights(kinds))) or "no"
+        granularities = ", ".join(self.modes(kinds, "weight_granularity")) or "no"
+        modes = ", ".join(self.modes(kinds, "weight_modes")) or "no"
+        text = f"{symmetric} bits, the granularities {granularities} and the modes {modes}"
+        for kind in kinds:
+            rule = self.rules[kind]
+            if rule.group_sizes:
+                text += f", groups of {', '.join(map(str, rule.group_sizes))} inputs"
+            if rule.asymmetric_weights != EVERY:
+                text += f", asymmetric {', '.join(map(str, rule.asymmetric_weights))} bits alone"
+        return text
 
     def modes(self, kinds: Iterable[str], field: str) -> tuple[str, ...]:
         """Modes (or granularities) that every one of the kinds takes, the preferred one first."""
@@ -107,6 +157,34 @@ class Profile:
             listed: tuple[str, ...] = getattr(self.rules[kind], field)
             common = listed if common is None else tuple(mode for mode in common if mode in listed)
         return common or ()
+
+
+def _takes(rule: OperationRule, point: QuantizationPoint, num_bits: int) -> bool:
+    mode = point.grid_spec.mode
+    if mode not in rule.weight_modes or (mode == "asymmetric" and num_bits not in rule.asymmetric_weights):
+        return False
+    row, channels = point.row, point.granularity.group_size
+    kind = point.granularity.kind
+    if row is None or (kind == "per_channel" and kind in rule.weight_granularity):
+        return kind in rule.weight_granularity
+    # A scale a channel is one of a group that is the whole row.
+    size = row.num_inputs if channels is None else channels * row.num_positions
+    return "per_group" in rule.weight_granularity and (not rule.group_sizes or size in rule.group_sizes)
+
+
+def _why_float(rule: OperationRule, kind: str, point: QuantizationPoint, classes: Collection[str]) -> str:
+    if not rule.weights:
+        return f"{kind} weights in float alone"
+    if rule.modules and not set(rule.modules) & set(classes):
+        return f"weights of {' and '.join(rule.modules)} modules alone"
+    if point.row is None:
+        return ""
+    num_outputs, num_inputs = point.shape[point.row.axis], point.row.num_inputs
+    if num_inputs % rule.input_multiple:
+        return f"rows of a multiple of {rule.input_multiple} inputs, and these have {num_inputs}"
+    if num_outputs % rule.output_multiple:
+        return f"weights of a multiple of {rule.output_multiple} outputs, and this has {num_outputs}"
+    return ""
 
 
 def shipped_profiles() -> tuple[str, ...]:
@@ -155,10 +233,15 @@ def _profile(name: str, data: dict[str, Any]) -> Profile:
             f"the profile '{name}' has scale_dtype = {scale_dtype!r}; allowed: {', '.join(SCALE_FORMATS)} or "
             f"model, the type of each weight."
         )
-    _known(name, "", data, ("default", *OPERATIONS, "description", "scale_dtype"))
+    fusion = tuple(data.pop("fusion", ()))
+    _known(name, "", data, ("default", *OPERATIONS, "description", "scale_dtype", "fusion"))
+    if not set(fusion) <= set(STRUCTURES):
+        raise PlacementError(
+            f"the profile '{name}' has fusion = {list(fusion)!r}; allowed: a list of {', '.join(STRUCTURES)}."
+        )
     default = _rule(name, "default", data.get("default", {}), OperationRule())
     rules = {kind: _rule(name, kind, data.get(kind, {}), default) for kind in OPERATIONS}
-    return Profile(name, description, rules, scale_dtype)
+    return Profile(name, description, rules, scale_dtype, fusion)
 
 
 def _rule(profile: str, section: str, data: Any, base: OperationRule) -> OperationRule:
@@ -190,8 +273,12 @@ def _checked(key: str, value: Any) -> Any:
         return pairs
     if key == "group_sizes":
         return _group_sizes(value)
-    if key in ("weights", "activations"):
-        return _widths(value)
+    if key in ("weights", "asymmetric_weights", "activations"):
+        return _widths(value) if value else ()
+    if key in ("input_multiple", "output_multiple"):
+        return _group_sizes([value])[0]
+    if key == "modules":
+        return tuple(map(str, value))
     allowed = GRANULARITIES if key == "weight_granularity" else MODES
     names = tuple(value)
     if not names or not set(names) <= set(allowed):

@@ -98,8 +98,7 @@ def describe(point: QuantizationPoint, scheme: Scheme) -> str:
 
 
 def _num_inputs(point: QuantizationPoint) -> int:
-    row = point.row
-    return row.num_channels * row.num_positions if row is not None else 0
+    return point.row.num_inputs if point.row is not None else 0
 
 
 def stored_as(setup: QuantizerSetup, settings: PlacementConfig) -> dict[str, dict[str, str]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raysearch.config.placement import OverrideConfig, PlacementConfig
 from raysearch.errors import PlacementError
 from raysearch.placement.overrides import apply_spec, default_mode
 from raysearch.placement.points import PointTable
 from raysearch.placement.profile import EVERY, WEIGHT_KINDS, Pairs, Profile
-from raysearch.placement.schemes import check_group_sizes, distinct_schemes
+from raysearch.placement.schemes import check_group_sizes, describe, distinct_schemes
 from raysearch.records import PER_TENSOR, QuantizationPoint, QuantizerGroup, Scheme
 from raysearch.records.components import connected_components
 
@@ -62,9 +62,12 @@ def with_specs(table: PointTable, rules: WidthRules) -> dict[str, QuantizationPo
         granularity = PER_TENSOR if override.granularity == "per_tensor" else point.granularity
         if point.kind == "weight":
             allowed = rules.profile.modes(kinds, "weight_granularity")
-            if not override.granularity and "per_channel" not in allowed:
+            has_rows = "per_channel" in allowed or "per_group" in allowed
+            if not override.granularity and not has_rows:
                 granularity = PER_TENSOR
-            _check_profile(name, "weight_granularity", granularity.kind, rules.profile, kinds)
+            # Whether a scale a channel may be left, where groups are wanted, its schemes tell.
+            if granularity is PER_TENSOR or override.granularity or not has_rows:
+                _check_profile(name, "weight_granularity", granularity.kind, rules.profile, kinds)
         result[name] = apply_spec(point, mode, override.signed, granularity)
     return result
 
@@ -104,11 +107,15 @@ def make_groups(
     schemes_of = {name: rules.schemes(point) for name, point in weights.items()}
     check_group_sizes(schemes_of, weights)
     _check_schemes(schemes_of, table, weights, rules.profile)
-    partners = [(a, b) for a, b in table.partners if a in points and b in points]
+    fused = [(fusion.weights[0], other) for fusion in table.fusions for other in fusion.weights[1:]]
+    partners = [(a, b) for a, b in (*table.partners, *fused) if a in points and b in points]
+    name = rules.profile.name
+    reasons = {f.weights[0]: f"{f.reason}, and {name} fuses them" for f in table.fusions}
     groups: dict[str, QuantizerGroup] = {}
     for members in connected_components(points, partners):
         schemes = _group_schemes(members, table, points, rules)
-        groups[members[0]] = QuantizerGroup(members[0], members, schemes)
+        reason = reasons.get(members[0], "")
+        groups[members[0]] = QuantizerGroup(members[0], members, schemes, reason)
     group_of = {name: group.id for group in groups.values() for name in group.points}
     links = {
         name: _Link(group_of[name], group_of[point.input_point], rules.profile.pairs(table.kinds[name]))
@@ -142,27 +149,20 @@ def _check_schemes(
     weights: Mapping[str, QuantizationPoint],
     profile: Profile,
 ) -> None:
-    """Refuse a scheme of groups, or an asymmetric one, that the profile takes of no weight."""
+    """Refuse a scheme that the profile takes of no weight; a width alone may be wanted of other kinds."""
     names_of: dict[Scheme, list[str]] = {}
     for name, schemes in schemes_of.items():
         for scheme in schemes:
             names_of.setdefault(scheme, []).append(name)
     for scheme, names in names_of.items():
-        if scheme.is_plain or any(profile.takes(table.kinds[n], weights[n].at(scheme)) for n in names):
+        if any(_is_taken(scheme, [name], table, weights, profile) for name in names):
             continue
         kinds = sorted(set().union(*(table.kinds[name] for name in names)))
-        granularities = ", ".join(profile.modes(kinds, "weight_granularity")) or "none"
-        modes = ", ".join(profile.modes(kinds, "weight_modes")) or "none"
         raise PlacementError(
             f"the profile '{profile.name}' takes no weight at the scheme '{scheme}': for {', '.join(kinds)} "
-            f"it allows the granularities {granularities} and the modes {modes}{_sizes(kinds, profile)}. "
-            f"Change placement.weight_schemes or the override, or placement.profile."
+            f"it allows {profile.describe(kinds)}. Change placement.weight_schemes or the override, or "
+            f"placement.profile."
         )
-
-
-def _sizes(kinds: Iterable[str], profile: Profile) -> str:
-    sizes = sorted({size for kind in kinds for size in profile.rules[kind].group_sizes})
-    return f", groups of {', '.join(map(str, sizes))} inputs" if sizes else ""
 
 
 def _group_schemes(
@@ -185,12 +185,21 @@ def _group_schemes(
     allowed = set(EVERY)
     for name in members:
         if points[name].kind == "weight":
-            allowed &= {w for w, _ in rules.profile.pairs(table.kinds[name])}
+            allowed &= set(rules.profile.weights(table.kinds[name]))
         else:
             allowed &= set(rules.profile.activations(table.kinds[name]))
     schemes = distinct_schemes(
         [scheme for scheme in taken if scheme.num_bits in allowed], [points[name] for name in members]
     )
+    if not taken:
+        scheme = min(left)
+        refused = next(n for n in members if not _is_taken(scheme, [n], table, points, rules.profile))
+        raise PlacementError(
+            f"the profile '{rules.profile.name}' takes '{refused}' at none of the schemes {_text(left)}: "
+            f"it is {describe(points[refused], scheme)} at {scheme}, and the profile allows "
+            f"{rules.profile.describe(table.kinds[refused])}. Add a scheme that fits it "
+            f"(placement.weight_schemes or an override), or leave it float (placement.ignored_scopes)."
+        )
     if not schemes:
         kinds = sorted(set().union(*(table.kinds[name] for name in members)))
         raise PlacementError(
@@ -208,10 +217,14 @@ def _is_taken(
     points: Mapping[str, QuantizationPoint],
     profile: Profile,
 ) -> bool:
-    """Whether the profile takes all members as a scheme stores them; of a plain one its width decides."""
-    if scheme.is_plain:
-        return True
-    return all(profile.takes(table.kinds[name], points[name].at(scheme)) for name in members)
+    """Whether the profile takes all members as a scheme stores them; a plain one's width is seen later."""
+    for name in members:
+        kinds = table.kinds[name]
+        if points[name].kind == "weight" and not profile.takes(kinds, points[name], scheme):
+            return False
+        if not scheme.is_plain and scheme.num_bits not in profile.weights(kinds):
+            return False
+    return True
 
 
 def _consistent(
@@ -239,7 +252,7 @@ def _consistent(
     left: dict[str, QuantizerGroup] = {}
     for member in groups.values():
         schemes = [scheme for scheme in member.schemes if scheme.num_bits in widths[member.id]]
-        left[member.id] = QuantizerGroup(member.id, member.points, schemes)
+        left[member.id] = replace(member, schemes=tuple(schemes))
     return left
 
 

@@ -173,6 +173,11 @@ class Row:
     num_channels: int
     num_positions: int
 
+    @property
+    def num_inputs(self) -> int:
+        """All inputs of the row."""
+        return self.num_channels * self.num_positions
+
     def channels_of(self, group_size: int) -> int | None:
         """Channels of a group of at most `group_size` inputs; None: the row is not divided.
 

@@ -24,16 +24,21 @@ class QuantizerGroup:
         id: name of the group: that of its first point.
         points: ids of the points.
         schemes: what the points may take, ascending; a bit-width or a text stands for its scheme.
+        reason: why they are one, for people, where that does not follow from the model alone.
     """
 
     id: str
     points: tuple[str, ...]
     schemes: tuple[Scheme, ...]
+    reason: str = ""
 
-    def __init__(self, id: str, points: Iterable[str], schemes: Iterable[int | str | Scheme]) -> None:
+    def __init__(
+        self, id: str, points: Iterable[str], schemes: Iterable[int | str | Scheme], reason: str = ""
+    ) -> None:
         object.__setattr__(self, "id", id)
         object.__setattr__(self, "points", tuple(points))
         object.__setattr__(self, "schemes", tuple(map(Scheme.of, schemes)))
+        object.__setattr__(self, "reason", reason)
 
     @property
     def bit_widths(self) -> tuple[int, ...]:
@@ -207,13 +212,13 @@ def _group_to_json(group: QuantizerGroup) -> dict[str, Any]:
     # As every setup.json so far, where there are widths and nothing else: its hash names runs.
     is_plain = all(scheme.is_plain for scheme in group.schemes)
     key = "bit_widths" if is_plain else "schemes"
-    schemes = [scheme.as_json for scheme in group.schemes]
-    return {"id": group.id, "points": group.points, key: schemes}
+    entry = {"id": group.id, "points": group.points, key: [scheme.as_json for scheme in group.schemes]}
+    return entry | {"reason": group.reason} if group.reason else entry
 
 
 def _group_from(entry: dict[str, Any]) -> QuantizerGroup:
     schemes = entry["schemes"] if "schemes" in entry else entry["bit_widths"]
-    return QuantizerGroup(entry["id"], entry["points"], schemes)
+    return QuantizerGroup(entry["id"], entry["points"], schemes, entry.get("reason", ""))
 
 
 def _stored_from(entry: dict[str, Any]) -> StoredTensor:

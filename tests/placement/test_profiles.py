@@ -12,7 +12,14 @@ from raysearch.config import PlacementConfig
 from raysearch.errors import PlacementError
 from raysearch.placement import place_quantizers
 from raysearch.placement.profile import OPERATIONS, load_profile, shipped_profiles
-from raysearch.records import PER_TENSOR, BitAssignment, QuantizerSetup
+from raysearch.records import (
+    PER_TENSOR,
+    BitAssignment,
+    Granularity,
+    QuantizationPoint,
+    QuantizerSetup,
+    Scheme,
+)
 from tests.support import model_zoo
 
 WIDE = (2, 3, 4, 8)
@@ -34,8 +41,11 @@ def widths(setup: QuantizerSetup) -> dict[str, tuple[int, ...]]:
     return {name: setup.group_of(name).bit_widths for name in setup.points}
 
 
-def test_five_profiles_are_shipped_and_any_changes_nothing() -> None:
-    assert shipped_profiles() == ("any", "npu-like", "onnxruntime-cpu", "openvino-cpu", "tensorrt-like")
+def test_profiles_are_shipped_and_any_changes_nothing() -> None:
+    assert shipped_profiles() == (
+        "any", "auto-round", "llama.cpp", "npu-like", "onnxruntime-cpu", "openvino-cpu", "sglang",
+        "tensorrt-like", "transformers", "vllm", "vllm-cpu",
+    )  # fmt: skip
     for name in shipped_profiles():
         profile = load_profile(name)
         assert profile.description
@@ -138,7 +148,7 @@ def test_results_and_inputs_that_stay_float_are_told() -> None:
 
 
 def test_an_unknown_profile_names_the_known_ones() -> None:
-    with pytest.raises(PlacementError, match=r"'npu'.*any, npu-like.*Did you mean 'npu-like'"):
+    with pytest.raises(PlacementError, match=r"'npu'.*any, auto-round.*Did you mean 'npu-like'"):
         load_profile("npu")
     with pytest.raises(PlacementError, match=r"missing\.toml"):
         load_profile("missing.toml")
@@ -153,7 +163,9 @@ def test_an_unknown_profile_names_the_known_ones() -> None:
         ("[conv]\npairs = [[8, 9]]\n", "2 to 8"),
         ("[conv]\npairs = [[8]]\n", "conv.pairs"),
         ("[conv]\npairs = 8\n", "conv.pairs"),
-        ("[conv]\nweights = []\n", "conv.weights"),
+        ("[conv]\nweights = [1]\n", "conv.weights"),
+        ("[conv]\ninput_multiple = 0\n", "conv.input_multiple"),
+        ('fusion = ["qkv"]\n', "allowed: a list of parallel, experts"),
         ("[conv]\noutput = 1\n", "true or false"),
         ('[conv]\nweight_modes = ["sym"]\n', "symmetric, asymmetric"),
         ("conv = 3\n", "a section belongs"),
@@ -187,3 +199,95 @@ def test_scales_are_stored_as_the_settings_say_else_the_profile(
 def test_a_profile_of_an_unknown_type_of_scales_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlacementError, match=r"scale_dtype = 'float8'; allowed: float32, float16"):
         load_profile(own(tmp_path, 'scale_dtype = "float8"\n'))
+
+
+class Tied(nn.Module):
+    """An embedding that is the head too, a head of its own, and layers whose sizes suit no block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.tied = nn.Embedding(40, 96), nn.Linear(96, 40, bias=False)
+        self.tied.weight = self.table.weight
+        self.positions = nn.Embedding(6, 96)
+        self.wide, self.narrow, self.own = nn.Linear(96, 128), nn.Linear(128, 20), nn.Linear(20, 40)
+        self.matrix = nn.Parameter(torch.randn(96, 96))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids) + self.positions(torch.arange(ids.shape[1]))
+        x = x + nn.functional.linear(x, self.matrix)
+        return self.own(self.narrow(self.wide(x))) + self.tied(x)
+
+
+def tied(profile: str, *schemes: Any) -> QuantizerSetup:
+    torch.manual_seed(0)
+    settings = {"weight_schemes": schemes} if schemes else {}
+    ids = torch.arange(12).reshape(2, 6)
+    return place_quantizers(Tied().eval(), (ids,), PlacementConfig(profile=profile, **settings))
+
+
+LINEARS = {"wide.weight", "narrow.weight", "own.weight"}
+
+
+@pytest.mark.parametrize(
+    ("profile", "schemes", "weights", "options"),
+    [
+        ("vllm", ("2g32", "3", "4a", "8"), LINEARS, {"wide.weight": ["2g32", "3", "4a", "8"]}),
+        ("vllm", ("4g32",), LINEARS, {"narrow.weight": ["4g32"], "own.weight": ["4"]}),
+        ("sglang", (3, 4, 8), LINEARS, {"narrow.weight": ["4", "8"]}),
+        ("vllm-cpu", ("4", "4g32"), {"wide.weight"}, {"wide.weight": ["4", "4g32"]}),
+        ("transformers", ("2g20", "7", "4g32"), LINEARS, {"narrow.weight": ["2g20", "4g32", "7"]}),
+        ("auto-round", ("3g32a", "4g32"), {"wide.weight"}, {"wide.weight": ["3g32a", "4g32"]}),
+        (
+            "llama.cpp", ("4g32", "8g32"),
+            {"wide.weight", "narrow.weight", "table.weight", "positions.weight", "matrix"},
+            {"table.weight": ["4g32", "8g32"], "narrow.weight": ["4g32", "8g32"]},
+        ),
+    ],
+)  # fmt: skip
+def test_a_runtime_leaves_what_it_can_hold(
+    profile: str, schemes: tuple[Any, ...], weights: set[str], options: dict[str, list[str]]
+) -> None:
+    setup = tied(profile, *schemes)
+    assert set(setup.points) == weights, "activations stay float"
+    for name, texts in options.items():
+        assert list(map(str, setup.group_of(name).schemes)) == texts
+    coverage = setup.coverage
+    assert coverage is not None
+    reasons = {weight.name: weight for weight in coverage.floating}
+    assert len(reasons) + len(weights) == 6
+    for weight in reasons.values():
+        assert f"profile '{profile}' takes" in weight.reason
+        assert not weight.is_chosen, "a budget of weights tells what it leaves out"
+
+
+@pytest.mark.parametrize(
+    ("profile", "schemes", "parts"),
+    [
+        ("transformers", ("4g32a",), ("'4g32a'", "2, 3, 4, 5, 6, 7, 8 bits", "modes symmetric")),
+        ("vllm", ("3a", 4), ("'3a'", "asymmetric 4, 8 bits alone")),
+        ("sglang", ("3g32",), ("'3g32'", "4, 8 bits", "groups of 32, 64, 128 inputs")),
+        ("vllm-cpu", ("8g32",), ("'8g32'", "4 bits")),
+        ("llama.cpp", (4, 8), ("'4'", "granularities per_group", "groups of 32 inputs")),
+        ("vllm", ("4g16",), ("'4g16'", "groups of 32, 64, 128 inputs")),
+    ],
+)
+def test_a_runtime_names_what_it_cannot_hold(
+    profile: str, schemes: tuple[Any, ...], parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(PlacementError) as info:
+        tied(profile, *schemes)
+    for part in (f"profile '{profile}' takes no weight at the scheme", *parts):
+        assert part in str(info.value)
+
+
+def test_a_runtime_of_weights_alone_takes_no_widths_of_activations() -> None:
+    settings = PlacementConfig(profile="vllm", activation_bit_widths=(4,))
+    with pytest.raises(PlacementError, match=r"activation_bit_widths are 4.*'vllm' takes weights alone"):
+        place_quantizers(Tied().eval(), (torch.zeros(2, 6, dtype=torch.long),), settings)
+
+
+def test_a_row_of_one_block_is_a_group() -> None:
+    rule = load_profile("llama.cpp")
+    for num_inputs, is_block in ((32, True), (64, False)):
+        point = QuantizationPoint("w", "weight", (), (8, num_inputs), Granularity.per_channel())
+        assert rule.takes(["linear"], point, Scheme(4)) is is_block
