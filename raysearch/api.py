@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from raysearch.artifacts import DEFAULT_STORAGE, RunStore, new_run_id, owned, resolve_run
+from raysearch.artifacts import DEFAULT_STORAGE, RunStore, driver_log, new_run_id, owned, resolve_run
 from raysearch.config import Config, load_config, with_defaults, with_search
 from raysearch.determinism import pinned_threads, plain_modes, process_as_found, seeded
 from raysearch.errors import ConfigError
@@ -127,6 +127,7 @@ def run(
     with (
         plain_modes(),
         owned(store),
+        driver_log(store),
         reporting(Progress(store, listener), remark) as progress,
         pool_session(settings, address) as session,
         stoppable(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from raysearch.artifacts import (
+    DRIVER_LOG,
     Storage,
     codecs,
     current_status,
@@ -79,7 +80,9 @@ class Job:
                 return replace(self._status_of(job), seconds=status.seconds)
         return status
 
-    def wait(self, timeout: float | None = None) -> RunStatus:
+    def wait(
+        self, timeout: float | None = None, listener: Callable[[RunStatus], None] | None = None
+    ) -> RunStatus:
         """Wait until the run is done, failed or cancelled.
 
         A driver that ended without a word is noticed by its process or its silence; with an address, so is a
@@ -87,6 +90,7 @@ class Job:
 
         Args:
             timeout: seconds after which to give up; None waits for ever.
+            listener: called with every status that is read.
 
         Raises:
             JobError: the timeout passed.
@@ -94,6 +98,8 @@ class Job:
         started = time.monotonic()
         while True:
             status = self.status()
+            if listener is not None:
+                listener(status)
             if status.state in TERMINAL_STATES:
                 return status
             if timeout is not None and time.monotonic() - started > timeout:
@@ -103,7 +109,14 @@ class Job:
             time.sleep(POLL_SECONDS)
 
     def logs(self) -> str:
-        """All that the job has printed so far."""
+        """All that the job has printed so far; without an address the driver's log in the run's folder.
+
+        Raises:
+            StorageError: there is no address, and the run's folder has no log.
+        """
+        if self.address is None:
+            store = resolve_run(self.run_id, self.storage)
+            return store.storage.read_bytes(DRIVER_LOG).decode(errors="replace")
         client = self._client()
         return client.logs(client.find(self.run_id))
 

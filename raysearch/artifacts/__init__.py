@@ -1,6 +1,7 @@
 """A run on disk or in an object store: its records, its units of work, and its retrieval."""
 
 from raysearch.artifacts import codecs
+from raysearch.artifacts.driver_log import DRIVER_LOG, driver_log
 from raysearch.artifacts.listing import ListedRun, list_runs
 from raysearch.artifacts.location import DEFAULT_STORAGE, redact
 from raysearch.artifacts.owner import current_status, owned
@@ -12,6 +13,7 @@ from raysearch.artifacts.unit_log import UnitLog
 
 __all__ = [
     "DEFAULT_STORAGE",
+    "DRIVER_LOG",
     "ListedRun",
     "RunStore",
     "Storage",
@@ -19,6 +21,7 @@ __all__ = [
     "codecs",
     "copy_run",
     "current_status",
+    "driver_log",
     "hash_file",
     "list_runs",
     "new_run_id",

@@ -101,12 +101,14 @@ def status(
     run: RunArgument,
     storage: StorageOption = DEFAULT_STORAGE,
     address: MaybeHead = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="go on showing it until the run ends")] = False,
     token_file: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """State, stage and progress of a run."""
     with command(as_json) as show:
-        _show_status(Job(run, storage, address, token_file).status(), show)
+        job = Job(run, storage, address, token_file)
+        _show_status(_watched(job, None) if watch else job.status(), show)
 
 
 @app.command()
@@ -120,22 +122,31 @@ def wait(
 ) -> None:
     """Wait until a run ends; exit code 0 only when it is done."""
     with command(as_json) as show:
-        end = Job(run, storage, address, token_file).wait(timeout)
+        end = _watched(Job(run, storage, address, token_file), timeout)
         _show_status(end, show)
     if end.state != "done":
         raise typer.Exit(1)
 
 
+def _watched(job: Job, timeout: float | None) -> RunStatus:
+    """The end of a run, whose progress is shown on stderr until then."""
+    lines = console.ProgressLines()
+    try:
+        return job.wait(timeout, lines)
+    finally:
+        lines.close()
+
+
 @app.command()
 def logs(
     run: RunArgument,
-    address: HeadOption,
+    address: MaybeHead = None,
     storage: StorageOption = DEFAULT_STORAGE,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the job ends")] = False,
     token_file: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a run's job printed."""
+    """What a run's job printed; without --address what its driver logged in the run's folder."""
     with command(as_json) as show:
         job = Job(run, storage, address, token_file)
         if follow and not as_json:
@@ -144,7 +155,7 @@ def logs(
                 sys.stdout.flush()
             return
         text = job.logs()
-        show({"run_id": run, "logs": text}, lambda out: out.out(text))
+        show({"run_id": run, "logs": text}, lambda out: out.out(text, end=""))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -13,6 +14,8 @@ from dataclasses import replace
 from raysearch.artifacts import RunStore, codecs
 from raysearch.errors import DamagedFileError, StorageError
 from raysearch.records import RunStatus
+
+_log = logging.getLogger(__name__)
 
 Listener = Callable[[RunStatus], None]
 
@@ -81,6 +84,7 @@ class Progress:
             yield
         finally:
             self.seconds[name] = round(before + time.monotonic() - started, 3)
+            _log.info("%s took %.1f s", name, time.monotonic() - started)
             self.tell("running", name, done=self._status.done, total=self._status.total)
 
     def units(self, stage: str, done: int, total: int) -> None:
@@ -112,6 +116,7 @@ class Progress:
             message: why the run ended, for people.
         """
         self._status = self._record(state, stage or self._status.stage, done, total, message)
+        _log.info("%s, %s%s", state, self._status.stage, f": {message}" if message else "")
         self._listener(self._status)
         self._write()
 
@@ -122,6 +127,7 @@ class Progress:
             StorageError: it cannot be written.
         """
         self._status = self._record("done", self._status.stage, 0, 0, "")
+        _log.info("done")
         self._listener(self._status)
         self._store.save(codecs.STATUS, self._status)
 

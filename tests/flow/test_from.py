@@ -1,5 +1,7 @@
 """A run that starts from an earlier one computes what is new, and gives what one from nothing gives."""
 
+import json
+
 import pytest
 
 import raysearch
@@ -104,3 +106,11 @@ def test_the_command_takes_task_settings_and_budget_of_the_earlier_run(storage):
         "taken over from the run 'first': calibration, rounding, sensitivity, search, refinement, training"
     )
     assert expected in again["notes"]
+
+
+def test_the_driver_log_is_shown_without_a_cluster(storage):
+    shown = run_command("logs", "first", "--storage", storage)
+    messages = [json.loads(line)["message"] for line in shown.stdout.splitlines()]
+    assert "running, search" in messages
+    assert any(message.startswith("search took ") for message in messages)
+    assert messages[-1] == "done"
