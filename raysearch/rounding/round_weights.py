@@ -139,15 +139,17 @@ def in_waves(points: Mapping[str, QuantizationPoint]) -> list[tuple[str, ...]]:
 def _units(
     work: Work, points: Mapping[str, QuantizationPoint], moments: Moments
 ) -> dict[Key, tuple[object, ...]]:
-    """Rows of weights that read the same → what they read."""
+    """Rows of weights that read the same → what they read; the most work first, so that workers end alike."""
     units: dict[Key, tuple[object, ...]] = {}
+    flops: dict[Key, int] = {}
     for names, parts in _by_inputs(points, moments):
         cut = cut_into_units([points[name] for name in names], work.targets, parts)
         for slices in cut:
             first = slices[0]
             key: Key = ("weights", first.name, first.first) if first.first else ("weights", first.name)
             units[key] = (slices, parts, moments.num_samples)
-    return units
+            flops[key] = sum(rows.num_products(points[rows.name], parts) for rows in slices)
+    return {key: units[key] for key in sorted(units, key=lambda key: flops[key], reverse=True)}
 
 
 def round_unit(

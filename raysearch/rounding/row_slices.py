@@ -57,6 +57,14 @@ class RowSlice:
             inputs=None if inputs is None else inputs.of_rows(self.first, self.last),
         )
 
+    def num_products(self, point: QuantizationPoint, parts: Sequence[tuple[Reader, Moment]]) -> int:
+        """Rows times d² and groups: what rounding them once costs, up to a factor."""
+        num_weights = point.num_elements
+        if self.last is not None:
+            num_weights = num_weights // point.shape[self.axis] * (self.last - self.first)
+        matrices = [moment for reader, moment in parts if reader.kind != "embedding"]
+        return num_weights * max((moment.num_inputs for moment in matrices), default=1)
+
     def _point(self, point: QuantizationPoint) -> QuantizationPoint:
         shape = list(point.shape)
         shape[self.axis] = (self.last or 0) - self.first
@@ -112,7 +120,8 @@ def cut_into_units(
 
 
 def put_together(parts: Sequence[tuple[RowSlice, RoundedWeight]]) -> RoundedWeight:
-    """A weight at one scheme of all its slices, in order."""
+    """A weight at one scheme of all its slices."""
+    parts = sorted(parts, key=lambda part: part[0].first)
     first_slice, first = parts[0]
     if first_slice.last is None:
         return first
