@@ -33,6 +33,7 @@ def only_file(store):
     return path
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(keys, values, max_size=3))
 def test_units_come_back_bit_for_bit(store, units):

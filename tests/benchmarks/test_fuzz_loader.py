@@ -30,6 +30,7 @@ def outcome(folder, factory):
         return str(error)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**40), with_factory=st.booleans())
 def test_a_damaged_folder_loads_or_gives_an_error_of_raysearch(source, tmp_path, seed, with_factory):

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import gpu
 
 
+@pytest.mark.slow
 def test_the_checks_run_on_a_cpu_against_itself(tmp_path, monkeypatch, capsys):
     def broken(rows, device, case):
         raise RuntimeError("no | kernel")

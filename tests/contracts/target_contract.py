@@ -62,6 +62,7 @@ class TargetContract:
             shapes = [leaf.shape for leaf in tensor_leaves(loaded(*inputs))]
             assert shapes == [leaf.shape for leaf in tensor_leaves(export.net.stripped(*inputs))]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("activations", [True, False])
     def test_weights_in_asymmetric_groups_arrive(self, tmp_path: Path, activations: bool) -> None:
         if missing := self.target.extra.missing():
@@ -102,6 +103,7 @@ class TargetContract:
         assert all(torch.equal(left[name], value) for name, value in values.items())
         assert export.net.stripped.training == fresh.training
 
+    @pytest.mark.slow
     def test_a_model_that_fixes_its_batch_is_told(self, export: Export, tmp_path: Path) -> None:
         net = case("fixed", batch=5)
         assert self.target.write(ExportJob(net.model, tmp_path)).fixed_batch == 5

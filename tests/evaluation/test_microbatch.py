@@ -72,6 +72,7 @@ def test_a_shard_that_does_not_fit_is_halved_and_finished(how: str, caplog: pyte
     assert "shard_size of 4 makes them equal" in caplog.text
 
 
+@pytest.mark.slow
 def test_pieces_that_fitted_are_not_computed_again() -> None:
     model = Greedy(nn.Identity(), 8)
 
@@ -169,6 +170,7 @@ def forward_unit(held: Replica, shard: int) -> dict[str, np.ndarray]:
     return {"z": held.float_outputs("calibration", shard).numpy()}
 
 
+@pytest.mark.slow
 def test_a_pool_finishes_all_units_of_a_worker_with_little_memory() -> None:
     digits = model_zoo.build("digits")
     pool = LocalPool(replica(Greedy(digits, 5)))

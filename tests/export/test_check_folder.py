@@ -67,6 +67,7 @@ def test_changed_cut_and_missing_files_are_all_named(copied):
     assert "model.pt2 is listed in manifest.json and missing" in str(error.value)
 
 
+@pytest.mark.slow
 def test_files_that_fit_the_manifest_but_not_each_other_are_found_by_running(copied):
     shift_bias(copied)
     rehash(copied, "model.safetensors")

@@ -42,6 +42,7 @@ def test_every_target_is_written_verified_and_listed(tmp_path, residual):
     assert torch.equal(load_model(folder)(*batches[0]), residual.stripped(*batches[0]))
 
 
+@pytest.mark.slow
 def test_an_earlier_export_is_replaced_whole(tmp_path):
     for name in ("model.onnx", "manifest.json"):
         (tmp_path / name).write_text("of an earlier export")

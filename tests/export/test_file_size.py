@@ -24,6 +24,7 @@ def test_size_is_never_below_the_file_and_within_a_percent_of_it(tmp_path, name,
     assert found <= CostModel(net.setup).costs(net.assignment)["size"] <= 1.01 * found
 
 
+@pytest.mark.slow
 def test_size_is_exact_where_a_weight_stays_float(tmp_path):
     net = case("residual", left_out=("stem.weight",))
     write_packed(net.stripped, net.setup, net.example, tmp_path)

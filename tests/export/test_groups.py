@@ -84,6 +84,7 @@ def test_another_group_size_is_refused(folder):
         load_model(folder)
 
 
+@pytest.mark.slow
 def test_only_a_folder_with_groups_is_of_the_second_version(tmp_path):
     net = grouped("twins", 4, 1)  # rows of 6 in groups of 1
     write_packed(net.stripped, net.setup, net.example, tmp_path / "new")
@@ -102,6 +103,7 @@ def matrices(draw):
     return bits, shape, size, draw(st.booleans()), draw(st.integers(0, 2**32 - 1))
 
 
+@pytest.mark.slow
 @given(matrices())
 @settings(max_examples=12, deadline=None)
 def test_packed_groups_read_back_bit_for_bit(tmp_path_factory, matrix):

@@ -53,6 +53,7 @@ def test_a_fresh_process_needs_neither_ray_nor_optuna_nor_the_models_code(export
     assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), residual.stripped(inputs))
 
 
+@pytest.mark.slow
 def test_arguments_go_by_position_or_by_keyword(exported, residual):
     model = load_model(exported)
     (image,) = residual.inputs(2)

@@ -56,6 +56,7 @@ def signals(*lengths):
     return [torch.randn(3, 4, length) for length in lengths]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["packed", "pt2", "onnx", "openvino"])
 def test_a_file_takes_any_length(target, tmp_path):
     if TARGETS[target].extra.missing():
@@ -72,6 +73,7 @@ def test_a_file_takes_any_length(target, tmp_path):
         assert torch.allclose(loaded(x=batch), expected, atol=0.02 * float(expected.abs().max()) + 1e-3)
 
 
+@pytest.mark.slow
 def test_sizes_that_hang_together_by_more_than_equality_stay_open(tmp_path):
     model = stripped(Halved(), (torch.randn(2, 4, 20),), {0: {2: "size1"}})
     export_model(model, tmp_path, ExportConfig(targets=("packed",)), batches=signals(20, 30))

@@ -14,6 +14,7 @@ from raysearch.records import BitAssignment
 from tests.support.export_cases import NETS, Case, Residual, Seven, case, ranges
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["text", "tied", "waves", "encoder"])
 def test_the_factorys_module_computes_what_the_stripped_one_does(tmp_path, net):
     made = case(net)

@@ -134,6 +134,7 @@ def test_a_model_that_cannot_be_captured(tmp_path):
     assert "(1, 3) torch.float32" in text
 
 
+@pytest.mark.slow
 def test_outputs_that_are_no_logits(tmp_path):
     task = raysearch.Task(nn.Linear(4, 1), (torch.zeros(2, 4),), [torch.randn(8, 4)])
     assert "set it to 'nmse'" in refuse_run(task, tmp_path, objective={"divergence": "kl"})

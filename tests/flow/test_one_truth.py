@@ -128,6 +128,7 @@ def test_what_is_compared_with_a_run_takes_the_same_codes(finished):
         assert make_ranges(inputs, pool).digest() == saved.digest()
 
 
+@pytest.mark.slow
 def test_a_refined_run_deploys_what_was_judged_to_the_last_bit(tmp_path):
     config = raysearch.load_config(assignments=[*SETTINGS, "rounding.refine_steps=8"])
     result = raysearch.run(make_untrained_task(), BUDGET, tmp_path, config=config, run_id="run", workers=0)

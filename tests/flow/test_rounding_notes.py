@@ -20,6 +20,7 @@ class Branching(nn.Module):
         return self.wide(x) + self.other(x[:0]).sum(0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the loss does not depend on 'other.weight'")
 def test_weights_with_too_few_rows_or_none_are_named(tmp_path):
     data = TensorDataset(torch.randn(40, 80))

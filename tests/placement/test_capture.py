@@ -48,6 +48,7 @@ def same_state(a: Any, b: Any) -> bool:
     return bool(a[:4] == b[:4] and tensors and torch.equal(a[5], b[5]))
 
 
+@pytest.mark.slow
 def test_a_branch_on_data_is_named_with_its_line_and_a_remedy() -> None:
     with pytest.raises(CaptureError) as info:
         place_quantizers(DataDependent(), (torch.randn(2, 3),))

@@ -96,6 +96,7 @@ def test_it_says_what_the_records_say(page):
         assert part in text, part
 
 
+@pytest.mark.slow
 def test_equal_records_give_equal_pages(page, monkeypatch, tmp_path):
     import matplotlib
 
@@ -131,6 +132,7 @@ def test_sections_without_records_are_left_out():
     assert ">Search</h2>" in html
 
 
+@pytest.mark.slow
 def test_what_the_records_hold_is_text_and_never_markup():
     bad = "<script>alert('1')</script>&$x_{1}$"
     tuned = FineTuneResult("c", 0, bad, (EpochMetrics(-1, {bad: 1.0}), EpochMetrics(0, {bad: 0.5})))
@@ -140,6 +142,7 @@ def test_what_the_records_hold_is_text_and_never_markup():
     assert "<script" not in html
 
 
+@pytest.mark.slow
 def test_names_in_any_script_and_of_any_length():
     page = Page(render(3, name="模型.층." + "very_long_name_" * 8 + "{}"))
     assert "模型.층." in "".join(page.text)
@@ -151,6 +154,7 @@ def test_skipped_training_says_why():
     assert "Metrics of the training" not in html
 
 
+@pytest.mark.slow
 def test_odd_numbers_do_not_break_a_figure():
     setup = make_setup(2, "l{}")
     traces = {

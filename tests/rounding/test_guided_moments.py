@@ -131,6 +131,7 @@ def test_shards_merge_to_the_same_bits_and_other_seeds_differ():
     assert not np.array_equal(values_of(other, "conv.weight")[0][1], values_of(together, "conv.weight")[0][1])
 
 
+@pytest.mark.slow
 def test_pieces_draw_what_the_shard_draws(monkeypatch):
     replica = make_classifier()
     monkeypatch.setattr(guided_moments, "LEAST_SHARE", 0.0)

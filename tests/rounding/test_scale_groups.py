@@ -213,6 +213,7 @@ def nearest_values(problem, name, scheme):
         return quantizer(replica.model.get_parameter(name)).numpy()
 
 
+@pytest.mark.slow
 def test_units_in_any_order_and_candidates_in_turn_give_the_same_bits(grouped, monkeypatch):
     expected = round_all(grouped).digest()
     assert round_all(grouped, lambda replica: ShuffledPool(LocalPool(replica), 1)).digest() == expected

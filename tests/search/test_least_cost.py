@@ -110,6 +110,7 @@ def test_the_least_is_that_of_all_assignments(make, kind, texts, score):
         assert min(found.margins().values()) >= 0
 
 
+@pytest.mark.slow
 def test_the_same_arguments_give_the_same_trials_whatever_was_measured_before():
     setup = make_setup(5)
     table, drop, told = make_table(setup), parse_max_drop("metric=0.05"), []

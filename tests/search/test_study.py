@@ -259,6 +259,7 @@ def test_trials_of_another_search_are_refused():
         search(TABLE, SETUP, parse_budgets(["avg_bits<=2.5"]), MEASURE, previous=trials)
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_repeat():
     assert run(seed=1) == run(seed=1)
     assert run(seed=1).trials != run(seed=2).trials

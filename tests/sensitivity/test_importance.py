@@ -89,6 +89,7 @@ def test_the_estimate_is_unbiased_and_its_error_is_honest(estimator):
         assert {run[name].num_samples for run in found} == {12}
 
 
+@pytest.mark.slow
 def test_beats_as_many_samples_taken_at_random():
     replica = confident_replica()
     setup = make_setup("relu", replica)

@@ -77,6 +77,7 @@ def trials_of(setup):
     return {0: BitAssignment.uniform(setup, 3), 1: BitAssignment.uniform(setup, 2)}
 
 
+@pytest.mark.slow
 def test_the_order_of_units_changes_nothing(local):
     setup, ranges, table, _ = local
     for seed in range(3):

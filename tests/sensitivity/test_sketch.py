@@ -31,6 +31,7 @@ def test_up_to_the_size_nothing_is_changed():
     assert not variance.any()
 
 
+@pytest.mark.slow
 def test_inner_products_are_right_in_the_mean_with_the_stated_variance():
     n, k, draws = 50, 16, 1500
     a, b = pair(n)

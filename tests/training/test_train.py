@@ -90,6 +90,7 @@ def test_a_nan_before_training_does_not_stop_an_epoch_from_being_best():
     assert result.best_epoch == 1
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
     recipe = make_recipe()
     first, saved = run(recipe)
@@ -102,6 +103,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
     assert saved != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, epoch):
     recipe = make_recipe(epochs=4)

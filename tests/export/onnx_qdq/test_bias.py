@@ -60,6 +60,7 @@ def test_dead_channels_keep_their_bias_in_integer_kernels(tmp_path):
     check_numbers(stripped, inputs, path)
 
 
+@pytest.mark.slow
 def test_a_weight_of_zeros_keeps_its_name_and_biases(tmp_path):
     path, inputs = tmp_path / "model.onnx", images()
     model = weakened()

@@ -38,6 +38,7 @@ def difference(net, path, optimized):
         return float((OnnxModel(path, optimized)(*inputs) - net.stripped(*inputs)).abs().max())
 
 
+@pytest.mark.slow
 def test_zero_points_are_of_the_codes_type_and_the_opset_is_that_of_blocks(tmp_path):
     path = tmp_path / "model.onnx"
     write_onnx(grouped("rows", 4, 32, asymmetric=True, activations=False).model, path)
@@ -60,6 +61,7 @@ def test_symmetric_groups_store_no_zero_points(tmp_path):
     assert {len(tensors) for tensors, _ in blocked(onnx.load(path))} == {2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8])
 def test_weight_only_products_become_matmulnbits(tmp_path, bits):
     path = tmp_path / "model.onnx"
@@ -86,6 +88,7 @@ def test_no_integer_kernel_is_made_of_groups_behind_quantizers(tmp_path, name):
         OnnxModel(path, optimized)(*inputs)
 
 
+@pytest.mark.slow
 def test_batch_norm_goes_into_the_scales_of_groups(tmp_path):
     path = tmp_path / "model.onnx"
     net = grouped("rows", 4, 32, asymmetric=True)
@@ -96,6 +99,7 @@ def test_batch_norm_goes_into_the_scales_of_groups(tmp_path):
     assert difference(net, path, optimized=False) < 1e-5
 
 
+@pytest.mark.slow
 def test_groups_become_float_again():
     net = grouped("rows", 4, 32, asymmetric=True, activations=False)
     graph, _ = capture(net.stripped, net.model.weights, net.example)

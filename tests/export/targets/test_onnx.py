@@ -58,6 +58,7 @@ def test_the_file_computes_what_the_stripped_module_computes(written, name, capf
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_only_codes_scales_and_biases_are_stored(written):
     _, _, proto = written("seven")
     floats = [t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
@@ -90,6 +91,7 @@ def test_integer_kernels_stay_close_at_low_widths(tmp_path):
         assert within_tolerance(check, references)
 
 
+@pytest.mark.slow
 def test_four_bit_activations_are_clipped_in_a_uint8_container(tmp_path):
     net = case("twins", 2)
     proto = write(net, tmp_path)
@@ -135,6 +137,7 @@ def test_notes_say_which_width_is_stored_wider():
     assert "2-bit" not in text
 
 
+@pytest.mark.slow
 def test_an_operation_that_onnx_lacks_is_named_without_colours():
     model = orthogonal(torch.nn.Linear(4, 4)).eval()
     with pytest.raises(
@@ -144,6 +147,7 @@ def test_an_operation_that_onnx_lacks_is_named_without_colours():
     assert "\x1b" not in str(told.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_in_half_precision_is_written_and_verified_in_float32(tmp_path, dtype):
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())

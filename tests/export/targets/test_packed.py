@@ -52,6 +52,7 @@ def test_every_kind_of_layer_is_bit_equal_at_mixed_widths(tmp_path, name):
     assert_equal(load_model(tmp_path), net)
 
 
+@pytest.mark.slow
 def test_weights_that_stay_float_are_stored_and_counted(tmp_path):
     net = case("residual", left_out=("stem.weight", "head.input"))
     write_packed(net.stripped, net.setup, net.example, tmp_path)
@@ -102,6 +103,7 @@ def test_the_graph_file_holds_no_weight_and_no_path_of_this_machine(exported):
     assert b"/raysearch/" not in data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "tied"])
 def test_the_stripped_module_is_left_as_it_was(tmp_path, name):
     net = case(name)

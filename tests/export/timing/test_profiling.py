@@ -40,6 +40,7 @@ def test_every_layer_has_a_time_and_they_add_up_to_the_prediction(name):
     assert LatencyProfile.from_json(profile.to_json()) == profile
 
 
+@pytest.mark.slow
 def test_the_prediction_at_8_bits_is_the_cost_models():
     net = case("residual", 8)
     profile = profile_onnxruntime(net.stripped, net.setup, net.example, rounds=1)

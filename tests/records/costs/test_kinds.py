@@ -43,6 +43,7 @@ def with_energy(monkeypatch):
     monkeypatch.setitem(COST_KINDS, "energy", kind)
 
 
+@pytest.mark.slow
 @given(setups(), st.data())
 def test_a_cost_is_the_greatest_sum_of_its_terms(setup, data):
     model = CostModel(setup)

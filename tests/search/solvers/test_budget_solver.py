@@ -45,6 +45,7 @@ def parts(setup, model, budgets):
     return space, BudgetSolver(space, make_limits(space, budgets, model))
 
 
+@pytest.mark.slow
 @given(instances())
 @settings(max_examples=80, deadline=None)
 def test_never_refuses_and_never_exceeds(instance):
@@ -64,6 +65,7 @@ def test_never_refuses_and_never_exceeds(instance):
         space.assignment(choices).check(setup)
 
 
+@pytest.mark.slow
 @given(instances())
 @settings(max_examples=50, deadline=None)
 def test_limits_draw_the_line_where_the_cost_model_does(instance):

@@ -52,6 +52,7 @@ def test_without_a_feasible_assignment_it_says_so():
         solve_milp(space, [impossible], np.zeros(space.valid.shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["auto", "tpe", "random"])
 def test_a_search_with_coupled_widths_never_breaks_a_pair(sampler):
     setup = make_hardware_setup(3, 4)

@@ -78,6 +78,7 @@ def test_weights_leave_when_they_are_known_and_not_before():
     assert len(pool.seen) == 3 * max(draws.values()) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [Hutchinson(), JointHutchinson(), Hutchinson(probe_per_sample=True)])
 def test_the_order_in_which_units_finish_changes_nothing(estimator):
     expected = measure(LocalPool(make_replica("conv")), estimator)
