@@ -12,6 +12,7 @@ from torch import Tensor
 from raysearch.errors import DataError
 from raysearch.evaluation.forward import output_tensor
 from raysearch.evaluation.outputs import Judged
+from raysearch.evaluation.vocabulary.positions import position_divergences, suits_positions
 
 DivergenceKind = Literal["kl", "mse", "nmse", "cosine"]
 
@@ -69,7 +70,13 @@ class Divergence:
         return output_tensor(outputs)
 
     def per_sample(self, outputs: Tensor, reference: Tensor) -> Tensor:
-        """D for each sample, shape [N], float64; differentiable in `outputs`."""
+        """D for each sample, shape [N], float64; differentiable in `outputs`.
+
+        Of logits over a vocabulary, without a gradient, it is computed in float32 and summed in float64, see
+        `evaluation.vocabulary.positions`.
+        """
+        if self.is_by_position(outputs, reference):
+            return position_divergences(outputs, reference).mean(1)
         z, ref = outputs.double(), reference.double()
         if self.is_squared:
             return (z - ref).square().reshape(z.shape[0], -1).mean(1) / (2 * self.unit)
@@ -109,6 +116,10 @@ class Divergence:
             return 1.0
         same = outputs.argmax(self.class_dim) == reference.argmax(self.class_dim)
         return float(same.double().mean())
+
+    def is_by_position(self, outputs: Tensor, reference: Tensor) -> bool:
+        """Whether outputs are so large that they are judged a few positions at a time, in float32."""
+        return self.kind == "kl" and suits_positions(outputs, reference, self.class_dim)
 
     @property
     def is_squared(self) -> bool:

@@ -10,29 +10,24 @@ values (see `Sketch`), alike for all options: K stays a Gram matrix, right in th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.config.sensitivity import SensitivityConfig
 from raysearch.errors import ConfigError
-from raysearch.evaluation import DataSet, Judged, Objective, Replica, batch_size
-from raysearch.evaluation.batches import take
-from raysearch.evaluation.outputs import difference, values_per_sample
+from raysearch.evaluation import DataSet, Judged, Replica, batch_size
+from raysearch.evaluation.outputs import values_per_sample
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
+from raysearch.sensitivity.rows import row_judge
 from raysearch.sensitivity.sketch import Sketch
 from raysearch.simulation import CACHE_BYTES, SimulatedModel, same_bits, simulated_model
 
 ROWS_LIMIT_BYTES = 2**31
 """Rows of one shard, all options together, that the driver may have to hold."""
-
-_AT_ONCE = 2**22
-"""Output values that are judged in one go, in float64."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,9 @@ def measure_responses(
     Bytes per unit: 8 · option_chunk · samples · min(outputs, sketch_size) back. Memory of the driver: the
     rows of the shards that are not complete, each 8 · num_options · samples · min(outputs, sketch_size)
     bytes, at most `ROWS_LIMIT_BYTES`. Memory of a worker: outputs of one forward, `cache_bytes`, its
-    unit's rows, and some ten float64 copies of at most 2²² output values or of one sample.
+    unit's rows, and some ten float64 copies of at most 2²² output values or of one sample. Of logits over a
+    vocabulary it is instead one float32 copy of the shard's, the roots of the float model's probabilities,
+    made once a shard, and three of 2¹⁷ values; see `evaluation.vocabulary.positions`.
 
     The Gram block of a shard is made on the driver from rows in the order of the options; blocks are summed
     in the order of shards, in float64.
@@ -234,12 +231,13 @@ def respond(
     latest = max(options, key=lambda option: (model.depth(option), options.index(option)))
     rows, sums, variances = [], [], []
     latest_outputs: Judged | None = None
+    judge = row_judge(replica, reference, sketch)
     forward = model.outputs if mode == "full" else model.later_outputs
     for group, scheme in options:
         outputs = forward(replica, BitAssignment({group: scheme}), DataSet.CALIBRATION, shard)
         if mode == "check" and (group, scheme) == latest:
             latest_outputs = outputs
-        row, variance, alone = _judge(replica.divergence, outputs, reference, sketch)
+        row, variance, alone = judge.judge(outputs)
         rows.append(row)
         variances.append(variance)
         sums.append(alone)
@@ -256,28 +254,6 @@ def _differs(model: SimulatedModel, replica: Replica, shard: int, option: Option
     """Whether running all layers gives other outputs than running the later ones alone gave."""
     full = model.outputs(replica, BitAssignment(dict([option])), DataSet.CALIBRATION, shard)
     return not same_bits(later, full)
-
-
-def _judge(
-    divergence: Objective, outputs: Judged, reference: Judged, sketch: Sketch
-) -> tuple[Tensor, float, float]:
-    """Rows [samples, k] of one option on the CPU, Σ variance of their squared norms, Σ divergence."""
-    rows, variance, alone = [], 0.0, 0.0
-    for lo, hi in _spans(batch_size(reference), sketch.num_outputs):
-        judged = take(outputs, lo, hi)
-        expected = take(reference, lo, hi)
-        weighted = divergence.weighted(difference(judged, expected), expected)
-        sketches, spread = sketch.project(weighted, lo)
-        rows.append(sketches.cpu())
-        variance += float(spread.sum())
-        alone += float(divergence.per_sample(judged, expected).sum())
-    return torch.cat(rows), variance, alone
-
-
-def _spans(num_samples: int, num_outputs: int) -> Iterator[tuple[int, int]]:
-    step = max(1, _AT_ONCE // num_outputs)
-    for lo in range(0, num_samples, step):
-        yield lo, min(lo + step, num_samples)
 
 
 def _check_rows(num_options: int, num_samples: int, size: int) -> None:

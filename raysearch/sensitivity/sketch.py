@@ -40,7 +40,7 @@ class Sketch:
     def __init__(self, num_outputs: int, size: int, seed: int, shard: int) -> None:
         self.num_outputs = num_outputs
         self.size = min(num_outputs, size)
-        self._seed = seed
+        self.seed = seed
         self._shard = shard
 
     @property
@@ -69,6 +69,14 @@ class Sketch:
             variances.append(variance)
         return torch.stack(sketches), torch.stack(variances)
 
+    def signs(self, sample: int) -> Tensor:
+        """The random signs of one sample's values, int8 [n]."""
+        return torch.from_numpy(self._draw(sample)[0][: self.num_outputs])
+
+    def offsets(self, sample: int) -> np.ndarray:
+        """By how much each block of one sample is turned, int64 [m]."""
+        return self._draw(sample)[1]
+
     def _project_one(self, row: Tensor, sample: int) -> tuple[Tensor, Tensor]:
         signs, offsets = self._draw(sample)
         blocks = torch.nn.functional.pad(row, (0, len(offsets) * self.size - self.num_outputs))
@@ -87,10 +95,94 @@ class Sketch:
 
     def _draw(self, sample: int) -> tuple[np.ndarray, np.ndarray]:
         """Signs, int8 [m·k], and offsets, int64 [m], of the m blocks of one sample."""
-        stream = np.random.Philox(derive_seed(self._seed, "sketch", self._shard, sample))
+        stream = np.random.Philox(derive_seed(self.seed, "sketch", self._shard, sample))
         num_blocks = -(-self.num_outputs // self.size)
         # The remainder of 64 bits by k ≤ 2³² is uniform to one part in 2³².
         offsets = (stream.random_raw(num_blocks) % np.uint64(self.size)).astype(np.int64)
         words = stream.random_raw(-(-num_blocks * self.size // 64)).astype("<u8")
         bits = np.unpackbits(words.view(np.uint8), count=num_blocks * self.size)
         return bits.astype(np.int8) * 2 - 1, offsets
+
+
+class SketchSum:
+    """The sketch of one sample, added up as its values come.
+
+    Up to 2²⁰ values are added in float32, and their sums in float64. Memory: on a GPU some copies of a piece.
+
+    Args:
+        size: k, values that are kept.
+        offsets: by how much each block is turned.
+    """
+
+    def __init__(self, size: int, offsets: np.ndarray) -> None:
+        self._size = size
+        self._offsets = offsets
+        self._norms = np.zeros(len(offsets))
+        self._total = np.zeros(size)
+        # Values are written past the end instead of around it, so that a block is one slice.
+        self._line = np.zeros(2 * size, np.float32)
+        self._num_in_line = 0
+
+    def add(self, first: int, values: Tensor) -> None:
+        """Take some values of the row, each times its sign.
+
+        Args:
+            first: index in the row of the first value.
+            values: float32, one dimension.
+        """
+        block, lead = divmod(first, self._size)
+        start = 0
+        if lead:
+            start = min(self._size - lead, len(values))
+            self._add_part(block, lead, values[:start])
+            block += 1
+        count = (len(values) - start) // self._size
+        end = start + count * self._size
+        if count:
+            self._add_blocks(block, values[start:end].reshape(count, self._size))
+        if end < len(values):
+            self._add_part(block + count, 0, values[end:])
+        if self._num_in_line > _AT_ONCE:
+            self._flush()
+
+    def finish(self) -> tuple[Tensor, float]:
+        """The sketch, float64 [k], and the variance of its squared norm, as `Sketch.project` gives them."""
+        self._flush()
+        norms = self._norms
+        variance = 2 * (norms.sum() ** 2 - (norms**2).sum()) / self._size
+        return torch.from_numpy(self._total), float(variance)
+
+    def _add_blocks(self, block: int, values: Tensor) -> None:
+        count = len(values)
+        norms = torch.linalg.vector_norm(values, dim=1).cpu().numpy()
+        self._norms[block : block + count] += norms.astype(np.float64) ** 2
+        offsets = self._offsets[block : block + count]
+        if values.device.type != "cpu":
+            self._total += _turned_sum(values, offsets).cpu().numpy()
+            return
+        # One slice a block: by an index it would take longer than all of judging.
+        for part, offset in zip(values.numpy(), offsets.tolist(), strict=True):
+            target = self._line[offset : offset + self._size]
+            np.add(target, part, out=target)
+        self._num_in_line += values.numel()
+
+    def _add_part(self, block: int, lead: int, values: Tensor) -> None:
+        part = values.cpu().numpy()
+        self._norms[block] += float(np.square(part, dtype=np.float64).sum())
+        start = int(self._offsets[block]) + lead
+        self._line[start : start + len(part)] += part
+        self._num_in_line += len(part)
+
+    def _flush(self) -> None:
+        self._total += self._line.reshape(2, self._size).sum(0, dtype=np.float64)
+        self._line[:] = 0
+        self._num_in_line = 0
+
+
+def _turned_sum(blocks: Tensor, offsets: np.ndarray) -> Tensor:
+    """Σ of blocks, each turned by its offset, float64 [k]."""
+    size = blocks.shape[1]
+    turns = torch.from_numpy(offsets).to(blocks.device)
+    index = (torch.arange(size, device=blocks.device) - turns[:, None]) % size
+    turned: Tensor = blocks.gather(1, index).sum(0, dtype=torch.float64)
+    return turned

@@ -1,6 +1,7 @@
 """Projections of large outputs against exact inner products."""
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from raysearch.cluster.pool import LocalPool
 from raysearch.config import PlacementConfig, SensitivityConfig
 from raysearch.errors import ConfigError
 from raysearch.evaluation import Divergence, Replica, default_forward
+from raysearch.evaluation.vocabulary import positions
 from raysearch.placement import place_quantizers
-from raysearch.sensitivity import responses
+from raysearch.sensitivity import responses, rows
 from raysearch.sensitivity.responses import measure_responses
-from raysearch.sensitivity.sketch import Sketch
+from raysearch.sensitivity.sketch import Sketch, SketchSum, _turned_sum
 
 
 def pair(n):
@@ -68,6 +70,25 @@ def test_a_sample_has_one_sketch_wherever_it_stands_in_a_chunk():
         assert not torch.equal(other.project(rows, 0)[0], whole)
 
 
+def test_pieces_of_a_row_add_up_to_its_sketch():
+    sketch = Sketch(40, 16, 3, 2)
+    row = torch.randn(40)
+    expected, variance = sketch.project(row.double()[None], 0)
+    signed = row * sketch.signs(0)
+    for cuts in ((0, 40), (0, 5, 9, 40), (0, 16, 33, 40)):
+        total = SketchSum(16, sketch.offsets(0))
+        for lo, hi in pairwise(cuts):
+            total.add(lo, signed[lo:hi])
+        got, spread = total.finish()
+        torch.testing.assert_close(got, expected[0], rtol=1e-5, atol=1e-5)
+        assert spread == pytest.approx(float(variance), rel=1e-5)
+    # On a GPU blocks are turned by an index.
+    turned = _turned_sum(signed[:32].reshape(2, 16), sketch.offsets(0)[:2])
+    line = SketchSum(16, sketch.offsets(0))
+    line.add(0, signed[:32])
+    torch.testing.assert_close(turned, line.finish()[0], rtol=1e-5, atol=1e-5)
+
+
 def test_the_draw_of_a_sample_is_the_same_for_ever():
     signs, offsets = Sketch(40, 16, 0, 0)._draw(0)
     assert offsets.tolist() == [0, 13, 3]
@@ -118,11 +139,29 @@ def test_chunks_and_parts_of_a_shard_change_no_bit_of_a_sketch(monkeypatch):
     one = measure_responses(
         setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=2, **settings), seed=2
     )
-    monkeypatch.setattr(responses, "_AT_ONCE", 400)
+    monkeypatch.setattr(rows, "_AT_ONCE", 400)
     other = measure_responses(
         setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=99, **settings), seed=2
     )
     assert one.gram.tobytes() == other.gram.tobytes()
+
+
+@pytest.mark.parametrize("size", [64, 4096])
+def test_rows_by_position_in_float32_are_those_of_float64(monkeypatch, size):
+    replica, setup, ranges = make_case()
+    settings = SensitivityConfig(option_chunk=3, sketch_size=size)
+    exact = measure_responses(setup, ranges, LocalPool(replica), 3, settings, seed=4)
+    monkeypatch.setattr(positions, "LARGE_OUTPUT", 1)
+    # Four positions of six at a time: pieces end inside samples, and pieces of rows inside blocks.
+    monkeypatch.setitem(positions._AT_ONCE, "cpu", 200)
+    got = measure_responses(setup, ranges, LocalPool(replica), 3, settings, seed=4)
+    assert got.gram.tobytes() != exact.gram.tobytes()
+    assert got.gram == pytest.approx(exact.gram, rel=1e-5, abs=1e-7 * exact.gram.max())
+    assert got.divergence == pytest.approx(exact.divergence, rel=1e-5)
+    assert got.sketch_stderr == pytest.approx(exact.sketch_stderr, rel=1e-5)
+    chunks = SensitivityConfig(option_chunk=99, sketch_size=size)
+    again = measure_responses(setup, ranges, LocalPool(replica), 3, chunks, seed=4)
+    assert again.gram.tobytes() == got.gram.tobytes()
 
 
 def test_rows_beyond_the_limit_are_refused_with_what_to_change(monkeypatch):
