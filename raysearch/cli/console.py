@@ -131,17 +131,17 @@ def progress_text(status: RunStatus) -> str:
 
 
 def result_table(result: RunResult) -> Table:
-    """Metrics of the float and of the quantized model, and the quantized model's costs."""
+    """Metrics of the float model, of the baselines and of the quantized model, and its costs."""
+    columns = {"float": result.float_metrics, **result.baselines, "quantized": result.quantized_metrics}
     table = Table(title=f"run {result.run_id}")
     table.add_column("", justify="left")
-    table.add_column("float", justify="right")
-    table.add_column("quantized", justify="right")
-    for name, value in result.quantized_metrics.items():
-        float_value = result.float_metrics.get(name)
-        float_text = "" if float_value is None else f"{float_value:.6g}"
-        table.add_row(name, float_text, f"{value:.6g}")
+    for label in columns:
+        table.add_column(label, justify="right")
+    for name in result.quantized_metrics:
+        values = [metrics.get(name) for metrics in columns.values()]
+        table.add_row(name, *("" if value is None else f"{value:.6g}" for value in values))
     for kind, value in result.costs.items():
-        table.add_row(kind, "", cost(kind, value))
+        table.add_row(kind, *[""] * (len(columns) - 1), cost(kind, value))
     return table
 
 

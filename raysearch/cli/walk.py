@@ -31,7 +31,7 @@ from raysearch.cli.options import (
     read_settings,
     task_of,
 )
-from raysearch.reporting import sensitivity_rows
+from raysearch.reporting import sensitivity_rows, verdict
 
 
 @app.command(cls=listing(kind=task_kinds))
@@ -131,6 +131,7 @@ def run(
         def draw(out: Console) -> None:
             out.print(console.assignment_table(setup, result.assignment))
             out.print(console.result_table(result))
+            out.print(verdict(result), markup=False)
             if result.front:
                 out.print(console.front_table(result.front))
             for note in result.notes:

@@ -56,6 +56,8 @@ class Config(Section):
         # Runs of before there were any lack it.
         if not self.objective.output_weights:
             del data["objective"]["output_weights"]
+        if self.validation.baselines:
+            del data["validation"]["baselines"]
         # Where there are widths alone, as in runs from before there were schemes.
         if not self.placement.weight_schemes:
             del data["placement"]["weight_schemes"]

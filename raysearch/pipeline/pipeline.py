@@ -18,6 +18,7 @@ from raysearch.cluster.pool import Pool
 from raysearch.determinism import pinned_threads
 from raysearch.errors import DamagedFileError
 from raysearch.evaluation import DataSet
+from raysearch.pipeline.baselines import measure_baselines
 from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.pools import Fleet, OpenPool
 from raysearch.pipeline.progress import Progress
@@ -130,7 +131,7 @@ class Pipeline:
     def _run_stages(self) -> RunResult:
         with closing(self._fleet):
             self.store.save(codecs.SETUP, self.inputs.setup)
-            ranges = self._round(self._complete(CALIBRATION, self._calibrate))
+            rounded = ranges = self._round(self._complete(CALIBRATION, self._calibrate))
             table = self._complete(SENSITIVITY, self._measure, ranges)
             search = self._complete(SEARCH, self._search, table, ranges)
             assignment = search.best.assignment
@@ -140,7 +141,8 @@ class Pipeline:
         if refinement is not None:
             ranges = refinement.put_into(ranges)
         stripped = strip_checkpoint(self.inputs, ranges, assignment, checkpoint)
-        metrics = self._complete(EVALUATION, self._evaluate, stripped)
+        is_changed = refinement is not None or not training.skipped
+        metrics = self._complete(EVALUATION, self._evaluate, stripped, search, rounded, is_changed)
         manifest = self._complete(EXPORT, self._export, stripped, assignment)
         records = StageRecords(table, search, training, metrics, manifest)
         return save_result(self.inputs, self.store, self.progress.seconds, records)
@@ -313,10 +315,16 @@ class Pipeline:
             on_epoch=lambda epoch: self.progress.units("training", epoch, epochs),
         )
 
-    def _evaluate(self, stripped: nn.Module) -> Metrics:
+    def _evaluate(
+        self, stripped: nn.Module, search: SearchResult, rounded: RangeTable, is_changed: bool
+    ) -> Metrics:
+        baselines: Metrics = {}
+        if self.inputs.config.validation.baselines:
+            baselines = measure_baselines(self.inputs, search, rounded, is_changed=is_changed)
         return {
             "float": validate(self.inputs, self.inputs.task.model),
             "quantized": validate(self.inputs, stripped),
+            **baselines,
         }
 
     def _export(self, stripped: nn.Module, assignment: BitAssignment) -> ExportManifest:

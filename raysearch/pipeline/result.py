@@ -10,6 +10,7 @@ from raysearch.artifacts import RunStore, codecs
 from raysearch.artifacts.codecs import Metrics
 from raysearch.errors import ConfigError
 from raysearch.evaluation.metric import direction_of
+from raysearch.pipeline.baselines import best_uniform
 from raysearch.pipeline.direction import unlikely_gain
 from raysearch.pipeline.inputs import Inputs, broken_promises
 from raysearch.records import (
@@ -23,6 +24,9 @@ from raysearch.records import (
     drop_of,
 )
 from raysearch.reporting import ReportRecords, render_report
+
+MODELS = ("float", "quantized")
+"""The metrics that every run has; the others are of baselines."""
 
 NO_VALIDATION = (
     "The task has no validation data: trials, metrics and the surrogates' agreement rest on the calibration "
@@ -128,6 +132,7 @@ def _make_result(
         costs=best.costs,
         float_metrics=records.metrics["float"],
         quantized_metrics=records.metrics["quantized"],
+        baselines=_baselines(records),
         model_dir=f"{store.uri}/model",
         report="",
         seconds=dict(seconds),
@@ -135,6 +140,14 @@ def _make_result(
         front=front,
         least_cost={} if least is None else least.as_dict(),
     )
+
+
+def _baselines(records: StageRecords) -> dict[str, Mapping[str, float]]:
+    """What stands beside the answer, in the order in which it came about."""
+    baselines = {name: values for name, values in records.metrics.items() if name not in MODELS}
+    if len(records.training.history) > 1:
+        baselines["before training"] = records.training.history[0].metrics
+    return baselines
 
 
 def _notes(
@@ -151,6 +164,9 @@ def _notes(
     notes: list[str] = []
     if least is not None:
         notes.append(least.describe())
+    uniform = best_uniform(records.search, inputs.setup)
+    if uniform is not None and uniform[1] == records.search.best.assignment:
+        notes.append(f"the answer is {uniform[0]}: nothing mixed within the budget measured better")
     notes.extend(_unlikely_gains(inputs, records.metrics, least))
     notes.extend(inputs.notes)
     if inputs.task.validation is None:

@@ -103,6 +103,8 @@ class RunResult:
         front: the trials that no other beats in both measured value and the asked front's cost, by cost:
             "trial", "value", "costs", "assignment"; empty when no front was asked for.
         least_cost: see `LeastCost`, with `trained_drop`; empty when no cost was minimised.
+        baselines: what stands beside the answer → its metrics on the validation data: the best uniform
+            assignment within the budgets, the answer with rounded weights alone, and before its training.
     """
 
     run_id: str
@@ -118,10 +120,15 @@ class RunResult:
     notes: tuple[str, ...] = ()
     front: tuple[Mapping[str, Any], ...] = ()
     least_cost: Mapping[str, Any] = field(default_factory=dict)
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values, ready for JSON."""
-        return asdict(self)
+        values = asdict(self)
+        # Runs of before there were any lack them.
+        if not self.baselines:
+            del values["baselines"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunResult:

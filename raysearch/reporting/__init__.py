@@ -1,5 +1,6 @@
 """The HTML report and the tables of a run, from saved records only."""
 
+from raysearch.reporting.answer import verdict
 from raysearch.reporting.page import ReportRecords, render_report
 from raysearch.reporting.sensitivity_view import (
     predicted_shares,
@@ -15,4 +16,5 @@ __all__ = [
     "sensitivity_grid",
     "sensitivity_rows",
     "sketch_note",
+    "verdict",
 ]

@@ -38,13 +38,14 @@ class Grid:
 def summary_grid(
     setup: QuantizerSetup, result: RunResult, metrics: Mapping[str, Mapping[str, float]]
 ) -> Grid:
-    """Metrics and costs of the float and of the quantized model.
+    """Metrics and costs of the float and of the quantized model, with what stands beside it.
 
     Args:
         setup: what the float model's costs are of.
-        result: the quantized model's costs.
+        result: the quantized model's costs, and the baselines' metrics.
         metrics: "float" and "quantized" → metric → value.
     """
+    baselines = result.baselines.values()
     before, after = metrics.get("float", {}), metrics.get("quantized", {})
     rows = []
     for name in dict.fromkeys([*before, *after]):
@@ -52,20 +53,21 @@ def summary_grid(
         change = MISSING
         if float_value is not None and value is not None:
             change = signed(value - float_value)
-        rows.append(Row(name, (number(float_value), number(value), change)))
+        beside = [number(values.get(name)) for values in baselines]
+        rows.append(Row(name, (number(float_value), *beside, number(value), change)))
     # An assignment that quantizes nothing costs what the float model costs.
     float_costs = CostModel(setup).costs(BitAssignment({}))
     for kind, value in result.costs.items():
         if kind == "act_bits" and not setup.of_kind("activation"):
             continue
-        rows.append(_cost_row(kind, float_costs.get(kind), value))
-    return Grid(("", "float", "quantized", "change"), tuple(rows))
+        rows.append(_cost_row(kind, float_costs.get(kind), value, len(baselines)))
+    return Grid(("", "float", *result.baselines, "quantized", "change"), tuple(rows))
 
 
-def _cost_row(kind: str, float_value: float | None, value: float) -> Row:
+def _cost_row(kind: str, float_value: float | None, value: float, num_baselines: int) -> Row:
     float_text = MISSING if float_value is None else cost(kind, float_value)
     change = f"÷ {float_value / value:.2f}" if float_value and value else MISSING
-    return Row(cost_name(kind), (float_text, cost(kind, value), change))
+    return Row(cost_name(kind), (float_text, *[MISSING] * num_baselines, cost(kind, value), change))
 
 
 def excess_grid(search: SearchResult) -> Grid:

@@ -19,6 +19,7 @@ from raysearch.records import (
     TrialState,
 )
 from raysearch.reporting import grids
+from raysearch.reporting.answer import verdict
 from raysearch.reporting.format import number, size
 
 
@@ -86,6 +87,7 @@ def render_report(records: ReportRecords, comparison: Sequence[Mapping[str, obje
         notes=list(dict.fromkeys([*result.notes, *export_notes])),
         failed=states.count(TrialState.FAIL),
         stopped=states.count(TrialState.PRUNED),
+        verdict=verdict(result),
         comparison=grids.comparison_grid(comparison) if comparison else None,
         **_tables(records, schemes),
         **figures,

@@ -1,0 +1,55 @@
+"""What stands beside the answer, on the same samples: uniform widths that fit, and its untrained form."""
+
+from __future__ import annotations
+
+from raysearch.artifacts.codecs import Metrics
+from raysearch.pipeline.inputs import Inputs
+from raysearch.pipeline.stages import make_recipe, validate
+from raysearch.records import BitAssignment, QuantizerSetup, RangeTable, SearchResult
+from raysearch.search.summary import completed, ranked
+
+ROUNDED = "rounded"
+"""The answer with the codes of the rounding table: neither refined nor trained, as the uniform one is."""
+
+
+def best_uniform(search: SearchResult, setup: QuantizerSetup) -> tuple[str, BitAssignment] | None:
+    """The measured assignment within the budgets, all of whose weights have one scheme, that is best.
+
+    A weight that cannot have it has the nearest one.
+
+    Returns:
+        Its name, such as "uniform 4", and the assignment; None where no uniform one fits.
+    """
+    groups = [group for group in setup.groups.values() if setup.group_kind(group.id) == "weight"]
+    schemes = sorted({scheme for group in groups for scheme in group.schemes})
+    for trial in ranked(completed(search.trials), search.maximize):
+        for scheme in schemes:
+            if all(trial.assignment.schemes[group.id] == scheme.nearest(group.schemes) for group in groups):
+                return f"uniform {scheme}", trial.assignment
+    return None
+
+
+def measure_baselines(
+    inputs: Inputs, search: SearchResult, ranges: RangeTable, *, is_changed: bool
+) -> Metrics:
+    """Baseline → metrics on the validation data: the best uniform assignment, and the answer as `ROUNDED`.
+
+    Cost: one pass over the validation data each.
+
+    Args:
+        inputs: the run's.
+        search: has the uniform trials and the winner.
+        ranges: with the codes of the rounding table.
+        is_changed: whether the winner was refined or trained; else `ROUNDED` is the answer itself.
+    """
+    assignments: dict[str, BitAssignment] = {}
+    uniform = best_uniform(search, inputs.setup)
+    if uniform is not None:
+        name, assignment = uniform
+        assignments[name] = assignment
+    if is_changed:
+        assignments[ROUNDED] = search.best.assignment
+    return {
+        name: validate(inputs, make_recipe(inputs, ranges, assignment).build().model)
+        for name, assignment in assignments.items()
+    }
