@@ -24,8 +24,10 @@ class SensitivityConfig(Section):
         draw_chunk: draws in a unit of work; part of the method, not of the cluster. None: what suits the
             estimator.
         option_chunk: options in a unit of work.
-        response_shards: calibration shards that responses are measured on, the first ones; 0: all of them.
+        response_shards: shards that responses are measured on, the first ones; 0: all of them.
             Each costs a forward an option, where one more for ranges and rounding costs a forward or two.
+        response_samples: samples that responses are measured on, those that follow the calibration's in its
+            data, so that rounding was not fitted to them; 0: those of the calibration.
         sketch_size: values that are kept of a sample's response; longer ones are projected at random.
         trace_loss: what is differentiated.
         trace_samples: samples that traces are measured on; 0: those of the calibration.
@@ -39,6 +41,7 @@ class SensitivityConfig(Section):
     draw_chunk: int | None = Field(None, ge=1)
     option_chunk: int = Field(8, ge=1)
     response_shards: int = Field(0, ge=0)
+    response_samples: int = Field(0, ge=0)
     sketch_size: int = Field(4096, ge=16)
     trace_loss: TraceLoss = "divergence"
     trace_samples: int = Field(0, ge=0)

@@ -11,13 +11,15 @@ class DataSet(StrEnum):
     A member equals its text, so `DataSet("calibration")` and "calibration" find the same shards.
 
     Attributes:
-        CALIBRATION: ranges and responses are measured on it.
+        CALIBRATION: ranges and second moments are measured on it, and responses where they have no other.
+        RESPONSES: responses are, where they have samples of their own (`sensitivity.response_samples`).
         TRACES: traces are, where they have samples of their own (`sensitivity.trace_samples`).
         TRACE_SAMPLE: drawn by importance from the samples for traces, and cut into shards anew.
         SEARCH: measured trials are judged on it.
     """
 
     CALIBRATION = "calibration"
+    RESPONSES = "responses"
     TRACES = "traces"
     TRACE_SAMPLE = "trace sample"
     SEARCH = "search"

@@ -216,7 +216,7 @@ def _check_in_float32(task: Task, batch: Batch) -> None:
 
 def _call_form(task: Task, samples: Samples) -> CallForm:
     """The form of call that is exported, found from the calls that all data make; the model is not run."""
-    batches = [*samples.calibration, *samples.validation, *samples.traces]
+    batches = [*samples.calibration, *samples.validation, *samples.traces, *samples.responses]
     calls = record_calls(task.model, task.run, batches)
     return find_call_form(task.model, task.example_inputs, calls)
 
@@ -233,6 +233,8 @@ def _make_fingerprints(
     # The name is left out where there is no such sample: runs of before it existed stay the same.
     if samples.traces:
         fingerprints["traces"] = hash_batches(samples.traces)
+    if samples.responses:
+        fingerprints["responses"] = hash_batches(samples.responses)
     # Metrics once were taken for more-is-better unless the settings said otherwise: such trials are not gone
     # on with.
     direction = measured_direction(task.metrics, search)

@@ -203,7 +203,11 @@ class Pipeline:
             self.inputs.setup,
             ranges,
             part_pool,
-            {DataSet.CALIBRATION: len(samples.calibration), DataSet.TRACES: len(samples.traces)},
+            {
+                DataSet.CALIBRATION: len(samples.calibration),
+                DataSet.TRACES: len(samples.traces),
+                DataSet.RESPONSES: len(samples.responses),
+            },
             self.inputs.config.sensitivity,
             seed=self.inputs.config.seed,
             cache_bytes=self.inputs.config.cluster.cache_bytes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raysearch.config import Config
 from raysearch.errors import DataError
@@ -22,31 +22,37 @@ class Samples:
     """The data that was read, in shards: the size of a shard does not depend on the number of workers.
 
     Attributes:
-        calibration: ranges, responses and traces are measured on it.
+        calibration: ranges, second moments, responses and traces are measured on it.
         validation: trials, metrics and the best epoch; the calibration sample where the task has none.
         traces: traces are measured on it where it is not empty.
+        responses: responses are measured on it where it is not empty; nothing of it is in `calibration`.
     """
 
     calibration: list[Batch]
     validation: list[Batch]
     traces: list[Batch]
+    responses: list[Batch] = field(default_factory=list)
 
 
 def read_samples(task: Task, config: Config) -> Samples:
     """Read a task's calibration and validation data once, and the first batch of its training data.
 
     Raises:
-        DataError: data is empty, unreadable or not finite.
+        DataError: data is empty, unreadable or not finite, or ends before the samples for responses.
     """
     sizes = config.calibration
     num_trace_samples = config.sensitivity.trace_samples
     # Read once for both, since an iterable may not give its batches twice.
-    counts = (sizes.num_samples, num_trace_samples or sizes.num_samples)
-    most = max(counts) if all(counts) else 0
+    num_response_samples = config.sensitivity.response_samples
+    most = max(sizes.num_samples + num_response_samples, num_trace_samples)
     with user_code("reading the calibration data", DATA_ADVICE):
         every = materialise(task.calibration, most, sizes.shard_size, "calibration")
     calibration = first_of(every, sizes.num_samples)
     traces = first_of(every, num_trace_samples) if num_trace_samples else []
+    responses: list[Batch] = []
+    if num_response_samples:
+        responses = first_of(without_first(every, sizes.num_samples), num_response_samples)
+        _check_responses(responses, num_response_samples, every)
     validation = calibration
     if task.validation is not None:
         limits = config.validation
@@ -54,7 +60,7 @@ def read_samples(task: Task, config: Config) -> Samples:
             validation = materialise(task.validation, limits.num_samples, limits.shard_size, "validation")
     if task.train is not None:
         training_batches(task.train, 1, 0, 0, 1)
-    return Samples(calibration, validation, traces)
+    return Samples(calibration, validation, traces, responses)
 
 
 def first_of(shards: list[Batch], num_samples: int) -> list[Batch]:
@@ -70,6 +76,28 @@ def first_of(shards: list[Batch], num_samples: int) -> list[Batch]:
         chosen.append(shard if size <= left else take(shard, 0, left))
         left -= size
     return chosen
+
+
+def without_first(shards: list[Batch], num_samples: int) -> list[Batch]:
+    """The shards without the first samples, the first of them cut."""
+    left = num_samples
+    rest: list[Batch] = []
+    for shard in shards:
+        size = batch_size(shard)
+        if left < size:
+            rest.append(take(shard, left, size) if left else shard)
+        left = max(left - size, 0)
+    return rest
+
+
+def _check_responses(responses: list[Batch], requested: int, every: list[Batch]) -> None:
+    if not responses:
+        total = sum(map(batch_size, every))
+        raise DataError(
+            f"sensitivity.response_samples is {requested}, but calibration.num_samples takes all {total} "
+            f"samples of the calibration data. Give more of it, set calibration.num_samples below {total}, "
+            f"or sensitivity.response_samples to 0."
+        )
 
 
 def one_of_each_form(batches: list[Batch]) -> list[tuple[int, Batch]]:

@@ -34,6 +34,8 @@ def make_replica(inputs: Inputs, search: list[Batch]) -> Replica:
     shards = {DataSet.CALIBRATION: inputs.samples.calibration, DataSet.SEARCH: search}
     if inputs.samples.traces:
         shards[DataSet.TRACES] = inputs.samples.traces
+    if inputs.samples.responses:
+        shards[DataSet.RESPONSES] = inputs.samples.responses
     model, data = in_float32(private_copy(inputs.task.model), shards)
     return Replica(
         model,

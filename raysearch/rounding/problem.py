@@ -207,7 +207,8 @@ def _notes(inputs: Inputs, num_vectors: int, least_damping: float, damping: floa
     notes = []
     if damping > least_damping:
         notes.append(
-            f"fewer calibration vectors than inputs, damping raised ({num_vectors} for {num_inputs} inputs, "
+            f"fewer calibration vectors than inputs, damping raised; on the same samples it looks better "
+            f"than it is, see sensitivity.response_samples ({num_vectors} for {num_inputs} inputs, "
             f"from {least_damping:g} to {damping:.3g})"
         )
     raised = max(factor.damping for factor in factors)

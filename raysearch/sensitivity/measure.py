@@ -37,7 +37,8 @@ def measure_sensitivity(
         ranges: calibrated ranges.
         pool: the fleet by name of the part ("traces", "perturbations", "responses"), so that units of
             each part can be kept apart on disk.
-        num_shards: shards of the calibration data; and of the data for traces, where they have their own.
+        num_shards: shards of the calibration data; and of the data for traces and for responses, where they
+            have their own.
         settings: how traces and responses are measured.
         seed: the run's seed.
         cache_bytes: what a worker may keep between forwards.
@@ -51,13 +52,15 @@ def measure_sensitivity(
         warnings.warn(text, stacklevel=2)
     # Ω is of nearest codes, as HAWQ has it: codes that make up for each other lie further from the weights.
     perturbations = measure_perturbations(setup, ranges.calibrated, pool("perturbations"))
-    num_calibration = num_shards[DataSet.CALIBRATION]
+    response_data = DataSet.RESPONSES if num_shards.get(DataSet.RESPONSES) else DataSet.CALIBRATION
+    num_response_shards = num_shards[response_data]
     responses = measure_responses(
         setup,
         ranges,
         pool("responses"),
-        min(settings.response_shards or num_calibration, num_calibration),
+        min(settings.response_shards or num_response_shards, num_response_shards),
         settings,
+        data=response_data,
         seed=seed,
         cache_bytes=cache_bytes,
     )

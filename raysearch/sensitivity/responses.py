@@ -24,7 +24,7 @@ from raysearch.evaluation.outputs import values_per_sample
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
 from raysearch.sensitivity.rows import row_judge
 from raysearch.sensitivity.sketch import Sketch
-from raysearch.simulation import CACHE_BYTES, SimulatedModel, same_bits, simulated_model
+from raysearch.simulation import CACHE_BYTES, same_bits, simulated_model
 
 ROWS_LIMIT_BYTES = 2**31
 """Rows of one shard, all options together, that the driver may have to hold."""
@@ -61,11 +61,13 @@ class Method:
         sketch_size: values kept of a sample's row.
         seed: the run's seed.
         cache_bytes: what a worker may keep between forwards.
+        data: whose shards they are.
     """
 
     sketch_size: int
     seed: int
     cache_bytes: int
+    data: DataSet = DataSet.CALIBRATION
 
 
 def measure_responses(
@@ -75,10 +77,14 @@ def measure_responses(
     num_shards: int,
     settings: SensitivityConfig,
     *,
+    data: DataSet = DataSet.CALIBRATION,
     seed: int = 0,
     cache_bytes: int = CACHE_BYTES,
 ) -> Responses:
-    """Responses of all options over the calibration shards.
+    """Responses of all options over the shards of a data set.
+
+    Codes that rounding fitted to the same samples look better than they are on others: the fewer samples, the
+    more (docs/maths.md). Samples of their own say it without that.
 
     Work per unit (option chunk × shard): the later layers of one forward an option, and one recorded float
     forward a worker and shard (a unit, where `cache_bytes` is too small). On shard 0 the option of each
@@ -99,9 +105,10 @@ def measure_responses(
         setup: points, groups and their widths.
         ranges: calibrated ranges.
         pool: runs the units.
-        num_shards: calibration shards.
+        num_shards: how many shards there are.
         settings: `option_chunk`, the options in a unit, and `sketch_size`, the values that are kept of a
             sample's row; a row of up to that many outputs is exact.
+        data: which data set.
         seed: the run's seed; only sketches depend on it.
         cache_bytes: see `CACHE_BYTES`.
 
@@ -109,7 +116,7 @@ def measure_responses(
         ConfigError: the rows of a shard would take more than `ROWS_LIMIT_BYTES`; nothing was allocated.
     """
     options = setup.options()
-    method = Method(settings.sketch_size, seed, cache_bytes)
+    method = Method(settings.sketch_size, seed, cache_bytes, data)
     fold = _Fold(len(options), num_shards)
     units = units_of(options, num_shards, settings.option_chunk)
     for key, value in pool.run(respond, units, (setup, ranges, method)):
@@ -213,7 +220,7 @@ def respond(
         setup: points and groups.
         ranges: calibrated ranges.
         method: sketch and memory.
-        shard: index of the calibration shard.
+        shard: index of the shard.
         options: of this unit.
         mode: "full" runs whole forwards, "later" the later layers only, "check" the same and compares one.
 
@@ -223,37 +230,35 @@ def respond(
     """
     model = simulated_model(replica, setup, ranges, method.cache_bytes)
     if mode != "full":
-        model.record(replica, options, DataSet.CALIBRATION, shard)
-    reference = replica.float_outputs(DataSet.CALIBRATION, shard)
+        model.record(replica, options, method.data, shard)
+    reference = replica.float_outputs(method.data, shard)
     sketch = Sketch(values_per_sample(reference), method.sketch_size, method.seed, shard)
     _check_rows(len(setup.options()), batch_size(reference), sketch.size)
     # The option that runs least is the one whose outputs lean most on what was kept.
     latest = max(options, key=lambda option: (model.depth(option), options.index(option)))
     rows, sums, variances = [], [], []
     latest_outputs: Judged | None = None
+    differs = False
     judge = row_judge(replica, reference, sketch)
     forward = model.outputs if mode == "full" else model.later_outputs
     for group, scheme in options:
-        outputs = forward(replica, BitAssignment({group: scheme}), DataSet.CALIBRATION, shard)
+        outputs = forward(replica, BitAssignment({group: scheme}), method.data, shard)
         if mode == "check" and (group, scheme) == latest:
             latest_outputs = outputs
         row, variance, alone = judge.judge(outputs)
         rows.append(row)
         variances.append(variance)
         sums.append(alone)
-    differs = latest_outputs is not None and _differs(model, replica, shard, latest, latest_outputs)
+    if latest_outputs is not None:
+        full = model.outputs(replica, BitAssignment(dict([latest])), method.data, shard)
+        # Whether running all layers gives other outputs than running the later ones alone gave.
+        differs = not same_bits(latest_outputs, full)
     return {
         "weighted": torch.stack(rows).numpy(),
         "divergence": np.array(sums),
         "variance": np.array(variances),
         "differs": np.array(float(differs)),
     }
-
-
-def _differs(model: SimulatedModel, replica: Replica, shard: int, option: Option, later: Judged) -> bool:
-    """Whether running all layers gives other outputs than running the later ones alone gave."""
-    full = model.outputs(replica, BitAssignment(dict([option])), DataSet.CALIBRATION, shard)
-    return not same_bits(later, full)
 
 
 def _check_rows(num_options: int, num_samples: int, size: int) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from raysearch.calibration import calibrate_model
 from raysearch.config import load_config
-from raysearch.errors import ConfigError
+from raysearch.errors import ConfigError, DataError
 from raysearch.pipeline.inputs import check_inputs
 from raysearch.pipeline.stages import make_recipe, make_replica, strip_checkpoint
 from raysearch.records import BitAssignment
@@ -62,6 +62,29 @@ def test_traces_can_have_a_larger_sample_of_their_own():
     own = check_inputs(make_untrained_task(), load_config(), ["avg_bits<=4"])
     assert own.samples.traces == []
     assert set(inputs.fingerprints) - set(own.fingerprints) == {"traces"}
+
+
+def test_responses_can_have_samples_that_rounding_was_not_fitted_to():
+    settings = {
+        "calibration": {"num_samples": 40, "shard_size": 32},
+        "sensitivity": {"response_samples": 50, "trace_samples": 10},
+    }
+    inputs = check_inputs(make_untrained_task(), load_config(overrides=settings), ["avg_bits<=4"])
+    samples = inputs.samples
+    assert [len(batch[0]) for batch in samples.responses] == [24, 26]
+    every = check_inputs(
+        make_untrained_task(), load_config(overrides={"calibration": {"num_samples": 90}}), ["avg_bits<=4"]
+    ).samples.calibration
+    joined = torch.cat([batch[0] for batch in (*samples.calibration, *samples.responses)])
+    assert torch.equal(joined, torch.cat([batch[0] for batch in every]))
+    assert set(make_replica(inputs, search=[]).shards) == {"calibration", "responses", "search", "traces"}
+    assert "responses" in inputs.fingerprints
+
+
+def test_samples_for_responses_that_do_not_exist_are_refused():
+    settings = {"calibration": {"num_samples": 10**9}, "sensitivity": {"response_samples": 8}}
+    with pytest.raises(DataError, match=r"response_samples is 8, but calibration\.num_samples takes all"):
+        check_inputs(make_untrained_task(), load_config(overrides=settings), ["avg_bits<=4"])
 
 
 def test_second_moments_are_not_asked_of_nearest_rounding():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from raysearch.cluster.ray_pool import RayPool
 from raysearch.cluster.shipping import register_by_value
 from raysearch.config import ClusterConfig, SensitivityConfig
 from raysearch.errors import DataError
-from raysearch.evaluation import DataSet
+from raysearch.evaluation import DataSet, WorkerCache
 from raysearch.pipeline.fingerprints import hash_model
 from raysearch.records import BitAssignment, SensitivityTable
 from raysearch.sensitivity import measure_sensitivity
@@ -183,6 +184,21 @@ def test_responses_can_be_of_the_first_shards_alone():
     first = measure_sensitivity(setup, ranges, lambda part: pool, {DataSet.CALIBRATION: 1}, settings, seed=11)
     assert few.traces == every.traces
     assert few.gram.tobytes() == first.gram.tobytes() != every.gram.tobytes()
+
+
+def test_responses_can_be_of_samples_of_their_own():
+    replica, setup, ranges = make_case("relu")
+    calibration = replica.shards[DataSet.CALIBRATION]
+    pool = LocalPool(replica)
+    settings = SensitivityConfig(**METHOD)
+    expected = measure_sensitivity(
+        setup, ranges, lambda part: pool, {DataSet.CALIBRATION: 1}, settings, seed=11
+    ).gram
+    replica.shards = {DataSet.CALIBRATION: calibration[1:], DataSet.RESPONSES: calibration[:1]}
+    num_shards = {DataSet.CALIBRATION: 2, DataSet.RESPONSES: 1}
+    fresh = LocalPool(replace(replica, cache=WorkerCache()))
+    table = measure_sensitivity(setup, ranges, lambda part: fresh, num_shards, settings, seed=11)
+    assert table.gram.tobytes() == expected.tobytes()
 
 
 def test_a_negative_trace_weighs_nothing():
