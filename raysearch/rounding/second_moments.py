@@ -168,18 +168,21 @@ def observe_moments(replica: Replica, weights: Sequence[str], first: int, last: 
             replica.forward(replica.model, part)
         return tap.finish(batch_size(part))
 
-    parameters = {name: replica.model.get_parameter(name) for name in weights}
-    total = Moments()
-    for index in range(first, last):
+    def of_shard(index: int) -> Moments:
         with frozen_eval(replica.model):
-            moments: Moments = run_in_microbatches(
+            return run_in_microbatches(
                 collect,
                 replica.shard(DataSet.CALIBRATION, index),
                 replica.microbatches("moments"),
                 combine=merge_moments,
                 name=shard_name(DataSet.CALIBRATION, index),
             )
-        total = merge_moments([total, moments])
+
+    parameters = {name: replica.model.get_parameter(name) for name in weights}
+    total = Moments()
+    for index in range(first, last):
+        # No name for what a shard gives: it would hold that while the next one is taken.
+        total = merge_moments([total, of_shard(index)])
     return total.to_value()
 
 
