@@ -1,0 +1,363 @@
+"""Language models in the bytes of three uniform schemes: which allocation leaves least, alike rounded.
+
+One run measures what every option does; then every method chooses within the same bytes from the same
+options, rounded by the same codes, and is judged on text that no method saw. Called again, it goes on. Writes
+benchmarks/results/language_models.md. `--model gemma` needs the directory of examples/gemma_270m.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import raysearch
+from benchmarks.fashion import FloatArray
+from benchmarks.problems.driven_run import byte_budget, drive_run
+from benchmarks.problems.language_cases import Case, gemma, tiny_lm
+from benchmarks.problems.peer_scores import first_order, higgs, least, next_token_loss
+from benchmarks.responses import processor
+from raysearch.cluster.pool import LocalPool
+from raysearch.config import load_config
+from raysearch.controller import create_controller
+from raysearch.hooks import put_floats
+from raysearch.pipeline.inputs import Inputs, check_inputs
+from raysearch.pipeline.stages import (
+    make_objective,
+    make_recipe,
+    make_replica,
+    refine_winner,
+    search_shards,
+    strip_checkpoint,
+)
+from raysearch.records import BitAssignment, RangeTable, Refinement
+from raysearch.search import Race, search_assignment
+from raysearch.training import fine_tune
+
+RESULT = Path(__file__).parent / "results" / "language_models.md"
+PAGE = """\
+# Language models: which layers take which scheme
+
+{date}, {machine}, torch {torch}, one thread. Made by `python -m benchmarks.language_models` and
+`python -m benchmarks.language_models --model gemma`.
+
+Only weights are quantized; embedding and head stay float. At each size all methods take from the same options
+within the bytes of a uniform scheme (`size<=…B`, scales counted) and are deployed with the same codes (GPTQ
+on the same calibration text). Calibration, validation and test text are Python's help topics, apart.
+Perplexity, and KL of the next token's probabilities to the float model's: a mean over test windows ± its
+standard error.
+
+- uniform, nearest: nearest codes at the scale of least squared weight error; uniform: by GPTQ;
+- weight error: mean squared weight error times llm-compressor's factor of size, depth and kind (its HIGGS),
+  solved exactly; no data;
+- first order: Σ |gradient ⊙ ΔW| of the next-token loss, as AutoRound's AutoScheme scores, solved exactly;
+- ours: the search of a run, by responses and then trials measured by KL on the validation text;
+- refined: `rounding.refine` of a run; trained: distillation after that, on text of its own.
+
+{sections}
+"""
+SECTION = """## {title}
+{counts} windows of {tokens} tokens; {trials} trials; {epochs} epochs of training.
+
+{table}
+
+Ours minus the others with the same rounding, KL × 1000 over the same test windows:
+
+{margins}
+
+How many layers take each scheme:
+
+{mixtures}
+"""
+FLOAT, NEAREST, UNIFORM = "float", "uniform, nearest", "uniform"
+UNIFORM_REFINED, OURS, REFINED, TRAINED = "uniform, refined", "ours", "ours, refined", "ours, trained"
+RIVALS = (UNIFORM, "weight error", "first order")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a model does to the test text.
+
+    Attributes:
+        divergences: KL of next-token probabilities to the float model's, a mean a window.
+        losses: cross-entropy of the next token, a mean a window.
+    """
+
+    divergences: FloatArray
+    losses: FloatArray
+
+    def __str__(self) -> str:
+        return f"{np.exp(self.losses.mean()):.2f} | {with_error(self.divergences, '.2f')}"
+
+
+def with_error(values: FloatArray, form: str) -> str:
+    """The mean × 1000 and its standard error over windows."""
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    return f"{1000 * values.mean():{form}} ± {1000 * error:.2f}"
+
+
+class Judge:
+    """Measures models on the test windows; the float model's outputs are kept on disk."""
+
+    def __init__(self, case: Case, folder: Path) -> None:
+        self.windows = case.windows["test"]
+        path = folder / "float.npy"
+        if not path.exists():
+            vocabulary = log_probabilities(case.task.model, self.windows[:1]).shape[-1]
+            shape = (*self.windows.shape, vocabulary)
+            kept = np.lib.format.open_memmap(path.with_suffix(".part"), "w+", np.float32, shape)
+            for index, ids in enumerate(self.windows):
+                kept[index] = log_probabilities(case.task.model, ids[None])[0].numpy()
+            kept.flush()
+            path.with_suffix(".part").rename(path)
+        self.float_outputs = np.load(path, mmap_mode="r")
+
+    def __call__(self, model: nn.Module | None) -> Cell:
+        """A model's cell; None: the float model's."""
+        divergences, losses = [], []
+        for index, ids in enumerate(self.windows):
+            expected = torch.from_numpy(np.array(self.float_outputs[index : index + 1]))
+            outputs = expected if model is None else log_probabilities(model, ids[None])
+            losses.append(float(next_token_loss(outputs, ids[None]).double().mean()))
+            divergences.append(float((expected.exp() * (expected - outputs)).double().sum(-1).mean()))
+        return Cell(np.array(divergences), np.array(losses))
+
+
+def log_probabilities(model: nn.Module, ids: Tensor) -> Tensor:
+    """Of the next token, [windows, tokens, vocabulary]."""
+    with torch.no_grad():
+        outputs = model(ids)
+    logits: Tensor = getattr(outputs, "logits", outputs)
+    return logits.log_softmax(-1)
+
+
+class Study:
+    """A model with all that is measured of it, and its choices at one size.
+
+    Args:
+        case: the model, its text and settings.
+        run: gave ranges, codes and the sensitivity table.
+        size: the uniform scheme whose bytes are the budget.
+    """
+
+    def __init__(self, case: Case, run: raysearch.SavedRun, size: str) -> None:
+        task = case.task
+        config = load_config(overrides=case.config)
+        budget = byte_budget(task, case.config, size)
+        self.case, self.size = case, size
+        self.inputs: Inputs = check_inputs(task, config, [budget])
+        self.setup, self.table, _ = run.load_sensitivity()
+        self.ranges: RangeTable = run.ranges()
+        self.shards, self.per_sample = search_shards(self.inputs)
+        self.pool = LocalPool(make_replica(self.inputs, self.shards).place())
+
+    def uniform(self) -> BitAssignment:
+        """All weights at the size's own scheme."""
+        return BitAssignment.uniform(self.setup, self.size)
+
+    def choose(self, method: str) -> BitAssignment:
+        """What a method takes within the budget."""
+        budgets, table = self.inputs.budgets, self.table
+        if method == "weight error":
+            return least(self.setup, budgets, higgs(self.setup, table))
+        if method == "first order":
+            batches = self.case.windows["calibration"][: self.case.scored].split(1)
+            scores = first_order(self.case.task.model, self.setup, self.ranges, batches)
+            return least(self.setup, budgets, scores)
+        return self.uniform() if method != OURS else self.search()
+
+    def search(self) -> BitAssignment:
+        """The search of a run."""
+        objective = make_objective(self.inputs, self.ranges, self.pool, self.per_sample)
+        race = Race(objective, len(self.shards))
+        result = search_assignment(self.table, self.setup, self.inputs.budgets, race, self.inputs.search)
+        best = result.best
+        print(f"{self.size}: {best.source} of {len(result.trials)} trials, {best.value:.4f}", flush=True)
+        return best.assignment
+
+    def refine(self, assignment: BitAssignment) -> Refinement:
+        """The refinement of a run."""
+        record = refine_winner(self.inputs, self.ranges, assignment, lambda part: self.pool, len(self.shards))
+        print(record.describe(), flush=True)
+        return record
+
+    def deployed(self, assignment: BitAssignment, ranges: RangeTable | None = None) -> nn.Module:
+        """The quantized model, by the run's codes unless ranges are given."""
+        model = copy.deepcopy(self.case.task.model)
+        create_controller(model, self.setup, ranges or self.ranges, assignment)
+        return model.eval()
+
+    def refined(self, assignment: BitAssignment, record: Refinement) -> nn.Module:
+        """The quantized model as refinement left it."""
+        model = copy.deepcopy(self.case.task.model)
+        put_floats(model, record.best.floats)
+        create_controller(model, self.setup, record.put_into(self.ranges), assignment)
+        return model.eval()
+
+    def trained(self, assignment: BitAssignment, record: Refinement) -> nn.Module:
+        """The refined model after the training of a run, stripped."""
+        recipe = make_recipe(self.inputs, self.ranges, assignment, record)
+        saved: dict[str, bytes] = {}
+        result = fine_tune(recipe, saved.__setitem__, on_ray=False, run_name="", storage_path="")
+        print(result, flush=True)
+        ranges = record.put_into(self.ranges)
+        return strip_checkpoint(self.inputs, ranges, assignment, saved[result.checkpoint])
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The folder of what was measured, a file a cell, so that a benchmark may be made in pieces."""
+
+    folder: Path
+
+    def path(self, size: str, row: str) -> Path:
+        return self.folder / f"{size}-{row.replace(', ', '-').replace(' ', '-')}.npz"
+
+    def record_path(self, size: str, row: str) -> Path:
+        return self.path(size, row).with_suffix(".safetensors")
+
+    def has(self, size: str, row: str) -> bool:
+        return self.path(size, row).exists()
+
+    def save(self, size: str, row: str, cell: Cell, assignment: BitAssignment) -> None:
+        chosen = np.array(json.dumps(assignment.as_json))
+        np.savez(self.path(size, row), divergences=cell.divergences, losses=cell.losses, assignment=chosen)
+        print(f"{size} | {row} | {cell}", flush=True)
+
+    def cell(self, size: str, row: str) -> Cell:
+        arrays = np.load(self.path(size, row))
+        return Cell(arrays["divergences"], arrays["losses"])
+
+    def assignment(self, size: str, row: str) -> BitAssignment:
+        return BitAssignment(json.loads(str(np.load(self.path(size, row))["assignment"])))
+
+
+def measure(study: Study, judge: Judge, pieces: Pieces) -> None:
+    """Every cell of a size that is not there yet."""
+    size = study.size
+    for row in (FLOAT, NEAREST, *RIVALS, OURS):
+        if pieces.has(size, row):
+            continue
+        assignment = study.choose(row)
+        ranges = study.ranges.calibrated if row == NEAREST else study.ranges
+        model = None if row == FLOAT else study.deployed(assignment, ranges)
+        pieces.save(size, row, judge(model), assignment)
+    measure_refined(study, judge, pieces, OURS, REFINED)
+    if study.inputs.task.train is not None and not pieces.has(size, TRAINED):
+        assignment = pieces.assignment(size, OURS)
+        record = Refinement.from_bytes(pieces.record_path(size, REFINED).read_bytes())
+        pieces.save(size, TRAINED, judge(study.trained(assignment, record)), assignment)
+    if study.case.refines_uniform:
+        measure_refined(study, judge, pieces, UNIFORM, UNIFORM_REFINED)
+
+
+def measure_refined(study: Study, judge: Judge, pieces: Pieces, plain: str, refined: str) -> None:
+    """The cell of a row, refined, and what refinement gave."""
+    if pieces.has(study.size, refined):
+        return
+    assignment = pieces.assignment(study.size, plain)
+    record = study.refine(assignment)
+    pieces.record_path(study.size, refined).write_bytes(record.to_bytes())
+    pieces.save(study.size, refined, judge(study.refined(assignment, record)), assignment)
+
+
+def table_of(case: Case, pieces: Pieces) -> str:
+    """A row a method; perplexity and divergence at each size."""
+    names = [f"{size}: perplexity | KL × 1000" for size in case.sizes]
+    lines = [f"| | {' | '.join(names)} |", "|---|" + "---|---|" * len(names)]
+    for row in (FLOAT, NEAREST, *RIVALS, UNIFORM_REFINED, OURS, REFINED, TRAINED):
+        cells = [str(pieces.cell(size, row)) if pieces.has(size, row) else "– | –" for size in case.sizes]
+        if any(pieces.has(size, row) for size in case.sizes):
+            lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def margins_of(case: Case, pieces: Pieces) -> str:
+    """Ours against the others of the same rounding, ± the standard error of the difference over windows."""
+    pairs = [(OURS, rival) for rival in RIVALS]
+    lines = [f"| bytes of | {' | '.join(RIVALS)} |", "|---|" + "---|" * len(RIVALS)]
+    if case.refines_uniform:
+        pairs.append((REFINED, UNIFORM_REFINED))
+        lines = [f"| bytes of | {' | '.join(RIVALS)} | both refined: uniform |", lines[1] + "---|"]
+    for size in case.sizes:
+        if all(pieces.has(size, row) for pair in pairs for row in pair):
+            lines.append(f"| {size} | {' | '.join(margin(pieces, size, *pair) for pair in pairs)} |")
+    return "\n".join(lines)
+
+
+def margin(pieces: Pieces, size: str, row: str, rival: str) -> str:
+    """The difference of two rows' divergences, over the same windows."""
+    differences = pieces.cell(size, row).divergences - pieces.cell(size, rival).divergences
+    return with_error(differences, "+.2f")
+
+
+def mixtures_of(case: Case, pieces: Pieces) -> str:
+    """How many layers take each scheme."""
+    schemes = case.config["placement"]["weight_schemes"]
+    lines = [f"| bytes of | method | {' | '.join(schemes)} |", "|---|---|" + "---|" * len(schemes)]
+    for size in case.sizes:
+        for row in [row for row in (*RIVALS[1:], OURS) if pieces.has(size, row)]:
+            chosen = [str(scheme) for scheme in pieces.assignment(size, row).schemes.values()]
+            lines.append(f"| {size} | {row} | {' | '.join(str(chosen.count(name)) for name in schemes)} |")
+    return "\n".join(lines)
+
+
+def section_of(case: Case, pieces: Pieces) -> str:
+    """The page's part of one model."""
+    counts = ", ".join(f"{len(ids)} {part}" for part, ids in case.windows.items())
+    return SECTION.format(
+        title=case.title,
+        counts=counts,
+        tokens=case.windows["test"].shape[1],
+        trials=case.config["search"]["num_trials"],
+        epochs=case.config["training"]["epochs"],
+        table=table_of(case, pieces),
+        margins=margins_of(case, pieces),
+        mixtures=mixtures_of(case, pieces),
+    )
+
+
+def main() -> None:
+    """Measure what is not there yet; write the page from the sections of all models that were measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=("tiny_lm", "gemma"), default="tiny_lm")
+    parser.add_argument("--folder", type=Path, default=Path("examples/gemma_270m/model"), help="Gemma's")
+    parser.add_argument("--pieces", type=Path, default=Path("build/language_models"), help="folder of cells")
+    parser.add_argument("--minutes", type=float, default=60, help="begin no further size after so many")
+    parser.add_argument("--date", default=datetime.datetime.now(tz=datetime.UTC).date().isoformat())
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    case = tiny_lm() if options.model == "tiny_lm" else gemma(options.folder)
+    pieces = Pieces(options.pieces / case.name)
+    pieces.folder.mkdir(parents=True, exist_ok=True)
+    run = drive_run(case.task, case.measuring, options.pieces / "runs", case.name, case.sizes[0])
+    judge = Judge(case, pieces.folder)
+    for size in case.sizes:
+        if time.monotonic() - start < 60 * options.minutes:
+            measure(Study(case, run, size), judge, pieces)
+    missing = [size for size in case.sizes if not pieces.has(size, REFINED)]
+    if missing:
+        print(f"not all is measured yet at {', '.join(missing)}; run again")
+    (options.pieces / f"{case.name}.md").write_text(section_of(case, pieces))
+    sections = [path.read_text() for path in sorted(options.pieces.glob("*.md"), reverse=True)]
+    text = PAGE.format(
+        date=options.date,
+        machine=processor(),
+        torch=torch.__version__,
+        sections="\n".join(sections),
+    )
+    RESULT.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
