@@ -83,7 +83,8 @@ def verify_folder(
     manifest = read_manifest(folder)
     _check_files(folder, manifest)
     listed = {file.path for file in manifest.files}
-    extra = sorted(path.name for path in folder.iterdir() if path.name not in listed | {MANIFEST})
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    extra = sorted(files - listed - {MANIFEST})
     notes = [f"the manifest does not list {name}, so it was not checked." for name in extra]
     present = [target for target in TARGETS.values() if target.files[0] in listed]
     chosen = _chosen(present, targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def export_model(
         notes.extend(target_notes)
         if measure_latency:
             latency.update(target.latency(job))
-    files = {target.name: _listed(folder, target.files) for target in targets}
+    files = {target.name: _listed(folder, target.written_files(folder)) for target in targets}
     content = num_bytes + _bias_bytes(model.module)
     manifest = ExportManifest(
         files=tuple(file for target_files in files.values() for file in target_files),
@@ -155,6 +156,9 @@ def _remove_earlier(folder: Path) -> None:
     # The manifest goes first: a folder without one is no export, whatever else is still in it.
     (folder / MANIFEST).unlink(missing_ok=True)
     for target in TARGETS.values():
+        if target.folder:
+            shutil.rmtree(folder / target.folder, ignore_errors=True)
+            continue
         for name in target.files:
             (folder / name).unlink(missing_ok=True)
 
@@ -190,8 +194,8 @@ def _write_and_check(
 
 def _listed(folder: Path, names: tuple[str, ...]) -> list[ExportedFile]:
     """The manifest's entries of some files."""
-    paths = [folder / name for name in names]
-    return [ExportedFile(path.name, hash_file(path), path.stat().st_size) for path in paths]
+    paths = {name: folder / name for name in names}
+    return [ExportedFile(name, hash_file(path), path.stat().st_size) for name, path in paths.items()]
 
 
 def _total_bytes(files: list[ExportedFile]) -> int:

@@ -60,6 +60,29 @@ def pack_codes(
     return stream
 
 
+def pack_rows(
+    codes: npt.NDArray[np.signedinteger], num_bits: int, name: str = "codes"
+) -> npt.NDArray[np.int32]:
+    """Pack each row of a matrix as a stream of its own, filled up with zeros to whole 32-bit words.
+
+    Args:
+        codes: integers in −2^(b−1) … 2^(b−1)−1, [rows, n].
+        num_bits: b, 2–8.
+        name: the weight, for messages.
+
+    Returns:
+        int32, [rows, ⌈n·b/32⌉].
+
+    Raises:
+        ExportError: as `pack_codes`.
+    """
+    num_rows, length = codes.shape
+    # The lowest code is stored as 0. So many codes of any width fill whole words.
+    filled = np.pad(codes, ((0, 0), (0, -length % 32)), constant_values=-(1 << (num_bits - 1)))
+    words = pack_codes(filled, num_bits, name).view("<i4").reshape(num_rows, -1)
+    return np.ascontiguousarray(words[:, : -(-length * num_bits // 32)])
+
+
 def unpack_codes(
     stream: npt.NDArray[np.uint8], num_bits: int, num_codes: int, name: str = "codes"
 ) -> npt.NDArray[np.int8]:

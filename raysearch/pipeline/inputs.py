@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from raysearch.calibration import choose_rules
 from raysearch.config import CalibrationConfig, Config, SearchConfig
@@ -116,7 +117,7 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     _check_settings(task, config)
     task = private_task(task)
     setup = _place(task, config)
-    _check_setup(setup, parsed, config)
+    _check_setup(setup, parsed, config, task.model)
     samples = read_samples(task, config)
     check_form(task, samples.calibration[0], "calibration")
     with user_code("the task's forward on the first samples of the data", FORWARD_ADVICE):
@@ -149,7 +150,7 @@ def _read_budgets(texts: Sequence[str], search: SearchConfig) -> tuple[Budget, .
     return parse_budgets(texts)
 
 
-def _check_setup(setup: QuantizerSetup, budgets: Sequence[Budget], config: Config) -> None:
+def _check_setup(setup: QuantizerSetup, budgets: Sequence[Budget], config: Config, model: nn.Module) -> None:
     """What can be said of the settings once the quantizers are placed."""
     search = config.search
     check_budgets(budgets, setup)
@@ -158,7 +159,7 @@ def _check_setup(setup: QuantizerSetup, budgets: Sequence[Budget], config: Confi
     if search.minimized_kind is not None:
         check_minimized(search.minimized_kind, budgets, setup)
     # The default targets hold every width; the export notes which of them it leaves out.
-    check_targets(setup, config.export.targets)
+    check_targets(setup, config.export.targets, model=model)
     for index, bits in enumerate(search.enqueue):
         _check_enqueued(index, BitAssignment(bits), budgets, setup)
     choose_rules(setup, config.calibration)

@@ -75,3 +75,14 @@ def test_bits_beyond_the_last_code_are_refused():
     stream[-1] |= 0x80
     with pytest.raises(StorageError, match="beyond its last code"):
         unpack_codes(stream, 3, 5)
+
+
+@given(streams(), st.integers(1, 3))
+@settings(max_examples=40)
+def test_rows_are_streams_of_their_own_in_whole_words(stream, num_rows):
+    bits, codes = stream
+    rows = np.stack([np.roll(np.array(codes, np.int8), shift) for shift in range(num_rows)])
+    words = packing.pack_rows(rows, bits)
+    assert words.shape == (num_rows, -(-len(codes) * bits // 32))
+    for row, packed in zip(rows.tolist(), words, strict=True):
+        assert packed.tobytes() == dense(row, bits).ljust(4 * words.shape[1], b"\0")

@@ -20,7 +20,7 @@ class Capability:
     Attributes:
         weights: widths of weights, each with the bits that a code takes in the file. Small tensors may take
             more where decoding them would cost more bytes than it saves.
-        activations: widths of activations; all targets give their codes 8 bits at run time.
+        activations: widths of activations, none where they stay float; at run time their codes have 8 bits.
         weight_modes: kinds of weight grids.
         weight_granularity: scales of weights.
         holds_projections: whether an LSTM may have a projection, which ONNX's operator lacks.
@@ -43,6 +43,8 @@ class Capability:
     def refusal(self, point: QuantizationPoint, widths: Sequence[int]) -> str:
         """What of a quantizer it does not hold, as words; "" when it holds all."""
         allowed = tuple(self.weights) if point.kind == "weight" else self.activations
+        if not allowed and widths:
+            return f"quantized {'weights' if point.kind == 'weight' else 'activations'}"
         if beyond := [str(width) for width in widths if width not in allowed]:
             return f"{', '.join(beyond)} bits (it holds {', '.join(map(str, allowed))})"
         if point.kind != "weight":

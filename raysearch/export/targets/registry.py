@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import nn
+
 from raysearch.errors import ConfigError
-from raysearch.export.targets import onnx, openvino, packed, pt2
+from raysearch.export.targets import auto_round, compressed_tensors, onnx, openvino, packed, pt2
 from raysearch.export.targets.capability import PROJECTION, projections_of
 from raysearch.export.targets.target import Target
 from raysearch.records import QuantizerSetup
@@ -15,12 +17,17 @@ _TARGETS: tuple[Target, ...] = (
     onnx.OnnxTarget(),
     openvino.OpenVinoTarget(),
     pt2.Pt2Target(),
+    compressed_tensors.CompressedTensorsTarget(),
+    auto_round.AutoRoundTarget(),
 )
 TARGETS: Mapping[str, Target] = {target.name: target for target in _TARGETS}
 
 
 def check_targets(
-    setup: QuantizerSetup, names: Sequence[str] | None, targets: Mapping[str, Target] = TARGETS
+    setup: QuantizerSetup,
+    names: Sequence[str] | None,
+    targets: Mapping[str, Target] = TARGETS,
+    model: nn.Module | None = None,
 ) -> None:
     """Refuse targets that cannot hold what a search over a setup may find, before compute is spent.
 
@@ -28,10 +35,11 @@ def check_targets(
         setup: where quantizers are, and the widths they may take.
         names: names of targets; None is those that would be written by default.
         targets: those there are.
+        model: the float model; None: what targets ask of it is not checked.
 
     Raises:
         ConfigError: a target is unknown, its packages are missing, or it does not hold a width, a mode, a
-            granularity or a type; names the quantizers or tensors.
+            granularity, a type or the model; names the quantizers or tensors.
     """
     if names is None:
         names = [target.name for target in _installed_defaults(setup)[0]]
@@ -44,7 +52,7 @@ def check_targets(
                 f"export.targets names '{name}', which needs {', '.join(missing)}; install them with "
                 f"`{target.extra.command}`, or leave the target out."
             )
-        for words, quantizers in target.capability.refusals(setup).items():
+        for words, quantizers in target.refusals(setup, model).items():
             listed = ", ".join(f"'{quantizer}'" for quantizer in quantizers[:3])
             more = f" and {len(quantizers) - 3} more" if len(quantizers) > 3 else ""
             raise ConfigError(

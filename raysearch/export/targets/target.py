@@ -24,7 +24,7 @@ from raysearch.export.verification.verify import (
     reference_outputs,
     references_of_size,
 )
-from raysearch.records import TargetCheck
+from raysearch.records import QuantizerSetup, TargetCheck
 
 Product = TypeVar("Product")
 
@@ -123,8 +123,10 @@ class Target(ABC):
 
     Attributes:
         name: what users call it.
-        files: names of its files in a model folder; a folder that has the first has the target.
+        files: its files in a model folder, which has the target if it has the first; where it has a folder of
+            its own those that are always there.
         capability: what it can hold.
+        folder: a folder in the model folder that is the target's own; "": its files are the listed ones.
         extra: the packages that it needs.
         by_default: whether it is written where no target is named and its packages are installed.
         exact: whether a loaded file must equal the stripped module bit for bit. If not, it must stay within
@@ -135,10 +137,27 @@ class Target(ABC):
     name: ClassVar[str]
     files: ClassVar[tuple[str, ...]]
     capability: ClassVar[Capability]
+    folder: ClassVar[str] = ""
     extra: ClassVar[Extra] = NO_EXTRA
     by_default: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     fixed_part: ClassVar[str] = "file"
+
+    def refusals(self, setup: QuantizerSetup, model: nn.Module | None = None) -> dict[str, list[str]]:
+        """What of a setup or a model it does not hold: words → the quantizers or tensors they are said of.
+
+        Args:
+            setup: where quantizers are, and the schemes they may take.
+            model: the model; None: what is asked of it is not known.
+        """
+        return self.capability.refusals(setup)
+
+    def written_files(self, folder: Path) -> tuple[str, ...]:
+        """The names of its files that a model folder has, relative to that."""
+        if not self.folder:
+            return self.files
+        paths = sorted(path for path in (folder / self.folder).rglob("*") if path.is_file())
+        return tuple(path.relative_to(folder).as_posix() for path in paths)
 
     @abstractmethod
     def write(self, job: ExportJob) -> Written:

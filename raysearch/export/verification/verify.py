@@ -151,7 +151,7 @@ def check_equal(check: TargetCheck) -> None:
 
 def within_tolerance(check: TargetCheck, references: list[Reference]) -> bool:
     """Whether another runtime's difference is no more than flips of single steps explain."""
-    relative = check.mean_abs_difference / _range(references)
+    relative = check.mean_abs_difference / outputs_range(references)
     if relative <= MEAN_TOLERANCE:
         return True
     # Of a single output a row has no argmax to agree on.
@@ -210,7 +210,7 @@ def describe(check: TargetCheck, references: list[Reference]) -> str:
     return (
         f"the target '{check.target}' differs from the stripped module in {check.runtime}: mean "
         f"{check.mean_abs_difference:.3g}, max {check.max_abs_difference:.3g}, outputs range over "
-        f"{_range(references):.3g}, agreement {check.agreement:.4f}; allowed is a mean of "
+        f"{outputs_range(references):.3g}, agreement {check.agreement:.4f}; allowed is a mean of "
         f"{MEAN_TOLERANCE:.0%} of the range, or {LOOSE_MEAN_TOLERANCE:.0%} with agreement {MIN_AGREEMENT:.2f}"
     )
 
@@ -236,7 +236,7 @@ def _agreement(ours: Tensor, theirs: Tensor) -> tuple[int, int]:
     return int(same.sum()), same.numel()
 
 
-def _range(references: list[Reference]) -> float:
+def outputs_range(references: list[Reference]) -> float:
     """Greatest less smallest finite value of all outputs; 1 where they are all the same."""
     values = torch.cat([t.double().reshape(-1) for r in references for t in r.tensors])
     values = values[torch.isfinite(values)]

@@ -30,9 +30,10 @@ def setup_of(widths, spec=None, axis=0):
     return QuantizerSetup({"fc.weight": weight, "fc.input": given}, groups)
 
 
-def test_every_target_that_is_installed_holds_all_widths():
+def test_every_graph_that_can_be_written_here_holds_all_widths():
     # The extra `openvino` is not part of `dev`.
-    installed = [name for name, target in TARGETS.items() if not target.extra.missing()]
+    graphs = [target for target in TARGETS.values() if target.capability.activations]
+    installed = [target.name for target in graphs if not target.extra.missing()]
     assert {"packed", "onnx", "pt2"} <= set(installed)
     check_targets(setup_of((2, 3, 4, 5, 6, 7, 8), QuantizerSpec("asymmetric")), installed)
 

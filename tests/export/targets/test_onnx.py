@@ -14,11 +14,11 @@ from raysearch.export.targets.qdq_target import container_notes
 from raysearch.export.verification.verify import compare, reference_outputs, within_tolerance
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
-from tests.contracts.target_contract import TargetContract
+from tests.contracts.target_contract import GraphTargetContract
 from tests.support.export_cases import Case, case, forward_all, write_onnx
 
 
-class TestOnnxTarget(TargetContract):
+class TestOnnxTarget(GraphTargetContract):
     target = TARGETS["onnx"]
 
 

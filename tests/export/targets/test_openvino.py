@@ -7,11 +7,11 @@ from raysearch.export import TARGETS
 from raysearch.export.extras import Extra
 from raysearch.export.targets import openvino as openvino_target
 from raysearch.export.targets.openvino import OpenVinoModel, OpenVinoTarget
-from tests.contracts.target_contract import TargetContract
+from tests.contracts.target_contract import GraphTargetContract
 from tests.support.export_cases import case, forward_all
 
 
-class TestOpenVinoTarget(TargetContract):
+class TestOpenVinoTarget(GraphTargetContract):
     target = TARGETS["openvino"]
 
 

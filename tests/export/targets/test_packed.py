@@ -16,11 +16,11 @@ from raysearch.export.outputs import tensor_leaves
 from raysearch.export.targets.packed import weights_bytes, write_packed
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment, CostModel
-from tests.contracts.target_contract import TargetContract
+from tests.contracts.target_contract import GraphTargetContract
 from tests.support.export_cases import NETS, WIDTHS, Case, case
 
 
-class TestPackedTarget(TargetContract):
+class TestPackedTarget(GraphTargetContract):
     target = TARGETS["packed"]
 
 

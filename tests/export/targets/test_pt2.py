@@ -4,11 +4,11 @@ import torch
 from raysearch.errors import ExportError
 from raysearch.export import TARGETS
 from raysearch.export.targets.pt2 import Pt2Target, load_pt2, write_pt2
-from tests.contracts.target_contract import TargetContract
+from tests.contracts.target_contract import GraphTargetContract
 from tests.support.export_cases import case, forward_all
 
 
-class TestPt2Target(TargetContract):
+class TestPt2Target(GraphTargetContract):
     target = TARGETS["pt2"]
 
 

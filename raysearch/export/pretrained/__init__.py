@@ -1,0 +1,1 @@
+"""Directories that `from_pretrained` of transformers reads, written from a stripped module."""
