@@ -91,7 +91,7 @@ def gemma(folder: Path) -> Case:
     """Gemma 3 270M in the directory that examples/gemma_270m makes; few windows, since they cost seconds."""
     task, windows = language_task(folder)
     windows["test"] = windows["test"][:16]
-    config = settings(("2g32", "3g32", "4g128", "4g32", "6g128"))
+    config = settings(("3g128", "3g32", "4g128", "4g32", "6g128"))
     # What vLLM serves: symmetric, and layers that it fuses share a scheme.
     config["placement"]["profile"] = "vllm"
     config["calibration"] = {"num_samples": 24, "shard_size": 1}

@@ -106,6 +106,8 @@ def main() -> None:
     print(f"{model.num_parameters():,} weights", flush=True)
     train(model, ids["train"].flatten(), ids["validation"])
     model = model.to(torch.bfloat16)
+    # For its own training alone: a student that drops what its teacher has cannot follow it.
+    model.config.attention_dropout = 0.0
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     print(f"test perplexity {perplexity(model, ids['test']):.2f} ({folder})")
