@@ -48,7 +48,7 @@ class Config(Section):
 
     def fixed(self) -> dict[str, Any]:
         """The settings that a resumed run must share: all but where and on how many workers it runs."""
-        data = self.model_dump(mode="json")
+        data, defaults = self.model_dump(mode="json"), Config().model_dump(mode="json")
         # Nearest rounding has no settings; and runs from before there was a choice, whose records lack the
         # section, rounded to nearest.
         if self.rounding.method == "nearest":
@@ -61,6 +61,17 @@ class Config(Section):
         # Where there are widths alone, as in runs from before there were schemes.
         if not self.placement.weight_schemes:
             del data["placement"]["weight_schemes"]
+        for section, name in LATER:
+            if data[section][name] == defaults[section][name]:
+                del data[section][name]
         data["training"] = self.training.fixed()
         data["cluster"] = {key: data["cluster"][key] for key in ("threads", "device", "deterministic")}
         return data
+
+
+LATER = (
+    ("placement", "scale_dtype"),
+    ("sensitivity", "response_shards"),
+    ("sensitivity", "response_samples"),
+)
+"""Settings that runs from before they existed lack; a run that is at their defaults goes on."""

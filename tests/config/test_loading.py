@@ -1,4 +1,6 @@
+import json
 import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -159,3 +161,15 @@ def test_every_kind_of_cost_that_can_be_minimised_may_be_a_front():
     for name in ("effective", "energy"):
         with pytest.raises(ConfigError, match=f"search.front' is '{name}': .*{known}"):
             load_config(assignments=[f"search.front={name}"])
+
+
+def test_a_run_from_before_a_setting_existed_goes_on_at_its_default():
+    record = json.loads((Path(__file__).parents[1] / "data" / "old_run" / "run.json").read_text())["config"]
+    # Of before there was a choice of rounding.
+    now = load_config(assignments=["rounding.method=nearest"]).fixed()
+    sections = {name: values for name, values in now.items() if isinstance(values, dict)}
+    assert {name: set(values) - set(record[name]) for name, values in sections.items()} == {
+        name: set() for name in sections
+    }
+    chosen = load_config(assignments=["sensitivity.response_shards=2"]).fixed()
+    assert chosen["sensitivity"]["response_shards"] == 2
