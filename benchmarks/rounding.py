@@ -10,6 +10,7 @@ import contextlib
 import copy
 import datetime
 import importlib.util
+import itertools
 import os
 import statistics
 import sys
@@ -320,6 +321,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--costs", action="store_true", help="CPU time alone")
     parser.add_argument("--actors", action="store_true", help="two Ray actors against one, alone")
+    parser.add_argument(
+        "--only", default="", help="part of a name: that net alone, not the page"
+    )
     parser.add_argument("--calibration", type=int, default=512)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--shards", type=int, default=8)
@@ -333,10 +337,12 @@ def main() -> None:
         cores = os.cpu_count()
         write(ACTORS_TITLE, ACTORS, rows="\n".join(rows), rounds=options.rounds, load=load, cores=cores)
         return
-    if not options.costs:
+    if not options.costs and not options.only:
         write_quality(options.calibration)
-    rows = [cost_row(net) for net in small_nets(options.size, options.shards)]
-    rows += [cost_row(net) for net in packaged_nets()]
+    nets = itertools.chain(small_nets(options.size, options.shards), packaged_nets())
+    rows = [cost_row(net) for net in nets if options.only in net.name]
+    if options.only:
+        return
     choices = ", ".join(map(str, WIDTHS))
     write(COSTS_TITLE, COSTS, choices=choices, typical=TYPICAL_SAMPLES, rows="\n".join(rows))
 
