@@ -321,9 +321,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--costs", action="store_true", help="CPU time alone")
     parser.add_argument("--actors", action="store_true", help="two Ray actors against one, alone")
-    parser.add_argument(
-        "--only", default="", help="part of a name: that net alone, not the page"
-    )
+    parser.add_argument("--only", default="", help="part of a name: that net alone, not the page")
     parser.add_argument("--calibration", type=int, default=512)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--shards", type=int, default=8)

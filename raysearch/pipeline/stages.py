@@ -126,7 +126,9 @@ def refine_winner(
     candidates = [_candidate(inputs, Candidate(PLAIN), ranges, assignment)]
     if SEQUENTIAL in settings.refine:
         pool = part_pool(SEQUENTIAL)
-        table = round_sequentially(winner, pool, num_shards[DataSet.CALIBRATION], settings)
+        table = round_sequentially(
+            winner, pool, num_shards[DataSet.CALIBRATION], settings, inputs.config.seed
+        )
         rounded = Candidate(SEQUENTIAL, table.put_into(RangeTable({})).rounded)
         candidates.append(_candidate(inputs, rounded, ranges, assignment))
     return refine(winner, candidates, part_pool("candidates"), num_shards, settings, inputs.config.seed)

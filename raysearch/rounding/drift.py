@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from raysearch.cluster.pool import UnitValue
 from raysearch.errors import DataError
-from raysearch.evaluation import Batch, DataSet, Replica, batch_size, run_in_microbatches, shard_name
+from raysearch.evaluation import (
+    Batch,
+    DataSet,
+    Replica,
+    ShardView,
+    batch_size,
+    run_in_microbatches,
+    shard_name,
+)
 from raysearch.evaluation.batches import take
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.evaluation.model.copies import private_copy
@@ -24,6 +32,7 @@ from raysearch.hooks.flat_weights import follow_parametrizations
 from raysearch.hooks.locations import module_of
 from raysearch.quantizer import make_quantizer
 from raysearch.records.winner import Winner
+from raysearch.rounding.guided_moments import GuidedTap, guided_pieces
 from raysearch.rounding.layers import Geometry, vectors
 from raysearch.rounding.second_moments import Moment, MomentTap, Reader, dtype_of_moments, reader_from
 from raysearch.simulation import DeployedWeights
@@ -41,10 +50,12 @@ class Deployed:
     Attributes:
         winner: what it is on its way to; all activations are quantized.
         done: the weights that are quantized; the others are float.
+        guided_seed: of the draws by which vectors count, as for guided moments; None: all count alike.
     """
 
     winner: Winner
     done: tuple[str, ...]
+    guided_seed: int | None = None
 
 
 @dataclass
@@ -115,9 +126,9 @@ def steps_from(value: UnitValue) -> list[list[str]]:
 def observe_drift(replica: Replica, deployed: Deployed, name: str, first: int, last: int) -> UnitValue:
     """Unit: the drift of what one weight reads, on the calibration shards first … last−1.
 
-    Two forwards a shard, of the float model and of the one that is quantized so far. Memory: 32·d² bytes
-    (16·d² of `FLOAT32_FROM` inputs and more), the vectors of one call, and what that weight reads in one
-    forward.
+    Two forwards a shard, of the float model and of the one that is quantized so far, and where moments are
+    guided a backward a draw. Memory: 32·d² bytes (16·d² of `FLOAT32_FROM` inputs and more), the vectors of
+    one call, and what that weight reads in one forward.
 
     Args:
         replica: holds the float model and the calibration shards.
@@ -129,19 +140,34 @@ def observe_drift(replica: Replica, deployed: Deployed, name: str, first: int, l
     model = _quantized_so_far(replica, deployed)
     parameters = {name: replica.model.get_parameter(name)}
 
+    def own_reads(part: Batch) -> list[_InputRead]:
+        tap = _InputTap(parameters)
+        with torch.no_grad(), tap:
+            replica.forward(model, part)
+        return tap.reads()
+
     def collect(part: Batch) -> Drifts:
-        tap, own_tap = _InputTap(parameters), _InputTap(parameters)
+        tap = _InputTap(parameters)
         with torch.no_grad(), tap:
             replica.forward(replica.model, part)
-        with torch.no_grad(), own_tap:
-            replica.forward(model, part)
-        return _drifts(name, tap, own_tap)
+        return _drifts(name, tap.reads(), own_reads(part))
+
+    def finish(tap: GuidedTap, part: Batch, output: Tensor, cotangents: Iterator[Tensor]) -> Drifts:
+        reads = []
+        for read, counting_gv in tap.counting_reads(output, cotangents):
+            reader = replace(read.reader, is_guided=counting_gv is not None)
+            reads.append(_InputRead(reader, read.call.geometry, read.call.input, counting_gv))
+        return _drifts(name, reads, own_reads(part))
 
     parts: list[Drifts] = []
     num_samples = 0
     for index in range(first, last):
         shard = replica.shard(DataSet.CALIBRATION, index)
         num_samples += batch_size(shard)
+        if deployed.guided_seed is not None:
+            view = ShardView(replica, DataSet.CALIBRATION, index)
+            parts.extend(guided_pieces(view, parameters, deployed.guided_seed, finish, merge_drifts))
+            continue
         with frozen_eval(replica.model):
             parts.append(
                 run_in_microbatches(
@@ -165,6 +191,12 @@ def merge_drifts(parts: Sequence[Drifts]) -> Drifts:
             else:
                 total[reader] = drift
     return total
+
+
+def counting_alike(drifts: Drifts) -> Drifts:
+    """The guided ones, if there are any: other uses have no part in the outputs, and are of another unit."""
+    guided = {reader: drift for reader, drift in drifts.items() if reader.is_guided}
+    return guided or drifts
 
 
 def drifts_from(value: UnitValue) -> tuple[Drifts, int]:
@@ -203,27 +235,59 @@ class _InputTap(MomentTap):
         if reader is not None:
             self.calls.append((reader, geometry, values.clone(), source))
 
+    def reads(self) -> list[_InputRead]:
+        """The calls, without the inputs themselves."""
+        return [_InputRead(reader, geometry, values) for reader, geometry, values, _ in self.calls]
 
-def _drifts(name: str, tap: _InputTap, own_tap: _InputTap) -> Drifts:
-    shapes = [(reader, values.shape) for reader, _, values, _ in tap.calls]
-    if shapes != [(reader, values.shape) for reader, _, values, _ in own_tap.calls]:
+
+@dataclass(frozen=True)
+class _InputRead:
+    """What one call read of an input for a weight.
+
+    Attributes:
+        reader: the weight, or the part of it.
+        geometry: of the call.
+        values: the input.
+        counting_gv: what each vector counts; None: all count alike.
+    """
+
+    reader: Reader
+    geometry: Geometry
+    values: Tensor
+    counting_gv: Tensor | None = None
+
+    @property
+    def form(self) -> tuple[Reader, torch.Size]:
+        """What is the same however much is quantized."""
+        return replace(self.reader, is_guided=False), self.values.shape
+
+
+def _drifts(name: str, reads: Sequence[_InputRead], own_reads: Sequence[_InputRead]) -> Drifts:
+    if [read.form for read in reads] != [read.form for read in own_reads]:
         raise DataError(
             f"the weight '{name}' is read by other calls, or by inputs of other shapes, once the layers "
             f"before it are quantized: the model's forward depends on values. Set rounding.refine without "
             f"'sequential'."
         )
     total: Drifts = {}
-    for (reader, geometry, values, _), (_, _, own_values, _) in zip(tap.calls, own_tap.calls, strict=True):
-        drift = _drift_of(geometry, values, own_values)
-        total = merge_drifts([total, {reader: drift}])
+    for read, own in zip(reads, own_reads, strict=True):
+        total = merge_drifts([total, {read.reader: _drift_of(read, own.values)}])
     return total
 
 
-def _drift_of(geometry: Geometry, values: Tensor, own_values: Tensor) -> Drift:
+def _drift_of(read: _InputRead, own_values: Tensor) -> Drift:
+    counting_gv = read.counting_gv
+    # About 1, as in `moment_of`.
+    mean = 1.0 if counting_gv is None else float(counting_gv.mean())
     own_total: Tensor | None = None
     cross_total: Tensor | None = None
     num_vectors = 0
-    for piece_gdv, own_gdv in zip(vectors(geometry, values), vectors(geometry, own_values), strict=True):
+    pieces, own_pieces = vectors(read.geometry, read.values), vectors(read.geometry, own_values)
+    for piece_gdv, own_gdv in zip(pieces, own_pieces, strict=True):
+        if counting_gv is not None:
+            stop = num_vectors + own_gdv.shape[2]
+            roots_gv = (counting_gv[:, num_vectors:stop] / mean).sqrt()[:, None].to(own_gdv)
+            piece_gdv, own_gdv = piece_gdv * roots_gv, own_gdv * roots_gv
         dtype = dtype_of_moments(own_gdv.shape[1])
         own_gdd = (own_gdv @ own_gdv.transpose(1, 2)).to(dtype)
         cross_gdd = (piece_gdv @ own_gdv.transpose(1, 2)).to(dtype)
@@ -232,6 +296,8 @@ def _drift_of(geometry: Geometry, values: Tensor, own_values: Tensor) -> Drift:
         num_vectors += own_gdv.shape[2]
     if own_total is None or cross_total is None:
         raise DataError("a layer was called with no samples; give batches of at least one.")
+    if counting_gv is not None:
+        own_total, cross_total = own_total * mean, cross_total * mean
     return Drift(own_total.cpu().numpy(), cross_total.cpu().numpy(), num_vectors)
 
 

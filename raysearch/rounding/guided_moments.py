@@ -9,11 +9,11 @@ G  groups of rows that read different inputs    d  inputs of a row    v  vectors
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ from raysearch.rounding.layers import LayerCall, read_calls
 from raysearch.rounding.recurrent import recurrent_calls
 from raysearch.rounding.second_moments import Moments, MomentTap, Reader, merge_moments, moment_of
 from raysearch.seeding import derive_seed
+
+_Result = TypeVar("_Result")
 
 NUM_DRAWS = 1
 """Cotangents of the outputs that are drawn."""
@@ -76,26 +78,45 @@ def observe_guided_moments(
         TaskError: a layer's input is overwritten in the forward; names the weight.
     """
     parameters = {name: replica.model.get_parameter(name) for name in weights}
+
+    def finish(tap: GuidedTap, part: Batch, output: Tensor, cotangents: Iterator[Tensor]) -> Moments:
+        return tap.finish_guided(output, cotangents, batch_size(part))
+
     total = Moments()
     for index in range(first, last):
         view = ShardView(replica, DataSet.CALIBRATION, index)
-        total = merge_moments([total, *_of_shard(view, parameters, seed)])
+        total = merge_moments([total, *guided_pieces(view, parameters, seed, finish, merge_moments)])
     return total.to_value()
 
 
-def _of_shard(view: ShardView, parameters: Mapping[str, Tensor], seed: int) -> Iterator[Moments]:
-    """The moments of the pieces of a shard, in order."""
+def guided_pieces(
+    view: ShardView,
+    parameters: Mapping[str, Tensor],
+    seed: int,
+    finish: Callable[[GuidedTap, Batch, Tensor, Iterator[Tensor]], _Result],
+    combine: Callable[[Sequence[_Result]], _Result],
+) -> Iterator[_Result]:
+    """What is made of the float model's forward on the pieces of a shard, in order.
+
+    Args:
+        view: the shard.
+        parameters: quantizer id → the parameter, of the weights whose reads are noted.
+        seed: the run's.
+        finish: of the tap, the piece, what is judged of the output (a row a sample, with its graph) and its
+            cotangents, one a draw.
+        combine: what several give.
+    """
     replica, batch = view.replica, view.batch()
     draws = _Draws(view, seed)
 
-    def collect(part: Batch) -> Moments:
+    def collect(part: Batch) -> _Result:
         tap = GuidedTap(parameters)
         with tap:
             outputs = replica.forward(replica.model, part)
         judged = replica.divergence.judged(outputs)
         with draws.taken_back_on_failure():
             cotangents = draws.of(map_tensors(judged, Tensor.detach))
-            return tap.finish_guided(flat_rows(judged), cotangents, batch_size(part))
+            return finish(tap, part, flat_rows(judged), cotangents)
 
     with frozen_eval(replica.model):
         step = samples_at_once(view, take(batch, 0, 1), SAMPLES_AT_ONCE)
@@ -105,7 +126,7 @@ def _of_shard(view: ShardView, parameters: Mapping[str, Tensor], seed: int) -> I
                 collect,
                 take(batch, start, start + step),
                 replica.microbatches("gradients"),
-                combine=merge_moments,
+                combine=combine,
                 name=f"{view.name} with its gradients",
             )
 
@@ -146,7 +167,7 @@ class _Draws:
 
 
 @dataclass
-class _Read:
+class Read:
     """One read of a weight, and where the gradient of what was made of it comes by.
 
     Attributes:
@@ -171,7 +192,7 @@ class GuidedTap(MomentTap):
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         super().__init__(parameters)
-        self._reads: list[_Read] = []
+        self._reads: list[Read] = []
 
     def on_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note the operands of a layer's call, and the edge of the graph that its output leaves by."""
@@ -196,18 +217,30 @@ class GuidedTap(MomentTap):
             cotangents: of that output, one a draw.
             num_samples: how many samples it was of.
         """
-        squares = self._mean_squares(output, cotangents)
         total = Moments({}, num_samples)
+        for read, squares_gv in self.counting_reads(output, cotangents):
+            moment = moment_of(read.call.geometry, read.call.input, read.call.weight, squares_gv)
+            reader = replace(read.reader, is_guided=squares_gv is not None)
+            total = merge_moments([total, Moments({(reader,): moment})])
+        return total
+
+    def counting_reads(
+        self, output: Tensor, cotangents: Iterator[Tensor]
+    ) -> Iterator[tuple[Read, Tensor | None]]:
+        """What was read, in the order of the calls, and what each vector of it counts.
+
+        Args:
+            output: what is judged of it, a row a sample, with its graph.
+            cotangents: of that output, one a draw.
+        """
+        squares = self._mean_squares(output, cotangents)
         for read, squares_gv in zip(self._reads, squares, strict=True):
             if read.call.input._version != read.version:
                 raise TaskError(
                     f"what the weight '{read.reader.weight}' reads is overwritten before the forward ends, "
                     f"so it is gone when the gradients are there. Set rounding.guided to false."
                 )
-            moment = moment_of(read.call.geometry, read.call.input, read.call.weight, squares_gv)
-            reader = replace(read.reader, is_guided=squares_gv is not None)
-            total = merge_moments([total, Moments({(reader,): moment})])
-        return total
+            yield read, squares_gv
 
     def _mean_squares(self, output: Tensor, cotangents: Iterator[Tensor]) -> list[Tensor | None]:
         """What each vector of each read counts, [G, v]; None where no finite gradient says it."""
@@ -224,13 +257,13 @@ class GuidedTap(MomentTap):
                     sums[number] = sums[number] + squares_gv if number in sums else squares_gv
         return [_floored(sums.get(number)) for number in range(len(self._reads))]
 
-    def _reads_of(self, calls: Iterable[LayerCall]) -> list[_Read]:
+    def _reads_of(self, calls: Iterable[LayerCall]) -> list[Read]:
         reads = []
         for call in calls:
             reader = self._reader_of(call.weight, call.geometry)
             if reader is not None:
                 own = replace(call, input=call.input.detach(), weight=call.weight.detach())
-                reads.append(_Read(reader, own, call.input._version))
+                reads.append(Read(reader, own, call.input._version))
         return reads
 
 

@@ -23,6 +23,7 @@ from raysearch.records.winner import Winner
 from raysearch.rounding.drift import (
     Deployed,
     Drifts,
+    counting_alike,
     drifts_from,
     merge_drifts,
     observe_drift,
@@ -54,7 +55,7 @@ class Step:
 
 
 def round_sequentially(
-    winner: Winner, pool: Pool, num_shards: int, settings: RoundingConfig
+    winner: Winner, pool: Pool, num_shards: int, settings: RoundingConfig, seed: int = 0
 ) -> RoundingTable:
     """Round the weights of one assignment anew, in the order in which a forward reads them.
 
@@ -77,7 +78,8 @@ def round_sequentially(
         winner: the assignment, with the codes of the rounding table.
         pool: its replicas hold the float model and the calibration shards.
         num_shards: how many shards there are.
-        settings: how it is done.
+        settings: how it is done; with `guided` a vector counts as it does in `observe_guided_moments`.
+        seed: the run's; only guided moments are drawn.
 
     Raises:
         DataError: what a weight reads is NaN or infinite, or the forward takes other ways once it is
@@ -94,7 +96,8 @@ def round_sequentially(
     done = tuple(name for name in names if name not in waiting)
     weights: dict[tuple[str, Scheme], RoundedWeight] = {}
     for step_names in steps:
-        deployed = Deployed(replace(winner, ranges=ranges), done)
+        guided_seed = seed if settings.guided else None
+        deployed = Deployed(replace(winner, ranges=ranges), done, guided_seed)
         step = _make_step(step_names, deployed, settings)
         drifts, num_samples = _take_drifts(pool, deployed, step_names[0], num_shards, settings.unit_shards)
         units: dict[Key, tuple[object, ...]] = {("weights", step_names[0]): (step, drifts, num_samples)}
@@ -120,6 +123,7 @@ def round_step(replica: Replica, step: Step, drifts: Drifts, num_samples: int) -
     """
     weights: dict[tuple[str, Scheme], RoundedWeight] = {}
     first = step.points[0]
+    drifts = counting_alike(drifts)
     with torch.no_grad():
         # One weight's uses stand for all: they read the same.
         inputs, notes = gather_inputs(first, tuple(parts_of(drifts)), step.settings, replica.device)

@@ -14,9 +14,10 @@ from raysearch.evaluation import DataSet
 from raysearch.records import BitAssignment, RangeTable
 from raysearch.records.winner import Winner
 from raysearch.rounding import round_sequentially, round_weights
-from raysearch.rounding.drift import order_of_layers, steps_from
+from raysearch.rounding.drift import Deployed, drifts_from, observe_drift, order_of_layers, steps_from
+from raysearch.rounding.guided_moments import observe_guided_moments
 from raysearch.rounding.problem import gather_inputs
-from raysearch.rounding.second_moments import Moment, Reader
+from raysearch.rounding.second_moments import Moment, Moments, Reader
 from raysearch.rounding.sequential import moved
 from tests.support.shuffled_pool import ShuffledPool
 from tests.support.small_replicas import make_ranges, make_replica, make_setup
@@ -36,10 +37,11 @@ class Case:
         self.plain = table.put_into(self.ranges)
         self.assignment = BitAssignment.uniform(self.setup, 2)
 
-    def sequential(self, wrap=lambda pool: pool):
+    def sequential(self, wrap=lambda pool: pool, **changes):
         pool = wrap(LocalPool(self.replica))
         winner = Winner(self.setup, self.plain, self.assignment)
-        return round_sequentially(winner, pool, len(SIZES), SETTINGS)
+        settings = RoundingConfig(**{**SETTINGS.model_dump(), **changes})
+        return round_sequentially(winner, pool, len(SIZES), settings)
 
     def divergence(self, ranges: RangeTable) -> float:
         """Mean over the calibration samples."""
@@ -64,6 +66,28 @@ def test_many_inputs_are_as_good_in_float32(monkeypatch):
     for key, rounded in table.weights.items():
         assert rounded.error == pytest.approx(expected[key].error, rel=0.05)
         assert (rounded.codes == expected[key].codes).mean() > 0.9
+
+
+def test_guided_drifts_are_guided_moments_while_nothing_is_quantized():
+    case = Case("linear", activation_bit_widths=[])
+    name = next(iter(case.setup.of_kind("weight")))
+    expected = Moments.from_value(observe_guided_moments(case.replica, [name], 5, 0, 3))
+    deployed = Deployed(Winner(case.setup, case.plain, case.assignment), (), guided_seed=5)
+    drifts, num_samples = drifts_from(observe_drift(case.replica, deployed, name, 0, 3))
+    assert num_samples == expected.num_samples
+    ((reader, drift),) = drifts.items()
+    (moment,) = expected.sums.values()
+    assert reader.is_guided
+    upper = np.triu_indices(drift.own.shape[1])
+    assert np.allclose(drift.own[0][upper], moment.matrices()[0][upper], rtol=1e-5)
+    assert np.array_equal(drift.cross, drift.own)
+
+
+def test_guided_layers_are_rounded_by_what_counts_in_any_order_of_units():
+    case = Case("linear")
+    guided = case.sequential(guided=True).digest()
+    shuffled = case.sequential(lambda pool: ShuffledPool(pool, 1), guided=True).digest()
+    assert shuffled == guided != case.sequential().digest()
 
 
 def test_the_moved_weight_gives_the_float_outputs_best():
