@@ -47,11 +47,13 @@ class Inputs:
         layout: how the rows lie in the weight.
         blocks: all rows, in order.
         row_weights: how much the error of each row counts, [G, R]; of an embedding how often it is read.
+        order_r: the rows of the weight in the order of the blocks; None: as they lie.
     """
 
     layout: Layout
     blocks: tuple[Block, ...]
     row_weights: Tensor
+    order_r: Tensor | None = None
 
     def of_rows(self, first: int, last: int) -> Inputs:
         """Those of rows first … last−1 of each group."""
@@ -152,8 +154,9 @@ def gather_inputs(
     """Put together what all uses of a weight read, factored; and notes on what was out of the ordinary.
 
     The moments of several uses are added; uses of different rows leave blocks of rows with their own. An
-    embedding that is tied to another layer adds the mean of its counts to that layer's diagonal. Of fewer
-    vectors than inputs H is singular: the damping is raised by the ratio of the two, up to 1.
+    embedding that is tied to another layer adds to that layer's diagonal how often a row is looked up: rows
+    that are looked up about as often make a block, and count with its mean. Of fewer vectors than inputs H is
+    singular: the damping is raised by the ratio of the two, up to 1.
 
     Args:
         point: the weight.
@@ -190,15 +193,51 @@ def gather_inputs(
     num_inputs = sums[0][2].shape[1]
     damping = min(settings.damping * max(1.0, num_inputs / max(1, num_vectors)), 1.0)
     blocks = []
+    order_r: Tensor | None = None
+    if tables:
+        sums, order_r = _with_counts(sums, counts, layout)
     for first, last, matrix in sums:
-        if tables:
-            matrix.diagonal(dim1=1, dim2=2).add_(counts.mean())
         is_large = matrix.dtype == torch.float32
         find = factorise_compactly if is_large else factorise
         factor: Factor = find(matrix, damping, act_order=settings.act_order)
         blocks.append(Block(first, last, factor))
-    inputs = Inputs(layout, tuple(blocks), alike)
+    inputs = Inputs(layout, tuple(blocks), alike, order_r)
     return inputs, _notes(inputs, num_vectors, settings.damping, damping)
+
+
+LOOKUP_SHARES = (1 / 8, 1.0, 8.0)
+"""Bounds between rows of a tied table: how often one is looked up, over the mean of the layer's diagonal."""
+
+
+def _with_counts(
+    sums: list[tuple[int, int, Tensor]], counts_r: Tensor, layout: Layout
+) -> tuple[list[tuple[int, int, Tensor]], Tensor | None]:
+    """Blocks of rows with what a tied embedding adds to each, and the order of the rows in them.
+
+    The sum over both uses has count·I beside the layer's H, which no two rows need have in common. Rows are
+    told apart by the part that counts have in it, `LOOKUP_SHARES`, so that few matrices are factored; where
+    these are float32, or rows of the table are no rows of the layer, all rows have the mean.
+    """
+    _, _, matrix_gdd = sums[0]
+    is_large = matrix_gdd.dtype == torch.float32
+    if len(sums) > 1 or is_large or layout.is_transposed or layout.groups > 1 or layout.is_batched:
+        for _, _, each_gdd in sums:
+            each_gdd.diagonal(dim1=1, dim2=2).add_(counts_r.mean())
+        return sums, None
+    bounds = matrix_gdd.diagonal(dim1=1, dim2=2).mean() * counts_r.new_tensor(LOOKUP_SHARES)
+    classes_r = torch.bucketize(counts_r, bounds)
+    # Rows of a block stay in the order in which they lie.
+    order_r = torch.argsort(classes_r, stable=True)
+    blocks = []
+    first = 0
+    for size in torch.bincount(classes_r).tolist():
+        if size:
+            rows = order_r[first : first + size]
+            own_gdd = matrix_gdd.clone()
+            own_gdd.diagonal(dim1=1, dim2=2).add_(counts_r[rows].mean())
+            blocks.append((first, first + size, own_gdd))
+            first += size
+    return blocks, order_r if len(blocks) > 1 else None
 
 
 def _notes(inputs: Inputs, num_vectors: int, least_damping: float, damping: float) -> tuple[str, ...]:

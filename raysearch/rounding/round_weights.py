@@ -20,7 +20,7 @@ from raysearch.rounding.gptq import round_gptq
 from raysearch.rounding.guided_moments import observe_guided_moments
 from raysearch.rounding.nearest import round_nearest
 from raysearch.rounding.problem import Inputs, Problem, Target, gather_inputs
-from raysearch.rounding.row_slices import RowSlice, cut_into_units, put_together
+from raysearch.rounding.row_slices import RowSlice, as_they_lie, cut_into_units, put_together, rows_by_block
 from raysearch.rounding.second_moments import (
     Moment,
     Moments,
@@ -178,9 +178,11 @@ def round_unit(
             name = rows.name
             weight = replica.model.get_parameter(name).detach()
             every = Problem(work.points[name], weight, work.targets[name], inputs, num_samples, notes)
-            problem = rows.of(every)
+            problem = rows_by_block(rows.of(every))
             rounded = round_gptq(problem, work.settings) if needs_inputs else round_nearest(problem)
-            weights |= {(name, scheme): value for scheme, value in rounded.items()}
+            order_r = None if inputs is None else inputs.order_r
+            for scheme, value in rounded.items():
+                weights[name, scheme] = as_they_lie(value, order_r)
     return {"table": np.frombuffer(RoundingTable(weights).to_bytes(), np.uint8)}
 
 

@@ -143,6 +143,45 @@ def put_together(parts: Sequence[tuple[RowSlice, RoundedWeight]]) -> RoundedWeig
     )
 
 
+def rows_by_block(problem: Problem) -> Problem:
+    """A weight's problem with its rows in the order of the inputs' blocks."""
+    order_r = None if problem.inputs is None else problem.inputs.order_r
+    if order_r is None:
+        return problem
+    targets = []
+    for target in problem.targets:
+        start, granularity = target.start, target.point.granularity
+        moved = replace(
+            start,
+            scale=_moved(start.scale, granularity, problem.point.shape, order_r.cpu().numpy()),
+            zero_point=_moved(start.zero_point, granularity, problem.point.shape, order_r.cpu().numpy()),
+        )
+        targets.append(replace(target, start=moved))
+    return replace(problem, weight=problem.weight[order_r], targets=tuple(targets))
+
+
+def as_they_lie(weight: RoundedWeight, order_r: torch.Tensor | None) -> RoundedWeight:
+    """A rounded weight whose rows were in some order, with its rows as they lie."""
+    if order_r is None:
+        return weight
+    back = torch.argsort(order_r).cpu().numpy()
+    shape = weight.codes.shape
+    return replace(
+        weight,
+        codes=weight.codes[back],
+        scale=_moved(weight.scale, weight.granularity, shape, back),
+        zero_point=_moved(weight.zero_point, weight.granularity, shape, back),
+    )
+
+
+def _moved(
+    array: npt.NDArray[_Entry], granularity: Granularity, shape: Sequence[int], order: npt.NDArray[np.int64]
+) -> npt.NDArray[_Entry]:
+    """One entry a scale, of rows in another order; the same where rows share them."""
+    sizes = granularity.scale_shape(shape)
+    return array if sizes[0] == 1 else array.reshape(sizes)[order].reshape(-1)
+
+
 def _axis_of_rows(
     point: QuantizationPoint, targets: Sequence[Target], parts: Sequence[tuple[Reader, Moment]]
 ) -> int | None:

@@ -138,7 +138,7 @@ def test_errors_are_by_the_moments_and_never_above_those_of_nearest(net):
     gain = 0.0
     for (name, scheme), rounded in table.weights.items():
         if name == "table.weight":
-            continue  # what a tied table's rows are weighted with is a mean
+            continue  # rows of a tied table count with the mean of their block
         weight = replica.model.get_parameter(name).detach()
         after = error_of(replica, setup, name, torch.from_numpy(rounded.values()) - weight)
         before = error_of(replica, setup, name, torch.from_numpy(nearest[name, scheme].values()) - weight)
@@ -314,3 +314,34 @@ def test_latent_weights_in_half_precision_keep_their_codes(net, dtype):
         latent = latent_weight(replica.model.get_parameter(name).detach().to(dtype), quantizer, rounded.codes)
         assert latent.dtype == dtype
         assert np.array_equal(quantizer.codes(latent).numpy(), rounded.codes)
+
+
+class TiedOrNot(nn.Module):
+    """A table, and a head that is tied to it or has the same weights."""
+
+    def __init__(self, is_tied):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(11, 8)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = nn.Parameter(self.table.weight.detach().clone())
+        if is_tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, ids):
+        return self.head(0.5 * self.table(ids).tanh())
+
+
+def test_each_row_of_a_tied_table_counts_how_often_it_is_looked_up():
+    ids = torch.tensor([0] * 4 + [4] * 92).reshape(4, 24)[:, torch.randperm(24)]
+    tied, apart = (make_problem(TiedOrNot(is_tied), [ids]) for is_tied in (True, False))
+    rounded, head = round_all(tied), round_all(apart)
+    replica, setup, _ = tied
+    for bits in WIDTHS:
+        weight = rounded["table.weight", bits]
+        values, other = weight.values(), head["head.weight", bits].values()
+        unread = [row for row in range(11) if row not in (0, 4)]
+        assert np.array_equal(values[unread], other[unread]), "these rows are those of a head alone"
+        delta = torch.from_numpy(values) - replica.model.get_parameter("table.weight").detach()
+        assert weight.error == pytest.approx(error_of(replica, setup, "table.weight", delta), rel=1e-3)
+    assert not np.array_equal(rounded["table.weight", 2].values(), head["head.weight", 2].values())

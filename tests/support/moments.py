@@ -29,6 +29,9 @@ def quadratic(moments, weight, delta):
         part = delta[slice(*reader.rows)]
         if reader.columns != (0, 0):
             part = part[:, slice(*reader.columns)]
+        if reader.kind == "embedding":
+            total = total + (matrix[:, None] * part.square()).sum()
+            continue
         rows = layout.rows(part)
         total = total + ((rows @ matrix) * rows).sum()
     return total
