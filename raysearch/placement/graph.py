@@ -38,25 +38,38 @@ FUSED = frozenset(
 """Operations that kernels fuse with the convolution or linear layer before them."""
 
 
+@dataclass(frozen=True)
+class WeightInput:
+    """One tensor that a weight is multiplied with.
+
+    Attributes:
+        root: the operation that made its values, "" where no quantizer reaches it.
+        site: where it is read; None where no quantizer reaches it.
+    """
+
+    root: str = ""
+    site: Site | None = None
+
+
 @dataclass
 class WeightUse:
     """All uses of one parameter as a weight.
 
     Attributes:
+        parameter: its qualified name.
+        axis: its channel axis.
+        macs: multiply-accumulates of one sample, over all operations.
         kinds: of the operations: "conv", "depthwise", "conv_transpose", "linear", "recurrent" or "embedding".
-        inputs: roots of the tensors that the operations multiply it with, "" where no quantizer reaches.
-        sites: where each of those is read; None where a quantizer cannot reach it.
         outputs: names of the operations.
+        inputs: what the operations multiply it with.
     """
 
     parameter: str
     axis: int
     macs: int = 0
-    modules: list[str] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
-    inputs: list[str] = field(default_factory=list)
-    sites: list[Site | None] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    inputs: list[WeightInput] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -181,32 +194,27 @@ def _read_layer(
     reads: GraphReads,
 ) -> None:
     use = reads.weights.setdefault(weight.parameter, WeightUse(weight.parameter, weight.axis))
-    use.modules.append(op.module)
     use.kinds.append(weight.kind)
     use.outputs.append(op.name)
     use.macs += weight.macs // max(1, batch)
     if weight.kind == "recurrent" and not weight.inputs:
         # States inside the function, which no quantizer reaches.
-        use.inputs.append("")
-        use.sites.append(None)
+        use.inputs.append(WeightInput())
     for operand, name in weight.inputs:
         source = graph.operations[name]
         if not source.is_float or source.name in graph.constants:
-            use.inputs.append("")
-            use.sites.append(None)
+            use.inputs.append(WeightInput())
             continue
         # A layer of torch reads its first argument, perhaps padded; what is computed within a module, or by a
         # module that calls the function itself, a tap reaches.
         entry = _outside(graph, source, op)
         is_leaf = op.module in leaf_modules and not _is_within(entry, op)
-        site = Site(op.module, "call", weight.call, index, operand)
-        shape = _with_batch(source.shape, batch) if weight.call in _FOLDING else source.shape
-        if is_leaf:
-            shape = _with_batch(entry.shape, batch) if weight.call in _FOLDING else entry.shape
-            site = Site(op.module, "input")
+        site = Site(op.module, "input") if is_leaf else Site(op.module, "call", weight.call, index, operand)
+        shape = entry.shape if is_leaf else source.shape
+        if weight.call in _FOLDING:
+            shape = _with_batch(shape, batch)
         root = root_of(graph, source.name)
-        use.inputs.append(root)
-        use.sites.append(site)
+        use.inputs.append(WeightInput(root, site))
         reads.tensors.append(TensorRead(root, site, shape, weight.kind))
 
 

@@ -18,7 +18,7 @@ from raysearch.hooks.call_taps import CallTap, tap_calls
 from raysearch.placement.capture import CapturedGraph, capture
 from raysearch.placement.coverage import measure_coverage
 from raysearch.placement.fusion import find_fusions
-from raysearch.placement.graph import GraphReads, WeightUse, producer_of, read_graph
+from raysearch.placement.graph import GraphReads, WeightInput, WeightUse, producer_of, read_graph
 from raysearch.placement.left_out import left_out
 from raysearch.placement.liveness import live_tensors
 from raysearch.placement.overrides import read_overrides, share_overrides
@@ -186,7 +186,7 @@ def _drop_float_activations(reads: GraphReads, settings: PlacementConfig, profil
     weights = {}
     for name, use in reads.weights.items():
         is_float = not floating.isdisjoint(use.kinds)
-        weights[name] = replace(use, inputs=[""] * len(use.inputs)) if is_float else use
+        weights[name] = replace(use, inputs=[WeightInput()] * len(use.inputs)) if is_float else use
     return replace(
         reads,
         weights=weights,
@@ -201,5 +201,5 @@ def _call_of(site: Site) -> tuple[str, str]:
 
 
 def _without_inputs(use: WeightUse, sites: set[Site]) -> WeightUse:
-    inputs = ["" if site in sites else root for site, root in zip(use.sites, use.inputs, strict=True)]
+    inputs = [WeightInput() if each.site in sites else each for each in use.inputs]
     return replace(use, inputs=inputs)

@@ -40,7 +40,7 @@ def make_points(model: nn.Module, reads: GraphReads) -> PointTable:
     kinds: dict[str, set[str]] = {}
     partners: list[tuple[str, str]] = []
     for use in reads.weights.values():
-        sources = list(dict.fromkeys(classes.get(root, "") for root in use.inputs))
+        sources = list(dict.fromkeys(classes.get(each.root, "") for each in use.inputs))
         source = ""
         if sources and "" not in sources:
             # A weight that reads several tensors has one input width, since they share theirs.

@@ -13,6 +13,9 @@ _LAYERS = {"aten.lstm": 2, "aten.gru": 1, "aten.rnn_tanh": 1, "aten.rnn_relu": 1
 
 _CELLS = {"aten.lstm_cell": 2, "aten.gru_cell": 1, "aten.rnn_tanh_cell": 1, "aten.rnn_relu_cell": 1}
 
+_HAS_BIASES, _NUM_LAYERS, _HAS_DIRECTIONS = 3, 4, 7
+"""Where these stand among the arguments of a function over a sequence."""
+
 
 def read_recurrent(graph: CapturedGraph, op: Operation, modules: Collection[str]) -> tuple[WeightRead, ...]:
     """The matrices that a recurrent layer reads; none where an operation is no such layer.
@@ -27,8 +30,8 @@ def read_recurrent(graph: CapturedGraph, op: Operation, modules: Collection[str]
             float, since nobody knows where that keeps it.
     """
     num_states = _LAYERS.get(op.op, _CELLS.get(op.op, 0))
-    # A packed sequence brings its lengths as a tensor, in front of the states.
-    is_packed = op.op in _LAYERS and not isinstance(op.literals[3], bool)
+    # A packed sequence brings its lengths as a tensor, in front of the states: all others stand behind it.
+    is_packed = op.op in _LAYERS and not isinstance(op.literals[_HAS_BIASES], bool)
     if not num_states or is_packed or op.module not in modules:
         return ()
     source, parameters = op.operands[0], op.operands[1 + num_states :]
@@ -48,8 +51,7 @@ def _first_positions(op: Operation, num_parameters: int) -> tuple[int, ...]:
     """Where the weights stand that read the layer's input: one a direction."""
     if op.op in _CELLS:
         return (0,)
-    has_directions = bool(op.literals[7])
-    num_directions = 2 if has_directions else 1
-    num_layers = int(op.literals[4])
+    num_directions = 1 + int(op.literals[_HAS_DIRECTIONS])
+    num_layers = int(op.literals[_NUM_LAYERS])
     per_direction = num_parameters // (num_layers * num_directions)
     return tuple(direction * per_direction for direction in range(num_directions))

@@ -63,13 +63,9 @@ def read_weight(graph: CapturedGraph, op: Operation) -> WeightRead | None:
     if op.op in CONVOLUTIONS or op.op in TRANSPOSED:
         return _convolution(graph, op)
     if op.op == LINEAR:
-        weight = weight_of(graph, op.arguments[1], 0)
-        macs = prod(graph.operations[op.arguments[1]].shape) * _rows(graph, op.arguments[0])
-        return None if weight is None else WeightRead(*weight, "linear", "linear", _inputs(op, 0), macs)
+        return _linear(graph, op, num_inputs=1)
     if op.op == BILINEAR:
-        weight = weight_of(graph, op.arguments[2], 0)
-        macs = prod(graph.operations[op.arguments[2]].shape) * _rows(graph, op.arguments[0])
-        return None if weight is None else WeightRead(*weight, "linear", "bilinear", _inputs(op, 0, 1), macs)
+        return _linear(graph, op, num_inputs=2)
     if op.op in PRODUCTS:
         return _product(graph, op)
     if op.op == EINSUM:
@@ -77,12 +73,16 @@ def read_weight(graph: CapturedGraph, op: Operation) -> WeightRead | None:
     return None
 
 
-def _inputs(op: Operation, *positions: int) -> tuple[tuple[int, str], ...]:
-    return tuple((operand, op.arguments[position]) for operand, position in enumerate(positions))
-
-
-def _rows(graph: CapturedGraph, name: str) -> int:
-    return prod(graph.operations[name].shape[:-1])
+def _linear(graph: CapturedGraph, op: Operation, num_inputs: int) -> WeightRead | None:
+    """The inputs stand first among the arguments, and the weight behind them."""
+    name = op.arguments[num_inputs]
+    weight = weight_of(graph, name, 0)
+    if weight is None:
+        return None
+    num_rows = prod(graph.operations[op.arguments[0]].shape[:-1])
+    macs = prod(graph.operations[name].shape) * num_rows
+    inputs = tuple(enumerate(op.arguments[:num_inputs]))
+    return WeightRead(*weight, "linear", op.op.removeprefix("aten."), inputs, macs)
 
 
 def _convolution(graph: CapturedGraph, op: Operation) -> WeightRead | None:
@@ -97,7 +97,7 @@ def _convolution(graph: CapturedGraph, op: Operation) -> WeightRead | None:
         shape, dims = op.shape, CONVOLUTIONS[op.op]
         kind = "depthwise" if kernel[1] == 1 and source[-1 - dims] > 1 else "conv"
     positions = prod(shape) // max(1, shape[-1 - dims])
-    return WeightRead(*weight, kind, "conv", _inputs(op, 0), prod(kernel) * positions)
+    return WeightRead(*weight, kind, "conv", ((0, op.arguments[0]),), prod(kernel) * positions)
 
 
 def _product(graph: CapturedGraph, op: Operation) -> WeightRead | None:
