@@ -29,6 +29,7 @@ import raysearch
 from benchmarks.problems.check_rows import Rows
 from benchmarks.problems.gpu_cases import Case, large_cases, loss_of, small_cases
 from benchmarks.responses import processor
+from raysearch.artifacts import Storage
 from raysearch.cluster.pool import LocalPool, Pool
 from raysearch.cluster.ray_pool import RayPool
 from raysearch.cluster.session import ray_session
@@ -155,7 +156,7 @@ def check_training(rows: Rows, device: str, case: Case) -> None:
     saved: list[bytes] = []
     for _ in range(2):
         recipe = case.recipe(ranges, device)
-        fine_tune(recipe, lambda name, data: saved.append(data), on_ray=False, run_name="", storage_path="")
+        fine_tune(recipe, lambda name, data: saved.append(data), on_ray=False)
     rows.true(f"{case.name}: trained twice, the same bits", saved[0] == saved[1])
 
 
@@ -193,7 +194,7 @@ def check_ray_train(rows: Rows, device: str, case: Case) -> None:
     start = time.perf_counter()
     with ray_session("local", 1), tempfile.TemporaryDirectory() as folder:
         recipe = case.recipe(ranges, device)
-        result = fine_tune(recipe, saved.__setitem__, on_ray=True, run_name="qat", storage_path=folder)
+        result = fine_tune(recipe, saved.__setitem__, on_ray=True, storage=Storage(folder))
     backend = "nccl" if device == "cuda" else "gloo"
     rows.tell(f"{case.name}: Ray Train ({backend}), 2 epochs, s", time.perf_counter() - start)
     is_whole = len(result.history) == 3 and bool(saved)

@@ -10,7 +10,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from raysearch.artifacts import DEFAULT_STORAGE, RunStore, driver_log, new_run_id, owned, resolve_run
+from raysearch.artifacts import (
+    DEFAULT_STORAGE,
+    RunStore,
+    codecs,
+    driver_log,
+    new_run_id,
+    owned,
+    resolve_run,
+)
 from raysearch.config import Config, load_config, with_defaults, with_search
 from raysearch.determinism import pinned_threads, plain_modes, process_as_found, seeded
 from raysearch.errors import ConfigError
@@ -19,6 +27,7 @@ from raysearch.pipeline.inputs import Inputs, check_inputs, place_task
 from raysearch.pipeline.pipeline import Pipeline
 from raysearch.pipeline.pools import pool_session
 from raysearch.pipeline.preflight import preflight
+from raysearch.pipeline.preflight.training import trains
 from raysearch.pipeline.progress import Listener, Progress, reporting, stoppable
 from raysearch.pipeline.reuse import EarlierRun
 from raysearch.records import CostModel, QuantizerSetup, RunResult, RunStatus
@@ -117,7 +126,8 @@ def run(
             if not resume:
                 preflight(inputs, partial(_tell_preflight, store.run_id, listener))
     if resume:
-        store.check_same(started | settings.fixed(), inputs.fingerprints, ignore=("task", *FOLLOW_DEVICE))
+        ignore = ("task", *FOLLOW_DEVICE, *_changeable(store))
+        store.check_same(started | settings.fixed(), inputs.fingerprints, ignore=ignore)
     else:
         store.create(started | settings.fixed(), inputs.fingerprints, versions())
     # The order counts: `stoppable` sets its signal handler after Ray has set its own, and `reporting` sees
@@ -129,7 +139,7 @@ def run(
         owned(store),
         driver_log(store),
         reporting(Progress(store, listener), remark) as progress,
-        pool_session(settings, address) as session,
+        pool_session(settings, address, trains(inputs)) as session,
         stoppable(),
     ):
         settings = session.config
@@ -137,7 +147,7 @@ def run(
         if source is not None:
             source.take_over(store, started | settings.fixed(), inputs)
         inputs = _on_device(inputs, settings)
-        pipeline = Pipeline(inputs, store, progress, session.open_pool, on_ray=settings.cluster.workers > 0)
+        pipeline = Pipeline(inputs, store, progress, session.open_pool, on_ray=session.trains_on_ray)
         with seeded(derive_seed(settings.seed, "walk")):
             return pipeline.run()
 
@@ -168,6 +178,8 @@ def _as_resumed(settings: Config, recorded: Mapping[str, Any]) -> Config:
 def _settle_device(store: RunStore, config: Mapping[str, Any]) -> None:
     """Keep the device in force in `run.json`; refuse another one than that of what was computed already.
 
+    Settings of training that changed are kept as well.
+
     Raises:
         StorageError: the run has computed on another device.
     """
@@ -177,8 +189,8 @@ def _settle_device(store: RunStore, config: Mapping[str, Any]) -> None:
         "training.use_gpu": recorded["training"]["use_gpu"],
     }
     still_open = [name for name in FOLLOW_DEVICE if known[name] in ("auto", None)]
-    store.check_same(config, ignore=("task", *still_open))
-    if still_open:
+    store.check_same(config, ignore=("task", *still_open, *_changeable(store)))
+    if still_open or recorded["training"] != config["training"]:
         store.settle(config)
     _log.info("run %s computes on %s", store.run_id, config["cluster"]["device"])
 
@@ -190,6 +202,11 @@ def _on_device(inputs: Inputs, settings: Config) -> Inputs:
     if settings.cluster.device != "cpu":
         fingerprints["device"] = settings.cluster.device
     return replace(inputs, config=settings, fingerprints=fingerprints)
+
+
+def _changeable(store: RunStore) -> tuple[str, ...]:
+    """Sections that may differ from those that a run was started with: training's, until it is over."""
+    return () if store.has(codecs.FINE_TUNE) else ("training",)
 
 
 def _with_workers(config: Config, workers: int) -> Config:

@@ -127,7 +127,24 @@ def progress_text(status: RunStatus) -> str:
         parts.append(f"{status.rate:.{digits}f} units/s")
         if status.remaining_seconds:
             parts.append(f"{duration(status.remaining_seconds)} left")
+        parts.extend(_training_texts(status.details))
     return ", ".join(parts)
+
+
+def _training_texts(details: Mapping[str, Any]) -> list[str]:
+    """Epoch, loss, samples a second and validation metrics, as far as they are known."""
+    texts: list[str] = []
+    if "epoch" in details:
+        of_all = f"/{details['epochs']}" if "epochs" in details else ""
+        texts.append(f"epoch {details['epoch']}{of_all}")
+    if "loss" in details:
+        texts.append(f"loss {details['loss']:.4g}")
+    if "samples_per_second" in details:
+        texts.append(f"{details['samples_per_second']:.4g} samples/s")
+    metrics = [f"{name} {value:.4g}" for name, value in details.get("validation", {}).items()]
+    if metrics:
+        texts.append(f"validation: {', '.join(metrics)}")
+    return texts
 
 
 def result_table(result: RunResult) -> Table:

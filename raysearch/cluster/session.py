@@ -27,10 +27,41 @@ _PREFLIGHT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class RaySession:
-    """What a run got: whether this process started it, and what the cluster has."""
+    """What a run got.
+
+    Attributes:
+        is_embedded: whether this process started it.
+        resources: what the cluster has.
+        most: what it may grow to; None where that is not known.
+    """
 
     is_embedded: bool
     resources: Mapping[str, float]
+    most: Mapping[str, float] | None = None
+
+    def check_workers(self, num_workers: int, resource: str, each: float) -> None:
+        """Refuse workers that the cluster can never hold together.
+
+        Args:
+            num_workers: of training.
+            resource: "CPU" or "GPU".
+            each: how much of it a worker reserves.
+
+        Raises:
+            PoolError: it can never have as much; states the numbers.
+        """
+        limits = [self.resources.get(resource, 0.0)]
+        if self.most is not None:
+            limits.append(self.most.get(resource, 0.0))
+        elif not self.is_embedded:
+            # A cluster whose autoscaler does not tell its limits may grow.
+            return
+        if num_workers * each > max(limits):
+            raise PoolError(
+                f"training.num_workers asks for {num_workers} workers of {each:g} {resource}, together "
+                f"{num_workers * each:g}, and the cluster has {limits[0]:g} and can grow to {max(limits):g} "
+                f"at most; lower training.num_workers to {int(max(limits) / each)}"
+            )
 
 
 @contextmanager
@@ -100,7 +131,16 @@ def _session(is_embedded: bool, num_cpus: int) -> RaySession:
             resources.get("CPU", 0),
             num_cpus,
         )
-    return RaySession(is_embedded, resources)
+    return RaySession(is_embedded, resources, _most())
+
+
+def _most() -> Mapping[str, float] | None:
+    """What an autoscaler may let the cluster grow to; None where there is none that tells."""
+    # Ray's own libraries read it here; where a later Ray has moved it, it is not known.
+    state = getattr(getattr(ray, "_private", None), "state", None)
+    read = getattr(getattr(state, "state", None), "get_max_resources_from_cluster_config", None)
+    most: Mapping[str, float] | None = None if read is None else read()
+    return most
 
 
 @contextmanager

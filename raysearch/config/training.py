@@ -31,7 +31,10 @@ class TrainingConfig(Section):
             task's loss where it has one, else "distill").
         gradient_checkpointing: whether a repeated block keeps its input alone, and is run a second time in
             the backward pass: less memory for a third more time, and the same values.
-        num_workers: Ray Train workers; fixed for the run, since the global batch depends on it.
+        checkpoint_steps: steps between two checkpoints within an epoch; None: by time alone. There is one
+            after every epoch as well.
+        checkpoint_minutes: minutes between two checkpoints within an epoch, at most.
+        num_workers: Ray Train workers; without `global_batch_size` the samples of a step depend on them.
         cpus_per_worker: CPUs a worker reserves.
         use_gpu: one GPU a worker, NCCL instead of gloo; None: where the fleet computes on GPUs.
         threads: torch threads of a worker.
@@ -49,6 +52,8 @@ class TrainingConfig(Section):
     max_grad_norm: float | None = Field(None, gt=0)
     objective: TrainingObjective = "auto"
     gradient_checkpointing: bool = False
+    checkpoint_steps: int | None = Field(None, ge=1)
+    checkpoint_minutes: float = Field(10.0, gt=0)
     num_workers: int = Field(1, ge=1)
     cpus_per_worker: float = Field(1.0, gt=0)
     use_gpu: bool | None = None
@@ -60,21 +65,20 @@ class TrainingConfig(Section):
         """Whether nothing is trained."""
         return self.epochs == 0 and self.steps is None
 
-    @property
-    def worker_share(self) -> int | None:
-        """Samples of an optimizer step that one worker sees; None: one batch.
+    def share_of_one(self, num_workers: int) -> int | None:
+        """Samples of an optimizer step that one of so many workers sees; None: one batch.
 
         Raises:
             ConfigError: the global batch cannot be divided among the workers.
         """
         if self.global_batch_size is None:
             return None
-        share, rest = divmod(self.global_batch_size, self.num_workers)
+        share, rest = divmod(self.global_batch_size, num_workers)
         if rest:
-            below = share * self.num_workers
-            choices = [str(size) for size in (below, below + self.num_workers) if size]
+            below = share * num_workers
+            choices = [str(size) for size in (below, below + num_workers) if size]
             raise ConfigError(
-                f"training.global_batch_size is {self.global_batch_size}, which {self.num_workers} workers "
+                f"training.global_batch_size is {self.global_batch_size}, which {num_workers} workers "
                 f"cannot share alike; take {' or '.join(choices)}, or another training.num_workers."
             )
         return share
@@ -88,5 +92,13 @@ class TrainingConfig(Section):
         return data
 
 
-LATER = ("steps", "global_batch_size", "warmup_steps", "max_grad_norm", "gradient_checkpointing")
+LATER = (
+    "steps",
+    "global_batch_size",
+    "warmup_steps",
+    "max_grad_norm",
+    "gradient_checkpointing",
+    "checkpoint_steps",
+    "checkpoint_minutes",
+)
 """Settings that runs from before they existed lack."""

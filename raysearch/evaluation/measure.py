@@ -14,6 +14,9 @@ from raysearch.evaluation.joint_divergence import Objective
 from raysearch.evaluation.metric import MetricFunction
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 
+ShardMetrics = tuple[int, dict[str, float]]
+"""Samples of a batch, and the metrics of a model on it."""
+
 RESERVED = ("divergence", "agreement", "loss")
 """Names of what is measured of every model; no metric may have one of them."""
 
@@ -49,17 +52,58 @@ def evaluate_model(
         UnitError: one sample alone does not fit in memory.
         TaskError: outputs of pieces cannot be put together.
     """
+    judged = evaluate_shards(
+        model,
+        batches,
+        forward=forward,
+        divergence=divergence,
+        reference=reference,
+        loss=loss,
+        metrics=metrics,
+    )
+    return mean_over_samples(judged)
+
+
+def evaluate_shards(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    forward: Forward,
+    divergence: Objective,
+    reference: nn.Module | None = None,
+    loss: Loss | None = None,
+    metrics: Mapping[str, MetricFunction] | None = None,
+) -> list[ShardMetrics]:
+    """What `evaluate_model` means over, batch by batch: so several processes can share the batches.
+
+    Args:
+        model: see `evaluate_model`, as the others.
+        batches: the same.
+        forward: the same.
+        divergence: the same.
+        reference: the same.
+        loss: the same.
+        metrics: the same.
+    """
     state = MicrobatchState()
 
     def run(module: nn.Module, batch: Batch) -> Any:
         return run_in_microbatches(lambda part: forward(module, part), batch, state)
 
+    judged: list[ShardMetrics] = []
+    for batch in batches:
+        values = _one(model, batch, run, divergence, reference, loss, metrics or {})
+        judged.append((batch_size(batch), values))
+    return judged
+
+
+def mean_over_samples(judged: Iterable[ShardMetrics]) -> dict[str, float]:
+    """Means over samples, summed in the order of the shards."""
     totals: dict[str, float] = {}
     count = 0
-    for batch in batches:
-        size = batch_size(batch)
+    for size, values in judged:
         count += size
-        for name, value in _one(model, batch, run, divergence, reference, loss, metrics or {}).items():
+        for name, value in values.items():
             totals[name] = totals.get(name, 0.0) + size * value
     return {name: total / count for name, total in totals.items()}
 

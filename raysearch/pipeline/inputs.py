@@ -274,7 +274,7 @@ def _check_settings(task: Task, config: Config) -> None:
     _check_surrogate(config)
     _check_loss(task, config)
     # Refuses a global batch that the workers cannot share.
-    config.training.worker_share  # noqa: B018
+    config.training.share_of_one(config.training.num_workers)
 
 
 def _measured_key(search: SearchConfig) -> str:

@@ -56,7 +56,7 @@ from raysearch.search import (
     write_journal,
 )
 from raysearch.sensitivity import measure_sensitivity
-from raysearch.training import fine_tune
+from raysearch.training import fine_tune, forget_checkpoints
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -284,6 +284,7 @@ class Pipeline:
     ) -> tuple[FineTuneResult, bytes]:
         """What training gave, and its best state."""
         training = self._complete(TRAINING, self._fine_tune, ranges, assignment, refinement)
+        forget_checkpoints(self.store.storage.child("checkpoints"))
         try:
             return training, self.store.load_checkpoint(training.checkpoint)
         except DamagedFileError as error:
@@ -308,15 +309,13 @@ class Pipeline:
         self, ranges: RangeTable, assignment: BitAssignment, refinement: Refinement | None
     ) -> FineTuneResult:
         recipe = make_recipe(self.inputs, ranges, assignment, refinement)
-        epochs = recipe.settings.epochs
         trains = recipe.train is not None and not recipe.settings.is_off
         return fine_tune(
             recipe,
             self.store.save_checkpoint,
             on_ray=self.on_ray and trains,
-            run_name="qat",
-            storage_path=self.store.storage.child("checkpoints").uri,
-            on_epoch=lambda epoch: self.progress.units("training", epoch, epochs),
+            storage=self.store.storage.child("checkpoints"),
+            tell=self.progress.training,
         )
 
     def _evaluate(

@@ -28,10 +28,12 @@ class PoolSession:
     Attributes:
         config: the settings, with the device in force in place of "auto".
         open_pool: starts the workers.
+        trains_on_ray: whether training runs on Ray Train workers, else in this process.
     """
 
     config: Config
     open_pool: OpenPool
+    trains_on_ray: bool
 
 
 class Fleet:
@@ -65,7 +67,7 @@ class Fleet:
 
 
 @contextmanager
-def pool_session(config: Config, address: str) -> Iterator[PoolSession]:
+def pool_session(config: Config, address: str, trains: bool = False) -> Iterator[PoolSession]:
     """What pools are opened on while the session lasts: actors on a Ray, or this process.
 
     Ray lives as long as the session, so training may use it after the pool is closed.
@@ -73,10 +75,12 @@ def pool_session(config: Config, address: str) -> Iterator[PoolSession]:
     Args:
         config: its section `cluster` says how many workers there are and what each has.
         address: "local", "auto" or "HOST[:PORT]", see `raysearch.run`.
+        trains: whether the run will train.
 
     Raises:
         ConfigError: the address cannot be read.
-        PoolError: nothing answers there; or this process is to compute on a GPU, and has none.
+        PoolError: nothing answers there; the cluster can never hold the workers of training; or
+            this process is to compute on a GPU, and has none.
     """
     cluster = config.cluster
     if cluster.workers == 0:
@@ -86,7 +90,7 @@ def pool_session(config: Config, address: str) -> Iterator[PoolSession]:
                 "cluster.device is 'cuda', and this process sees no GPU that torch can use; set it to 'auto' "
                 "or 'cpu', or give workers on a cluster that has GPUs"
             )
-        yield PoolSession(settled, partial(_open_local_pool, deterministic=cluster.deterministic))
+        yield PoolSession(settled, partial(_open_local_pool, deterministic=cluster.deterministic), False)
         return
     from raysearch.cluster.ray_pool import RayPool
     from raysearch.cluster.session import ray_session
@@ -103,7 +107,14 @@ def pool_session(config: Config, address: str) -> Iterator[PoolSession]:
         settings = settled.cluster
         if session.is_embedded:
             settings = shared_gpus(settings, num_gpus)
-        yield PoolSession(settled, partial(RayPool, settings=settings))
+        if trains:
+            training = settled.training
+            session.check_workers(training.num_workers, "CPU", training.cpus_per_worker)
+            if training.use_gpu:
+                session.check_workers(training.num_workers, "GPU", 1.0)
+        # On one machine a single worker computes what this process does, and its start costs more.
+        trains_on_ray = not session.is_embedded or config.training.num_workers > 1
+        yield PoolSession(settled, partial(RayPool, settings=settings), trains_on_ray)
 
 
 def shared_gpus(cluster: ClusterConfig, num_gpus: int) -> ClusterConfig:

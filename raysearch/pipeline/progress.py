@@ -7,13 +7,14 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 from raysearch.artifacts import RunStore, codecs
 from raysearch.errors import DamagedFileError, StorageError
-from raysearch.records import RunStatus
+from raysearch.records import RunStatus, TrainingStatus
 
 _log = logging.getLogger(__name__)
 
@@ -87,23 +88,41 @@ class Progress:
             _log.info("%s took %.1f s", name, time.monotonic() - started)
             self.tell("running", name, done=self._status.done, total=self._status.total)
 
-    def units(self, stage: str, done: int, total: int) -> None:
+    def units(self, stage: str, done: int, total: int, details: Mapping[str, Any] | None = None) -> None:
         """Finished units of a stage, with their rate and the time that the rest will take.
 
         Args:
             stage: the stage, or the part of one.
             done: finished units.
             total: all units, as far as they are known.
+            details: see `RunStatus`.
         """
         now = time.monotonic()
         rate = self._meter.measure(stage, done, now)
-        remaining = round((total - done) / rate, 1) if rate else None
+        remaining = round(max(0, total - done) / rate, 1) if rate and total else None
         status = self._record("running", stage, done, total, "")
-        self._status = replace(status, rate=round(rate, 4), remaining_seconds=remaining)
+        self._status = replace(
+            status, rate=round(rate, 4), remaining_seconds=remaining, details=details or {}
+        )
         self._listener(self._status)
         if now - self._written >= WRITE_EVERY_SECONDS or done == total:
             self._written = now
             self._write()
+
+    def training(self, status: TrainingStatus) -> None:
+        """What training says: its steps are the stage's units."""
+        if status.message:
+            self.tell("running", message=status.message)
+            return
+        details: dict[str, Any] = {"epoch": status.epoch + 1}
+        if status.epochs:
+            details["epochs"] = status.epochs
+        if status.loss is not None:
+            details |= {"loss": status.loss, "learning_rate": status.learning_rate}
+        if status.samples and self._status.rate:
+            details["samples_per_second"] = round(status.samples * self._status.rate, 1)
+        details["validation"] = dict(status.validation)
+        self.units("training", status.step, status.steps, details)
 
     def tell(self, state: str, stage: str = "", done: int = 0, total: int = 0, message: str = "") -> None:
         """Write and tell a change of stage or state.

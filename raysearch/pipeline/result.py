@@ -174,7 +174,7 @@ def _notes(
     notes.extend(broken_promises(inputs.budgets, inputs.setup))
     if store.has(codecs.REUSED):
         notes.append(store.load(codecs.REUSED).describe())
-    notes.append(records.training.note())
+    notes.extend(records.training.notes())
     if store.has(codecs.ROUNDING):
         notes.extend(store.load(codecs.ROUNDING).notes())
     if store.has(codecs.REFINEMENT):

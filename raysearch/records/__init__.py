@@ -38,6 +38,7 @@ from raysearch.records.scheme import Scheme
 from raysearch.records.search import SearchResult, SearchTrial, TrialState, trials_from_table, trials_to_table
 from raysearch.records.sensitivity import Option, OptionEffect, SensitivityTable, Trace
 from raysearch.records.setup import LiveTensor, QuantizerGroup, QuantizerSetup, StoredTensor
+from raysearch.records.training_status import TrainingStatus
 
 __all__ = [
     "COST_KINDS",
@@ -89,6 +90,7 @@ __all__ = [
     "StoredTensor",
     "TargetCheck",
     "Trace",
+    "TrainingStatus",
     "TrialState",
     "check_achievable",
     "compression_ratio",

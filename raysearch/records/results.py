@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ class FineTuneResult:
         monitor: the metric that chose it (lower is better).
         history: metrics per epoch.
         skipped: why no training took place; "" when it did.
+        remarks: what a reader should know of how it went.
     """
 
     checkpoint: str
@@ -35,6 +37,7 @@ class FineTuneResult:
     monitor: str
     history: tuple[EpochMetrics, ...]
     skipped: str = ""
+    remarks: tuple[str, ...] = ()
 
     def note(self) -> str:
         """Why the state is one that no training step has changed; "" when training improved on it."""
@@ -48,9 +51,33 @@ class FineTuneResult:
             f"training.learning_rate may improve on it"
         )
 
+    def notes(self) -> list[str]:
+        """What a reader should know of it: remarks, why nothing was gained, and what the gain cost."""
+        return [*self.remarks, self.note(), self._drift_note()]
+
+    def _drift_note(self) -> str:
+        """That the trained model is farther from the float model than before, where it is; else ""."""
+        if self.best_epoch < 0 or self.monitor == "divergence":
+            return ""
+        before = self.history[0].metrics
+        after = next(entry.metrics for entry in self.history if entry.epoch == self.best_epoch)
+        if not after.get("divergence", 0.0) > before.get("divergence", math.inf):
+            return ""
+        return (
+            f"training lowered the validation {self.monitor} from {before[self.monitor]:.4g} to "
+            f"{after[self.monitor]:.4g}, and moved away from the float model: divergence "
+            f"{before['divergence']:.4g} before, {after['divergence']:.4g} after, agreement "
+            f"{before['agreement']:.4g} and {after['agreement']:.4g}; training.objective = 'distill' trains "
+            f"towards it"
+        )
+
     def to_json(self) -> str:
         """The result as JSON text."""
-        return json.dumps(asdict(self), indent=1)
+        data = asdict(self)
+        # Results of before there were any lack them.
+        if not self.remarks:
+            del data["remarks"]
+        return json.dumps(data, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> FineTuneResult:
@@ -62,7 +89,14 @@ class FineTuneResult:
         try:
             data = json.loads(text)
             history = tuple(EpochMetrics(e["epoch"], e["metrics"]) for e in data["history"])
-            return cls(data["checkpoint"], data["best_epoch"], data["monitor"], history, data["skipped"])
+            return cls(
+                data["checkpoint"],
+                data["best_epoch"],
+                data["monitor"],
+                history,
+                data["skipped"],
+                tuple(data.get("remarks", ())),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(f"finetune.json is damaged: {error!r}.") from error
 

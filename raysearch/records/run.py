@@ -28,6 +28,8 @@ class RunStatus:
         message: the error of a failed run, or a remark.
         rate: units a second over the last minute or so; 0 while unknown.
         remaining_seconds: until the stage's units are done at that rate; None while unknown.
+        details: of training, as far as it is known: "epoch" (from 1), "epochs", "loss", "learning_rate",
+            "samples_per_second", and "validation": metric → value.
     """
 
     run_id: str
@@ -40,10 +42,15 @@ class RunStatus:
     message: str = ""
     rate: float = 0.0
     remaining_seconds: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The status as JSON text."""
-        return json.dumps(asdict(self), indent=1)
+        data = asdict(self)
+        # Statuses of before there were any lack them.
+        if not self.details:
+            del data["details"]
+        return json.dumps(data, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> RunStatus:
@@ -71,6 +78,7 @@ _STATUS_TYPES: dict[str, tuple[type, ...]] = {
     "message": (str,),
     "rate": (int, float),
     "remaining_seconds": (int, float, NoneType),
+    "details": (dict,),
 }
 
 

@@ -5,40 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
+from raysearch.artifacts import Storage
 from raysearch.controller import QuantizationController
 from raysearch.determinism import GeneratorStates, reproducible
 from raysearch.records import FineTuneResult
-from raysearch.training.loop import CALIBRATED, Progress, train
+from raysearch.training.context import ProcessContext, Tell, silent
+from raysearch.training.loop import train
+from raysearch.training.progress import CALIBRATED, RUNNING, CheckpointFolder, Progress
 from raysearch.training.recipe import Recipe
 from raysearch.training.state import load_state, state_bytes
 
 CHECKPOINT = "best.safetensors"
-
-
-class ProcessContext:
-    """The loop alone in this process."""
-
-    rank = 0
-    world = 1
-
-    def __init__(self, use_gpu: bool, on_epoch: Callable[[int], None]) -> None:
-        kind = "cuda" if use_gpu and torch.cuda.is_available() else "cpu"
-        self.device = torch.device(kind)
-        self._on_epoch = on_epoch
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """The model as it is."""
-        return model
-
-    def resume(self) -> Progress | None:
-        """Nothing: a loop in this process starts over, with the same result."""
-        return None
-
-    def report(self, progress: Progress) -> None:
-        """Tell how many epochs are done."""
-        self._on_epoch(progress.next_epoch)
 
 
 def fine_tune(
@@ -46,9 +24,8 @@ def fine_tune(
     save: Callable[[str, bytes], None],
     *,
     on_ray: bool,
-    run_name: str,
-    storage_path: str,
-    on_epoch: Callable[[int], None] = lambda epoch: None,
+    storage: Storage | None = None,
+    tell: Tell = silent,
 ) -> FineTuneResult:
     """Train the quantized model and save its best state.
 
@@ -60,9 +37,9 @@ def fine_tune(
         recipe: what to train and how.
         save: writes a checkpoint by name into the run's folder.
         on_ray: on Ray Train workers (DDP; gloo on CPU, NCCL on GPU), else in this process.
-        run_name: name of the Ray Train run; the same name goes on where a killed driver left.
-        storage_path: absolute path or URI for Ray Train's own checkpoints; shared by all nodes.
-        on_epoch: called with the number of finished epochs.
+        storage: where the checkpoints go from which a training that was cut goes on, shared by all nodes;
+            only in this process it may be None, which keeps none.
+        tell: is given the status of training whenever it changes, from another thread with Ray.
 
     Raises:
         ConfigError: the objective needs a loss that the task lacks.
@@ -78,25 +55,36 @@ def fine_tune(
         return FineTuneResult(CHECKPOINT, CALIBRATED, "", (), skipped)
     # Read before training: it refuses an objective that the task cannot have.
     monitor = recipe.monitor
-    if on_ray:
+    if on_ray and storage is not None:
         from raysearch.training.launch import train_on_ray
 
-        progress = train_on_ray(recipe, run_name, storage_path)
-        on_epoch(progress.next_epoch)
+        progress = train_on_ray(recipe, storage, tell)
     else:
-        progress = _train_here(recipe, on_epoch)
+        folder = CheckpointFolder(None if storage is None else storage.child(RUNNING))
+        progress = _train_here(recipe, ProcessContext(bool(recipe.settings.use_gpu), tell, folder))
     save(CHECKPOINT, progress.best_state)
-    return FineTuneResult(CHECKPOINT, progress.best_epoch, monitor, tuple(progress.history))
+    return FineTuneResult(
+        CHECKPOINT,
+        progress.best_epoch,
+        monitor,
+        tuple(progress.history),
+        remarks=tuple(progress.remarks),
+    )
 
 
-def _train_here(recipe: Recipe, on_epoch: Callable[[int], None]) -> Progress:
+def forget_checkpoints(storage: Storage) -> None:
+    """Delete what only a training that is going on needs."""
+    storage.delete_dir(RUNNING)
+
+
+def _train_here(recipe: Recipe, context: ProcessContext) -> Progress:
     """Train in this process, whose threads, generators and algorithms are put back."""
     threads = torch.get_num_threads()
     generators = GeneratorStates.now()
     torch.set_num_threads(recipe.settings.threads)
     try:
         with reproducible(recipe.deterministic, warn_only=True):
-            return train(recipe, ProcessContext(bool(recipe.settings.use_gpu), on_epoch))
+            return train(recipe, context)
     finally:
         generators.restore()
         torch.set_num_threads(threads)

@@ -1,41 +1,59 @@
-"""Launch the training loop on Ray Train workers."""
+"""Launch the training loop on Ray Train workers, and follow it."""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from dataclasses import asdict
-from pathlib import Path
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
+from raysearch.artifacts import Storage
 from raysearch.cluster.shipping import dumps, loads
+from raysearch.config import TrainingConfig
 from raysearch.determinism import set_reproducible
 from raysearch.errors import RaysearchError, TrainingError
-from raysearch.records import EpochMetrics
-from raysearch.training.loop import Progress, train
+from raysearch.records import TrainingStatus
+from raysearch.training.context import Tell
+from raysearch.training.loop import train
+from raysearch.training.progress import RUNNING, CheckpointFolder, Progress
 from raysearch.training.recipe import Recipe
 
+TELL_EVERY_SECONDS = 0.5
+WAITING_SECONDS = 10.0
+"""After which it is told what the workers wait for."""
 
-def train_on_ray(recipe: Recipe, run_name: str, storage_path: str) -> Progress:
+RAY_RUN = "qat"
+"""The name of the Ray Train run below the storage."""
+
+UNUSED = "unused-parameters"
+"""A file that says that a batch left parameters without a gradient."""
+FAILED = "failure.txt"
+"""A file that says why training would fail again."""
+
+
+def train_on_ray(recipe: Recipe, storage: Storage, tell: Tell) -> Progress:
     """Run `train` on `settings.num_workers` Ray Train workers in one process group.
 
-    The recipe goes to the workers once, through the object store. Rank 0 reports a checkpoint an epoch;
-    a lost worker, or a killed driver that calls again with the same name, goes on from the last one.
+    The recipe goes to the workers once, through the object store. Rank 0 writes the checkpoints; a lost
+    worker, or a killed driver that calls again with the same storage, goes on from the last one, on as many
+    workers as there are then.
 
     Args:
         recipe: what to train and how.
-        run_name: of the Ray Train run, by which its last checkpoint is found again.
-        storage_path: absolute path or URI of the checkpoints; shared by all nodes.
+        storage: of the checkpoints; shared by all nodes.
+        tell: is given the status of training, from another thread.
 
     Raises:
         TrainingError: the objective became NaN, or the worker group failed more than
             `settings.max_failures` times.
     """
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     settings = recipe.settings
@@ -46,33 +64,125 @@ def train_on_ray(recipe: Recipe, run_name: str, storage_path: str) -> Progress:
         resources_per_worker={"CPU": settings.cpus_per_worker},
     )
     run_config = RunConfig(
-        name=run_name,
-        storage_path=storage_path,
+        name=RAY_RUN,
+        storage_path=storage.uri,
         failure_config=FailureConfig(max_failures=settings.max_failures),
-        checkpoint_config=CheckpointConfig(num_to_keep=2),
     )
     backend = "nccl" if settings.use_gpu else "gloo"
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"recipe": [shipped]},
-        scaling_config=scaling,
-        torch_config=TorchConfig(backend=backend),
-        run_config=run_config,
-    )
-    try:
-        result = trainer.fit()
-    except Exception as error:
-        raise TrainingError(f"Ray Train gave up: {_innermost(error)}") from error
+    folder = storage.child(RUNNING)
+    if folder.exists(FAILED):
+        folder.delete_file(FAILED)
+    with _in_own_folder(), _followed(settings, tell) as board:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"recipe": [shipped], "folder": folder.uri, "board": board},
+            scaling_config=scaling,
+            torch_config=TorchConfig(backend=backend),
+            run_config=run_config,
+        )
+        try:
+            result = trainer.fit()
+        except Exception as error:
+            raise TrainingError(f"Ray Train gave up: {_innermost(error)}") from error
     reason = getattr(result, "return_value", "")
     if reason:
         raise TrainingError(str(reason))
-    if result.checkpoint is None:
+    latest = CheckpointFolder(folder).latest()
+    if latest is None:
         raise TrainingError("Ray Train ended without a checkpoint; see its log in the run's folder.")
-    with result.checkpoint.as_directory() as folder:
-        progress = read_progress(Path(folder))
-    if settings.steps is None and progress.next_epoch < settings.epochs:
-        raise TrainingError(f"Ray Train ended after {progress.next_epoch} of {settings.epochs} epochs.")
-    return progress
+    return latest[0]
+
+
+@contextmanager
+def _in_own_folder() -> Iterator[None]:
+    """Workers stay in the folder that they start in, as the fleet's do: data may name relative paths."""
+    name = "RAY_CHDIR_TO_TRIAL_DIR"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+class Board:
+    """Where rank 0 writes how far training is, and the driver reads it; an actor."""
+
+    def __init__(self) -> None:
+        self._status: TrainingStatus | None = None
+
+    def write(self, status: TrainingStatus) -> None:
+        """Replace what was written before."""
+        self._status = status
+
+    def read(self) -> TrainingStatus | None:
+        """What was written last."""
+        return self._status
+
+
+@contextmanager
+def _followed(settings: TrainingConfig, tell: Tell) -> Iterator[Any]:
+    """A board that is read, and passed on, while the context lasts."""
+    import ray
+
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    is_over = threading.Event()
+    follower = threading.Thread(target=_follow, args=(board, settings, tell, is_over), daemon=True)
+    follower.start()
+    try:
+        yield board
+    finally:
+        is_over.set()
+        follower.join()
+        ray.kill(board)
+
+
+def _follow(board: Any, settings: TrainingConfig, tell: Tell, is_over: threading.Event) -> None:
+    """Pass on what the board says until it is over, once more then.
+
+    Args:
+        board: the actor.
+        settings: what the workers want.
+        tell: is given what is new.
+        is_over: set when training ended.
+    """
+    import ray
+
+    started = time.monotonic()
+    last: TrainingStatus | None = None
+    is_told = False
+    while True:
+        ends = is_over.wait(TELL_EVERY_SECONDS)
+        try:
+            status = ray.get(board.read.remote(), timeout=WAITING_SECONDS)
+        except ray.exceptions.RayError:
+            # The board may be lost with its node; training goes on without.
+            status = last
+        if status is not None and status != last:
+            tell(status)
+            last = status
+        if ends:
+            return
+        if last is None and not is_told and time.monotonic() - started > WAITING_SECONDS:
+            is_told = True
+            tell(TrainingStatus(message=_waiting(settings)))
+
+
+def _waiting(settings: TrainingConfig) -> str:
+    """What the workers wait for, in numbers."""
+    import ray
+
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    present: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    kind = "GPU" if settings.use_gpu else "CPU"
+    each = 1.0 if settings.use_gpu else settings.cpus_per_worker
+    return (
+        f"training waits for {settings.num_workers} workers of {each:g} {kind}: the cluster has "
+        f"{present.get(kind, 0):g}, {free.get(kind, 0):g} of them free"
+    )
 
 
 def _worker(config: dict[str, Any]) -> Any:
@@ -82,22 +192,36 @@ def _worker(config: dict[str, Any]) -> Any:
     recipe: Recipe = loads(ray.get(config["recipe"][0]))
     torch.set_num_threads(recipe.settings.threads)
     set_reproducible(recipe.deterministic, warn_only=True)
-    context = RayContext()
+    storage = Storage(config["folder"])
+    if storage.exists(FAILED):
+        return storage.read_bytes(FAILED).decode()
+    context = RayContext(storage, config["board"])
     try:
         train(recipe, context)
     except RaysearchError as error:
         # It would fail again, so Ray must not try again. In a group the other ranks wait for this one in
-        # a collective call: there it must fail, so that Ray ends them all.
+        # a collective call: there it must fail, so that Ray ends them all, and starts them once more, when
+        # they read why.
         if context.world > 1:
+            storage.write_bytes(FAILED, str(error).encode())
             raise
         return str(error)
+    except RuntimeError as error:
+        if "finished reduction" in str(error):
+            context.remember_unused()
+        raise
     return ""
 
 
 class RayContext:
-    """One rank of a Ray Train worker group."""
+    """One rank of a Ray Train worker group.
 
-    def __init__(self) -> None:
+    Args:
+        storage: of the checkpoints.
+        board: an actor, see `Board`.
+    """
+
+    def __init__(self, storage: Storage, board: Any) -> None:
         from ray import train as ray_train
         from ray.train.torch import get_device
 
@@ -105,67 +229,49 @@ class RayContext:
         self.rank = context.get_world_rank()
         self.world = context.get_world_size()
         self.device: torch.device = get_device()
+        self.folder = CheckpointFolder(storage)
+        self._storage = storage
+        self._board = board
+        self._told = 0.0
 
-    def prepare(self, model: nn.Module) -> nn.Module:
+    def prepare(self, objective: nn.Module, has_unused: Callable[[], bool]) -> nn.Module:
         """DistributedDataParallel when there is more than one rank."""
         from ray.train.torch import prepare_model
 
-        # A branch that a batch does not take leaves parameters without a gradient on that rank.
-        options = {"find_unused_parameters": True} if self.world > 1 else None
-        wrapped: nn.Module = prepare_model(model, parallel_strategy_kwargs=options)
+        options = None
+        if self.world > 1:
+            # A branch that a batch does not take leaves parameters without a gradient on that rank. To look
+            # for them costs a walk of the graph at every step.
+            options = {"find_unused_parameters": self._storage.exists(UNUSED) or has_unused()}
+        wrapped: nn.Module = prepare_model(objective, parallel_strategy_kwargs=options)
         return wrapped
 
-    def resume(self) -> Progress | None:
-        """The last checkpoint of this run, if there is one."""
-        from ray import train as ray_train
+    def remember_unused(self) -> None:
+        """Look for parameters without a gradient from the next start on: a batch left some."""
+        self._storage.write_bytes(UNUSED, b"")
 
-        checkpoint = ray_train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        with checkpoint.as_directory() as folder:
-            return read_progress(Path(folder))
+    def tell(self, status: TrainingStatus) -> None:
+        """Write it on the board, from rank 0 and now and then."""
+        now = time.monotonic()
+        is_last = status.steps and status.step == status.steps
+        if self.rank == 0 and (is_last or now - self._told >= TELL_EVERY_SECONDS):
+            self._told = now
+            self._board.write.remote(status)
 
-    def report(self, progress: Progress) -> None:
-        """A barrier: every rank calls it once an epoch, rank 0 with the checkpoint."""
-        from ray import train as ray_train
+    def gather(self, values: list[Any]) -> list[list[Any]]:
+        """What each rank gives, on all of them, in the order of ranks."""
+        if self.world == 1:
+            return [values]
+        gathered: list[list[Any]] = [[] for _ in range(self.world)]
+        distributed.all_gather_object(gathered, values)
+        return gathered
 
-        metrics = dict(progress.history[-1].metrics)
-        if self.rank != 0:
-            ray_train.report(metrics)
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank the buffers of rank 0: each has statistics of its own batches."""
+        if self.world == 1:
             return
-        with tempfile.TemporaryDirectory() as folder:
-            write_progress(progress, Path(folder))
-            ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(folder))
-
-
-def write_progress(progress: Progress, folder: Path) -> None:
-    """A checkpoint folder: states as safetensors, the rest as JSON."""
-    (folder / "state.safetensors").write_bytes(progress.state)
-    (folder / "best.safetensors").write_bytes(progress.best_state)
-    (folder / "optimizer.safetensors").write_bytes(progress.optimizer)
-    history = [asdict(entry) for entry in progress.history]
-    summary = {
-        "next_epoch": progress.next_epoch,
-        "step": progress.step,
-        "best_epoch": progress.best_epoch,
-        "history": history,
-    }
-    (folder / "progress.json").write_text(json.dumps(summary))
-
-
-def read_progress(folder: Path) -> Progress:
-    """Read what `write_progress` wrote."""
-    summary = json.loads((folder / "progress.json").read_text())
-    history = [EpochMetrics(entry["epoch"], entry["metrics"]) for entry in summary["history"]]
-    return Progress(
-        next_epoch=summary["next_epoch"],
-        step=summary["step"],
-        history=history,
-        best_epoch=summary["best_epoch"],
-        best_state=(folder / "best.safetensors").read_bytes(),
-        state=(folder / "state.safetensors").read_bytes(),
-        optimizer=(folder / "optimizer.safetensors").read_bytes(),
-    )
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, 0)
 
 
 def _innermost(error: BaseException) -> str:

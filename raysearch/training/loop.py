@@ -3,76 +3,41 @@
 from __future__ import annotations
 
 import math
-import warnings
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
-import torch
-from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
-from raysearch.determinism import GeneratorStates
-from raysearch.evaluation import evaluate_model, training_batches
-from raysearch.evaluation.batches import batch_size, take
+from raysearch.artifacts.run_record import first_difference
+from raysearch.errors import TrainingError
+from raysearch.evaluation import training_batches
 from raysearch.evaluation.model.copies import private_copy
-from raysearch.records import EpochMetrics
+from raysearch.records import EpochMetrics, TrainingStatus
 from raysearch.seeding import derive_seed
+from raysearch.training.buffers import Buffers
+from raysearch.training.context import Context
 from raysearch.training.objective import Objective
 from raysearch.training.optimizer import Optimizer
+from raysearch.training.progress import CALIBRATED, Progress
 from raysearch.training.recipe import Recipe
 from raysearch.training.schedule import Schedule
-from raysearch.training.state import load_state, state_bytes
-from raysearch.training.step import Rank, Stepper, place
+from raysearch.training.state import put_state, state_bytes, state_tensors
+from raysearch.training.step import ADVICE, Step, Stepper
+from raysearch.training.trial_step import be_as_strict_as_possible, leaves_parameters_unused
+from raysearch.training.validation import validate
 
-CALIBRATED = -1
-"""The epoch by which the calibrated model goes that no step has changed yet."""
+_MODEL, _OPTIMIZER = "model", "optimizer"
 
-
-@dataclass
-class Progress:
-    """Everything a loop needs to go on after an interruption.
-
-    Attributes:
-        next_epoch: the first epoch that is not done.
-        step: optimizer steps that are done.
-        history: metrics per epoch; the first is of the calibrated model.
-        best_epoch: the epoch with the least monitored value.
-        best_state: the model's state after it, as safetensors bytes.
-        state: the model's state now.
-        optimizer: the optimizer's state now, as safetensors bytes.
-    """
-
-    next_epoch: int = 0
-    step: int = 0
-    history: list[EpochMetrics] = field(default_factory=list)
-    best_epoch: int = CALIBRATED
-    best_state: bytes = b""
-    state: bytes = b""
-    optimizer: bytes = b""
-
-
-class Context(Rank, Protocol):
-    """Where the loop runs: alone in a process, or as one rank of a Ray Train worker group."""
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Wrap the model for the group."""
-        ...
-
-    def resume(self) -> Progress | None:
-        """What an interrupted loop left, if anything."""
-        ...
-
-    def report(self, progress: Progress) -> None:
-        """Called by every rank after every epoch."""
-        ...
+LAYOUT = ("batch_size", "global_batch_size", "num_workers")
+"""Settings that say which samples a step sees."""
 
 
 def train(recipe: Recipe, context: Context) -> Progress:
     """Train the recipe's quantized model; the best epoch may be the calibrated model itself (`CALIBRATED`).
 
     Every random draw of a batch comes from (seed, epoch, rank, batch), so an interrupted loop that goes on
-    gives what an uninterrupted one gives.
+    from its checkpoint gives what an uninterrupted one gives.
 
     Cost per batch: one forward and backward of the quantized model; with "distill" one float forward more.
 
@@ -81,119 +46,173 @@ def train(recipe: Recipe, context: Context) -> Progress:
         context: the rank that this process is.
 
     Returns:
-        The state after the last epoch, with the best state and every epoch's metrics.
+        How far it came, with the best state and every epoch's metrics.
 
     Raises:
         ConfigError: the settings contradict each other or the data.
+        StorageError: a checkpoint cannot be written, or is of another setup.
         TrainingError: the objective became NaN, or there is no batch; states the epoch and step.
     """
-    settings = recipe.settings
-    controller = recipe.build()
-    model = controller.model.to(context.device)
-    teacher = private_copy(recipe.model).to(context.device).eval().requires_grad_(False)
-    # Before an earlier state is loaded: a scale's rate is relative to its size at the start.
-    optimizer = Optimizer(controller, settings)
-    progress = context.resume() or Progress()
-    if progress.state:
-        load_state(model, progress.state)
-    else:
-        _record(progress, recipe, model, teacher, CALIBRATED)
-    if progress.optimizer:
-        optimizer.load(load(progress.optimizer))
-    if recipe.deterministic and context.device.type != "cpu":
-        be_as_strict_as_possible(recipe, teacher, context.device)
-    objective = context.prepare(Objective(recipe, model, teacher))
-    buffers = _buffers(model)
-    seed = derive_seed(recipe.seed, "training", "order")
-    batches = training_batches(
-        recipe.train, settings.batch_size, seed, context.rank, context.world, settings.worker_share
-    )
-    schedule = Schedule(settings, batches.num_batches)
-    stepper = Stepper(recipe, context, objective, optimizer, schedule)
-    if batches.num_batches is None and progress.next_epoch:
-        schedule.steps_per_epoch = progress.step // progress.next_epoch
-    while not schedule.is_over(progress.next_epoch, progress.step):
-        epoch = progress.next_epoch
-        progress.step = stepper.train_epoch(batches(epoch), epoch, progress.step)
-        _put_back_remade(model, buffers)
-        _record(progress, recipe, model, teacher, epoch)
-        progress.next_epoch = epoch + 1
-        progress.state = state_bytes(model)
-        progress.optimizer = save(optimizer.tensors())
-        context.report(progress)
-    return progress
+    return Training(recipe, context).run()
 
 
-def be_as_strict_as_possible(recipe: Recipe, teacher: nn.Module, device: torch.device) -> None:
-    """Refuse operations without a deterministic form from now on; where training needs one, warn of it once.
-
-    Merely to be warned does not suffice everywhere: the backward of a fused attention is deterministic only
-    where anything else is refused. A refusal after hours of measuring would strand the run, so one backward
-    of two samples is tried before, on a model of its own.
+class Training:
+    """One training on one rank.
 
     Args:
-        recipe: builds the model, and has the validation samples that are tried.
-        teacher: the float model, on `device`.
-        device: where training runs.
+        recipe: what to train and how.
+        context: the rank that this process is.
+
+    Attributes:
+        model: the quantized model.
+        progress: how far it is.
     """
-    torch.use_deterministic_algorithms(True)
-    batch = take(recipe.validation[0], 0, 2)
-    if batch_size(batch) < 2:
-        # BatchNorm cannot train on a single sample, so nothing can be tried.
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        return
-    objective = Objective(recipe, recipe.build().model.to(device), teacher).train()
-    generators = GeneratorStates.now()
-    try:
-        objective(place(batch, device)).backward()
-    except RuntimeError as error:
-        if "deterministic" not in str(error):
-            raise
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        warnings.warn(
-            f"training twice may differ in the last digits, since an operation has no deterministic form: "
-            f"{str(error).splitlines()[0]}",
-            stacklevel=2,
+
+    def __init__(self, recipe: Recipe, context: Context) -> None:
+        settings = recipe.settings
+        self._recipe = recipe
+        self._context = context
+        controller = recipe.build()
+        self.model = controller.model.to(context.device)
+        self._teacher = private_copy(recipe.model).to(context.device).eval().requires_grad_(False)
+        # Before an earlier state is loaded: a scale's rate is relative to its size at the start.
+        self._optimizer = Optimizer(controller, settings)
+        self.progress = Progress(settings=settings.fixed())
+        self._resume()
+        if recipe.deterministic and context.device.type != "cpu":
+            be_as_strict_as_possible(recipe, self._teacher, context.device)
+        objective = context.prepare(
+            Objective(recipe, self.model, self._teacher),
+            lambda: leaves_parameters_unused(recipe, self._teacher, context.device),
         )
-    finally:
-        generators.restore()
+        self._buffers = Buffers(self.model)
+        seed = derive_seed(recipe.seed, "training", "order")
+        share = settings.share_of_one(context.world)
+        self._batches = training_batches(
+            recipe.train, settings.batch_size, seed, context.rank, context.world, share
+        )
+        self._schedule = Schedule(settings, self._batches.num_batches)
+        self._stepper = Stepper(recipe, context, objective, self._optimizer, self._schedule)
+        self._saved_at = time.monotonic()
+
+    def run(self) -> Progress:
+        """Train until the schedule is over."""
+        progress = self.progress
+        if not progress.history:
+            self._validate(CALIBRATED)
+        if progress.next_epoch:
+            self._schedule.see_epoch_of(progress.step // progress.next_epoch)
+        while not self._schedule.is_over(progress.next_epoch, progress.step):
+            self._train_epoch(progress.next_epoch)
+            self._validate(progress.next_epoch)
+            progress.next_epoch += 1
+            progress.epoch_steps = 0
+            self._save()
+        return progress
+
+    def _train_epoch(self, epoch: int) -> None:
+        progress = self.progress
+        steps = self._stepper.steps(self._batches(epoch), epoch, progress.step, progress.epoch_steps)
+        for step in steps:
+            progress.step += 1
+            progress.epoch_steps += 1
+            self._tell(epoch, step)
+            if self._schedule.ends_with(progress.step):
+                break
+            if self._is_checkpoint_due():
+                self._save()
+        if not progress.epoch_steps:
+            raise TrainingError(
+                f"the training data gave no batch to worker {self._context.rank + 1} of "
+                f"{self._context.world}; pass data with at least one batch a worker."
+            )
+        self._schedule.see_epoch_of(progress.epoch_steps)
+        self._buffers.put_back_remade()
+
+    def _validate(self, epoch: int) -> None:
+        """Evaluate the model as it is after an epoch, and keep its state if it is the best so far."""
+        progress, monitor = self.progress, self._recipe.monitor
+        self._context.share_buffers(self.model)
+        metrics = validate(self._recipe, self._context, self.model, self._teacher)
+        monitored = metrics[monitor]
+        # NaN compares false with everything: an epoch that has it is never the best, and never blocks
+        # another.
+        earlier = [entry.metrics[monitor] for entry in progress.history]
+        best = min((value for value in earlier if not math.isnan(value)), default=math.inf)
+        progress.history.append(EpochMetrics(epoch, metrics))
+        if monitored < best or len(progress.history) == 1:
+            progress.best_epoch = epoch
+            progress.best_step = progress.step
+            # Rank 0 alone writes it.
+            progress.best_state = b"" if self._context.rank else state_bytes(self.model)
+        self._tell(epoch)
+
+    def _tell(self, epoch: int, step: Step | None = None) -> None:
+        settings, progress = self._recipe.settings, self.progress
+        status = TrainingStatus(
+            epoch=max(epoch, 0),
+            epochs=0 if settings.steps else settings.epochs,
+            step=progress.step,
+            steps=self._schedule.total or 0,
+            samples=step.samples * self._context.world if step else 0,
+            loss=step.loss if step else None,
+            learning_rate=self._optimizer.learning_rate,
+            validation=progress.history[-1].metrics if progress.history else {},
+        )
+        self._context.tell(status)
+
+    def _is_checkpoint_due(self) -> bool:
+        settings = self._recipe.settings
+        if settings.checkpoint_steps and self.progress.step % settings.checkpoint_steps == 0:
+            return True
+        return time.monotonic() - self._saved_at >= 60 * settings.checkpoint_minutes
+
+    def _save(self) -> None:
+        """Write a checkpoint; rank 0 alone, whose state is everybody's."""
+        self._saved_at = time.monotonic()
+        if self._context.rank:
+            return
+        self._buffers.put_back_remade()
+        state = state_tensors(self.model)
+        for name, parameter in self.model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise TrainingError(
+                    f"'{name}' is not finite after step {self.progress.step}, learning rate "
+                    f"{self._optimizer.learning_rate:.3g}. {ADVICE}"
+                )
+        tensors = _prefixed(_MODEL, state) | _prefixed(_OPTIMIZER, self._optimizer.tensors())
+        self._context.folder.save(self.progress, tensors)
+
+    def _resume(self) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        latest = self._context.folder.latest()
+        if latest is None:
+            return
+        settings = self._recipe.settings.fixed()
+        self.progress, tensors = latest
+        put_state(self.model, _below(_MODEL, tensors))
+        self._optimizer.load(_below(_OPTIMIZER, tensors))
+        before = self.progress.settings
+        difference = first_difference(before, settings)
+        if difference is not None:
+            self.progress.remarks.append(
+                f"training went on from step {self.progress.step} with other settings: training.{difference}"
+            )
+        if any(before.get(name) != settings.get(name) for name in LAYOUT):
+            self._keep_place(before, settings)
+        self.progress.settings = settings
+
+    def _keep_place(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """The place in the epoch, where steps see the same samples as before; else the epoch's beginning."""
+        is_kept = "global_batch_size" in now and before.get("global_batch_size") == now["global_batch_size"]
+        if not is_kept:
+            self.progress.epoch_steps = 0
 
 
-def _buffers(model: nn.Module) -> dict[tuple[nn.Module, str], Tensor | None]:
-    return {(module, key): buffer for module in model.modules() for key, buffer in module._buffers.items()}
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}:{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _put_back_remade(model: nn.Module, before: Mapping[tuple[nn.Module, str], Tensor | None]) -> None:
-    """Put back buffers that a forward made anew in another shape: what it keeps of a batch is no state."""
-    for (module, key), buffer in _buffers(model).items():
-        if (module, key) not in before:
-            del module._buffers[key]
-            continue
-        earlier = before[module, key]
-        shapes = [None if tensor is None else tensor.shape for tensor in (earlier, buffer)]
-        if shapes[0] != shapes[1]:
-            module._buffers[key] = earlier
-
-
-def _record(progress: Progress, recipe: Recipe, model: nn.Module, teacher: nn.Module, epoch: int) -> None:
-    """Evaluate the model as it is after an epoch, and keep its state if it is the best so far."""
-    device = next(model.parameters()).device
-    # One at a time: all validation samples together need not fit on a GPU.
-    shards = (place(batch, device) for batch in recipe.validation)
-    metrics = evaluate_model(
-        model,
-        shards,
-        forward=recipe.forward,
-        divergence=recipe.divergence,
-        reference=teacher,
-        loss=recipe.loss,
-        metrics=recipe.metrics,
-    )
-    monitored = metrics[recipe.monitor]
-    # NaN compares false with everything: an epoch that has it is never the best, and never blocks another.
-    earlier = [entry.metrics[recipe.monitor] for entry in progress.history]
-    best = min((value for value in earlier if not math.isnan(value)), default=math.inf)
-    progress.history.append(EpochMetrics(epoch, metrics))
-    if monitored < best or not progress.best_state:
-        progress.best_epoch = epoch
-        progress.best_state = state_bytes(model)
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{prefix}:"
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}

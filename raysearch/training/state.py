@@ -13,7 +13,12 @@ from raysearch.errors import StorageError
 
 
 def state_bytes(model: nn.Module) -> bytes:
-    """Every tensor of the state dict; of tensors that share memory only the first is stored.
+    """What `state_tensors` gives, in the safetensors format."""
+    return bytes(save(state_tensors(model)))
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of every tensor of the state dict on the CPU; of tensors that share memory only the first.
 
     Extra state that is no tensor is left out: a model of the same build has its own.
     """
@@ -26,7 +31,7 @@ def state_bytes(model: nn.Module) -> bytes:
             continue
         stored.add(memory)
         tensors[name] = value.detach().cpu().contiguous().clone()
-    return bytes(save(tensors))
+    return tensors
 
 
 def load_state(model: nn.Module, data: bytes) -> None:
@@ -41,6 +46,15 @@ def load_state(model: nn.Module, data: bytes) -> None:
         raise StorageError(
             f"the checkpoint is damaged: {error}. Run with --resume to train again."
         ) from error
+    put_state(model, tensors)
+
+
+def put_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `state_tensors` took from a model of the same build.
+
+    Raises:
+        StorageError: the tensors belong to another model; names them.
+    """
     own = _tensors(model)
     unknown = sorted(set(tensors) - set(own))
     missing = _missing(own, tensors)

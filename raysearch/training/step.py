@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,18 +13,30 @@ from torch import nn
 from raysearch.errors import TrainingError
 from raysearch.evaluation import Batch, batch_size
 from raysearch.evaluation.batches import check_finite, map_tensors
+from raysearch.training.context import Context
 from raysearch.training.feed import Draws, drawn, in_steps
 from raysearch.training.optimizer import Optimizer
 from raysearch.training.recipe import Recipe
 from raysearch.training.schedule import Schedule
 
+ADVICE = (
+    "The last checkpoint is from before: `--resume` with a lower training.learning_rate or "
+    "training.scale_learning_rate (--set) goes on from it."
+)
+"""What to do when training diverged."""
 
-class Rank(Protocol):
-    """This process among those that train together."""
 
-    rank: int
-    world: int
-    device: torch.device
+@dataclass(frozen=True)
+class Step:
+    """What an optimizer step was.
+
+    Attributes:
+        loss: the objective, a mean over its samples.
+        samples: that this rank saw.
+    """
+
+    loss: float
+    samples: int
 
 
 class Stepper:
@@ -32,84 +44,76 @@ class Stepper:
 
     Args:
         recipe: what to train and how.
-        rank: this process.
+        context: this process.
         objective: the objective of a batch, wrapped for the group.
         optimizer: of its parameters.
         schedule: of the learning rates.
     """
 
     def __init__(
-        self, recipe: Recipe, rank: Rank, objective: nn.Module, optimizer: Optimizer, schedule: Schedule
+        self, recipe: Recipe, context: Context, objective: nn.Module, optimizer: Optimizer, schedule: Schedule
     ) -> None:
         self._recipe = recipe
-        self._rank = rank
+        self._context = context
         self._objective = objective
         self._optimizer = optimizer
         self._schedule = schedule
 
-    def train_epoch(self, batches: Iterable[Batch], epoch: int, step: int) -> int:
-        """Take the steps of an epoch, or as many as are left.
+    def steps(self, batches: Iterable[Batch], epoch: int, step: int, first: int) -> Iterator[Step]:
+        """Take the steps of an epoch, one each time that the next is asked for.
 
         Args:
             batches: of the epoch and this rank.
             epoch: which one.
-            step: optimizer steps that are done.
-
-        Returns:
-            The optimizer steps that are done then.
+            step: optimizer steps that are done in all.
+            first: optimizer steps of this epoch that are done.
 
         Raises:
-            TrainingError: the objective is not finite, or there is no batch.
+            TrainingError: the objective is not finite.
         """
-        settings = self._recipe.settings
-        draws = Draws(self._recipe.seed, epoch, self._rank.rank)
+        draws = Draws(self._recipe.seed, epoch, self._context.rank)
         self._objective.train()
-        first_step = step
         index = 0
-        for parts in in_steps(drawn(batches, draws), settings.worker_share):
-            if step == first_step:
+        shares = in_steps(drawn(batches, draws), self._recipe.settings.share_of_one(self._context.world))
+        for place_in_epoch, parts in enumerate(shares):
+            if place_in_epoch == 0:
                 self._schedule.see_step_of(len(parts))
-            self._take(parts, draws, index, epoch, step)
+            if place_in_epoch >= first:
+                self._optimizer.set_factor(self._schedule.factor(step))
+                yield self._take(parts, draws, epoch, index)
+                step += 1
             index += len(parts)
-            step += 1
-            if self._schedule.ends_with(step):
-                break
-        if step == first_step:
-            raise TrainingError(
-                "the training data gave no batch; pass data with at least one batch a worker."
-            )
-        self._schedule.see_epoch_of(step - first_step)
-        return step
 
-    def _take(self, parts: list[Batch], draws: Draws, index: int, epoch: int, step: int) -> None:
+    def _take(self, parts: list[Batch], draws: Draws, epoch: int, index: int) -> Step:
         """One step.
 
         Args:
             parts: its batches, whose gradients are accumulated.
             draws: the seeds of the epoch.
-            index: of the first batch in the epoch.
             epoch: the epoch.
-            step: optimizer steps before this one.
+            index: of the first batch in the epoch.
         """
-        self._optimizer.set_factor(self._schedule.factor(step))
         self._optimizer.zero_grad()
         sizes = [batch_size(batch) for batch in parts]
-        for place_in_step, batch in enumerate(parts):
-            draws.for_computing(index + place_in_step)
-            is_last = place_in_step == len(parts) - 1
-            with self._reduced(is_last):
-                value = self._objective(place(batch, self._rank.device))
-                self._check(value.item(), batch, epoch, index + place_in_step)
-                weight = sizes[place_in_step] / sum(sizes)
+        loss = 0.0
+        for part, batch in enumerate(parts):
+            draws.for_computing(index + part)
+            weight = sizes[part] / sum(sizes)
+            with self._reduced(is_last=part == len(parts) - 1):
+                value = self._objective(place(batch, self._context.device))
+                number = value.item()
+                self._check(number, batch, epoch, index + part)
                 (value if len(parts) == 1 else value * weight).backward()
+            loss += weight * number
         limit = self._recipe.settings.max_grad_norm
         if limit is not None:
             nn.utils.clip_grad_norm_(self._optimizer.parameters, limit)
         self._optimizer.step()
+        return Step(loss, sum(sizes))
 
     def _reduced(self, is_last: bool) -> AbstractContextManager[None]:
         """Gradients are averaged over the ranks once a step, with its last batch."""
-        if is_last or self._rank.world == 1:
+        if is_last or self._context.world == 1:
             return nullcontext()
         context: AbstractContextManager[None] = self._objective.no_sync()  # type: ignore[operator]
         return context
@@ -120,8 +124,7 @@ class Stepper:
         check_finite(batch, f"the training data, epoch {epoch}, step {index}")
         raise TrainingError(
             f"the training objective is {value} at epoch {epoch}, step {index}, learning rate "
-            f"{self._optimizer.learning_rate:.3g}; lower training.learning_rate or "
-            f"training.scale_learning_rate; the batch itself is finite."
+            f"{self._optimizer.learning_rate:.3g}; the batch itself is finite. {ADVICE}"
         )
 
 

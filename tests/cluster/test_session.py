@@ -6,7 +6,7 @@ import sys
 import pytest
 import ray
 
-from raysearch.cluster.session import ray_session
+from raysearch.cluster.session import RaySession, ray_session
 from raysearch.errors import ConfigError, PoolError
 from tests.support.patience import HANG_SECONDS
 
@@ -85,3 +85,17 @@ assert {name for name in os.environ if "TOKEN" in name or "AUTH" in name} <= set
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_that_the_cluster_can_never_hold_are_refused_with_the_numbers():
+    fixed = RaySession(True, {"CPU": 4.0})
+    fixed.check_workers(2, "CPU", 2.0)
+    with pytest.raises(PoolError, match=r"3 workers of 2 CPU, together 6, .* has 4 .* to 4 at most.* to 2"):
+        fixed.check_workers(3, "CPU", 2.0)
+    with pytest.raises(PoolError, match=r"1 workers of 1 GPU.* has 0"):
+        fixed.check_workers(1, "GPU", 1.0)
+    growing = RaySession(False, {"CPU": 4.0}, {"CPU": 8.0})
+    growing.check_workers(8, "CPU", 1.0)
+    with pytest.raises(PoolError, match="has 4 and can grow to 8"):
+        growing.check_workers(9, "CPU", 1.0)
+    RaySession(False, {"CPU": 4.0}).check_workers(9, "CPU", 1.0)

@@ -1,6 +1,7 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import raysearch
 from raysearch.artifacts import Storage, codecs, resolve_run
 from raysearch.artifacts.seals import Seals
 from raysearch.config import ClusterConfig
-from raysearch.errors import PoolError, StorageError
+from raysearch.errors import PoolError, StorageError, TrainingError
 from tests.support import toy_task
 from tests.support.command_line import QUICK, run_arguments, run_command, run_process
 
@@ -172,3 +173,26 @@ def test_a_run_id_is_not_taken_twice(finished):
     with pytest.raises(StorageError, match="--resume"):
         run(storage)
     assert resolve_run("run", storage).load(codecs.RESULT) == first
+
+
+def test_a_training_that_diverged_goes_on_with_a_lower_rate_from_its_checkpoint(tmp_path):
+    statuses = []
+
+    def loss(outputs, batch):
+        diverges = outputs.requires_grad and statuses and statuses[-1].details.get("epoch") == 2
+        return toy_task.loss(outputs, batch) * (float("nan") if diverges else 1.0)
+
+    settings = ["training.epochs=3", "rounding.refine=[]", "training.batch_size=16"]
+    config = raysearch.load_config(assignments=[*SHORT, *settings])
+    task = replace(toy_task.make_task(), loss=loss)
+    with pytest.raises(TrainingError, match=r"objective is nan at epoch 1.*--resume.*training.learning_rate"):
+        run(tmp_path, task=task, config=config, listener=statuses.append)
+    statuses.clear()
+    lower = raysearch.load_config(assignments=[*SHORT, *settings, "training.learning_rate=0.0001"])
+    result = run(tmp_path, task=task, config=lower, resume=True)
+    assert any("other settings: training.learning_rate is 0.001" in note for note in result.notes)
+    recorded = resolve_run("run", tmp_path).open()["config"]["training"]
+    assert recorded["learning_rate"] == 0.0001
+    assert not (tmp_path / "run" / "checkpoints" / "training").exists()
+    with pytest.raises(StorageError, match=r"training\.learning_rate is 0\.0001 in the run and 0\.001 now"):
+        run(tmp_path, task=task, config=config, resume=True)

@@ -18,14 +18,13 @@ from raysearch.evaluation.forward import frozen_eval
 from raysearch.rounding import round_weights
 from raysearch.sensitivity.responses import measure_responses
 from raysearch.sensitivity.traces import measure_traces
-from raysearch.training import fine_tune, load_checkpoint
-from raysearch.training.fine_tune import ProcessContext
-from raysearch.training.loop import train
+from raysearch.training import fine_tune
+from raysearch.training.context import ProcessContext
 from tests.support import model_zoo, toy_task
 from tests.support.command_line import QUICK
 from tests.support.patience import started_ray
 from tests.support.small_replicas import make_ranges, make_replica, make_setup
-from tests.support.training_recipes import make_recipe
+from tests.support.training_recipes import make_recipe, trained
 
 pytestmark = pytest.mark.gpu
 
@@ -140,12 +139,12 @@ def test_one_and_two_actors_on_one_gpu_give_the_same_bits():
 
 def test_a_step_of_training_moves_the_model_on_the_gpu():
     recipe = make_recipe(epochs=1)
-    context = ProcessContext(True, lambda _: None)
+    context = ProcessContext(True)
     assert context.device.type == "cuda"
-    progress = train(recipe, context)
+    after = trained(recipe, context).model
     controller = recipe.build()
     start = copy.deepcopy(controller.model.state_dict())
-    load_checkpoint(controller, progress.state)
+    controller.model.load_state_dict(after.state_dict())
     moved = [
         name for name, value in controller.model.state_dict().items() if not torch.equal(value, start[name])
     ]
@@ -156,7 +155,7 @@ def test_training_twice_gives_the_same_bits():
     saved = []
     for _ in range(2):
         recipe = make_recipe(epochs=2, use_gpu=True)
-        fine_tune(recipe, lambda name, data: saved.append(data), on_ray=False, run_name="", storage_path="")
+        fine_tune(recipe, lambda name, data: saved.append(data), on_ray=False)
     assert saved[0] == saved[1]
 
 

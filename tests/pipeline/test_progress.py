@@ -8,7 +8,7 @@ from raysearch.artifacts import RunStore, codecs
 from raysearch.cli import console
 from raysearch.pipeline import progress
 from raysearch.pipeline.progress import Progress, RateMeter
-from raysearch.records import RunStatus
+from raysearch.records import RunStatus, TrainingStatus
 
 
 def test_the_rate_is_of_the_last_minute_and_leaves_out_what_was_read() -> None:
@@ -88,3 +88,21 @@ def test_a_terminal_has_a_live_bar() -> None:
     text = shown(True, [running(45), RunStatus("r[1]", "done")])
     assert "r[1]  traces 45/90, 12 units/s, 95.0 s left" in text
     assert "━" in text
+
+
+def test_training_tells_its_steps_with_what_is_known_of_them(tmp_path, monkeypatch) -> None:
+    clock = iter([0.0, 1.0, 2.0])
+    store = RunStore(tmp_path, "run-1")
+    store.create({}, {}, {})
+    told: list[RunStatus] = []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    tracker = Progress(store, told.append)
+    for step in (4, 6, 8):
+        status = TrainingStatus(1, 3, step, 30, 64, 0.5, 1e-3, {"loss": 0.25, "accuracy": 0.75})
+        tracker.training(status)
+    monkeypatch.undo()
+    text = "training 8/30, 2.00 units/s, 11.0 s left, epoch 2/3, loss 0.5, 128 samples/s"
+    assert console.progress_text(told[-1]) == f"{text}, validation: loss 0.25, accuracy 0.75"
+    assert store.load(codecs.STATUS).details["learning_rate"] == 1e-3
+    tracker.training(TrainingStatus(message="training waits for 4 workers of 1 CPU"))
+    assert told[-1].message == "training waits for 4 workers of 1 CPU"

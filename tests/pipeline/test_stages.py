@@ -34,7 +34,7 @@ def test_a_run_adapts_batch_norm_to_its_assignment_and_leaves_the_teacher_alone(
     again = make_recipe(inputs, ranges, assignment).floats
     assert all(torch.equal(again[name], value) for name, value in recipe.floats.items())
     saved = {}
-    fine_tune(recipe, saved.__setitem__, on_ray=False, run_name="", storage_path="")
+    fine_tune(recipe, saved.__setitem__, on_ray=False)
     stripped = strip_checkpoint(inputs, ranges, assignment, *saved.values())
     assert torch.equal(stripped.norm.running_var, built.running_var)
 

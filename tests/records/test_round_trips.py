@@ -314,3 +314,15 @@ def test_training_that_did_not_improve_says_what_it_reached():
     assert "validation loss (0.25 before, 0.375 at best after 2 epochs)" in note
     assert FineTuneResult("best.safetensors", 1, "loss", history).note() == ""
     assert FineTuneResult("best.safetensors", -1, "", (), "no data").note() == "no data"
+
+
+def test_a_training_that_moved_away_from_the_float_model_says_so():
+    before = {"loss": 2.0, "divergence": 0.0083, "agreement": 0.997}
+    after = {"loss": 1.5, "divergence": 0.0207, "agreement": 0.99}
+    entries = (EpochMetrics(-1, before), EpochMetrics(0, after))
+    (note,) = filter(None, FineTuneResult("best.safetensors", 0, "loss", entries).notes())
+    assert "divergence 0.0083 before, 0.0207 after, agreement 0.997 and 0.99" in note
+    entries = (entries[0], EpochMetrics(0, {**after, "divergence": 0.008}))
+    result = FineTuneResult("best.safetensors", 0, "loss", entries, remarks=("went on",))
+    assert [note for note in result.notes() if note] == ["went on"]
+    assert FineTuneResult.from_json(result.to_json()) == result

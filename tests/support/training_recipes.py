@@ -18,6 +18,8 @@ from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
 from raysearch.training import Recipe
+from raysearch.training.context import ProcessContext
+from raysearch.training.loop import Training
 
 CLASSES = 5
 
@@ -35,6 +37,14 @@ class Toy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.first(x)).relu()
         return self.head(self.drop(self.second(x).relu()))
+
+
+class Plain(Toy):
+    """Without what depends on the batch: normalisation and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop = nn.Identity(), nn.Identity()
 
 
 class Chatty(Toy):
@@ -109,6 +119,13 @@ def make_recipe(bits: int = 2, kind: type[Toy] = Toy, **changes: Any) -> Recipe:
     }
     fields |= {k: v for k, v in changes.items() if k not in names}
     return Recipe(**fields, settings=TrainingConfig(**settings))
+
+
+def trained(recipe: Recipe, context: ProcessContext | None = None) -> Training:
+    """A training that is over."""
+    training = Training(recipe, context or ProcessContext())
+    training.run()
+    return training
 
 
 class RankSpy:

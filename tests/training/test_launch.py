@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from raysearch.artifacts import Storage
 from raysearch.cluster.shipping import register_by_value
 from raysearch.training import fine_tune, load_checkpoint
 from tests.support import training_recipes
-from tests.support.training_recipes import RankSpy, make_recipe
+from tests.support.training_recipes import RankSpy, blobs, make_recipe
 
 pytestmark = [
     pytest.mark.ray,
@@ -20,25 +21,33 @@ pytestmark = [
 register_by_value(training_recipes)
 
 
-def run(recipe, on_ray, folder=""):
+def run(recipe, folder=None, tell=lambda status: None):
     saved = {}
-    result = fine_tune(recipe, saved.__setitem__, on_ray=on_ray, run_name="qat", storage_path=str(folder))
+    storage = None if folder is None else Storage(folder)
+    result = fine_tune(recipe, saved.__setitem__, on_ray=folder is not None, storage=storage, tell=tell)
     return result, saved
 
 
-def test_one_worker_gives_the_bits_of_this_process(tmp_path):
-    expected, saved = run(make_recipe(epochs=2), on_ray=False)
-    found, saved_on_ray = run(make_recipe(epochs=2), True, tmp_path)
-    assert found == expected
+def test_one_worker_gives_the_bits_of_this_process_and_tells_of_its_steps(tmp_path):
+    expected, saved = run(make_recipe(epochs=2))
+    told = []
+    result, saved_on_ray = run(make_recipe(epochs=2), tmp_path, told.append)
+    assert result == expected
     assert saved_on_ray == saved
+    assert told[-1].step == told[-1].steps == 12
+    assert told[-1].validation == result.history[-1].metrics
 
 
 def test_two_workers_agree_and_finish(tmp_path):
-    recipe = make_recipe(epochs=2, num_workers=2, forward=RankSpy(str(tmp_path)))
-    result, saved = run(recipe, True, tmp_path / "runs")
+    validation = [blobs(64, 2), blobs(48, 3)]
+    recipe = make_recipe(epochs=2, num_workers=2, forward=RankSpy(str(tmp_path)), validation=validation)
+    result, saved = run(recipe, tmp_path / "runs")
     ranks = [(tmp_path / f"rank{rank}").read_text().splitlines() for rank in range(2)]
     assert ranks[0] == ranks[1]
     assert len(set(ranks[0])) == 3
     assert [entry.epoch for entry in result.history] == [-1, 0, 1]
     assert result.history[-1].metrics["loss"] < result.history[0].metrics["loss"]
+    # The first is of the calibrated model, whose validation one process sums to the same bits.
+    alone, _ = run(make_recipe(epochs=1, steps=1, validation=validation))
+    assert result.history[0] == alone.history[0]
     load_checkpoint(recipe.build(), saved[result.checkpoint])

@@ -9,13 +9,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from raysearch.config import TrainingConfig
 from raysearch.determinism import reproducible
 from raysearch.errors import ConfigError
-from raysearch.training import fine_tune, load_checkpoint
+from raysearch.training import fine_tune
+from raysearch.training.context import ProcessContext
 from raysearch.training.feed import Draws, drawn
-from raysearch.training.fine_tune import ProcessContext
-from raysearch.training.loop import be_as_strict_as_possible, train
-from tests.support.training_recipes import Toy, blobs, cross_entropy, make_recipe
+from raysearch.training.loop import train
+from raysearch.training.state import state_bytes
+from raysearch.training.trial_step import be_as_strict_as_possible
+from tests.support.training_recipes import Plain, Toy, blobs, cross_entropy, make_recipe, trained
 
 
 def test_frozen_parameters_stay_and_everything_else_moves():
@@ -23,7 +26,7 @@ def test_frozen_parameters_stay_and_everything_else_moves():
     recipe.model.head.bias.requires_grad_(False)
     start = recipe.build().model.state_dict()
     controller = recipe.build()
-    load_checkpoint(controller, train(recipe, ProcessContext(False, lambda _: None)).state)
+    controller.model.load_state_dict(trained(recipe).model.state_dict())
     for name, value in controller.model.state_dict().items():
         fixed = name == "head.bias" or name.endswith("_extra_state")
         assert torch.equal(value, start[name]) == fixed, name
@@ -32,7 +35,7 @@ def test_frozen_parameters_stay_and_everything_else_moves():
 def test_scales_move_by_a_share_of_their_own_size():
     recipe = make_recipe(epochs=1, batch_size=192, scale_learning_rate=0.01, learning_rate=1e-9)
     before, after = recipe.build(), recipe.build()
-    load_checkpoint(after, train(recipe, ProcessContext(False, lambda _: None)).state)
+    after.model.load_state_dict(trained(recipe).model.state_dict())
     for name, quantizer in after.all_quantizations.items():
         old = before.all_quantizations[name].effective_scale()
         # Adam's first step is the learning rate.
@@ -87,7 +90,7 @@ def test_training_here_takes_deterministic_algorithms_and_puts_the_users_back(de
         return cross_entropy(outputs, batch)
 
     recipe = make_recipe(epochs=1, loss=loss, deterministic=deterministic)
-    fine_tune(recipe, lambda name, data: None, on_ray=False, run_name="", storage_path="")
+    fine_tune(recipe, lambda name, data: None, on_ray=False)
     # 1 warns of an operation that has no deterministic form: much was computed before training.
     assert set(modes) == {1 if deterministic else 0}
     assert torch.get_deterministic_debug_mode() == 0
@@ -113,29 +116,21 @@ def test_gradient_checkpointing_trains_to_the_same_bits():
     settings = recipe.settings.model_copy(update={"gradient_checkpointing": True})
     states = []
     for each in (recipe, replace(recipe, settings=settings)):
-        states.append(train(each, ProcessContext(False, lambda _: None)).state)
+        states.append(state_bytes(trained(each).model))
     assert states[0] == states[1]
 
 
 def test_gradient_checkpointing_of_a_model_without_blocks_is_refused():
     recipe = make_recipe(epochs=1, gradient_checkpointing=True)
     with pytest.raises(ConfigError, match="Toy has no repeated blocks"):
-        train(recipe, ProcessContext(False, lambda _: None))
+        train(recipe, ProcessContext())
 
 
 def final(**settings):
     recipe = make_recipe(epochs=2, **settings)
     controller = recipe.build()
-    load_checkpoint(controller, train(recipe, ProcessContext(False, lambda _: None)).state)
+    controller.model.load_state_dict(trained(recipe).model.state_dict())
     return torch.cat([parameter.detach().reshape(-1) for parameter in controller.model.parameters()])
-
-
-class Plain(Toy):
-    """Without what depends on the batch: normalisation and dropout."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm, self.drop = nn.Identity(), nn.Identity()
 
 
 def test_batches_accumulated_to_a_global_batch_step_as_one_batch_of_its_size():
@@ -162,12 +157,10 @@ def test_a_gradient_is_shortened_to_the_greatest_norm(monkeypatch):
 
 
 def test_training_ends_after_its_steps():
-    result = fine_tune(
-        make_recipe(steps=8, epochs=0), lambda n, d: None, on_ray=False, run_name="", storage_path=""
-    )
+    result = fine_tune(make_recipe(steps=8, epochs=0), lambda n, d: None, on_ray=False)
     assert [entry.epoch for entry in result.history] == [-1, 0, 1]
 
 
 def test_a_global_batch_that_cannot_be_shared_is_refused_with_the_next_ones():
     with pytest.raises(ConfigError, match=r"global_batch_size is 7, which 3 workers .* take 6 or 9"):
-        final(global_batch_size=7, num_workers=3)
+        TrainingConfig(global_batch_size=7).share_of_one(3)

@@ -8,49 +8,49 @@ import math
 import pytest
 import torch
 
+from raysearch.artifacts import Storage
 from raysearch.errors import ConfigError, DataError, TaskError, TrainingError
 from raysearch.pipeline.fingerprints import hash_model
 from raysearch.records import EpochMetrics
 from raysearch.training import fine_tune, load_checkpoint
-from raysearch.training.fine_tune import ProcessContext
-from raysearch.training.launch import read_progress, write_progress
-from raysearch.training.loop import Progress, train
-from tests.support.training_recipes import Toy, blobs, make_recipe, nan_loss
+from raysearch.training.context import ProcessContext
+from raysearch.training.progress import CheckpointFolder, Progress
+from raysearch.training.state import state_bytes
+from tests.support.training_recipes import Plain, Toy, blobs, make_recipe, nan_loss, trained
 
 
 def run(recipe, **options):
     saved = {}
-    options = {"on_ray": False, "run_name": "", "storage_path": "", **options}
-    return fine_tune(recipe, saved.__setitem__, **options), saved
+    return fine_tune(recipe, saved.__setitem__, on_ray=False, **options), saved
 
 
 def values(result, name):
     return [entry.metrics[name] for entry in result.history]
 
 
-class Recording(ProcessContext):
-    """Stops after some epochs, and goes on from what a checkpoint folder holds."""
+class Stopping(ProcessContext):
+    """Stops after some steps, and goes on from what a checkpoint folder holds."""
 
-    def __init__(self, folder=None, stop_after=None):
-        super().__init__(False, lambda epoch: None)
-        self.folder, self.stop_after = folder, stop_after
+    def __init__(self, folder, stop_after=None):
+        super().__init__(folder=CheckpointFolder(Storage(folder)))
+        self.stop_after = stop_after
 
-    def resume(self):
-        return read_progress(self.folder) if (self.folder / "progress.json").exists() else None
-
-    def report(self, progress):
-        write_progress(progress, self.folder)
-        if progress.next_epoch == self.stop_after:
+    def tell(self, status):
+        if status.step == self.stop_after and status.loss is not None:
             raise KeyboardInterrupt
 
 
 def test_a_two_bit_model_learns_and_the_best_state_is_kept():
     recipe = make_recipe(bits=2, epochs=6, learning_rate=3e-3)
-    epochs = []
-    result, saved = run(recipe, on_epoch=epochs.append)
+    told = []
+    result, saved = run(recipe, tell=told.append)
     losses = values(result, "loss")
     assert [entry.epoch for entry in result.history] == list(range(-1, 6))
-    assert epochs == [1, 2, 3, 4, 5, 6]
+    # Each step, and each validation.
+    assert len(told) == 1 + 6 * (6 + 1)
+    assert [status.step for status in told[:8]] == [0, 1, 2, 3, 4, 5, 6, 6]
+    assert (told[9].epoch, told[9].epochs, told[9].steps, told[9].samples) == (1, 6, 36, 32)
+    assert told[-1].validation == result.history[-1].metrics
     assert min(losses) < 0.7 * losses[0]
     assert result.monitor == "loss"
     assert losses[result.best_epoch + 1] == min(losses)
@@ -104,27 +104,92 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("epoch", [1, 2])
-def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, epoch):
-    recipe = make_recipe(epochs=4)
-    whole = train(recipe, ProcessContext(False, lambda _: None))
+@pytest.mark.parametrize("step", [7, 9, 14])
+def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, step):
+    """At an epoch's end and within one; the last checkpoint is a step or two before."""
+    settings = {"epochs": 3, "checkpoint_steps": 4}
+    expected = trained(make_recipe(**settings))
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, Recording(tmp_path, stop_after=epoch))
+        trained(make_recipe(**settings), Stopping(tmp_path, step))
     torch.manual_seed(1234)
-    resumed = train(make_recipe(epochs=4), Recording(tmp_path))
-    assert resumed.state == whole.state
-    assert resumed.best_state == whole.best_state
-    assert resumed.history == whole.history
-    assert (resumed.best_epoch, resumed.next_epoch) == (whole.best_epoch, 4)
+    resumed = trained(make_recipe(**settings), Stopping(tmp_path))
+    assert state_bytes(resumed.model) == state_bytes(expected.model)
+    assert resumed.progress == expected.progress
     # Once more after the last epoch: nothing is left to do.
-    assert train(make_recipe(epochs=4), Recording(tmp_path)).history == whole.history
+    assert trained(make_recipe(**settings), Stopping(tmp_path)).progress == expected.progress
 
 
-def test_a_checkpoint_folder_holds_a_progress_exactly(tmp_path):
+def test_a_training_goes_on_with_other_settings_and_says_so(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(make_recipe(), Stopping(tmp_path, 8))
+    resumed = trained(make_recipe(learning_rate=1e-4), Stopping(tmp_path))
+    remark = (
+        "training went on from step 6 with other settings: training.learning_rate is 0.001 in the run and "
+        "0.0001 now"
+    )
+    assert resumed.progress.remarks == [remark]
+    assert [entry.epoch for entry in resumed.progress.history] == [-1, 0, 1, 2]
+    result, _ = run(make_recipe(learning_rate=1e-4), storage=Storage(tmp_path))
+    assert remark not in result.notes()
+
+
+def test_another_division_of_the_same_steps_keeps_its_place(tmp_path):
+    same = {"kind": Plain, "epochs": 2, "global_batch_size": 32, "checkpoint_steps": 4}
+    with pytest.raises(KeyboardInterrupt):
+        trained(make_recipe(batch_size=32, **same), Stopping(tmp_path, 5))
+    resumed = trained(make_recipe(batch_size=16, **same), Stopping(tmp_path))
+    assert resumed.progress.step == 12
+    expected = trained(make_recipe(batch_size=32, **same))
+    for one, other in zip(resumed.model.parameters(), expected.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_other_steps_begin_the_epoch_anew(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(make_recipe(epochs=1, checkpoint_steps=4), Stopping(tmp_path, 5))
+    resumed = trained(make_recipe(epochs=1, batch_size=64), Stopping(tmp_path))
+    assert resumed.progress.step == 4 + 3
+
+
+def test_a_checkpoint_folder_keeps_the_last_two_and_their_best_states(tmp_path):
+    folder = CheckpointFolder(Storage(tmp_path))
     history = [EpochMetrics(-1, {"loss": 0.1 + 0.2, "x": math.inf}), EpochMetrics(0, {"loss": 1e-300})]
-    progress = Progress(1, 6, history, 0, b"best", b"state", b"optimizer")
-    write_progress(progress, tmp_path)
-    assert read_progress(tmp_path) == progress
+    for step, best in ((3, 0), (6, 6), (9, 6)):
+        progress = Progress(1, 2, step, history, 0, best, f"best{best}".encode(), {"a": 1}, ["so"])
+        folder.save(progress, {"x": torch.full((2,), float(step))})
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"step-00000006.safetensors", "step-00000009.safetensors", "best-00000006.safetensors"}
+    latest, tensors = CheckpointFolder(Storage(tmp_path)).latest()
+    assert (latest, tensors["x"].tolist()) == (progress, [9.0, 9.0])
+    last = tmp_path / "step-00000009.safetensors"
+    last.write_bytes(last.read_bytes()[:-3])
+    latest, _ = CheckpointFolder(Storage(tmp_path)).latest()
+    assert latest.step == 6
+
+
+def test_a_folder_without_a_checkpoint_has_none(tmp_path):
+    assert CheckpointFolder(Storage(tmp_path / "none")).latest() is None
+    assert CheckpointFolder(None).latest() is None
+
+
+def test_weights_that_are_not_finite_are_never_a_checkpoint(tmp_path):
+    recipe = make_recipe(epochs=2)
+    seen = []
+
+    def loss(outputs, batch):
+        if outputs.requires_grad:
+            seen.append(1)
+        value = recipe.loss(outputs, batch)
+        # Finite, with a gradient that is not, in the last step of the second epoch.
+        return value + (outputs[0, 0] * 0).sqrt() if len(seen) == 12 and outputs.requires_grad else value
+
+    with pytest.raises(TrainingError, match=r"is not finite after step 12, learning rate .* goes on from it"):
+        trained(dataclasses.replace(recipe, loss=loss), Stopping(tmp_path))
+    latest, tensors = CheckpointFolder(Storage(tmp_path)).latest()
+    assert latest.step == 6
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    resumed = trained(make_recipe(epochs=2, learning_rate=1e-4), Stopping(tmp_path))
+    assert resumed.progress.next_epoch == 2
 
 
 def test_without_labels_the_divergence_is_trained():
