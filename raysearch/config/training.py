@@ -12,6 +12,9 @@ from raysearch.errors import ConfigError
 TrainingObjective = Literal["auto", "loss", "distill"]
 """What `training.objective` may say."""
 
+Precision = Literal["float32", "bfloat16"]
+"""What `training.precision` may say."""
+
 
 class TrainingConfig(Section):
     """Quantization-aware training.
@@ -26,6 +29,14 @@ class TrainingConfig(Section):
         scale_learning_rate: of the quantizers' scales, relative to each scale's own size.
         weight_decay: AdamW's, on parameters with two or more dimensions.
         warmup_steps: steps over which the learning rates rise to their values; below 1 a share of all steps.
+        ema_decay: of a moving average of the parameters over the steps, which is validated and kept in their
+            place; 0: none.
+        precision: of forward and backward: "bfloat16" takes torch's autocast, with parameters, steps and
+            fake quantization in float32.
+        batch_norm_freeze_after: share of the training after which BatchNorm keeps its statistics; 0: it
+            keeps those that training starts with, 1: never.
+        sync_batch_norm: whether BatchNorm takes the statistics of all workers' samples.
+        patience: epochs without a better validation after which training stops; None: it never does.
         max_grad_norm: a gradient whose norm over all parameters is greater is shortened to it; None: none is.
         objective: "loss" (the task's), "distill" (the divergence to the float model), or "auto" (the
             task's loss where it has one, else "distill").
@@ -50,6 +61,11 @@ class TrainingConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: float = Field(0.0, ge=0)
     max_grad_norm: float | None = Field(None, gt=0)
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    precision: Precision = "float32"
+    batch_norm_freeze_after: float = Field(1.0, ge=0, le=1)
+    sync_batch_norm: bool = False
+    patience: int | None = Field(None, ge=1)
     objective: TrainingObjective = "auto"
     gradient_checkpointing: bool = False
     checkpoint_steps: int | None = Field(None, ge=1)
@@ -100,5 +116,10 @@ LATER = (
     "gradient_checkpointing",
     "checkpoint_steps",
     "checkpoint_minutes",
+    "ema_decay",
+    "precision",
+    "batch_norm_freeze_after",
+    "sync_batch_norm",
+    "patience",
 )
 """Settings that runs from before they existed lack."""

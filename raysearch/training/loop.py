@@ -15,8 +15,10 @@ from raysearch.evaluation import training_batches
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.records import EpochMetrics, TrainingStatus
 from raysearch.seeding import derive_seed
+from raysearch.training.average import Average
 from raysearch.training.buffers import Buffers
 from raysearch.training.context import Context
+from raysearch.training.norms import synchronise
 from raysearch.training.objective import Objective
 from raysearch.training.optimizer import Optimizer
 from raysearch.training.progress import CALIBRATED, Progress
@@ -27,7 +29,7 @@ from raysearch.training.step import ADVICE, Step, Stepper
 from raysearch.training.trial_step import be_as_strict_as_possible, leaves_parameters_unused
 from raysearch.training.validation import validate
 
-_MODEL, _OPTIMIZER = "model", "optimizer"
+_MODEL, _OPTIMIZER, _AVERAGE = "model", "optimizer", "average"
 
 LAYOUT = ("batch_size", "global_batch_size", "num_workers")
 """Settings that say which samples a step sees."""
@@ -78,7 +80,10 @@ class Training:
         # Before an earlier state is loaded: a scale's rate is relative to its size at the start.
         self._optimizer = Optimizer(controller, settings)
         self.progress = Progress(settings=settings.fixed())
+        self._average = Average(self.model, settings.ema_decay)
         self._resume()
+        if settings.sync_batch_norm:
+            synchronise(self.model, context.world)
         if recipe.deterministic and context.device.type != "cpu":
             be_as_strict_as_possible(recipe, self._teacher, context.device)
         objective = context.prepare(
@@ -102,13 +107,24 @@ class Training:
             self._validate(CALIBRATED)
         if progress.next_epoch:
             self._schedule.see_epoch_of(progress.step // progress.next_epoch)
-        while not self._schedule.is_over(progress.next_epoch, progress.step):
+        while not (self._schedule.is_over(progress.next_epoch, progress.step) or self._has_stalled()):
             self._train_epoch(progress.next_epoch)
             self._validate(progress.next_epoch)
             progress.next_epoch += 1
             progress.epoch_steps = 0
+            if self._has_stalled():
+                progress.remarks.append(
+                    f"training stopped after {progress.next_epoch} epochs, the last "
+                    f"{self._recipe.settings.patience} without a better validation {self._recipe.monitor} "
+                    f"(training.patience)"
+                )
             self._save()
         return progress
+
+    def _has_stalled(self) -> bool:
+        """Whether the validation has not become better for as many epochs as the patience lasts."""
+        progress, patience = self.progress, self._recipe.settings.patience
+        return patience is not None and progress.next_epoch - 1 - progress.best_epoch >= patience
 
     def _train_epoch(self, epoch: int) -> None:
         progress = self.progress
@@ -116,6 +132,7 @@ class Training:
         for step in steps:
             progress.step += 1
             progress.epoch_steps += 1
+            self._average.update(progress.step)
             self._tell(epoch, step)
             if self._schedule.ends_with(progress.step):
                 break
@@ -131,8 +148,13 @@ class Training:
 
     def _validate(self, epoch: int) -> None:
         """Evaluate the model as it is after an epoch, and keep its state if it is the best so far."""
-        progress, monitor = self.progress, self._recipe.monitor
         self._context.share_buffers(self.model)
+        with self._average.in_force():
+            self._judge(epoch)
+        self._tell(epoch)
+
+    def _judge(self, epoch: int) -> None:
+        progress, monitor = self.progress, self._recipe.monitor
         metrics = validate(self._recipe, self._context, self.model, self._teacher)
         monitored = metrics[monitor]
         # NaN compares false with everything: an epoch that has it is never the best, and never blocks
@@ -145,7 +167,6 @@ class Training:
             progress.best_step = progress.step
             # Rank 0 alone writes it.
             progress.best_state = b"" if self._context.rank else state_bytes(self.model)
-        self._tell(epoch)
 
     def _tell(self, epoch: int, step: Step | None = None) -> None:
         settings, progress = self._recipe.settings, self.progress
@@ -181,6 +202,7 @@ class Training:
                     f"{self._optimizer.learning_rate:.3g}. {ADVICE}"
                 )
         tensors = _prefixed(_MODEL, state) | _prefixed(_OPTIMIZER, self._optimizer.tensors())
+        tensors |= _prefixed(_AVERAGE, self._average.tensors())
         self._context.folder.save(self.progress, tensors)
 
     def _resume(self) -> None:
@@ -192,6 +214,7 @@ class Training:
         self.progress, tensors = latest
         put_state(self.model, _below(_MODEL, tensors))
         self._optimizer.load(_below(_OPTIMIZER, tensors))
+        self._average.load(_below(_AVERAGE, tensors))
         before = self.progress.settings
         difference = first_difference(before, settings)
         if difference is not None:

@@ -41,6 +41,13 @@ class Objective(nn.Module):
         Raises:
             TaskError: the task's loss is no scalar.
         """
+        # Of the CPU or a GPU, wherever the model is.
+        kind = next(self.model.parameters()).device.type
+        is_half = self._recipe.settings.precision == "bfloat16"
+        with torch.autocast(kind, torch.bfloat16, enabled=is_half):
+            return self._value(batch)
+
+    def _value(self, batch: Batch) -> Tensor:
         recipe = self._recipe
         outputs = recipe.forward(self.model, batch)
         if recipe.objective == "loss" and recipe.loss is not None:

@@ -65,6 +65,11 @@ class Schedule:
         """Whether training ends within an epoch, given the optimizer steps that are done."""
         return self._settings.steps is not None and step >= self._settings.steps
 
+    def share(self, step: int) -> float:
+        """The share of the training that is done before a step; 0 while its length is not known."""
+        total = self.total
+        return step / total if total else 0.0
+
     def factor(self, step: int) -> float:
         """What the learning rates of a step, counted from 0, are multiplied with."""
         warmup = self._settings.warmup_steps

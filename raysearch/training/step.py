@@ -15,6 +15,7 @@ from raysearch.evaluation import Batch, batch_size
 from raysearch.evaluation.batches import check_finite, map_tensors
 from raysearch.training.context import Context
 from raysearch.training.feed import Draws, drawn, in_steps
+from raysearch.training.norms import batch_norms
 from raysearch.training.optimizer import Optimizer
 from raysearch.training.recipe import Recipe
 from raysearch.training.schedule import Schedule
@@ -58,6 +59,7 @@ class Stepper:
         self._objective = objective
         self._optimizer = optimizer
         self._schedule = schedule
+        self._norms = batch_norms(objective)
 
     def steps(self, batches: Iterable[Batch], epoch: int, step: int, first: int) -> Iterator[Step]:
         """Take the steps of an epoch, one each time that the next is asked for.
@@ -79,6 +81,9 @@ class Stepper:
             if place_in_epoch == 0:
                 self._schedule.see_step_of(len(parts))
             if place_in_epoch >= first:
+                if self._schedule.share(step) >= self._recipe.settings.batch_norm_freeze_after:
+                    for norm in self._norms:
+                        norm.eval()
                 self._optimizer.set_factor(self._schedule.factor(step))
                 yield self._take(parts, draws, epoch, index)
                 step += 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from raysearch.artifacts import Storage
 from raysearch.cluster.shipping import register_by_value
 from raysearch.training import fine_tune, load_checkpoint
 from tests.support import training_recipes
-from tests.support.training_recipes import RankSpy, blobs, make_recipe
+from tests.support.training_recipes import Plain, RankSpy, blobs, make_recipe
 
 pytestmark = [
     pytest.mark.ray,
@@ -51,3 +52,18 @@ def test_two_workers_agree_and_finish(tmp_path):
     alone, _ = run(make_recipe(epochs=1, steps=1, validation=validation))
     assert result.history[0] == alone.history[0]
     load_checkpoint(recipe.build(), saved[result.checkpoint])
+
+
+class Normed(Plain):
+    """With BatchNorm, and nothing random."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(12)
+
+
+def test_two_workers_with_synchronised_norms_step_as_one(tmp_path):
+    settings = {"kind": Normed, "epochs": 1, "global_batch_size": 32, "sync_batch_norm": True}
+    alone, _ = run(make_recipe(**settings))
+    together, _ = run(make_recipe(num_workers=2, **settings), tmp_path)
+    assert together.history[1].metrics == pytest.approx(alone.history[1].metrics, rel=1e-3)

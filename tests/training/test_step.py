@@ -164,3 +164,29 @@ def test_training_ends_after_its_steps():
 def test_a_global_batch_that_cannot_be_shared_is_refused_with_the_next_ones():
     with pytest.raises(ConfigError, match=r"global_batch_size is 7, which 3 workers .* take 6 or 9"):
         TrainingConfig(global_batch_size=7).share_of_one(3)
+
+
+def test_batch_norm_keeps_its_statistics_from_some_point_on():
+    start = make_recipe().build().model.norm.running_mean
+    frozen = trained(make_recipe(epochs=2, batch_norm_freeze_after=0.0)).model.norm
+    assert torch.equal(frozen.running_mean, start)
+    half, one = (
+        trained(make_recipe(epochs=2, **settings)).model.norm
+        for settings in ({"batch_norm_freeze_after": 0.5}, {})
+    )
+    assert (int(half.num_batches_tracked), int(one.num_batches_tracked)) == (80 + 6, 80 + 12)
+
+
+def test_autocast_trains_with_parameters_in_float32():
+    types = []
+
+    def loss(outputs, batch):
+        types.append((outputs.dtype, outputs.requires_grad))
+        return cross_entropy(outputs.float(), batch)
+
+    half = trained(make_recipe(epochs=1, precision="bfloat16", loss=loss))
+    assert set(types) == {(torch.bfloat16, True), (torch.float32, False)}
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
+    single = trained(make_recipe(epochs=1))
+    for one, other in zip(half.model.parameters(), single.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.02)

@@ -314,3 +314,10 @@ def test_the_float_model_and_the_rng_are_left_as_found(failing):
         run(recipe)
     assert look() == before
     assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_training_stops_when_its_patience_is_over(tmp_path):
+    recipe = make_recipe(bits=8, learning_rate=30.0, epochs=9, patience=2)
+    result, _ = run(recipe, storage=Storage(tmp_path))
+    assert [entry.epoch for entry in result.history] == [-1, 0, 1]
+    assert "training stopped after 2 epochs, the last 2 without a better" in result.notes()[0]

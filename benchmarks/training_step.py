@@ -1,0 +1,134 @@
+"""A training step of a quantized net over one of the float net: forward, backward and optimizer.
+
+CPU time of one process, one thread, the two interleaved step by step; the ratio is the median over pairs.
+Writes benchmarks/results/training_step.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.responses import EncoderBlock, ResNet20, processor
+from raysearch.calibration import calibrate
+from raysearch.cluster.pool import LocalPool
+from raysearch.config import PlacementConfig, TrainingConfig
+from raysearch.controller import create_controller
+from raysearch.evaluation import DataSet, Divergence, Replica, default_forward
+from raysearch.placement import place_quantizers
+from raysearch.records import BitAssignment
+from raysearch.training.optimizer import Optimizer
+
+RESULT = Path(__file__).parent / "results" / "training_step.md"
+WIDTHS = PlacementConfig(weight_bit_widths=(4,), activation_bit_widths=(8,))
+Step = Callable[[], None]
+
+
+class SmallEncoder(nn.Module):
+    """Two blocks over 64 tokens of width 128."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(48, 128)
+        self.blocks = nn.Sequential(EncoderBlock(128), EncoderBlock(128))
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return self.head(self.blocks(self.embed(x)).mean(1))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], float]] = {
+    "ResNet-20, batch 64 of 3 x 32 x 32": (ResNet20, (64, 3, 32, 32), 1.3),
+    "encoder of two layers, batch 16 of 64 x 128": (SmallEncoder, (16, 64, 48), 1.25),
+}
+"""Name → net, shape of a batch, and the ratio that is aimed at."""
+
+
+def make_steps(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> tuple[Step, Step, int]:
+    """A float step, a quantized step, and how many quantizers there are."""
+    torch.manual_seed(0)
+    batch = (torch.randn(shape), torch.randint(10, shape[:1]))
+    plain = build()
+    setup = place_quantizers(plain.eval(), (batch[0][:2],), WIDTHS)
+    replica = Replica(copy.deepcopy(plain), default_forward, {DataSet.CALIBRATION: [batch]}, Divergence("kl"))
+    ranges = calibrate(setup, LocalPool(replica), 1)
+    quantized = build()
+    quantized.load_state_dict(plain.state_dict())
+    controller = create_controller(quantized, setup, ranges, BitAssignment.extreme(setup, 0))
+    settings = TrainingConfig()
+
+    def step_of(model: nn.Module, optimizer: torch.optim.Optimizer | Optimizer) -> Step:
+        model.train()
+
+        def step() -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(model(batch[0]), batch[1]).backward()
+            optimizer.step()
+
+        return step
+
+    plain.requires_grad_()
+    float_step = step_of(plain, torch.optim.AdamW(plain.parameters(), settings.learning_rate))
+    return float_step, step_of(quantized, Optimizer(controller, settings)), len(setup.points)
+
+
+def measure(steps: tuple[Step, Step], pairs: int) -> tuple[list[float], list[float]]:
+    """CPU seconds of each, in pairs, after two warm-ups."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(pairs + 2):
+        for step, seconds in zip(steps, times, strict=True):
+            start = time.process_time()
+            step()
+            if number >= 2:
+                seconds.append(time.process_time() - start)
+    return times
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--date", default=datetime.datetime.now(tz=datetime.UTC).date().isoformat())
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    heading = f"{options.date}, {processor()}, one thread, torch {torch.__version__}."
+    lines = [
+        "# A training step, quantized over float",
+        "",
+        heading,
+        f"CPU time, {options.pairs} interleaved pairs in one process; weights 4 bits, activations 8, all",
+        "scales learned. Made by `python -m benchmarks.training_step`.",
+        "",
+        "| net | quantizers | float, ms | quantized, ms | ratio (median of pairs) | quartiles | aim |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, (build, shape, aim) in NETS.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            *steps, count = make_steps(build, shape)
+        plain, quantized = measure((steps[0], steps[1]), options.pairs)
+        ratios = [other / one for one, other in zip(plain, quantized, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        medians = [1e3 * statistics.median(seconds) for seconds in (plain, quantized)]
+        lines.append(
+            f"| {name} | {count} | {medians[0]:.1f} | {medians[1]:.1f} | {middle:.2f} | {low:.2f} … "
+            f"{high:.2f} | {aim} |"
+        )
+    text = "\n".join(lines) + "\n"
+    RESULT.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
