@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from raysearch.artifacts import Storage
 from raysearch.cluster.shipping import dumps, loads
 from raysearch.config import TrainingConfig
 from raysearch.determinism import set_reproducible
-from raysearch.errors import RaysearchError, TrainingError
+from raysearch.errors import RaysearchError, StorageError, TrainingError
 from raysearch.records import TrainingStatus
 from raysearch.training.context import Tell
 from raysearch.training.loop import train
@@ -203,7 +203,9 @@ def _worker(config: dict[str, Any]) -> Any:
         # a collective call: there it must fail, so that Ray ends them all, and starts them once more, when
         # they read why.
         if context.world > 1:
-            storage.write_bytes(FAILED, str(error).encode())
+            # Where nothing can be written any more, Ray finds out by trying again.
+            with suppress(StorageError):
+                storage.write_bytes(FAILED, str(error).encode())
             raise
         return str(error)
     except RuntimeError as error:

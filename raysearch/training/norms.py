@@ -46,15 +46,21 @@ def _forward(module: _BatchNorm, alone: object, x: Tensor) -> Tensor:
         return result
     others = [dim for dim in range(x.ndim) if dim != 1]
     shape = [1, -1] + [1] * (x.ndim - 2)
-    count = collectives.all_reduce(x.new_tensor(float(x.numel() // x.shape[1])))
-    mean = collectives.all_reduce(x.sum(others)) / count
+    count = _summed(x.new_tensor(float(x.numel() // x.shape[1])))
+    mean = _summed(x.sum(others)) / count
     centred = x - mean.reshape(shape)
     # In a second round: the difference of mean square and squared mean would cancel.
-    variance = collectives.all_reduce(centred.square().sum(others)) / count
+    variance = _summed(centred.square().sum(others)) / count
     _remember(module, mean.detach(), (variance * count / (count - 1)).detach())
     result = centred * (variance + module.eps).rsqrt().reshape(shape)
     if module.weight is not None:
         result = result * module.weight.reshape(shape) + module.bias.reshape(shape)
+    return result
+
+
+def _summed(value: Tensor) -> Tensor:
+    """The sum over all ranks, with its gradient."""
+    result: Tensor = collectives.all_reduce(value)  # type: ignore[no-untyped-call]
     return result
 
 

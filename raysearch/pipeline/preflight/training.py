@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sized
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from raysearch.determinism import GeneratorStates
-from raysearch.errors import TaskError
+from raysearch.errors import ConfigError, TaskError
 from raysearch.evaluation import Batch, batch_size, training_batches
 from raysearch.evaluation.batches import take, tensors_of
 from raysearch.pipeline.inputs import Inputs
@@ -43,6 +43,7 @@ def check_training(inputs: Inputs, recipe: Recipe) -> None:
         batch = next(iter(batches(0)), None)
     if batch is None:
         raise TaskError("the training data gave no batch; pass data with at least one batch a worker.")
+    _check_sizes(inputs)
     with user_code("looking at the first training batch"):
         if not any(tensor.ndim for _, tensor in tensors_of(batch)):
             raise TaskError(
@@ -55,6 +56,31 @@ def check_training(inputs: Inputs, recipe: Recipe) -> None:
     _step(recipe, batch if size == 1 else _few(batch, FEW), "the first training batch")
     if size > 1 and _ends_with_one(inputs.task.train, size):
         _step(recipe, _few(batch, 1), "a last batch of one sample")
+
+
+def _check_sizes(inputs: Inputs) -> None:
+    """Refuse more workers than there are batches, and a step of more samples than there are.
+
+    Raises:
+        TaskError: some worker would have no batch.
+        ConfigError: no step could be as large as asked for.
+    """
+    data, settings = inputs.task.train, inputs.config.training
+    num_workers = settings.num_workers if inputs.config.cluster.workers else 1
+    batches = training_batches(data, settings.batch_size, 0, 0, num_workers)
+    if batches.num_batches == 0:
+        raise TaskError(
+            f"the training data has fewer batches than training.num_workers, which is {num_workers}: some "
+            f"worker would have none. Give more and smaller batches, or lower training.num_workers."
+        )
+    global_size = settings.global_batch_size
+    if global_size is None or not isinstance(data, Dataset) or not isinstance(data, Sized):
+        return
+    if global_size > len(data):
+        raise ConfigError(
+            f"training.global_batch_size is {global_size}, and the training data has {len(data)} samples; "
+            f"lower it to {len(data)} or less."
+        )
 
 
 def _step(recipe: Recipe, batch: Batch, name: str) -> None:

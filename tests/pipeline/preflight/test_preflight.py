@@ -298,6 +298,15 @@ def test_calibration_batches_that_the_model_cannot_take(batch, part):
     assert part in refuse(make_task(calibration=[batch]))
 
 
+def test_workers_without_a_batch_and_a_step_larger_than_the_data():
+    task = make_task(train=[(X[:5], Y[:5]), (X[5:], Y[5:])])
+    text = refuse(task, workers=1, training={"num_workers": 3})
+    assert "fewer batches than training.num_workers, which is 3" in text
+    assert try_task(task, training={"num_workers": 3})
+    text = refuse(make_task(), training={"global_batch_size": 11})
+    assert "training.global_batch_size is 11, and the training data has 10 samples" in text
+
+
 def test_a_forward_and_a_data_set_that_fail_are_told_with_their_place():
     text = refuse(make_task(forward=lambda model, batch: model(batch["image"])))
     assert "the task's forward on the first calibration shard" in text
