@@ -45,6 +45,7 @@ class TrainingConfig(Section):
         checkpoint_steps: steps between two checkpoints within an epoch; None: by time alone. There is one
             after every epoch as well.
         checkpoint_minutes: minutes between two checkpoints within an epoch, at most.
+        loggers: where curves go besides `training.parquet`: "tensorboard", or "module:factory" of your own.
         num_workers: Ray Train workers; without `global_batch_size` the samples of a step depend on them.
         cpus_per_worker: CPUs a worker reserves.
         use_gpu: one GPU a worker, NCCL instead of gloo; None: where the fleet computes on GPUs.
@@ -70,6 +71,7 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = False
     checkpoint_steps: int | None = Field(None, ge=1)
     checkpoint_minutes: float = Field(10.0, gt=0)
+    loggers: tuple[str, ...] = ()
     num_workers: int = Field(1, ge=1)
     cpus_per_worker: float = Field(1.0, gt=0)
     use_gpu: bool | None = None
@@ -103,7 +105,7 @@ class TrainingConfig(Section):
         """The settings as a run's folder keeps them: runs of before there were the newer ones lack those."""
         data = self.model_dump(mode="json")
         for name in LATER:
-            if data[name] == type(self).model_fields[name].default:
+            if getattr(self, name) == type(self).model_fields[name].default:
                 del data[name]
         return data
 
@@ -121,5 +123,6 @@ LATER = (
     "batch_norm_freeze_after",
     "sync_batch_norm",
     "patience",
+    "loggers",
 )
 """Settings that runs from before they existed lack."""

@@ -57,6 +57,7 @@ from raysearch.search import (
 )
 from raysearch.sensitivity import measure_sensitivity
 from raysearch.training import fine_tune, forget_checkpoints
+from raysearch.training.loggers import logged
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -310,13 +311,14 @@ class Pipeline:
     ) -> FineTuneResult:
         recipe = make_recipe(self.inputs, ranges, assignment, refinement)
         trains = recipe.train is not None and not recipe.settings.is_off
-        return fine_tune(
-            recipe,
-            self.store.save_checkpoint,
-            on_ray=self.on_ray and trains,
-            storage=self.store.storage.child("checkpoints"),
-            tell=self.progress.training,
-        )
+        with logged(self.progress.training, recipe.settings.loggers, self.store.storage) as tell:
+            return fine_tune(
+                recipe,
+                self.store.save_checkpoint,
+                on_ray=self.on_ray and trains,
+                storage=self.store.storage.child("checkpoints"),
+                tell=tell,
+            )
 
     def _evaluate(
         self, stripped: nn.Module, search: SearchResult, rounded: RangeTable, is_changed: bool

@@ -1,0 +1,81 @@
+"""Where the curves of training go."""
+
+from __future__ import annotations
+
+import pyarrow.parquet as pq
+import pytest
+
+from raysearch.artifacts import Storage
+from raysearch.errors import ConfigError
+from raysearch.records import TrainingStatus
+from raysearch.training.loggers import find_logger, logged
+
+OWN = []
+
+
+class Own:
+    """A logger of a user's own."""
+
+    def __init__(self, storage):
+        OWN.append(storage.uri)
+
+    def log(self, status):
+        OWN.append(status.step)
+
+    def close(self):
+        OWN.append("closed")
+
+
+def step(number, loss):
+    return TrainingStatus(0, 2, number, 8, 4, loss, 0.1, {"loss": 9.0})
+
+
+def test_curves_are_rows_and_steps_taken_again_replace_the_earlier_ones(tmp_path):
+    told = []
+    storage = Storage(tmp_path)
+    with logged(told.append, (), storage) as tell:
+        for status in (TrainingStatus(validation={"loss": 3.0}), step(1, 2.0), step(2, 1.5)):
+            tell(status)
+        tell(TrainingStatus(message="waits"))
+    with logged(told.append, (), storage) as tell:
+        tell(step(2, 1.25))
+        tell(TrainingStatus(step=2, validation={"loss": 1.0}))
+    assert len(told) == 6
+    rows = pq.read_table(tmp_path / "training.parquet").to_pylist()
+    assert [(row["step"], row["loss"], row["validation_loss"]) for row in rows] == [
+        (0, None, 3.0),
+        (1, 2.0, None),
+        (2, 1.25, None),
+        (2, None, 1.0),
+    ]
+
+
+def test_a_cut_training_leaves_its_curves_and_loggers_are_closed(tmp_path):
+    OWN.clear()
+    storage = Storage(tmp_path)
+    names = ("tensorboard", f"{__name__}:Own")
+
+    def cut():
+        with logged(lambda status: None, names, storage) as tell:
+            tell(step(1, 2.0))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut()
+    assert [storage.uri, 1, "closed"] == OWN
+    assert pq.read_table(tmp_path / "training.parquet").num_rows == 1
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"training/loss" in events.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["wandb", "raysearch:nothing", "no.such:thing", ":x"])
+def test_a_logger_that_is_none_is_refused(name):
+    with pytest.raises(
+        ConfigError, match=f"training.loggers names '{name}', which is neither one of tensorb"
+    ):
+        find_logger(name)
+
+
+def test_tensorboard_needs_a_local_disk():
+    with pytest.raises(ConfigError, match="writes to a local disk"):
+        find_logger("tensorboard")(Storage("s3://bucket/runs"))
