@@ -206,7 +206,7 @@ class Study:
         """The refined model after the training of a run, stripped."""
         recipe = make_recipe(self.inputs, self.ranges, assignment, record)
         saved: dict[str, bytes] = {}
-        result = fine_tune(recipe, saved.__setitem__, on_ray=False, run_name="", storage_path="")
+        result = fine_tune(recipe, saved.__setitem__, on_ray=False)
         print(result, flush=True)
         ranges = record.put_into(self.ranges)
         return strip_checkpoint(self.inputs, ranges, assignment, saved[result.checkpoint])

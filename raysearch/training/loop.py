@@ -16,7 +16,6 @@ from raysearch.evaluation.model.copies import private_copy
 from raysearch.records import EpochMetrics, TrainingStatus
 from raysearch.seeding import derive_seed
 from raysearch.training.average import Average
-from raysearch.training.buffers import Buffers
 from raysearch.training.context import Context
 from raysearch.training.norms import synchronise
 from raysearch.training.objective import Objective
@@ -24,7 +23,7 @@ from raysearch.training.optimizer import Optimizer
 from raysearch.training.progress import CALIBRATED, Progress
 from raysearch.training.recipe import Recipe
 from raysearch.training.schedule import Schedule
-from raysearch.training.state import put_state, state_bytes, state_tensors
+from raysearch.training.state import Buffers, put_state, state_bytes, state_tensors
 from raysearch.training.step import ADVICE, Step, Stepper
 from raysearch.training.trial_step import be_as_strict_as_possible, leaves_parameters_unused
 from raysearch.training.validation import validate
