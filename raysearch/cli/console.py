@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from rich.console import Console
@@ -195,8 +196,6 @@ def layers_table(setup: QuantizerSetup) -> Table:
         schemes = ", ".join(map(str, group.schemes))
         pairs = " ".join(f"{weight_bits}/{input_bits}" for weight_bits, input_bits in _pairs(setup, group))
         others = ", ".join(group.points[1:])
-        if group.reason:
-            others += f": {group.reason}"
         row = (
             group.id,
             first.kind,
@@ -214,6 +213,23 @@ def layers_table(setup: QuantizerSetup) -> Table:
         cells = ("weight", shape, f"{weight.num_elements:,}", "", f"none: {weight.reason}", "float", "", "")
         table.add_row(weight.name, *cells)
     return table
+
+
+def fused_table(setup: QuantizerSetup) -> Table | None:
+    """The groups that a runtime makes one, and why; None where it makes none.
+
+    Weights are named below the module that holds all of them.
+    """
+    table = Table("module", "are one", "why")
+    for group in setup.groups.values():
+        if not group.reason:
+            continue
+        paths = [name.split(".") for name in group.points]
+        columns = zip(*paths, strict=False)
+        shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, columns)]
+        names = [".".join(path[len(shared) :]).removesuffix(".weight") for path in paths]
+        table.add_row(".".join(shared), ", ".join(names), group.reason)
+    return table if table.row_count else None
 
 
 def grid_text(point: QuantizationPoint) -> str:

@@ -62,9 +62,12 @@ def inspect(
         configured = read_settings(config, settings, latency)
         setup, costs = api.inspect(spec, configured)
         stored = stored_as(setup, configured.placement)
+        fused = console.fused_table(setup)
 
         def draw(out: Console) -> None:
             out.print(console.layers_table(setup))
+            if fused is not None:
+                out.print(fused)
             if stored:
                 out.print(console.schemes_table(stored))
             out.print(console.widths_table(setup, costs))

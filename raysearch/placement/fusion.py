@@ -128,7 +128,7 @@ def _parallel(graph: CapturedGraph, projections: Mapping[str, _Projection]) -> I
                 meets = {kind for pair, kind in meetings.items() if pair[0] in members}
                 # Rotations and gates are elementwise, whether there is an attention or not.
                 where = "one attention" if meets != {"product"} else "one product"
-                yield Fusion(members, f"they read one tensor, and their results meet in {where}")
+                yield Fusion(members, f"they read one tensor and meet in {where}")
 
 
 def _meetings(graph: CapturedGraph, weight_of: Mapping[str, str]) -> dict[tuple[str, str], str]:

@@ -110,7 +110,7 @@ def make_groups(
     fused = [(fusion.weights[0], other) for fusion in table.fusions for other in fusion.weights[1:]]
     partners = [(a, b) for a, b in (*table.partners, *fused) if a in points and b in points]
     name = rules.profile.name
-    reasons = {f.weights[0]: f"{f.reason}, and {name} fuses them" for f in table.fusions}
+    reasons = {f.weights[0]: f"{f.reason}; {name} fuses them" for f in table.fusions}
     groups: dict[str, QuantizerGroup] = {}
     for members in connected_components(points, partners):
         schemes = _group_schemes(members, table, points, rules)

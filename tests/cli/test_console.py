@@ -7,10 +7,17 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from raysearch.cli.console import inspection, layers_table, result_table
+from raysearch.cli.console import fused_table, inspection, layers_table, result_table
 from raysearch.config import PlacementConfig
 from raysearch.placement import place_quantizers
-from raysearch.records import CostModel, QuantizerSetup, packed_bytes
+from raysearch.records import (
+    CostModel,
+    QuantizationPoint,
+    QuantizerGroup,
+    QuantizerSetup,
+    Site,
+    packed_bytes,
+)
 from raysearch.reporting import ReportRecords, render_report
 from raysearch.reporting.format import cost
 from tests.support.run_records import make_result, make_search, make_setup
@@ -83,3 +90,14 @@ def test_a_setup_remembers_what_stays_float(setup):
     (weight,) = (p for p in setup.points.values() if p.id == "head.weight")
     assert weight.num_zero_points == 1
     assert packed_bytes(weight, 4) == 5 + 4 + 1
+
+
+def test_what_a_runtime_makes_one_is_named_with_the_reason(setup):
+    assert fused_table(setup) is None
+    names = ("blocks.0.q.weight", "blocks.0.kv.a.weight")
+    points = {name: QuantizationPoint(name, "weight", (Site(name, "parameter"),), (2, 2)) for name in names}
+    groups = {names[0]: QuantizerGroup(names[0], names, (4, 8), "they meet")}
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(fused_table(QuantizerSetup(points, groups)))
+    row = stream.getvalue().splitlines()[3]
+    assert [cell.strip() for cell in row.split("│")[1:4]] == ["blocks.0", "q, kv.a", "they meet"]

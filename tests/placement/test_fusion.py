@@ -155,11 +155,10 @@ def test_all_layers_of_all_experts_are_one() -> None:
         ("router.weight",), ("shared.w2.weight",), ("gate.weight",), ("head.weight",),
         ("shared.w1.weight", "shared.w3.weight"), experts,
     ]  # fmt: skip
-    reason = "they are the experts that router.weight routes to, and vllm fuses them"
+    reason = "they are the experts that router.weight routes to; vllm fuses them"
     assert setup.groups["experts.0.w1.weight"].reason == reason
-    assert setup.groups["shared.w1.weight"].reason == (
-        "they read one tensor, and their results meet in one product, and vllm fuses them"
-    )
+    reason = "they read one tensor and meet in one product; vllm fuses them"
+    assert setup.groups["shared.w1.weight"].reason == reason
     assert QuantizerSetup.from_json(setup.to_json()) == setup
     assert "reason" not in mixture("any").to_json(), "what names runs so far stays as it was"
     assert set(BitAssignment.uniform(setup, 4).bits) == set(setup.groups), "one entry a group"
