@@ -13,9 +13,10 @@ from torch import Tensor
 
 from raysearch.calibration.observer import ObservationPlan, Observer
 from raysearch.calibration.statistics import Statistics
-from raysearch.quantizer import quant_levels, storable
+from raysearch.quantizer import quant_levels, scale_steps, storable
 from raysearch.quantizer.blocks import Blocks
 from raysearch.records import Granularity, QuantizerRange
+from raysearch.records.scale_format import SCALE_FORMATS
 
 NUM_CLIPS = 80
 """Clips tried per scale between 0 and the largest magnitude; a tenth as many are tried above it."""
@@ -121,6 +122,9 @@ def mse_scale(
     The best of 1.1·NUM_CLIPS evenly spaced clips, ties to the larger one, then polished: for codes c of a
     scale s the best scale is ⟨w, c⟩/⟨c, c⟩, and rounding anew to it can only lower the error further.
 
+    Scales that are stored as integers of one number are found twice: each by itself, which says what number
+    that is, and then among its multiples.
+
     Cost: 1.1·NUM_CLIPS + NUM_POLISHES fake-quantizations of the weight, in memory a few copies of it.
 
     Args:
@@ -132,6 +136,10 @@ def mse_scale(
     """
     low, high = levels or quant_levels(num_bits, signed=True)
     rows = scale_rows(weight, granularity).float()
+    steps: Tensor | None = None
+    if SCALE_FORMATS[scale_format].sharing > 1:
+        single = mse_scale(weight, granularity, num_bits, levels)
+        steps = scale_steps(torch.from_numpy(single).to(rows.device)[:, None], scale_format)
     peak = rows.abs().amax(1, keepdim=True)
     best, scale = torch.full_like(peak, float("inf")), peak / high
 
@@ -140,7 +148,7 @@ def mse_scale(
 
     def consider(candidate: Tensor) -> None:
         nonlocal best, scale
-        candidate = storable(candidate, scale_format)
+        candidate = storable(candidate, scale_format, steps)
         error = (codes_of(candidate) * candidate - rows).square().sum(1, keepdim=True)
         better = error < best
         best, scale = torch.where(better, error, best), torch.where(better, candidate, scale)

@@ -20,6 +20,7 @@ from raysearch.export.outputs import NamedOutputs
 from raysearch.export.packing import packed_length, unpack_codes
 from raysearch.export.program import load_program
 from raysearch.export.restore import restore_module
+from raysearch.export.stored_scales import decode_scales
 from raysearch.records import ExportedFile, ExportManifest
 
 _AGAIN = "Retrieve or export the model again."
@@ -208,7 +209,7 @@ def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
     expected = {name: (spec.shape, spec.dtype) for name, spec in config.tensors.items()}
     for name, weight in config.weights.items():
         expected[f"{name}.packed"] = ((packed_length(weight.num_codes, weight.bits),), "U8")
-        expected[f"{name}.scale"] = ((weight.num_scales,), weight.scale_dtype)
+        expected[f"{name}.scale"] = ((weight.num_stored_scales,), weight.scale_dtype)
         if weight.zero_point == "stored":
             expected[f"{name}.zero_point"] = ((weight.num_scales,), "I8")
     try:
@@ -227,8 +228,7 @@ def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
     for name, weight in config.weights.items():
         codes = unpack_codes(stored.pop(f"{name}.packed").numpy(), weight.bits, weight.num_codes, name)
         stored[f"{name}.codes"] = torch.from_numpy(codes).reshape(weight.shape)
-        # Every format widens exactly.
-        scale = stored[f"{name}.scale"].float()
+        scale = decode_scales(stored[f"{name}.scale"], weight.scale_format, weight.num_scales, name)
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):
             raise StorageError(f"{path}: '{name}.scale' holds values that are not positive. {_AGAIN}")
         stored[f"{name}.scale"] = scale.reshape(weight.scale_shape)

@@ -63,6 +63,11 @@ class PackedWeight:
         return SCALE_FORMATS[self.scale_format].dtype
 
     @property
+    def num_stored_scales(self) -> int:
+        """Elements of the tensor that holds the scales."""
+        return SCALE_FORMATS[self.scale_format].num_stored(self.num_scales)
+
+    @property
     def num_codes(self) -> int:
         """Number of weights."""
         return math.prod(self.shape)

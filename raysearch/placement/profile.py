@@ -13,7 +13,7 @@ from raysearch.errors import PlacementError
 from raysearch.placement.fusion import STRUCTURES
 from raysearch.quantizer import MAX_BITS, MIN_BITS
 from raysearch.records import QuantizationPoint, Scheme
-from raysearch.records.scale_format import SCALE_FORMATS
+from raysearch.records.scale_format import SCALE_DTYPES
 from raysearch.unknown_keys import nearest_hint, nearest_names
 
 WEIGHT_KINDS = ("conv", "depthwise", "conv_transpose", "linear", "recurrent", "embedding")
@@ -228,9 +228,9 @@ def load_profile(name: str) -> Profile:
 def _profile(name: str, data: dict[str, Any]) -> Profile:
     description = str(data.pop("description", ""))
     scale_dtype = data.pop("scale_dtype", "float32")
-    if scale_dtype not in (*SCALE_FORMATS, "model"):
+    if scale_dtype not in (*SCALE_DTYPES, "model"):
         raise PlacementError(
-            f"the profile '{name}' has scale_dtype = {scale_dtype!r}; allowed: {', '.join(SCALE_FORMATS)} or "
+            f"the profile '{name}' has scale_dtype = {scale_dtype!r}; allowed: {', '.join(SCALE_DTYPES)} or "
             f"model, the type of each weight."
         )
     fusion = tuple(data.pop("fusion", ()))

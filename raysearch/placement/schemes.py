@@ -7,6 +7,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from raysearch.config.placement import PlacementConfig
 from raysearch.errors import PlacementError
 from raysearch.records import QuantizationPoint, QuantizerSetup, Scheme
+from raysearch.records.block_types import SCHEME_TYPES
+
+SMALL_BLOCK = 32
+"""Inputs of a block of the types that fit most rows."""
+
+
+def with_fitting_types(schemes: Iterable[Scheme], points: Sequence[QuantizationPoint]) -> tuple[Scheme, ...]:
+    """The schemes with a type of blocks that all rows hold in the place of one that they do not.
+
+    It is the type of the fewest bits, no fewer than the scheme's, of those with blocks of 32: llama.cpp's own
+    rule. A scheme for which there is none is left out.
+    """
+    fitting: list[Scheme] = []
+    for scheme in schemes:
+        choices = [scheme, *_small_blocks(scheme)] if scheme.block_type else [scheme]
+        fitting += [choice for choice in choices if all(point.holds(choice) for point in points)][:1]
+    return tuple(dict.fromkeys(fitting))
+
+
+def _small_blocks(scheme: Scheme) -> list[Scheme]:
+    """Types of blocks of 32 with at least as many bits, ascending."""
+    types = [block_type for block_type in SCHEME_TYPES.values() if block_type.block_size == SMALL_BLOCK]
+    return [Scheme.of(block_type.name) for block_type in types if block_type.num_bits >= scheme.num_bits]
 
 
 def distinct_schemes(schemes: Iterable[Scheme], points: Sequence[QuantizationPoint]) -> tuple[Scheme, ...]:
@@ -24,6 +47,8 @@ def distinct_schemes(schemes: Iterable[Scheme], points: Sequence[QuantizationPoi
 
 def _plainest(scheme: Scheme, points: Sequence[QuantizationPoint]) -> Scheme:
     per_channel = Scheme(scheme.num_bits, is_asymmetric=scheme.is_asymmetric)
+    if scheme.block_type:
+        return scheme
     for plainer in (Scheme(scheme.num_bits), per_channel):
         if _stored(plainer, points) == _stored(scheme, points):
             return plainer
@@ -56,7 +81,7 @@ def check_group_sizes(
     weights_of: dict[Scheme, list[QuantizationPoint]] = {}
     for name, schemes in schemes_of.items():
         for scheme in schemes:
-            if scheme.group_size:
+            if scheme.group_size and not scheme.block_type:
                 weights_of.setdefault(scheme, []).append(points[name])
     for scheme, weights in sorted(weights_of.items()):
         if not any(point.at(scheme).granularity.kind == "per_group" for point in weights):
@@ -77,6 +102,8 @@ def describe(point: QuantizationPoint, scheme: Scheme) -> str:
         >>> describe(weight, Scheme.of("4g64"))
         'per channel: 67 inputs have no divisor between 32 and 64'
     """
+    if scheme.block_type:
+        return _describe_type(point, scheme)
     granularity, row = point.at(scheme).granularity, point.row
     if row is not None and granularity.group_size is not None:
         size = granularity.group_size * row.num_positions
@@ -95,6 +122,15 @@ def describe(point: QuantizationPoint, scheme: Scheme) -> str:
     return (
         f"{kind}: no divisor of {channels} channels of {positions} inputs each gives {least} to {most} inputs"
     )
+
+
+def _describe_type(point: QuantizationPoint, scheme: Scheme) -> str:
+    block_type = SCHEME_TYPES[scheme.block_type]
+    if point.holds(scheme):
+        return f"blocks of {block_type.block_size} inputs, {block_type.bits_per_weight:g} bits a weight"
+    why = f"{_num_inputs(point)} inputs hold no blocks of {block_type.block_size}"
+    others = with_fitting_types([scheme], [point])
+    return f"{others[0]}: {why}" if others else f"not at all: {why}"
 
 
 def _num_inputs(point: QuantizationPoint) -> int:
@@ -116,7 +152,8 @@ def stored_as(setup: QuantizerSetup, settings: PlacementConfig) -> dict[str, dic
         options = setup.group_of(name).schemes
         points = [setup.points[member] for member in setup.group_of(name).points]
         taken = {_option(scheme, points) for scheme in options}
-        led_to = [scheme for scheme in settings.schemes if _option(scheme, points) in taken]
+        fitting = {scheme: with_fitting_types([scheme], points) for scheme in settings.schemes}
+        led_to = [s for s, of in fitting.items() if any(_option(each, points) in taken for each in of)]
         schemes = sorted({*options, *led_to})
         texts = {str(scheme): describe(point, scheme) for scheme in schemes if not scheme.is_plain}
         if texts:

@@ -11,7 +11,7 @@ from raysearch.errors import PlacementError
 from raysearch.placement.overrides import apply_spec, default_mode
 from raysearch.placement.points import PointTable
 from raysearch.placement.profile import EVERY, WEIGHT_KINDS, Pairs, Profile
-from raysearch.placement.schemes import check_group_sizes, describe, distinct_schemes
+from raysearch.placement.schemes import check_group_sizes, describe, distinct_schemes, with_fitting_types
 from raysearch.records import PER_TENSOR, QuantizationPoint, QuantizerGroup, Scheme
 from raysearch.records.components import connected_components
 
@@ -104,7 +104,7 @@ def make_groups(
         PlacementError: members of a group, or user and profile, leave no scheme, or a scheme fits no weight.
     """
     weights = {name: point for name, point in points.items() if point.kind == "weight"}
-    schemes_of = {name: rules.schemes(point) for name, point in weights.items()}
+    schemes_of = {name: with_fitting_types(rules.schemes(p), [p]) for name, p in weights.items()}
     check_group_sizes(schemes_of, weights)
     _check_schemes(schemes_of, table, weights, rules.profile)
     fused = [(fusion.weights[0], other) for fusion in table.fusions for other in fusion.weights[1:]]
@@ -178,6 +178,14 @@ def _group_schemes(
             requested[name] = schemes
     left = set(next(iter(requested.values()), rules.default(points[members[0]])))
     left = left.intersection(*requested.values())
+    set_schemes = left
+    left = set(with_fitting_types(left, [points[name] for name in members]))
+    if set_schemes and not left:
+        raise PlacementError(
+            f"'{members[0]}' has {points[members[0]].shape} weights, whose rows hold no blocks of the types "
+            f"{_text(set_schemes)}. Give it another scheme by an override, or leave it float "
+            f"(placement.ignored_scopes)."
+        )
     if not left:
         listing = ", ".join(f"{name} to {' or '.join(map(str, w))}" for name, w in requested.items())
         raise PlacementError(f"the placement rules set {listing}, but these must share one bit-width.")

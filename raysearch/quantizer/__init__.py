@@ -15,7 +15,7 @@ from raysearch.quantizer.reference import (
     symmetric_from_min_max,
     tune_range,
 )
-from raysearch.quantizer.scale_formats import storable, storable_range, storable_through
+from raysearch.quantizer.scale_formats import scale_steps, storable, storable_range, storable_through
 
 __all__ = [
     "MAX_BITS",
@@ -34,6 +34,7 @@ __all__ = [
     "point_levels",
     "quant_levels",
     "quantize",
+    "scale_steps",
     "spec_levels",
     "storable",
     "storable_range",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
+from raysearch.records.block_types import SCHEME_TYPES, BlockType
 from raysearch.records.granularity import PER_TENSOR, Granularity
 from raysearch.records.scale_format import SCALE_FORMATS
 from raysearch.records.scheme import Scheme
@@ -134,16 +135,43 @@ class QuantizationPoint:
         others = [size for dim, size in enumerate(self.shape) if dim not in (axis, group_axis)]
         return Row(axis, group_axis, self.shape[group_axis], prod(others))
 
+    def holds(self, scheme: Scheme) -> bool:
+        """Whether the weight's rows consist of the blocks of a scheme; of one without blocks they do."""
+        if not scheme.block_type:
+            return True
+        is_matrix = self.kind == "weight" and len(self.shape) == 2 and self.granularity.axis in (0, -2)
+        return is_matrix and self.shape[1] % SCHEME_TYPES[scheme.block_type].block_size == 0
+
+    def block_type(self, num_bits: int) -> BlockType | None:
+        """The type of GGUF that the weight has at a bit-width, as it is stored; None: it is none."""
+        if self.kind != "weight" or len(self.shape) != 2 or self.grid_spec.mode != "symmetric":
+            return None
+        granularity = self.granularity
+        if granularity.axis not in (0, -2) or not self.grid_spec.signed:
+            return None
+        # A scale a channel is one of a group that is the whole row.
+        stored = (num_bits, granularity.group_size or self.shape[1], self.scale_format)
+        for block_type in SCHEME_TYPES.values():
+            form = (block_type.num_bits, block_type.group_size, block_type.scale_format)
+            if stored == form and self.shape[1] % block_type.block_size == 0:
+                return block_type
+        return None
+
     def at(self, scheme: int | str | Scheme) -> QuantizationPoint:
         """The point as a scheme stores it; of a plain scheme the point itself.
 
         A group spans neighbouring input channels with all their kernel positions: as many as divide the
         channels evenly and hold no more than `group_size` inputs. The weight is per channel where that is
-        less than half the size, or the whole row.
+        less than half the size, or the whole row. A type of GGUF is a grid of its own, with the form of its
+        scales; where the rows hold none of its blocks (`holds`), its groups alone are taken.
         """
         scheme = Scheme.of(scheme)
         if scheme.is_plain:
             return self
+        if scheme.block_type and self.holds(scheme):
+            block_type = SCHEME_TYPES[scheme.block_type]
+            granularity = Granularity.per_group(block_type.group_size)
+            return replace(self, granularity=granularity, spec=None, scale_format=block_type.scale_format)
         granularity = self.granularity
         row = self.row
         if scheme.group_size and row is not None:

@@ -1,4 +1,4 @@
-"""How one tensor is stored: bit-width, granularity, symmetric or asymmetric; written `4`, `4g64`, `3g32a`."""
+"""How one tensor is stored: bit-width, granularity, mode; written `4`, `4g64`, `3g32a`, `q6_k`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import total_ordering
 
 from raysearch.errors import PlacementError
+from raysearch.records.block_types import BLOCK_TYPES, SCHEME_TYPES
 
 LEAST_BITS, MOST_BITS = 2, 8
 
@@ -23,15 +24,18 @@ class Scheme:
     that number, and hashes as it does, so a table keyed by schemes may be asked for a bit-width.
 
     Schemes are ordered by their bit-width, then from few scales to many, symmetric before asymmetric: 4, 4a,
-    4g64, 4g64a, 4g32. That is no order of cost: 3g16a takes more bits than 4.
+    4g64, 4g64a, 4g32, q4_0. That is no order of cost: 3g16a takes more bits than 4.
+
+    A type of GGUF is a scheme of its name: it says the bit-width, the groups, and how scales are stored.
 
     Attributes:
         num_bits: 2–8.
         group_size: inputs of a row that share a scale; 0 leaves the granularity to the point.
         is_asymmetric: whether each scale has a zero point; False leaves the mode to the point.
+        block_type: name of a type of GGUF, of which the rest is; "": none.
 
     Raises:
-        PlacementError: the bit-width is outside 2–8, or the group size is negative.
+        PlacementError: the bit-width is outside 2–8, the group size is negative, or the type has others.
 
     Example:
         >>> [str(Scheme.of(value)) for value in (4, "4g64", Scheme(3, 32, is_asymmetric=True))]
@@ -41,6 +45,7 @@ class Scheme:
     num_bits: int
     group_size: int = 0
     is_asymmetric: bool = False
+    block_type: str = ""
 
     def __post_init__(self) -> None:
         if not LEAST_BITS <= self.num_bits <= MOST_BITS:
@@ -51,6 +56,10 @@ class Scheme:
             raise PlacementError(
                 f"the scheme '{self}' has groups of {self.group_size} inputs; give 1 or more."
             )
+        if self.block_type:
+            block_type = SCHEME_TYPES[self.block_type]
+            if (self.num_bits, self.group_size) != (block_type.num_bits, block_type.group_size):
+                raise PlacementError(f"write '{self.block_type}' for the scheme: the rest follows from it.")
 
     @classmethod
     def of(cls, value: int | str | Scheme) -> Scheme:
@@ -63,11 +72,21 @@ class Scheme:
             return value
         if type(value) is int:
             return cls(value)
+        name = str(value).lower()
+        if name in SCHEME_TYPES:
+            block_type = SCHEME_TYPES[name]
+            return cls(block_type.num_bits, block_type.group_size, block_type=name)
+        if name in BLOCK_TYPES:
+            raise PlacementError(
+                f"'{value}' has a minimum for each group, which no scheme holds; use one of "
+                f"{', '.join(SCHEME_TYPES)}."
+            )
         match = _FORM.fullmatch(str(value))
         if isinstance(value, bool) or match is None:
             raise PlacementError(
                 f"'{value}' is no scheme. Write a bit-width, `g` and a group size where inputs share scales "
-                f"in groups, and `a` for asymmetric: 4, 4g64 or 3g32a."
+                f"in groups, and `a` for asymmetric: 4, 4g64 or 3g32a; or a type of GGUF: "
+                f"{', '.join(SCHEME_TYPES)}."
             )
         num_bits, group_size, mode = match.groups()
         return cls(int(num_bits), int(group_size or 0), mode == "a")
@@ -124,11 +143,14 @@ class Scheme:
         return hash(self.num_bits) if self.is_plain else hash(self._order)
 
     @property
-    def _order(self) -> tuple[int, bool, int, bool]:
-        return self.num_bits, bool(self.group_size), -self.group_size, self.is_asymmetric
+    def _order(self) -> tuple[int, bool, int, bool, str]:
+        groups = bool(self.group_size), -self.group_size
+        return self.num_bits, *groups, self.is_asymmetric, self.block_type
 
     def __str__(self) -> str:
         """The text that `of` reads back."""
+        if self.block_type:
+            return self.block_type
         groups = f"g{self.group_size}" if self.group_size else ""
         mode = "a" if self.is_asymmetric else ""
         return f"{self.num_bits}{groups}{mode}"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from raysearch.config.rounding import RoundingConfig
-from raysearch.quantizer import storable
+from raysearch.quantizer import scale_steps, storable
 from raysearch.records.granularity import Granularity
 from raysearch.records.rounding import RoundedWeight
 from raysearch.records.scheme import Scheme
@@ -61,13 +61,17 @@ def round_gptq(problem: Problem, settings: RoundingConfig) -> dict[Scheme, Round
         return round_nearest(problem)
     weights: dict[ScaleKind, Weight] = {}
     rows_grd = inputs.layout.rows(problem.weight).double()
-    for granularity, scale_format in {_scale_kind(target) for target in problem.targets}:
+    # Of targets with the same scales in the same form, those that are integers of something have one width.
+    for (granularity, scale_format), target in {_scale_kind(t): t for t in problem.targets}.items():
         places = inputs.layout.scale_places(problem.point.shape, granularity)
         if places is None:
             continue
         num_scales = granularity.num_scales(problem.point.shape)
         places = places.to(problem.weight.device)
-        sharing = Sharing(places, num_scales, inputs.row_weights, scale_format)
+        step_s = scale_steps(torch.from_numpy(target.start.scale), scale_format)
+        if step_s is not None:
+            step_s = step_s.to(problem.weight.device)
+        sharing = Sharing(places, num_scales, inputs.row_weights, scale_format, step_s)
         weights[granularity, scale_format] = Weight(rows_grd, inputs, sharing)
     by_inputs = [target for target in problem.targets if _scale_kind(target) in weights]
     others = [target for target in problem.targets if _scale_kind(target) not in weights]

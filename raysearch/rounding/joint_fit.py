@@ -60,7 +60,8 @@ def jointly_fitted_scale(
         for first in range(block.first, block.last, chunk):
             part = slice(first, min(first + chunk, block.last))
             equations = _equations(codes_grd[:, part], rows_grd[:, part], block, sharing)
-            start, fitted = start_grk[:, part], sharing.storable(equations.solution(start_grk[:, part]))
+            start = start_grk[:, part]
+            fitted = sharing.storable(equations.solution(start), ids_grk[:, part])
             before, after = equations.error(start), equations.error(fitted)
             is_better = after < before
             best_grk[:, part] = torch.where(is_better[..., None], fitted, start)

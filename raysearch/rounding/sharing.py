@@ -29,16 +29,26 @@ class Sharing:
         num_scales: S.
         weights_gr: how much the error of each row counts.
         scale_format: form in which the scales are stored.
+        step_s: what each scale is stored as an integer of; None: each is stored by itself.
     """
 
     places: ScalePlaces
     num_scales: int
     weights_gr: Tensor
     scale_format: str = "float32"
+    step_s: Tensor | None = None
 
-    def storable(self, scale: Tensor) -> Tensor:
-        """The nearest scales that are stored, float64 for what follows."""
-        return storable(scale, self.scale_format).double()
+    def storable(self, scale: Tensor, ids: Tensor | None = None) -> Tensor:
+        """The nearest scales that are stored, float64 for what follows.
+
+        Args:
+            scale: of all scales, or of some.
+            ids: which those are, in the same shape; None: all.
+        """
+        step = self.step_s
+        if step is not None and ids is not None:
+            step = step[ids]
+        return storable(scale, self.scale_format, step).double()
 
     @property
     def has_groups(self) -> bool:

@@ -267,7 +267,7 @@ def test_a_runtime_leaves_what_it_can_hold(
         ("vllm", ("3a", 4), ("'3a'", "asymmetric 4, 8 bits alone")),
         ("sglang", ("3g32",), ("'3g32'", "4, 8 bits", "groups of 32, 64, 128 inputs")),
         ("vllm-cpu", ("8g32",), ("'8g32'", "4 bits")),
-        ("llama.cpp", (4, 8), ("'4'", "granularities per_group", "groups of 32 inputs")),
+        ("llama.cpp", (4, 8), ("'4'", "granularities per_group", "groups of 16, 32 inputs")),
         ("vllm", ("4g16",), ("'4g16'", "groups of 32, 64, 128 inputs")),
     ],
 )

@@ -111,3 +111,20 @@ def test_settings_without_schemes_are_recorded_as_before():
     config = load_config(overrides={"placement": {"weight_schemes": ["2g32a", "8"]}})
     assert config.fixed()["placement"]["weight_schemes"] == ["2g32a", 8]
     assert load_config(overrides=config.model_dump(mode="json")) == config
+
+
+def test_rows_without_the_blocks_of_a_type_have_the_next_one_of_small_blocks():
+    model = nn.Sequential(nn.Linear(256, 96), nn.ReLU(), nn.Linear(96, 256)).eval()
+    wished = {"weight_schemes": ["q3_k", "q5_0", "q6_k"], "activation_bit_widths": []}
+    settings = load_config(overrides={"placement": wished}).placement
+    setup = place_quantizers(model, (torch.zeros(2, 256),), settings)
+    assert schemes(setup) == {"0.weight": ["q3_k", "q5_0", "q6_k"], "2.weight": ["q4_0", "q5_0", "q8_0"]}
+    texts = stored_as(setup, settings)
+    assert texts["0.weight"]["q6_k"] == "blocks of 256 inputs, 6.5625 bits a weight"
+    assert texts["2.weight"]["q6_k"] == "q8_0: 96 inputs hold no blocks of 256"
+    assert QuantizerSetup.from_json(setup.to_json()) == setup
+
+
+def test_rows_that_hold_no_blocks_at_all_are_refused_by_name():
+    with pytest.raises(PlacementError, match=r"'0\.weight' has .* no blocks of the types q4_0, q8_0"):
+        place(weight_schemes=["q4_0", "q8_0"])

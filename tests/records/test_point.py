@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysearch.records import PER_TENSOR, Granularity, QuantizationPoint, QuantizerSpec, Scheme, Site
+from raysearch.records import (
+    PER_TENSOR,
+    Granularity,
+    QuantizationPoint,
+    QuantizerSpec,
+    Scheme,
+    Site,
+    packed_bytes,
+)
 
 SITE = Site("layer", "parameter", "weight")
 
@@ -86,3 +94,30 @@ def test_groups_hold_what_was_asked_or_half_of_it_at_least(rows, channels, kerne
     else:
         assert size == max(possible) < channels
         assert group_size <= 2 * size * positions <= 2 * group_size
+
+
+@pytest.mark.parametrize(
+    ("inputs", "scheme", "scale_format", "name"),
+    [
+        (256, "q6_k", "float32", "q6_k"),
+        (64, "4g32", "float16", "q4_0"),
+        (32, "5", "float16", "q5_0"),  # a row of one block
+        (64, "5", "float16", ""),
+        (64, "4g32", "bfloat16", ""),
+        (64, "4g32a", "float16", ""),
+        (96, "q6_k", "float16", ""),  # a row of no blocks
+    ],
+)
+def test_the_type_of_gguf_that_a_weight_is_stored_as(
+    inputs: int, scheme: str, scale_format: str, name: str
+) -> None:
+    point = QuantizationPoint(
+        "fc", "weight", (), (4, inputs), Granularity.per_channel(0), scale_format=scale_format
+    )
+    num_bits = Scheme.of(scheme).num_bits
+    block_type = point.at(scheme).block_type(num_bits)
+    if block_type is None:
+        assert name == ""
+    else:
+        assert block_type.name == name
+        assert packed_bytes(point.at(scheme), num_bits) == 4 * block_type.row_bytes(inputs)

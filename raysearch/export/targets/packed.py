@@ -21,6 +21,7 @@ from raysearch.export.load import load_model
 from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight, TensorSpec
 from raysearch.export.packing import pack_codes
 from raysearch.export.program import capture_program, program_bytes, tensor_slots, weight_parts
+from raysearch.export.stored_scales import encode_scales
 from raysearch.export.targets.capability import EVERY_WIDTH, Capability
 from raysearch.export.targets.target import ExportJob, Target, Written
 from raysearch.placement.stored_tensors import TORCH_DTYPES
@@ -187,19 +188,7 @@ def _example_inputs(values: tuple[Any, ...]) -> tuple[InputSpec, ...] | None:
 
 
 def _stored_scale(weight: StrippedWeight) -> Tensor:
-    """In the type of its format, which holds it exactly.
-
-    Raises:
-        ExportError: it does not.
-    """
-    scale = weight.scale.detach().cpu().reshape(-1)
-    stored = scale.to(getattr(torch, weight.scale_format), copy=True)
-    if not torch.equal(stored.float(), scale):
-        raise ExportError(
-            f"the scales of '{weight.name}' are to be stored as {weight.scale_format}, which does not hold "
-            f"them; strip the model anew."
-        )
-    return stored
+    return encode_scales(weight.scale, weight.scale_format, weight.name)
 
 
 def _zero_point(weight: StrippedWeight) -> int | Literal["stored"]:

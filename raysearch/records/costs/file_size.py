@@ -60,12 +60,12 @@ class FileSize:
         for name, point in self._weights.items():
             codes, scales, zeros = self._largest[name]
             tensors += _tensors_of(point, codes, scales, zeros)
-            counted_by_part += _digits(codes) + _digits(scales) - _digits(point.num_scales)
+            counted_by_part += _digits(codes)
             if point.num_zero_points:
                 counted_by_part += _digits(zeros) - _digits(point.num_zero_points)
             else:
                 optional.add(_zero_point_name(point))
-        header = _header_bytes(tensors, optional) - counted_by_part
+        header = _header_bytes(tensors, optional, self._fixed_offset) - counted_by_part
         others = sum(tensor.num_bytes for tensor in self.setup.stored)
         return _LENGTH_BYTES + header + (_ALIGNMENT - 1) + others
 
@@ -74,7 +74,7 @@ class FileSize:
         if self.setup.stored is None:
             return packed_bytes(point, num_bits)
         plain = self._weights[point.id]
-        header = _digits(_codes(point, num_bits)) + _digits(point.num_scales) - _digits(plain.num_scales)
+        header = _digits(_codes(point, num_bits)) + _scale_characters(point) - _scale_characters(plain)
         header += self._zero_point_entry(point) - self._zero_point_entry(plain)
         return packed_bytes(point, num_bits) + header
 
@@ -114,7 +114,7 @@ class FileSize:
             for scheme in schemes[name]:
                 effective = point.at(scheme)
                 codes = _codes(point, scheme.num_bits)
-                counts.append((codes, effective.num_scales, effective.num_zero_points))
+                counts.append((codes, effective.scale_bytes, effective.num_zero_points))
             codes, scales, zeros = map(max, zip(*counts, strict=True))
             largest[name] = (codes, scales, zeros)
         return largest
@@ -123,10 +123,22 @@ class FileSize:
     def _offset_digits(self) -> int:
         """Digits of the greatest offset that any assignment leads to."""
         total = sum(tensor.num_bytes for tensor in self.setup.stored or ())
-        for name, (codes, scales, zeros) in self._largest.items():
-            stored = SCALE_FORMATS[self._weights[name].scale_format]
-            total += codes + stored.num_bytes(scales) + ZERO_POINT_BYTES * zeros
+        for codes, scales, zeros in self._largest.values():
+            total += codes + scales + ZERO_POINT_BYTES * zeros
         return _digits(total)
+
+    @cached_property
+    def _fixed_offset(self) -> int | None:
+        """What every offset is counted as, where the order of the tensors depends on the schemes; else None.
+
+        Tensors lie in the order of their types, and schemes may store scales in several.
+        """
+        for group in self.setup.groups.values():
+            for name in group.points:
+                point = self.setup.points[name]
+                if any(point.at(scheme).scale_format != point.scale_format for scheme in group.schemes):
+                    return int(10**self._offset_digits - 1)
+        return None
 
     def _zero_point_entry(self, point: QuantizationPoint) -> int:
         """The most that the zero points of a weight take of the header."""
@@ -142,15 +154,21 @@ def _parts(point: QuantizationPoint, num_bits: int) -> Iterable[StoredTensor]:
     """The tensors that the packed target stores of one weight."""
     if num_bits == FLOAT_BITS:
         return [StoredTensor(point.id, "F32", point.shape, 4 * point.num_elements)]
-    return _tensors_of(point, _codes(point, num_bits), point.num_scales, point.num_zero_points)
+    return _tensors_of(point, _codes(point, num_bits), point.scale_bytes, point.num_zero_points)
 
 
 def _tensors_of(point: QuantizationPoint, codes: int, scales: int, zeros: int) -> Iterable[StoredTensor]:
     yield StoredTensor(f"{point.id}.packed", "U8", (codes,), codes)
     stored = SCALE_FORMATS[point.scale_format]
-    yield StoredTensor(f"{point.id}.scale", stored.dtype, (scales,), stored.num_bytes(scales))
+    yield StoredTensor(f"{point.id}.scale", stored.dtype, (stored.num_stored(point.num_scales),), scales)
     if zeros:
         yield StoredTensor(_zero_point_name(point), "I8", (zeros,), ZERO_POINT_BYTES * zeros)
+
+
+def _scale_characters(point: QuantizationPoint) -> int:
+    """What the header says of a weight's scales: their type and number."""
+    stored = SCALE_FORMATS[point.scale_format]
+    return len(stored.dtype) + _digits(stored.num_stored(point.num_scales))
 
 
 def _zero_point_name(point: QuantizationPoint) -> str:
@@ -165,8 +183,16 @@ def _digits(number: int) -> int:
     return len(str(number))
 
 
-def _header_bytes(tensors: Iterable[StoredTensor], uncounted: Container[str] = ()) -> int:
-    """Length of the header before it is padded, without the entries that are not to be counted."""
+def _header_bytes(
+    tensors: Iterable[StoredTensor], uncounted: Container[str] = (), offset: int | None = None
+) -> int:
+    """Length of the header before it is padded.
+
+    Args:
+        tensors: of the file.
+        uncounted: names whose entries are not to be counted.
+        offset: what every offset is counted as; None: its own.
+    """
 
     def place(tensor: StoredTensor) -> tuple[int, bytes]:
         order = STORED_DTYPES.index(tensor.dtype) if tensor.dtype in STORED_DTYPES else len(STORED_DTYPES)
@@ -176,7 +202,8 @@ def _header_bytes(tensors: Iterable[StoredTensor], uncounted: Container[str] = (
     for tensor in sorted(tensors, key=place):
         end = begin + tensor.num_bytes
         if tensor.name not in uncounted:
-            total += len(_header_entry(tensor, begin, end).encode())
+            ends = (begin, end) if offset is None else (offset, offset)
+            total += len(_header_entry(tensor, *ends).encode())
         begin = end
     return total
 
