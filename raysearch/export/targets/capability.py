@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from raysearch.quantizer import MAX_BITS, MIN_BITS
-from raysearch.records import QuantizationPoint, QuantizerSetup
+from raysearch.records import QuantizationPoint, QuantizerSetup, Scheme
 
 EVERY_WIDTH = tuple(range(MIN_BITS, MAX_BITS + 1))
 
@@ -24,6 +24,7 @@ class Capability:
         weight_modes: kinds of weight grids.
         weight_granularity: scales of weights.
         holds_projections: whether an LSTM may have a projection, which ONNX's operator lacks.
+        block_types: types of GGUF that weights have to be, by name; None: any scheme will do.
         dtypes: types of parameters and buffers that it stores, by safetensors' names; None is all.
 
     Example:
@@ -38,6 +39,7 @@ class Capability:
     weight_modes: tuple[str, ...] = ("symmetric", "asymmetric")
     weight_granularity: tuple[str, ...] = ("per_channel", "per_tensor", "per_group")
     holds_projections: bool = True
+    block_types: tuple[str, ...] | None = None
     dtypes: tuple[str, ...] | None = None
 
     def refusal(self, point: QuantizationPoint, widths: Sequence[int]) -> str:
@@ -67,11 +69,21 @@ class Capability:
             for name in group.points:
                 effective = [setup.points[name].at(scheme) for scheme in group.schemes]
                 statements = [self.refusal(point, group.bit_widths) for point in effective]
+                statements += map(self._type_refusal, effective, group.schemes)
                 for words in dict.fromkeys(filter(None, statements)):
                     refused.setdefault(words, []).append(name)
         if not self.holds_projections and (projections := projections_of(setup)):
             refused[PROJECTION] = projections
         return refused
+
+    def _type_refusal(self, point: QuantizationPoint, scheme: Scheme) -> str:
+        """Why a weight's scheme is no type that it holds, as words; "" when it is one."""
+        if self.block_types is None or point.kind != "weight":
+            return ""
+        block_type = point.block_type(scheme.num_bits)
+        if block_type is not None and block_type.name in self.block_types:
+            return ""
+        return f"{scheme.in_words} (it holds {', '.join(self.block_types)} of rows that they divide)"
 
 
 def projections_of(setup: QuantizerSetup) -> list[str]:

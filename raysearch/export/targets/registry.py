@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from raysearch.errors import ConfigError
-from raysearch.export.targets import auto_round, compressed_tensors, onnx, openvino, packed, pt2
+from raysearch.export.targets import auto_round, compressed_tensors, gguf, onnx, openvino, packed, pt2
 from raysearch.export.targets.capability import PROJECTION, projections_of
 from raysearch.export.targets.target import Target
 from raysearch.records import QuantizerSetup
@@ -19,6 +19,7 @@ _TARGETS: tuple[Target, ...] = (
     pt2.Pt2Target(),
     compressed_tensors.CompressedTensorsTarget(),
     auto_round.AutoRoundTarget(),
+    gguf.GgufTarget(),
 )
 TARGETS: Mapping[str, Target] = {target.name: target for target in _TARGETS}
 

@@ -1,0 +1,1 @@
+"""GGUF files: blocks of codes, tensors and metadata of a language model, and what runs them."""
