@@ -25,6 +25,7 @@ from raysearch.evaluation.calls.call_form import in_order
 from raysearch.evaluation.measure import RESERVED
 from raysearch.evaluation.metric import MetricFunction, as_metric
 from raysearch.evaluation.model.private_model import private_model, refuse_compiled, unwrapped
+from raysearch.evaluation.positions import Positions
 
 T = TypeVar("T")
 
@@ -55,6 +56,9 @@ class Task:
         metrics: name → `metric(outputs, batch) -> number`, a mean over the batch, or `Metric(function,
             direction="minimize")`. A search that follows a metric must know whether more or less of it is
             better; names such as `accuracy` and `rmse` say so themselves.
+        positions: `positions(batch) -> bool [samples, …]`, such as `batch["attention_mask"].bool()`: which
+            positions of a sample count. Outputs are judged at these alone, and second moments are taken of
+            what layers read there. Default: all.
         settings: nested settings that suit the task, in place of the defaults; what a run sets itself wins.
 
     Raises:
@@ -78,6 +82,7 @@ class Task:
     loss: Loss | None = None
     metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    positions: Positions | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -101,7 +106,8 @@ class Task:
         refuse_compiled(self.model)
         _check_settings(self.settings)
         self.metrics = _named_metrics(self.metrics)
-        for name, function in {"forward": self.forward, "loss": self.loss, **self.metrics}.items():
+        functions = {"forward": self.forward, "loss": self.loss, "positions": self.positions}
+        for name, function in {**functions, **self.metrics}.items():
             if function is not None and not callable(function):
                 raise TaskError(f"the Task's {name} is a {type(function).__name__}; it must be a function.")
         self.metrics = {name: as_metric(function) for name, function in self.metrics.items()}

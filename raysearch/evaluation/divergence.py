@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from raysearch.errors import DataError
+from raysearch.evaluation.batches import Batch
 from raysearch.evaluation.forward import output_tensor
 from raysearch.evaluation.outputs import Judged
+from raysearch.evaluation.positions import Masked, Positions, masked, shares, values_of
 from raysearch.evaluation.vocabulary.positions import position_divergences, suits_positions
 
 DivergenceKind = Literal["kl", "mse", "nmse", "cosine"]
@@ -29,19 +31,22 @@ class Divergence:
       Λ = (I − uuᵀ)/‖z⁰‖², u = z⁰/‖z⁰‖.
 
     Dimension 0 counts samples. "kl", "nmse" and "cosine" have no unit, so values of different models compare.
+    Of positions that do not count nothing is judged, and means are over the others.
 
     Attributes:
         kind: "kl" for logits, "cosine" for embeddings that are compared by their angle, "mse" or "nmse" for
             anything else (regression, dense maps).
         class_dim: dimension of the classes for "kl", of the vectors for "cosine".
         variance: σ² of "nmse"; one number for the whole run, so that no value depends on its batch.
+        positions: which positions of a batch count; None: all.
     """
 
     kind: DivergenceKind = "kl"
     class_dim: int = -1
     variance: float | None = None
+    positions: Positions | None = None
 
-    def fitted(self, reference: Tensor) -> Divergence:
+    def fitted(self, reference: Tensor | Masked) -> Divergence:
         """With σ² of these float outputs: the mean over outputs of the variance over samples.
 
         Kinds other than "nmse" need nothing and are returned as they are.
@@ -51,8 +56,14 @@ class Divergence:
         """
         if self.kind != "nmse":
             return self
-        flat = reference.double().reshape(reference.shape[0], -1)
-        variance = float(flat.var(0, correction=1).mean()) if len(flat) > 1 else 0.0
+        values = values_of(reference).double()
+        flat = values.reshape(values.shape[0], -1)
+        share = shares(reference, None)
+        variance = 0.0
+        if share is not None:
+            variance = _variance(flat, share > 0)
+        elif len(flat) > 1:
+            variance = float(flat.var(0, correction=1).mean())
         if not 0 < variance < math.inf:
             raise DataError(
                 f"objective.divergence 'nmse' divides by the variance of the float outputs, which is "
@@ -61,43 +72,52 @@ class Divergence:
             )
         return replace(self, variance=variance)
 
-    def judged(self, outputs: Any) -> Judged:
-        """The tensor of what a model returned that is judged: its logits, or the first one.
+    def judged(self, outputs: Any, batch: Batch | None = None) -> Judged:
+        """What is judged of what a model returned: its logits, or the first tensor.
+
+        Args:
+            outputs: the model's.
+            batch: what they are of; None: every position counts.
 
         Raises:
             TaskError: there is none.
+            DataError: see `masked`.
         """
-        return output_tensor(outputs)
+        values = output_tensor(outputs)
+        return values if batch is None else masked(values, batch, self.positions)
 
-    def per_sample(self, outputs: Tensor, reference: Tensor) -> Tensor:
+    def per_sample(self, outputs: Tensor | Masked, reference: Tensor | Masked) -> Tensor:
         """D for each sample, shape [N], float64; differentiable in `outputs`.
 
         Of logits over a vocabulary, without a gradient, it is computed in float32 and summed in float64, see
         `evaluation.vocabulary.positions`.
         """
+        share = shares(reference, self._class_dim)
         if self.is_by_position(outputs, reference):
-            return position_divergences(outputs, reference).mean(1)
-        z, ref = outputs.double(), reference.double()
+            return _mean(position_divergences(values_of(outputs), values_of(reference)), share)
+        z, ref = values_of(outputs).double(), values_of(reference).double()
         if self.is_squared:
-            return (z - ref).square().reshape(z.shape[0], -1).mean(1) / (2 * self.unit)
+            return _mean((z - ref).square().reshape(z.shape[0], -1), share) / (2 * self.unit)
         if self.kind == "cosine":
             # 1 − cos as half a squared distance: exactly 0 for equal vectors, and never below.
             terms = (self._direction(z) - self._direction(ref)).square().sum(self.class_dim) / 2
         else:
             log_p = ref.log_softmax(self.class_dim)
             terms = (log_p.exp() * (log_p - z.log_softmax(self.class_dim))).sum(self.class_dim)
-        mean: Tensor = terms.reshape(z.shape[0], -1).mean(1)
-        return mean
+        return _mean(terms.reshape(z.shape[0], -1), share)
 
-    def weighted(self, delta: Tensor, reference: Tensor) -> Tensor:
+    def weighted(self, delta: Tensor | Masked, reference: Tensor | Masked) -> Tensor:
         """Λ^½ δ, flattened per sample, shape [N, outputs], float64.
 
         The inner product of two such rows is δ_qᵀ Λ δ_r: for "kl" since
         δᵀ(diag(p) − ppᵀ)δ = Σ p (δ − pᵀδ)², for "cosine" since I − uuᵀ is a projection.
         """
-        d, ref = delta.double(), reference.double()
+        d, ref = values_of(delta).double(), values_of(reference).double()
+        share = shares(reference, self._class_dim)
         if self.is_squared:
             every: Tensor = d.reshape(d.shape[0], -1)
+            if share is not None:
+                return every * (share / self.unit).sqrt()
             return every / math.sqrt(every.shape[1] * self.unit)
         if self.kind == "cosine":
             u = self._direction(ref)
@@ -106,20 +126,32 @@ class Divergence:
         else:
             p = ref.softmax(self.class_dim)
             rows = p.sqrt() * (d - (p * d).sum(self.class_dim, keepdim=True))
+        if share is not None:
+            # Broadcast over the classes, wherever they are.
+            roots = share.sqrt().reshape(rows.select(self.class_dim, 0).shape).unsqueeze(self.class_dim)
+            return (rows * roots).reshape(d.shape[0], -1)
         flat = rows.reshape(d.shape[0], -1)
-        result: Tensor = flat / math.sqrt(flat.shape[1] // reference.shape[self.class_dim])
+        result: Tensor = flat / math.sqrt(flat.shape[1] // ref.shape[self.class_dim])
         return result
 
-    def agreement(self, outputs: Tensor, reference: Tensor) -> float:
-        """Share of positions with the same argmax along `class_dim`; 1 for kinds that know no classes."""
+    def agreement(self, outputs: Tensor | Masked, reference: Tensor | Masked) -> float:
+        """Share of positions with the same argmax along `class_dim`; 1 for kinds that know no classes.
+
+        Of several samples with different numbers of positions that count, the mean over samples.
+        """
         if self.kind != "kl":
             return 1.0
-        same = outputs.argmax(self.class_dim) == reference.argmax(self.class_dim)
+        same = values_of(outputs).argmax(self.class_dim) == values_of(reference).argmax(self.class_dim)
+        share = shares(reference, self.class_dim)
+        if share is not None:
+            return float((same.reshape(share.shape) * share).sum(1).mean())
         return float(same.double().mean())
 
-    def is_by_position(self, outputs: Tensor, reference: Tensor) -> bool:
+    def is_by_position(self, outputs: Tensor | Masked, reference: Tensor | Masked) -> bool:
         """Whether outputs are so large that they are judged a few positions at a time, in float32."""
-        return self.kind == "kl" and suits_positions(outputs, reference, self.class_dim)
+        if self.kind != "kl":
+            return False
+        return suits_positions(values_of(outputs), values_of(reference), self.class_dim)
 
     @property
     def is_squared(self) -> bool:
@@ -139,9 +171,31 @@ class Divergence:
             raise DataError("a Divergence of kind 'nmse' has no variance yet; make it by `fitted`.")
         return self.variance
 
+    @property
+    def _class_dim(self) -> int | None:
+        """The dimension that is no position; None where every value is one."""
+        return None if self.is_squared else self.class_dim
+
     def _direction(self, vectors: Tensor) -> Tensor:
         length: Tensor = vectors.norm(dim=self.class_dim, keepdim=True)
         return vectors / length
+
+
+def _mean(terms: Tensor, share: Tensor | None) -> Tensor:
+    """The mean of each row of [N, P], or what its positions count."""
+    mean: Tensor = terms.mean(1) if share is None else (terms * share).sum(1)
+    return mean
+
+
+def _variance(flat: Tensor, counts: Tensor) -> float:
+    """The mean over columns of the variance over those rows that count, where two do."""
+    number = counts.sum(0)
+    mean = (flat * counts).sum(0) / number.clamp(min=1)
+    squares = ((flat - mean).square() * counts).sum(0)
+    is_known = number > 1
+    if not bool(is_known.any()):
+        return 0.0
+    return float((squares[is_known] / (number[is_known] - 1)).mean())
 
 
 def check_outputs(outputs: Tensor, divergence: Divergence) -> str:

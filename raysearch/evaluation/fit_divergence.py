@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from raysearch.evaluation.divergence import Divergence, DivergenceKind, check_ou
 from raysearch.evaluation.forward import output_tensor
 from raysearch.evaluation.joint_divergence import JointDivergence, Objective, OutputPart
 from raysearch.evaluation.outputs import named_outputs
+from raysearch.evaluation.positions import Masked, Positions, masked, values_of
 
 DENSE_NDIM = 4
 """Outputs of so many dimensions are maps of an image or a volume, whose classes seldom come last."""
@@ -50,7 +51,9 @@ class FittedObjective:
     notes: tuple[str, ...] = ()
 
 
-def fit_divergence(outputs: Any, batch: Batch, wish: Wish = Wish()) -> FittedObjective:
+def fit_divergence(
+    outputs: Any, batch: Batch, wish: Wish = Wish(), positions: Positions | None = None
+) -> FittedObjective:
     """Decide which outputs of a model are judged, and how.
 
     Every floating-point output with one row a sample is. With "auto" the first is taken for class logits,
@@ -62,6 +65,7 @@ def fit_divergence(outputs: Any, batch: Batch, wish: Wish = Wish()) -> FittedObj
         outputs: of the float model.
         batch: what it was run on.
         wish: the settings.
+        positions: which positions of a batch count; None: all.
 
     Raises:
         TaskError: there is no floating-point output.
@@ -72,7 +76,11 @@ def fit_divergence(outputs: Any, batch: Batch, wish: Wish = Wish()) -> FittedObj
     size = batch_size(batch)
     named = {name: tensor for name, tensor in named_outputs(outputs).items() if len(tensor) == size}
     _check_weights(wish.weights, list(named_outputs(outputs)))
-    judged = {name: tensor for name, tensor in named.items() if wish.weights.get(name, 1.0) > 0}
+    judged = {
+        name: masked(tensor, batch, positions)
+        for name, tensor in named.items()
+        if wish.weights.get(name, 1.0) > 0
+    }
     if not judged and not named:
         judged = {next(iter(named_outputs(outputs))): first}
     if not judged:
@@ -92,8 +100,9 @@ def fit_divergence(outputs: Any, batch: Batch, wish: Wish = Wish()) -> FittedObj
             )
         else:
             parts.append((name, fitted))
-    if len(parts) == 1 and judged[primary] is first:
-        return FittedObjective(divergence, tuple(notes))
+    parts = [(name, replace(each, positions=positions)) for name, each in parts]
+    if len(parts) == 1 and named.get(primary, first) is first:
+        return FittedObjective(parts[0][1], tuple(notes))
     total = sum(wish.weights.get(name, 1.0) for name, _ in parts)
     joint = JointDivergence(
         tuple(OutputPart(name, each, wish.weights.get(name, 1.0) / total) for name, each in parts)
@@ -114,12 +123,13 @@ def _check_weights(weights: Mapping[str, float], names: list[str]) -> None:
         )
 
 
-def _fit_first(name: str, outputs: Tensor, batch: Batch, wish: Wish) -> tuple[Divergence, str]:
+def _fit_first(name: str, judged: Tensor | Masked, batch: Batch, wish: Wish) -> tuple[Divergence, str]:
     """How the first output is judged, and what is said of it."""
+    outputs = values_of(judged)
     shape = tuple(outputs.shape)
     reason = _no_logits(outputs, batch) if wish.kind == "auto" and wish.class_dim is None else ""
     if reason:
-        fitted = _squared(outputs) or Divergence("mse")
+        fitted = _squared(judged) or Divergence("mse")
         return fitted, (
             f"Outputs are compared by '{fitted.kind}', since '{name}' of shape {shape} is no tensor of class "
             f"logits: {reason}. Set objective.divergence for another comparison."
@@ -140,7 +150,7 @@ def _fit_first(name: str, outputs: Tensor, batch: Batch, wish: Wish) -> tuple[Di
             f"{problem}, so objective.divergence '{divergence.kind}' has no meaning; set it to 'nmse' or "
             f"'mse', or set objective.class_dim, or give Task(forward=...) that returns logits."
         )
-    return divergence.fitted(outputs), ""
+    return divergence.fitted(judged), ""
 
 
 def _no_logits(outputs: Tensor, batch: Batch) -> str:
@@ -171,20 +181,21 @@ def _is_distribution(target: Tensor) -> bool:
 
 
 def _fit_other(
-    name: str, outputs: Tensor, first: Tensor, divergence: Divergence, wish: Wish
+    name: str, judged: Tensor | Masked, first: Tensor | Masked, divergence: Divergence, wish: Wish
 ) -> Divergence | None:
     """How a further output is judged; None where nothing can be said of it.
 
     Args:
         name: its path.
-        outputs: on the first calibration shard.
+        judged: on the first calibration shard.
         first: the first output.
         divergence: how that one is judged.
         wish: the settings.
     """
+    outputs = values_of(judged)
     if not bool(torch.isfinite(outputs).all()):
         return None
-    is_alike = "logits" in name.rsplit(".", 1)[-1] or outputs.shape[1:] == first.shape[1:]
+    is_alike = "logits" in name.rsplit(".", 1)[-1] or outputs.shape[1:] == values_of(first).shape[1:]
     is_map = outputs.ndim >= DENSE_NDIM and wish.class_dim is None
     is_set = wish.kind in ("kl", "cosine")
     has_classes = not divergence.is_squared and (is_alike or is_set) and not is_map
@@ -192,12 +203,12 @@ def _fit_other(
         return divergence
     if divergence.kind == "mse" and wish.kind == "mse":
         return divergence
-    return _squared(outputs)
+    return _squared(judged)
 
 
-def _squared(outputs: Tensor) -> Divergence | None:
+def _squared(judged: Tensor | Masked) -> Divergence | None:
     """Of kind "nmse", with the variance of these outputs; None where they do not vary."""
     try:
-        return Divergence("nmse").fitted(outputs)
+        return Divergence("nmse").fitted(judged)
     except DataError:
         return None

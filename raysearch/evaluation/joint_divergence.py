@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from raysearch.errors import TaskError
+from raysearch.evaluation.batches import Batch
 from raysearch.evaluation.divergence import Divergence
 from raysearch.evaluation.outputs import Judged, named_outputs
+from raysearch.evaluation.positions import Positions, masked
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,21 @@ class JointDivergence:
         """The kind of the first output."""
         return self.parts[0].divergence.kind
 
-    def judged(self, outputs: Any) -> Judged:
-        """The tensors of what a model returned that are judged.
+    @property
+    def positions(self) -> Positions | None:
+        """Those of all outputs."""
+        return self.parts[0].divergence.positions
+
+    def judged(self, outputs: Any, batch: Batch | None = None) -> Judged:
+        """What is judged of what a model returned.
+
+        Args:
+            outputs: the model's.
+            batch: what they are of; None: every position counts.
 
         Raises:
             TaskError: one of them is missing.
+            DataError: see `masked`.
         """
         named = named_outputs(outputs)
         missing = [part.name for part in self.parts if part.name not in named]
@@ -61,9 +73,11 @@ class JointDivergence:
                 f'(objective.output_weights."{missing[0]}"=0), or give Task(forward=...) that returns the '
                 f"same outputs for every batch."
             )
-        return tuple(named[part.name] for part in self.parts)
+        if batch is None:
+            return tuple(named[part.name] for part in self.parts)
+        return tuple(masked(named[part.name], batch, self.positions) for part in self.parts)
 
-    def per_sample(self, outputs: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> Tensor:
+    def per_sample(self, outputs: Judged, reference: Judged) -> Tensor:
         """D for each sample, shape [N], float64; differentiable in `outputs`."""
         terms = [
             part.weight * part.divergence.per_sample(z, expected)
@@ -71,7 +85,7 @@ class JointDivergence:
         ]
         return torch.stack(terms).sum(0)
 
-    def weighted(self, delta: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> Tensor:
+    def weighted(self, delta: Judged, reference: Judged) -> Tensor:
         """Λ^½ δ, flattened per sample, shape [N, all values], float64."""
         rows = [
             math.sqrt(part.weight) * part.divergence.weighted(d, expected)
@@ -79,7 +93,7 @@ class JointDivergence:
         ]
         return torch.cat(rows, 1)
 
-    def agreement(self, outputs: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> float:
+    def agreement(self, outputs: Judged, reference: Judged) -> float:
         """That of the first output that has classes; 1 where none has."""
         for part, z, expected in zip(self.parts, outputs, reference, strict=True):
             if part.divergence.kind == "kl":

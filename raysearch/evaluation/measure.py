@@ -122,8 +122,8 @@ def _one(
         outputs = run(model, batch)
         if reference is not None:
             with frozen_eval(reference):
-                target = divergence.judged(run(reference, batch))
-            judged = divergence.judged(outputs)
+                target = divergence.judged(run(reference, batch), batch)
+            judged = divergence.judged(outputs, batch)
             values["divergence"] = float(divergence.per_sample(judged, target).mean())
             values["agreement"] = divergence.agreement(judged, target)
         if loss is not None:

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from raysearch.evaluation.batches import map_tensors, tensors_of
+from raysearch.evaluation.positions import Masked, values_of
 
 Judged = Any
-"""What is judged of a model's outputs: a tensor [N, …], or a tuple of such tensors where several count."""
+"""What is judged of a model's outputs: a tensor [N, …], or a tuple of such tensors where several count.
+
+In place of a tensor stands a `Masked` where not all of its positions count.
+"""
 
 LONE_OUTPUT = "output"
 """What the only output of a model that returns a tensor is called."""
@@ -87,14 +91,19 @@ def plain(outputs: Any) -> Any:
 
 def flat_rows(judged: Judged) -> Tensor:
     """A judged output as [N, …]: a tensor as it is, of several all values of a sample side by side."""
-    if isinstance(judged, Tensor):
-        return judged
-    return torch.cat([part.reshape(len(part), -1) for part in judged], 1)
+    if isinstance(judged, Tensor | Masked):
+        return values_of(judged)
+    return torch.cat([part.reshape(len(part), -1) for part in judged_tensors(judged)], 1)
+
+
+def judged_tensors(judged: Judged) -> list[Tensor]:
+    """The values of every judged output, without what says which of them count."""
+    return [tensor for _, tensor in tensors_of(judged) if tensor.is_floating_point()]
 
 
 def values_per_sample(judged: Judged) -> int:
     """How many values of one sample are judged."""
-    return sum(tensor[0].numel() for _, tensor in tensors_of(judged))
+    return sum(tensor[0].numel() for tensor in judged_tensors(judged))
 
 
 def num_bytes(judged: Judged) -> int:
@@ -104,5 +113,10 @@ def num_bytes(judged: Judged) -> int:
 
 def difference(judged: Judged, reference: Judged) -> Judged:
     """One less the other, in float64 before the subtraction: at 8 bits the two are nearly equal."""
-    exact = iter([tensor.double() for _, tensor in tensors_of(reference)])
-    return map_tensors(judged, lambda tensor: tensor.double() - next(exact))
+    exact = iter([tensor.double() for tensor in judged_tensors(reference)])
+
+    def less(tensor: Tensor) -> Tensor:
+        # Which positions count is the same in both.
+        return tensor.double() - next(exact) if tensor.is_floating_point() else tensor
+
+    return map_tensors(judged, less)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raysearch.evaluation.batches import Batch, map_tensors
 from raysearch.evaluation.data_set import DataSet, shard_name
@@ -15,6 +15,7 @@ from raysearch.evaluation.forward import Forward, Loss, frozen_eval
 from raysearch.evaluation.joint_divergence import Objective
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 from raysearch.evaluation.outputs import Judged
+from raysearch.evaluation.positions import counted
 from raysearch.evaluation.worker_cache import WorkerCache
 
 
@@ -83,10 +84,15 @@ class Replica:
         """
 
         def judged(part: Batch) -> Judged:
-            return self.divergence.judged(self.forward(model, part))
+            return self.divergence.judged(self.forward(model, part), part)
 
         with frozen_eval(model), torch.no_grad():
             return run_in_microbatches(judged, batch, self.microbatches("forward"), name=name)
+
+    def counted(self, batch: Batch) -> Tensor | None:
+        """Which positions of a batch count, bool [N, …]; None: all."""
+        positions = self.divergence.positions
+        return None if positions is None else counted(batch, positions)
 
     def float_outputs(self, data: DataSet, index: int) -> Judged:
         """The float model's output on a shard; once per worker and shard while all fit in 256 MiB."""

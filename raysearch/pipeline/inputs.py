@@ -24,6 +24,7 @@ from raysearch.evaluation.calls.model_calls import (
 from raysearch.evaluation.forward import OnOwnBatch, check_finite_forward, frozen_eval
 from raysearch.evaluation.half_precision import half_type, in_float32, widened_batch
 from raysearch.evaluation.model.copies import private_copy
+from raysearch.evaluation.positions import counted
 from raysearch.export import check_targets
 from raysearch.pipeline.direction import measured_direction
 from raysearch.pipeline.fingerprints import hash_batches, hash_model
@@ -237,6 +238,11 @@ def _make_fingerprints(
         fingerprints["traces"] = hash_batches(samples.traces)
     if samples.responses:
         fingerprints["responses"] = hash_batches(samples.responses)
+    if task.positions is not None:
+        # Of what is not judged otherwise nothing speaks.
+        batches = [*samples.calibration, *samples.validation]
+        with user_code("the task's positions", "It is given a batch, and gives a bool tensor [samples, …]."):
+            fingerprints["positions"] = hash_batches([counted(batch, task.positions) for batch in batches])
     # Metrics once were taken for more-is-better unless the settings said otherwise: such trials are not gone
     # on with.
     direction = measured_direction(task.metrics, search)

@@ -25,7 +25,7 @@ def fit_objective(task: Task, settings: ObjectiveConfig, batch: Batch) -> Fitted
     with frozen_eval(task.model), torch.no_grad():
         outputs = task.run(task.model, batch)
     wish = Wish(settings.divergence, settings.class_dim, settings.output_weights)
-    return fit_divergence(outputs, batch, wish)
+    return fit_divergence(outputs, batch, wish, task.positions)
 
 
 def objective_fingerprint(divergence: Objective, settings: ObjectiveConfig) -> str:

@@ -184,9 +184,9 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 def terms_of(replica: Replica, model: nn.Module, modules: Sequence[str], batch: Batch) -> Tensor:
     """The divergence of the outputs and the error of the modules' outputs, means over samples, [2]."""
     with _outputs_of(replica.model, modules) as targets, torch.no_grad():
-        reference = replica.divergence.judged(replica.forward(replica.model, batch))
+        reference = replica.divergence.judged(replica.forward(replica.model, batch), batch)
     with _outputs_of(model, modules) as outputs:
-        judged = replica.divergence.judged(replica.forward(model, batch))
+        judged = replica.divergence.judged(replica.forward(model, batch), batch)
     divergence = replica.divergence.per_sample(judged, reference).mean()
     if not outputs or set(outputs) != set(targets):
         return torch.stack([divergence, torch.zeros_like(divergence)])

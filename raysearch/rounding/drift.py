@@ -33,7 +33,7 @@ from raysearch.hooks.locations import module_of
 from raysearch.quantizer import make_quantizer
 from raysearch.records.winner import Winner
 from raysearch.rounding.guided_moments import GuidedTap, guided_pieces
-from raysearch.rounding.layers import Geometry, vectors
+from raysearch.rounding.layers import Geometry, vectors, where_counted
 from raysearch.rounding.second_moments import Moment, MomentTap, Reader, dtype_of_moments, reader_from
 from raysearch.simulation import DeployedWeights
 
@@ -141,13 +141,13 @@ def observe_drift(replica: Replica, deployed: Deployed, name: str, first: int, l
     parameters = {name: replica.model.get_parameter(name)}
 
     def own_reads(part: Batch) -> list[_InputRead]:
-        tap = _InputTap(parameters)
+        tap = _InputTap(parameters, replica.counted(part))
         with torch.no_grad(), tap:
             replica.forward(model, part)
         return tap.reads()
 
     def collect(part: Batch) -> Drifts:
-        tap = _InputTap(parameters)
+        tap = _InputTap(parameters, replica.counted(part))
         with torch.no_grad(), tap:
             replica.forward(replica.model, part)
         return _drifts(name, tap.reads(), own_reads(part))
@@ -226,14 +226,15 @@ class _InputTap(MomentTap):
         calls: who reads, how, a copy of the input (a later operation may write into it), and the input.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        super().__init__(parameters)
+    def __init__(self, parameters: Mapping[str, Tensor], counted: Tensor | None = None) -> None:
+        super().__init__(parameters, counted)
         self.calls: list[tuple[Reader, Geometry, Tensor, Tensor]] = []
 
     def _observe(self, geometry: Geometry, values: Tensor, weight: Tensor, source: Tensor) -> None:
         reader = self._reader_of(weight, geometry)
         if reader is not None:
-            self.calls.append((reader, geometry, values.clone(), source))
+            own = where_counted(geometry, values, self.counted)
+            self.calls.append((reader, geometry, own.clone(), source))
 
     def reads(self) -> list[_InputRead]:
         """The calls, without the inputs themselves."""

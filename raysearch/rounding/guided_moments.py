@@ -36,7 +36,7 @@ from raysearch.evaluation.curvature.joint_factor import as_cotangent, objective_
 from raysearch.evaluation.curvature.output_factor import random_signs
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.evaluation.outputs import flat_rows
-from raysearch.rounding.layers import LayerCall, read_calls
+from raysearch.rounding.layers import LayerCall, counted_vectors, read_calls, where_counted
 from raysearch.rounding.recurrent import recurrent_calls
 from raysearch.rounding.second_moments import Moments, MomentTap, Reader, merge_moments, moment_of
 from raysearch.seeding import derive_seed
@@ -110,10 +110,10 @@ def guided_pieces(
     draws = _Draws(view, seed)
 
     def collect(part: Batch) -> _Result:
-        tap = GuidedTap(parameters)
+        tap = GuidedTap(parameters, replica.counted(part))
         with tap:
             outputs = replica.forward(replica.model, part)
-        judged = replica.divergence.judged(outputs)
+        judged = replica.divergence.judged(outputs, part)
         with draws.taken_back_on_failure():
             cotangents = draws.of(map_tensors(judged, Tensor.detach))
             return finish(tap, part, flat_rows(judged), cotangents)
@@ -190,8 +190,8 @@ class GuidedTap(MomentTap):
         parameters: quantizer id → the parameter.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        super().__init__(parameters)
+    def __init__(self, parameters: Mapping[str, Tensor], counted: Tensor | None = None) -> None:
+        super().__init__(parameters, counted)
         self._reads: list[Read] = []
 
     def on_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -240,7 +240,8 @@ class GuidedTap(MomentTap):
                     f"what the weight '{read.reader.weight}' reads is overwritten before the forward ends, "
                     f"so it is gone when the gradients are there. Set rounding.guided to false."
                 )
-            yield read, squares_gv
+            source = where_counted(read.call.geometry, read.call.input, self.counted)
+            yield replace(read, call=replace(read.call, input=source)), squares_gv
 
     def _mean_squares(self, output: Tensor, cotangents: Iterator[Tensor]) -> list[Tensor | None]:
         """What each vector of each read counts, [G, v]; None where no finite gradient says it."""
@@ -255,7 +256,13 @@ class GuidedTap(MomentTap):
                 if gradient is not None:
                     squares_gv = mean_squares(self._reads[number].call, gradient)
                     sums[number] = sums[number] + squares_gv if number in sums else squares_gv
-        return [_floored(sums.get(number)) for number in range(len(self._reads))]
+        return [self._floored(read, sums.get(number)) for number, read in enumerate(self._reads)]
+
+    def _floored(self, read: Read, squares_gv: Tensor | None) -> Tensor | None:
+        if squares_gv is None:
+            return None
+        rows = counted_vectors(read.call.geometry, read.call.input, self.counted)
+        return _floored(squares_gv if rows is None else squares_gv[:, rows])
 
     def _reads_of(self, calls: Iterable[LayerCall]) -> list[Read]:
         reads = []
@@ -287,9 +294,7 @@ def mean_squares(call: LayerCall, cotangent: Tensor) -> Tensor:
     return means.movedim(-2, 0).flatten(1)
 
 
-def _floored(squares_gv: Tensor | None) -> Tensor | None:
-    if squares_gv is None:
-        return None
+def _floored(squares_gv: Tensor) -> Tensor | None:
     mean_square = squares_gv.mean() / NUM_DRAWS
     if not bool(torch.isfinite(mean_square)) or not bool(mean_square > 0):
         return None

@@ -152,6 +152,47 @@ def _einsum(text: str, first: Tensor, second: Tensor) -> tuple[LayerCall, ...]:
     return tuple(calls)
 
 
+def counted_vectors(geometry: Geometry, values: Tensor, counted: Tensor | None) -> Tensor | None:
+    """Which of the vectors that a layer reads count, bool [vectors]; None: all.
+
+    All do where the input has no such positions, as that of a convolution or of a batched weight.
+
+    Args:
+        geometry: of the call.
+        values: its input.
+        counted: which positions of the samples count, bool [N, …]; None: all.
+    """
+    if counted is None or geometry.groups > 1 or geometry.kernel or geometry.axis != -1:
+        return None
+    places = values.shape if geometry.kind == "embedding" else values.shape[:-1]
+    if _has_positions_first(values, counted):
+        counted = counted.transpose(0, 1)
+    # GPT-2's layers read the samples of a batch one after the other.
+    elif places[: counted.ndim] != counted.shape and places != (counted.numel(),):
+        return None
+    each = max(1, places.numel()) // counted.numel()
+    return counted.to(values.device).reshape(-1, 1).expand(-1, each).flatten()
+
+
+def _has_positions_first(values: Tensor, counted: Tensor) -> bool:
+    """Whether an input is [positions, samples, …], as torch's attention has it inside.
+
+    With as many samples as positions the sizes do not tell, but a transposed view does.
+    """
+    samples, positions = counted.shape[:2]
+    if values.ndim < 3 or values.shape[:2] != (positions, samples):
+        return False
+    return samples != positions or values.stride(0) < values.stride(1)
+
+
+def where_counted(geometry: Geometry, values: Tensor, counted: Tensor | None) -> Tensor:
+    """What a layer reads at the positions that count; see `counted_vectors`."""
+    rows = counted_vectors(geometry, values, counted)
+    if rows is None:
+        return values
+    return values.reshape(len(rows), *values.shape[values.ndim - (geometry.kind != "embedding") :])[rows]
+
+
 def vectors(geometry: Geometry, source: Tensor) -> Iterator[Tensor]:
     """The vectors that a layer's weight is multiplied with, [G, d, vectors] a piece; float32, or the input's.
 

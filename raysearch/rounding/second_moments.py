@@ -23,7 +23,7 @@ from raysearch.errors import DataError
 from raysearch.evaluation import Batch, DataSet, Replica, batch_size, run_in_microbatches, shard_name
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.hooks.functions import CallMode
-from raysearch.rounding.layers import Geometry, LayerKind, counts, read_calls, vectors
+from raysearch.rounding.layers import Geometry, LayerKind, counts, read_calls, vectors, where_counted
 from raysearch.rounding.recurrent import recurrent_calls
 from raysearch.rounding.symmetric import packed, unpacked
 
@@ -163,7 +163,7 @@ def observe_moments(replica: Replica, weights: Sequence[str], first: int, last: 
     """
 
     def collect(part: Batch) -> Moments:
-        tap = MomentTap(parameters)
+        tap = MomentTap(parameters, replica.counted(part))
         with torch.no_grad(), tap:
             replica.forward(replica.model, part)
         return tap.finish(batch_size(part))
@@ -209,10 +209,12 @@ class MomentTap(CallMode):
 
     Args:
         parameters: quantizer id → the parameter.
+        counted: which positions of the batch count, bool [N, …]; None: all.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], counted: Tensor | None = None) -> None:
         super().__init__()
+        self.counted = counted
         self._places: dict[int, list[tuple[str, Tensor]]] = {}
         for name, parameter in parameters.items():
             storage = parameter.untyped_storage().data_ptr()
@@ -242,7 +244,7 @@ class MomentTap(CallMode):
                 entry.readers.append(reader)
                 return
         self._close_finished()
-        moment = moment_of(geometry, values, weight)
+        moment = moment_of(geometry, where_counted(geometry, values, self.counted), weight)
         self._open.append(_Input(weakref.ref(source), source._version, geometry, moment, [reader]))
 
     def _close_finished(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from raysearch.evaluation import Divergence, Judged, Objective, Replica, batch_size
 from raysearch.evaluation.batches import take
 from raysearch.evaluation.outputs import difference
+from raysearch.evaluation.positions import Masked
 from raysearch.evaluation.vocabulary.positions import judged_positions, roots
 from raysearch.sensitivity.sketch import Sketch, SketchSum
 
@@ -38,9 +39,11 @@ def row_judge(replica: Replica, reference: Judged, sketch: Sketch) -> RowJudge:
         sketch: the projections of its samples.
     """
     divergence = replica.divergence
-    if not isinstance(divergence, Divergence) or not divergence.is_by_position(reference, reference):
-        return _InDouble(divergence, reference, sketch)
-    return replica.cache.of(_Prepared).judge(reference, sketch)
+    # Positions of which some do not count differ in what they weigh.
+    is_alike = not isinstance(reference, Masked)
+    if isinstance(divergence, Divergence) and is_alike and divergence.is_by_position(reference, reference):
+        return replica.cache.of(_Prepared).judge(reference, sketch)
+    return _InDouble(divergence, reference, sketch)
 
 
 @dataclass(frozen=True)

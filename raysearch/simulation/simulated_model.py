@@ -254,7 +254,7 @@ class SimulatedModel:
 
     def _forward(self, replica: Replica, batch: Batch) -> Judged:
         with torch.no_grad():
-            return replica.divergence.judged(replica.forward(self.model, batch))
+            return replica.divergence.judged(replica.forward(self.model, batch), batch)
 
 
 def same_bits(one: Judged, other: Judged) -> bool:

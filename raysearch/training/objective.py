@@ -61,5 +61,5 @@ class Objective(nn.Module):
                 raise TaskError(f"the task's loss has shape {tuple(value.shape)}; it must be a scalar.")
             return value
         with torch.no_grad():
-            target = recipe.divergence.judged(recipe.forward(self._teacher[0], batch))
-        return recipe.divergence.per_sample(recipe.divergence.judged(outputs), target).mean()
+            target = recipe.divergence.judged(recipe.forward(self._teacher[0], batch), batch)
+        return recipe.divergence.per_sample(recipe.divergence.judged(outputs, batch), target).mean()

@@ -10,6 +10,7 @@ from torch import Tensor
 from raysearch.evaluation import Judged, Objective
 from raysearch.evaluation.curvature.output_factor import OutputFactor, as_outputs, divergence_factor
 from raysearch.evaluation.joint_divergence import JointDivergence
+from raysearch.evaluation.positions import Masked, values_of
 
 
 class JointFactor(OutputFactor):
@@ -20,14 +21,14 @@ class JointFactor(OutputFactor):
         divergence: what is differentiated.
     """
 
-    def __init__(self, outputs: tuple[Tensor, ...], divergence: JointDivergence) -> None:
+    def __init__(self, outputs: tuple[Tensor | Masked, ...], divergence: JointDivergence) -> None:
         self._roots = [math.sqrt(part.weight) for part in divergence.parts]
         self._factors = [
             divergence_factor(z, part.divergence) for part, z in zip(divergence.parts, outputs, strict=True)
         ]
         self._cuts = _cuts([factor.shape[1] for factor in self._factors])
         size = max(factor.shape[2] for factor in self._factors)
-        self.shape = (len(outputs[0]), self._cuts[-1].stop, size)
+        self.shape = (len(values_of(outputs[0])), self._cuts[-1].stop, size)
         self.rank = max(factor.rank for factor in self._factors)
         self.num_columns = max(factor.num_columns for factor in self._factors)
 
@@ -71,10 +72,11 @@ def as_cotangent(column: Tensor, outputs: Judged, divergence: Objective) -> Tens
         divergence: the objective.
     """
     if not isinstance(divergence, JointDivergence):
-        return as_outputs(column, outputs, divergence)
+        return as_outputs(column, values_of(outputs), divergence)
     rows: list[Tensor] = []
     start = 0
-    for part, z in zip(divergence.parts, outputs, strict=True):
+    for part, output in zip(divergence.parts, outputs, strict=True):
+        z = values_of(output)
         size = 1 if part.divergence.is_squared else z.shape[part.divergence.class_dim]
         positions = z[0].numel() // size
         own = column[:, start : start + positions, :size]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from raysearch.errors import TaskError
 from raysearch.evaluation.divergence import Divergence
+from raysearch.evaluation.positions import Masked, shares, values_of
 
 MAX_DENSE = 64
 """Most classes whose Λ is decomposed."""
@@ -109,10 +110,10 @@ class SoftmaxFactor(OutputFactor):
 
     Args:
         p: probabilities [n, P, C], float64.
-        scale: s.
+        scale: s; [n, P] where positions differ in it.
     """
 
-    def __init__(self, p: Tensor, scale: float) -> None:
+    def __init__(self, p: Tensor, scale: float | Tensor) -> None:
         self._p = p
         self._root = p.sqrt()
         self._scale = scale
@@ -127,7 +128,7 @@ class SoftmaxFactor(OutputFactor):
         applied: Tensor = self._root * x
         # In place: with a vocabulary each tensor of this shape outweighs the rest of the model.
         applied.addcmul_(self._p, applied.sum(-1, keepdim=True), value=-1)
-        return applied.mul_(self._scale**0.5)
+        return applied.mul_(_root(self._scale))
 
     def leading(self, count: int) -> Tensor:
         """Ritz vectors of Fᵀ F over the most probable classes and √p of all others together.
@@ -160,7 +161,10 @@ class SoftmaxFactor(OutputFactor):
 
     def trace(self) -> Tensor:
         """S Σ (1 − ‖p‖²) over the positions."""
-        total: Tensor = self._scale * (1 - self._p.square().sum(-1)).sum(1)
+        purities = self._p.square().sum(-1)
+        if isinstance(self._scale, Tensor):
+            return (self._scale * (1 - purities)).sum(1)
+        total: Tensor = self._scale * (1 - purities).sum(1)
         return total
 
 
@@ -169,13 +173,13 @@ class SphereFactor(OutputFactor):
 
     Args:
         vectors: z [n, P, C], float64.
-        scale: s.
+        scale: s; [n, P] where positions differ in it.
     """
 
-    def __init__(self, vectors: Tensor, scale: float) -> None:
+    def __init__(self, vectors: Tensor, scale: float | Tensor) -> None:
         length = vectors.norm(dim=-1, keepdim=True)
         self._unit = vectors / length
-        self._weight = scale**0.5 / length
+        self._weight = _root(scale) / length
         n, positions, outputs = vectors.shape
         self.shape = (n, positions, outputs)
         # Fu = 0: the length of a vector changes no angle.
@@ -199,8 +203,10 @@ class SphereFactor(OutputFactor):
         return total
 
 
-def divergence_factor(outputs: Tensor, divergence: Divergence) -> OutputFactor:
+def divergence_factor(outputs: Tensor | Masked, divergence: Divergence) -> OutputFactor:
     """F of the divergence's Hessian at the float outputs.
+
+    In place of 1/P, or 1/D, stands what a position counts, where not all of them count.
 
     "kl": Λ = (diag(p) − ppᵀ)/P at each of the P positions; decomposed up to 64 classes and 16 positions.
     "mse", "nmse": Λ = I/D or I/(σ²D), D outputs a sample, each a position of its own.
@@ -210,24 +216,34 @@ def divergence_factor(outputs: Tensor, divergence: Divergence) -> OutputFactor:
         outputs: z⁰, [n, …].
         divergence: what is differentiated.
     """
-    grouped = by_position(outputs, divergence).double()
+    grouped = by_position(values_of(outputs), divergence).double()
     n, positions, classes = grouped.shape
+    share = shares(outputs, None if divergence.is_squared else divergence.class_dim)
     if divergence.is_squared:
-        curvature = 1 / (positions * divergence.unit)
-        return EigenFactor(torch.full((n, positions, 1, 1), curvature, dtype=torch.float64).to(grouped))
+        curvature = torch.full((n, positions), 1 / (positions * divergence.unit), dtype=torch.float64)
+        if share is not None:
+            curvature = share / divergence.unit
+        return EigenFactor(curvature.to(grouped)[..., None, None])
     is_small = classes <= MAX_DENSE and positions <= MAX_DENSE_POSITIONS
     if divergence.kind == "cosine":
         length = grouped.norm(dim=-1, keepdim=True)
         if not is_small:
-            return SphereFactor(grouped, 1 / positions)
+            return SphereFactor(grouped, 1 / positions if share is None else share)
         u = grouped / length
         eye = torch.eye(classes, dtype=torch.float64, device=grouped.device)
         projection = eye - u[..., :, None] * u[..., None, :]
+        if share is not None:
+            return EigenFactor(projection * share[..., None, None] / length[..., None] ** 2)
         return EigenFactor(projection / (positions * length[..., None] ** 2))
     p = grouped.softmax(-1)
     if is_small:
-        return EigenFactor((torch.diag_embed(p) - p[..., :, None] * p[..., None, :]) / positions)
-    return SoftmaxFactor(p, 1 / positions)
+        covariance = torch.diag_embed(p) - p[..., :, None] * p[..., None, :]
+        return EigenFactor(covariance / positions if share is None else covariance * share[..., None, None])
+    return SoftmaxFactor(p, 1 / positions if share is None else share)
+
+
+def _root(scale: float | Tensor) -> float | Tensor:
+    return scale.sqrt()[..., None] if isinstance(scale, Tensor) else scale**0.5
 
 
 def by_position(outputs: Tensor, divergence: Divergence) -> Tensor:

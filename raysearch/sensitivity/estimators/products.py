@@ -232,7 +232,8 @@ def mean_loss(replica: Replica, loss: TraceLoss, batch: Batch, reference: Judged
     """
     outputs = replica.forward(replica.model, batch)
     if loss == "divergence":
-        return replica.divergence.per_sample(replica.divergence.judged(outputs), reference).mean()
+        judged = replica.divergence.judged(outputs, batch)
+        return replica.divergence.per_sample(judged, reference).mean()
     if replica.loss is None:
         raise TaskError("sensitivity.trace_loss is 'loss', but the Task has no loss; set it to 'divergence'.")
     value = replica.loss(outputs, batch)

@@ -203,8 +203,9 @@ def looped_norms(
     num_samples = len(columns[0])
     norms = {name: torch.zeros(len(columns), num_samples, dtype=torch.float64) for name in weights}
     for index in range(num_samples):
-        outputs = replica.forward(replica.model, take(batch, index, index + 1))
-        output = flat_rows(replica.divergence.judged(outputs))
+        sample = take(batch, index, index + 1)
+        outputs = replica.forward(replica.model, sample)
+        output = flat_rows(replica.divergence.judged(outputs, sample))
         if not output.requires_grad:
             continue
         for number, column in enumerate(columns):
@@ -224,7 +225,7 @@ def looped_norms(
 def _forward(replica: Replica, weights: Mapping[str, Tensor], batch: Batch) -> tuple[Judged, list[Call]]:
     with CallCapture(weights) as capture:
         outputs = replica.forward(replica.model, batch)
-    judged = replica.divergence.judged(outputs)
+    judged = replica.divergence.judged(outputs, batch)
     num_samples = batch_size(batch)
     for _, output in tensors_of(judged):
         if len(output) == num_samples:
