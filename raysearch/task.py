@@ -45,6 +45,8 @@ class Task:
             `calibration.num_samples` samples. No labels are needed.
         validation: the same kind: the search measures its trials on a random sample of it; float and
             quantized metrics, and the choice of the best QAT epoch. Default: the calibration samples.
+        test: the same kind: the float and the quantized model are judged on it at the end, with standard
+            errors, and nothing is chosen by it. Default: none.
         train: a `Dataset`, or batches that can be iterated every epoch. Without it there is no QAT
             (post-training quantization only), and the run says so.
         forward: `forward(model, batch) -> outputs`. Default: a tensor is the input; of a tuple or list the
@@ -83,6 +85,7 @@ class Task:
     metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     positions: Positions | None = None
+    test: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):

@@ -156,11 +156,36 @@ def result_table(result: RunResult) -> Table:
     for label in columns:
         table.add_column(label, justify="right")
     for name in result.quantized_metrics:
-        values = [metrics.get(name) for metrics in columns.values()]
-        table.add_row(name, *("" if value is None else f"{value:.6g}" for value in values))
+        beside = [values.get(name) for values in result.baselines.values()]
+        table.add_row(
+            name,
+            metric_text(result, "float", name),
+            *("" if value is None else f"{value:.6g}" for value in beside),
+            metric_text(result, "quantized", name),
+        )
+    for name in result.test_metrics.get("quantized", {}):
+        texts = [metric_text(result, f"test_{model}", name) for model in ("float", "quantized")]
+        table.add_row(f"test {name}", texts[0], *[""] * len(result.baselines), texts[1])
     for kind, value in result.costs.items():
         table.add_row(kind, *[""] * (len(columns) - 1), cost(kind, value))
     return table
+
+
+def metric_text(result: RunResult, model: str, name: str) -> str:
+    """A metric with its standard error, where it has one; "" where there is none.
+
+    Args:
+        result: the run's.
+        model: "float" or "quantized", on test data behind "test_".
+        name: of the metric.
+    """
+    tables = {"float": result.float_metrics, "quantized": result.quantized_metrics}
+    tables |= {f"test_{key}": values for key, values in result.test_metrics.items()}
+    value = tables.get(model, {}).get(name)
+    if value is None:
+        return ""
+    stderr = result.standard_errors.get(model, {}).get(name)
+    return f"{value:.6g}" if not stderr else f"{value:.6g} ± {stderr:.2g}"
 
 
 def front_table(front: Sequence[Mapping[str, Any]]) -> Table:

@@ -5,7 +5,7 @@ from raysearch.evaluation.data_set import DataSet, shard_name
 from raysearch.evaluation.divergence import Divergence
 from raysearch.evaluation.forward import Forward, Loss, default_forward, output_tensor
 from raysearch.evaluation.joint_divergence import JointDivergence, Objective
-from raysearch.evaluation.measure import evaluate_model
+from raysearch.evaluation.measure import Evaluation, evaluate_model, evaluate_with_errors
 from raysearch.evaluation.metric import Metric
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 from raysearch.evaluation.outputs import Judged
@@ -17,6 +17,7 @@ __all__ = [
     "Batch",
     "DataSet",
     "Divergence",
+    "Evaluation",
     "Forward",
     "JointDivergence",
     "Judged",
@@ -30,6 +31,7 @@ __all__ = [
     "batch_size",
     "default_forward",
     "evaluate_model",
+    "evaluate_with_errors",
     "materialise",
     "output_tensor",
     "run_in_microbatches",

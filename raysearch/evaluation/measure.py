@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raysearch.evaluation.batches import Batch, batch_size
 from raysearch.evaluation.forward import Forward, Loss, frozen_eval
 from raysearch.evaluation.joint_divergence import Objective
-from raysearch.evaluation.metric import MetricFunction
+from raysearch.evaluation.metric import Metric, MetricFunction, as_metric
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 
-ShardMetrics = tuple[int, dict[str, float]]
-"""Samples of a batch, and the metrics of a model on it."""
+ShardMetrics = tuple[int, dict[str, float | Tensor]]
+"""Samples of a batch, and the metrics of a model on it; of what is known sample by sample, all values."""
 
 RESERVED = ("divergence", "agreement", "loss")
 """Names of what is measured of every model; no metric may have one of them."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model was found to do.
+
+    Attributes:
+        values: name → mean over samples.
+        errors: name → standard error of that over samples, of what is known of each sample: the divergence,
+            and metrics that say so. Samples count as independent; a sample may be a window of many tokens.
+    """
+
+    values: dict[str, float]
+    errors: dict[str, float]
 
 
 def evaluate_model(
@@ -31,6 +47,28 @@ def evaluate_model(
     loss: Loss | None = None,
     metrics: Mapping[str, MetricFunction] | None = None,
 ) -> dict[str, float]:
+    """The values of `evaluate_with_errors`."""
+    return evaluate_with_errors(
+        model,
+        batches,
+        forward=forward,
+        divergence=divergence,
+        reference=reference,
+        loss=loss,
+        metrics=metrics,
+    ).values
+
+
+def evaluate_with_errors(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    forward: Forward,
+    divergence: Objective,
+    reference: nn.Module | None = None,
+    loss: Loss | None = None,
+    metrics: Mapping[str, MetricFunction] | None = None,
+) -> Evaluation:
     """Means over samples, each batch weighted by its size.
 
     A batch that does not fit in memory is run in pieces, whose outputs are put together before they are
@@ -61,7 +99,7 @@ def evaluate_model(
         loss=loss,
         metrics=metrics,
     )
-    return mean_over_samples(judged)
+    return over_samples(judged, metrics)
 
 
 def evaluate_shards(
@@ -74,10 +112,10 @@ def evaluate_shards(
     loss: Loss | None = None,
     metrics: Mapping[str, MetricFunction] | None = None,
 ) -> list[ShardMetrics]:
-    """What `evaluate_model` means over, batch by batch: so several processes can share the batches.
+    """What `evaluate_with_errors` means over, batch by batch: so several processes can share the batches.
 
     Args:
-        model: see `evaluate_model`, as the others.
+        model: see `evaluate_with_errors`, as the others.
         batches: the same.
         forward: the same.
         divergence: the same.
@@ -90,22 +128,45 @@ def evaluate_shards(
     def run(module: nn.Module, batch: Batch) -> Any:
         return run_in_microbatches(lambda part: forward(module, part), batch, state)
 
+    functions = {name: as_metric(metric) for name, metric in (metrics or {}).items()}
     judged: list[ShardMetrics] = []
     for batch in batches:
-        values = _one(model, batch, run, divergence, reference, loss, metrics or {})
+        values = _one(model, batch, run, divergence, reference, loss, functions)
         judged.append((batch_size(batch), values))
     return judged
 
 
-def mean_over_samples(judged: Iterable[ShardMetrics]) -> dict[str, float]:
-    """Means over samples, summed in the order of the shards."""
-    totals: dict[str, float] = {}
+def over_samples(
+    judged: Iterable[ShardMetrics], metrics: Mapping[str, MetricFunction] | None = None
+) -> Evaluation:
+    """Means over samples, summed in the order of the shards, and their standard errors.
+
+    Args:
+        judged: of `evaluate_shards`.
+        metrics: its metrics.
+    """
+    means: dict[str, float] = {}
+    samples: dict[str, list[Tensor]] = {}
     count = 0
-    for size, values in judged:
+    for size, shard in judged:
         count += size
-        for name, value in values.items():
-            totals[name] = totals.get(name, 0.0) + size * value
-    return {name: total / count for name, total in totals.items()}
+        for name, value in shard.items():
+            if isinstance(value, Tensor):
+                samples.setdefault(name, []).append(value)
+                value = float(value.mean())
+            means[name] = means.get(name, 0.0) + size * value
+    values = {name: total / count for name, total in means.items()}
+    errors: dict[str, float] = {}
+    for name, parts in samples.items():
+        every = torch.cat(parts)
+        stderr = float(every.std() / math.sqrt(len(every))) if len(every) > 1 else math.nan
+        if name in (metrics or {}):
+            metric = as_metric((metrics or {})[name])
+            stderr = metric.error_of(values[name], stderr)
+            values[name] = metric.value_of(values[name])
+        if math.isfinite(stderr):
+            errors[name] = stderr
+    return Evaluation(values, errors)
 
 
 def _one(
@@ -115,19 +176,22 @@ def _one(
     divergence: Objective,
     reference: nn.Module | None,
     loss: Loss | None,
-    metrics: Mapping[str, MetricFunction],
-) -> dict[str, float]:
-    values: dict[str, float] = {}
+    metrics: Mapping[str, Metric],
+) -> dict[str, float | Tensor]:
+    values: dict[str, float | Tensor] = {}
     with frozen_eval(model), torch.no_grad():
         outputs = run(model, batch)
         if reference is not None:
             with frozen_eval(reference):
                 target = divergence.judged(run(reference, batch), batch)
             judged = divergence.judged(outputs, batch)
-            values["divergence"] = float(divergence.per_sample(judged, target).mean())
+            values["divergence"] = divergence.per_sample(judged, target).cpu()
             values["agreement"] = divergence.agreement(judged, target)
         if loss is not None:
             values["loss"] = float(loss(outputs, batch))
         for name, metric in metrics.items():
-            values[name] = float(metric(outputs, batch))
+            if metric.per_sample:
+                values[name] = metric.samples(outputs, batch)
+            else:
+                values[name] = float(metric(outputs, batch))
     return values

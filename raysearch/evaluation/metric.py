@@ -7,14 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from torch import Tensor
+
 from raysearch.errors import TaskError
-from raysearch.evaluation.batches import Batch
+from raysearch.evaluation.batches import Batch, batch_size
 
 Direction = Literal["maximize", "minimize"]
 """Whether more of a value is better, or less of it."""
 
 MetricFunction = Callable[[Any, Batch], float]
 """(outputs, batch) → number, a mean over the batch."""
+
+SampleFunction = Callable[[Any, Any], Tensor]
+"""(outputs, batch) → one value a sample, [samples]."""
 
 _MORE_IS_BETTER = (
     "accuracy acc balanced_accuracy precision average_precision recall f1 auc auroc roc_auc map iou miou "
@@ -43,6 +48,9 @@ class Metric:
     Attributes:
         function: (outputs, batch) → number, a mean over the batch.
         direction: "maximize" where more is better, "minimize" where less is; None: not stated.
+        per_sample: the function gives a tensor of one value a sample instead, so that the mean over all
+            samples is exact whatever their batches, and has a standard error.
+        of_mean: what the metric is of that mean, such as `math.exp` for a perplexity; None: the mean itself.
 
     Raises:
         TaskError: the function cannot be called, or the direction is none.
@@ -53,8 +61,10 @@ class Metric:
         (0.5, 'minimize')
     """
 
-    function: MetricFunction
+    function: MetricFunction | SampleFunction
     direction: Direction | None = None
+    per_sample: bool = False
+    of_mean: Callable[[float], float] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -70,7 +80,37 @@ class Metric:
 
     def __call__(self, outputs: Any, batch: Batch) -> float:
         """The value of some outputs."""
-        return self.function(outputs, batch)
+        if self.per_sample:
+            return self.value_of(float(self.samples(outputs, batch).mean()))
+        value: Any = self.function(outputs, batch)
+        # A tensor of one element counts as a number.
+        number: float = value
+        return number
+
+    def samples(self, outputs: Any, batch: Batch) -> Tensor:
+        """What the function gives of each sample, float64 [samples].
+
+        Raises:
+            TaskError: it gives something else.
+        """
+        values: Any = self.function(outputs, batch)
+        if not isinstance(values, Tensor) or values.shape != (batch_size(batch),):
+            got = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else repr(values)
+            raise TaskError(
+                f"a Metric(per_sample=True) gives {got:.80} for a batch of {batch_size(batch)} samples; it "
+                f"must give a tensor of one value a sample."
+            )
+        return values.detach().double().cpu()
+
+    def value_of(self, mean: float) -> float:
+        """The metric of the mean over samples."""
+        return mean if self.of_mean is None else self.of_mean(mean)
+
+    def error_of(self, mean: float, stderr: float) -> float:
+        """The metric's standard error: half its difference between the mean ± its standard error."""
+        if self.of_mean is None:
+            return stderr
+        return abs(self.of_mean(mean + stderr) - self.of_mean(mean - stderr)) / 2
 
 
 def as_metric(function: MetricFunction) -> Metric:

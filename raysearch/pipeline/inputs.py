@@ -220,6 +220,7 @@ def _check_in_float32(task: Task, batch: Batch) -> None:
 def _call_form(task: Task, samples: Samples) -> CallForm:
     """The form of call that is exported, found from the calls that all data make; the model is not run."""
     batches = [*samples.calibration, *samples.validation, *samples.traces, *samples.responses]
+    batches += samples.test
     calls = record_calls(task.model, task.run, batches)
     return find_call_form(task.model, task.example_inputs, calls)
 
@@ -238,6 +239,8 @@ def _make_fingerprints(
         fingerprints["traces"] = hash_batches(samples.traces)
     if samples.responses:
         fingerprints["responses"] = hash_batches(samples.responses)
+    if samples.test:
+        fingerprints["test"] = hash_batches(samples.test)
     if task.positions is not None:
         # Of what is not judged otherwise nothing speaks.
         batches = [*samples.calibration, *samples.validation]

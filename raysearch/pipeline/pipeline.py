@@ -25,6 +25,7 @@ from raysearch.pipeline.progress import Progress
 from raysearch.pipeline.result import StageRecords, save_result
 from raysearch.pipeline.stages import (
     calibrate_ranges,
+    evaluate_both,
     export,
     make_objective,
     make_recipe,
@@ -33,7 +34,6 @@ from raysearch.pipeline.stages import (
     round_calibrated,
     search_shards,
     strip_checkpoint,
-    validate,
 )
 from raysearch.records import (
     BitAssignment,
@@ -326,11 +326,7 @@ class Pipeline:
         baselines: Metrics = {}
         if self.inputs.config.validation.baselines:
             baselines = measure_baselines(self.inputs, search, rounded, is_changed=is_changed)
-        return {
-            "float": validate(self.inputs, self.inputs.task.model),
-            "quantized": validate(self.inputs, stripped),
-            **baselines,
-        }
+        return {**evaluate_both(self.inputs, stripped), **baselines}
 
     def _export(self, stripped: nn.Module, assignment: BitAssignment) -> ExportManifest:
         with tempfile.TemporaryDirectory() as folder:

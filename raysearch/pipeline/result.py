@@ -13,6 +13,7 @@ from raysearch.evaluation.metric import direction_of
 from raysearch.pipeline.baselines import best_uniform
 from raysearch.pipeline.direction import unlikely_gain
 from raysearch.pipeline.inputs import Inputs, broken_promises
+from raysearch.pipeline.stages import STDERR, TEST
 from raysearch.records import (
     ExportManifest,
     FineTuneResult,
@@ -139,15 +140,36 @@ def _make_result(
         notes=_notes(inputs, store, records, least),
         front=front,
         least_cost={} if least is None else least.as_dict(),
+        test_metrics=_values(records.metrics, TEST),
+        standard_errors=_errors(records.metrics),
     )
 
 
 def _baselines(records: StageRecords) -> dict[str, Mapping[str, float]]:
     """What stands beside the answer, in the order in which it came about."""
-    baselines = {name: values for name, values in records.metrics.items() if name not in MODELS}
+    baselines = {name: values for name, values in records.metrics.items() if _is_baseline(name)}
     if len(records.training.history) > 1:
         baselines["before training"] = records.training.history[0].metrics
     return baselines
+
+
+def _is_baseline(name: str) -> bool:
+    return name not in MODELS and not name.startswith(TEST) and not name.endswith(STDERR)
+
+
+def _values(metrics: Metrics, prefix: str) -> dict[str, Mapping[str, float]]:
+    """Model → metric → value on the data of a prefix."""
+    names = ("float", "quantized")
+    return {name: metrics[f"{prefix}{name}"] for name in names if f"{prefix}{name}" in metrics}
+
+
+def _errors(metrics: Metrics) -> dict[str, Mapping[str, float]]:
+    """The standard errors by model and data, where there are any."""
+    return {
+        name.removesuffix(STDERR): values
+        for name, values in metrics.items()
+        if name.endswith(STDERR) and values
+    }
 
 
 def _notes(

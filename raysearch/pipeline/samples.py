@@ -26,12 +26,14 @@ class Samples:
         validation: trials, metrics and the best epoch; the calibration sample where the task has none.
         traces: traces are measured on it where it is not empty.
         responses: responses are measured on it where it is not empty; nothing of it is in `calibration`.
+        test: nothing is chosen by it; empty where the task has none.
     """
 
     calibration: list[Batch]
     validation: list[Batch]
     traces: list[Batch]
     responses: list[Batch] = field(default_factory=list)
+    test: list[Batch] = field(default_factory=list)
 
 
 def read_samples(task: Task, config: Config) -> Samples:
@@ -58,9 +60,13 @@ def read_samples(task: Task, config: Config) -> Samples:
         limits = config.validation
         with user_code("reading the validation data", DATA_ADVICE):
             validation = materialise(task.validation, limits.num_samples, limits.shard_size, "validation")
+    test: list[Batch] = []
+    if task.test is not None:
+        with user_code("reading the test data", DATA_ADVICE):
+            test = materialise(task.test, config.validation.num_samples, config.validation.shard_size, "test")
     if task.train is not None:
         training_batches(task.train, 1, 0, 0, 1)
-    return Samples(calibration, validation, traces, responses)
+    return Samples(calibration, validation, traces, responses, test)
 
 
 def first_of(shards: list[Batch], num_samples: int) -> list[Batch]:

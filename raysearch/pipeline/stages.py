@@ -13,7 +13,7 @@ from raysearch.artifacts import RunStore, codecs
 from raysearch.calibration import adapt_batch_norm, calibrate
 from raysearch.cluster.pool import Pool
 from raysearch.controller import create_controller
-from raysearch.evaluation import Batch, DataSet, Replica, evaluate_model
+from raysearch.evaluation import Batch, DataSet, Evaluation, Replica, evaluate_with_errors
 from raysearch.evaluation.half_precision import in_float32
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.evaluation.sampling import random_shards
@@ -247,11 +247,38 @@ def strip_checkpoint(
     return controller.strip_model()
 
 
+TEST, STDERR = "test_", "_stderr"
+"""Before the name of a model that was judged on test data; behind that of a table of standard errors."""
+
+
 def validate(inputs: Inputs, model: nn.Module) -> dict[str, float]:
     """Metrics of a model on the validation shards, compared with the float model."""
-    return evaluate_model(
+    return judge(inputs, model, inputs.samples.validation).values
+
+
+def evaluate_both(inputs: Inputs, stripped: nn.Module) -> dict[str, dict[str, float]]:
+    """Metrics of the float and of the stripped model, with their standard errors, and those on test data.
+
+    Returns:
+        "float" and "quantized", and "test_float" and "test_quantized" where there are test data: metric →
+        value; and each with "_stderr" behind it.
+    """
+    metrics: dict[str, dict[str, float]] = {}
+    for prefix, batches in (("", inputs.samples.validation), (TEST, inputs.samples.test)):
+        if not batches:
+            continue
+        for name, model in (("float", inputs.task.model), ("quantized", stripped)):
+            evaluation = judge(inputs, model, batches)
+            metrics[f"{prefix}{name}"] = evaluation.values
+            metrics[f"{prefix}{name}{STDERR}"] = evaluation.errors
+    return metrics
+
+
+def judge(inputs: Inputs, model: nn.Module, batches: list[Batch]) -> Evaluation:
+    """Metrics of a model on some batches, compared with the float model."""
+    return evaluate_with_errors(
         model,
-        inputs.samples.validation,
+        batches,
         forward=inputs.task.run,
         divergence=inputs.divergence,
         reference=inputs.task.model,

@@ -113,6 +113,10 @@ class RunResult:
         least_cost: see `LeastCost`, with `trained_drop`; empty when no cost was minimised.
         baselines: what stands beside the answer → its metrics on the validation data: the best uniform
             assignment within the budgets, the answer with rounded weights alone, and before its training.
+        test_metrics: "float" and "quantized" → metric → value on the test data, by which nothing was chosen;
+            empty when the task has none.
+        standard_errors: "float", "quantized", "test_float" and "test_quantized" → metric → standard error
+            over samples, of metrics that have one.
     """
 
     run_id: str
@@ -129,13 +133,16 @@ class RunResult:
     front: tuple[Mapping[str, Any], ...] = ()
     least_cost: Mapping[str, Any] = field(default_factory=dict)
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    test_metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    standard_errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values, ready for JSON."""
         values = asdict(self)
         # Runs of before there were any lack them.
-        if not self.baselines:
-            del values["baselines"]
+        for name in ("baselines", "test_metrics", "standard_errors"):
+            if not values[name]:
+                del values[name]
         return values
 
     @classmethod

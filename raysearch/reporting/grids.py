@@ -43,18 +43,12 @@ def summary_grid(
     Args:
         setup: what the float model's costs are of.
         result: the quantized model's costs, and the baselines' metrics.
-        metrics: "float" and "quantized" → metric → value.
+        metrics: "float" and "quantized" → metric → value; on test data "test_float" and "test_quantized".
     """
     baselines = result.baselines.values()
-    before, after = metrics.get("float", {}), metrics.get("quantized", {})
-    rows = []
-    for name in dict.fromkeys([*before, *after]):
-        float_value, value = before.get(name), after.get(name)
-        change = MISSING
-        if float_value is not None and value is not None:
-            change = signed(value - float_value)
-        beside = [number(values.get(name)) for values in baselines]
-        rows.append(Row(name, (number(float_value), *beside, number(value), change)))
+    rows = _metric_rows("", metrics.get("float", {}), metrics.get("quantized", {}), list(baselines))
+    nothing = [dict[str, float]()] * len(baselines)
+    rows += _metric_rows("test ", metrics.get("test_float", {}), metrics.get("test_quantized", {}), nothing)
     # An assignment that quantizes nothing costs what the float model costs.
     float_costs = CostModel(setup).costs(BitAssignment({}))
     for kind, value in result.costs.items():
@@ -62,6 +56,31 @@ def summary_grid(
             continue
         rows.append(_cost_row(kind, float_costs.get(kind), value, len(baselines)))
     return Grid(("", "float", *result.baselines, "quantized", "change"), tuple(rows))
+
+
+def _metric_rows(
+    prefix: str,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    baselines: Sequence[Mapping[str, float]],
+) -> list[Row]:
+    """A row a metric.
+
+    Args:
+        prefix: of its name.
+        before: of the float model.
+        after: of the quantized model.
+        baselines: of what stands between the two.
+    """
+    rows: list[Row] = []
+    for name in dict.fromkeys([*before, *after]):
+        float_value, value = before.get(name), after.get(name)
+        change = MISSING
+        if float_value is not None and value is not None:
+            change = signed(value - float_value)
+        beside = [number(values.get(name)) for values in baselines]
+        rows.append(Row(f"{prefix}{name}", (number(float_value), *beside, number(value), change)))
+    return rows
 
 
 def _cost_row(kind: str, float_value: float | None, value: float, num_baselines: int) -> Row:

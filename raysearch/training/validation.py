@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from raysearch.evaluation.measure import ShardMetrics, evaluate_shards, mean_over_samples
+from raysearch.evaluation.measure import ShardMetrics, evaluate_shards, over_samples
 from raysearch.training.context import Context
 from raysearch.training.recipe import Recipe
 from raysearch.training.step import place
@@ -36,4 +36,5 @@ def validate(recipe: Recipe, context: Context, model: nn.Module, teacher: nn.Mod
     by_index: dict[int, ShardMetrics] = {}
     for rank, values in enumerate(context.gather(judged)):
         by_index.update(zip(range(rank, len(recipe.validation), context.world), values, strict=True))
-    return mean_over_samples(by_index[index] for index in sorted(by_index))
+    in_order = [by_index[index] for index in sorted(by_index)]
+    return over_samples(in_order, recipe.metrics).values

@@ -1,6 +1,7 @@
 """What `raysearch inspect` shows: grids, pairs, and what stays float."""
 
 import io
+import json
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from raysearch.records import (
     QuantizationPoint,
     QuantizerGroup,
     QuantizerSetup,
+    RunResult,
     Site,
     packed_bytes,
 )
@@ -82,6 +84,28 @@ def test_the_terminal_and_the_page_print_a_cost_the_same_way():
     for kind, value in result.costs.items():
         assert cost(kind, value) in stream.getvalue()
         assert cost(kind, value) in page
+
+
+def test_what_was_judged_on_test_data_is_shown_with_its_standard_errors():
+    setup = make_setup(4)
+    search = make_search(setup, 12)
+    result = make_result(
+        setup,
+        search,
+        test_metrics={"float": {"perplexity": 22.4}, "quantized": {"perplexity": 24.75, "divergence": 0.11}},
+        standard_errors={"quantized": {"loss": 0.01}, "test_quantized": {"perplexity": 0.3123}},
+    )
+    assert RunResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(result_table(result))
+    lines = [[cell.strip() for cell in line.split("│")] for line in stream.getvalue().splitlines()]
+    rows = {cells[1]: cells[2:4] for cells in lines if len(cells) > 3}
+    assert rows["loss"] == ["0.1534", "0.1601 ± 0.01"]
+    assert rows["test perplexity"] == ["22.4", "24.75 ± 0.31"]
+    assert rows["test divergence"] == ["", "0.11"]
+    metrics = {"float": {}, "quantized": {}, "test_float": {"perplexity": 22.4}, "test_quantized": {}}
+    page = render_report(ReportRecords(result, setup, search, metrics=metrics))
+    assert "test perplexity" in page
 
 
 def test_a_setup_remembers_what_stays_float(setup):

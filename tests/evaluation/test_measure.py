@@ -1,11 +1,20 @@
 import copy
+import math
 import pickle
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from raysearch.evaluation import Divergence, Replica, WorkerCache, default_forward, evaluate_model
+from raysearch.evaluation import (
+    Divergence,
+    Metric,
+    Replica,
+    WorkerCache,
+    default_forward,
+    evaluate_model,
+    evaluate_with_errors,
+)
 from tests.support import model_zoo
 
 X, Y = torch.randn(7, 1, 8, 8), torch.arange(7)
@@ -50,6 +59,33 @@ def test_batches_weigh_by_their_size() -> None:
     assert got["agreement"] == pytest.approx(divergence.agreement(z, target))
     assert got["loss"] == pytest.approx(float(loss(z, (X, Y))), rel=1e-5)
     assert got["accuracy"] == pytest.approx(accuracy(z, (X, Y)))
+
+
+def test_what_is_known_of_each_sample_has_a_standard_error() -> None:
+    def nll(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(outputs, batch[1], reduction="none")
+
+    model, reference, divergence = other(), model_zoo.build("digits"), Divergence()
+    got = evaluate_with_errors(
+        model,
+        BATCHES,
+        forward=default_forward,
+        divergence=divergence,
+        reference=reference,
+        metrics={"accuracy": accuracy, "perplexity": Metric(nll, per_sample=True, of_mean=math.exp)},
+    )
+    with torch.no_grad():
+        z, target = model(X), reference(X)
+    each = divergence.per_sample(z, target)
+    losses = nll(z, (X, Y)).double()
+    assert set(got.errors) == {"divergence", "perplexity"}
+    assert got.errors["divergence"] == pytest.approx(float(each.std() / 7**0.5), rel=1e-4)
+    # Of the mean over all samples, and not the mean of the batches' perplexities.
+    assert got.values["perplexity"] == pytest.approx(math.exp(losses.mean()), rel=1e-5)
+    slope = got.values["perplexity"] * float(losses.std() / 7**0.5)
+    assert got.errors["perplexity"] == pytest.approx(slope, rel=0.05)
+    alone = evaluate_with_errors(model, [(X[:1], Y[:1])], forward=default_forward, divergence=divergence)
+    assert alone.errors == {}
 
 
 def test_a_batch_that_does_not_fit_is_judged_whole() -> None:

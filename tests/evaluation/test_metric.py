@@ -1,9 +1,11 @@
 """A metric and which way it gets better."""
 
+import math
 import pathlib
 import re
 
 import pytest
+import torch
 
 from raysearch import Metric
 from raysearch.errors import TaskError
@@ -64,3 +66,12 @@ def test_the_page_lists_every_well_known_name():
 def test_what_is_no_metric_is_refused(arguments, said):
     with pytest.raises(TaskError, match=said):
         Metric(*arguments)
+
+
+def test_a_metric_of_single_samples_is_of_their_mean():
+    perplexity = Metric(lambda outputs, batch: outputs, "minimize", per_sample=True, of_mean=math.exp)
+    assert perplexity(torch.tensor([1.0, 3.0]), torch.zeros(2)) == pytest.approx(math.exp(2))
+    with pytest.raises(TaskError, match=r"gives a tensor of shape \(3,\) for a batch of 2 samples"):
+        perplexity(torch.zeros(3), torch.zeros(2))
+    with pytest.raises(TaskError, match=r"gives 0.5 for a batch of 2"):
+        perplexity(0.5, torch.zeros(2))

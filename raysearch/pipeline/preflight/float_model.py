@@ -37,13 +37,17 @@ def check_float_model(inputs: Inputs) -> None:
         "calibration": inputs.samples.calibration,
         "validation": inputs.samples.validation,
         "search": shards,
+        "test": inputs.samples.test,
     }
     for name, batches in data.items():
+        if not batches:
+            continue
         for index, batch in _differing(batches):
             run_checked(inputs, batch, f"shard {index} of the {name} data")
     _tell_random(inputs, inputs.samples.calibration[0])
-    for index, batch in one_of_each_form(inputs.samples.validation):
-        _check_judged(inputs, batch, f"shard {index} of the validation data")
+    for name in ("validation", "test"):
+        for index, batch in one_of_each_form(data[name]):
+            _check_judged(inputs, batch, f"shard {index} of the {name} data")
     if inputs.config.search.measured != "divergence":
         _check_measured(inputs, shards)
 
