@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from raysearch.errors import DataError, TaskError
 from raysearch.huggingface.directory import ModelDirectory
+from raysearch.huggingface.rows import Rows
 
 Text = str | Path | Sequence[Path]
 """A text itself, or UTF-8 files of it that are read one after the other."""
@@ -40,25 +40,8 @@ class TextParts:
     test: Tensor
 
 
-class TokenWindows(Dataset[dict[str, Tensor]]):
-    """Rows of some tensors, by name, as a map-style data set.
-
-    Args:
-        **columns: name → [windows, …].
-    """
-
-    def __init__(self, **columns: Tensor) -> None:
-        self.columns = columns
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {name: column[index] for name, column in self.columns.items()}
-
-    def first(self, count: int) -> dict[str, Tensor]:
-        """A batch of the first windows."""
-        return {name: column[:count] for name, column in self.columns.items()}
+class TokenWindows(Rows):
+    """Windows of tokens, and what belongs to each."""
 
 
 def read_text(text: Text) -> str:
@@ -173,6 +156,11 @@ class WindowMaker:
             )
         rows = tokens[: count * body].reshape(count, body)
         return torch.cat([_repeated(start, count), rows, _repeated(end, count)], 1)
+
+    def body(self) -> range:
+        """The places of a window that hold text, and no special token."""
+        start, end = self._around()
+        return range(len(start), self.length - len(end))
 
     def parts(self, text: Text, validation_text: Text | None, test_text: Text | None) -> TextParts:
         """The windows of the three parts.

@@ -11,7 +11,7 @@ import raysearch
 from raysearch.artifacts import codecs, resolve_run
 from raysearch.errors import DataError, TaskError
 from raysearch.huggingface import causal_lm_task, language_models
-from tests.support.model_directories import words
+from tests.support.model_directories import save_llama, words
 
 transformers = pytest.importorskip("transformers")
 
@@ -40,6 +40,7 @@ def test_windows_are_the_text_in_its_order_and_the_parts_share_none(task, llama)
     assert calibration.shape == (85, 11)
     assert torch.equal(calibration[:, 1:], rows[:85])
     assert torch.equal(validation[:, 1:], rows[85:95])
+    assert torch.equal(task.test.columns["input_ids"][:, 1:], rows[95:])
     assert set(calibration[:, 0].tolist()) == {1}
 
 
@@ -48,7 +49,7 @@ def test_texts_of_their_own_leave_the_text_to_calibration(llama, tmp_path):
     file.write_text(words(60, 1))
     task = causal_lm_task(llama, words(100), validation_text=file, test_text=words(20, 2), window=11)
     assert len(task.calibration) == 10
-    assert len(task.validation) == 6
+    assert (len(task.validation), len(task.test)) == (6, 2)
 
 
 def test_the_model_is_loaded_as_it_was_saved_without_its_cache(task, llama):
@@ -84,6 +85,17 @@ def test_a_directory_becomes_a_verified_file(task, tmp_path):
     batch = task.validation.first(3)
     with torch.no_grad():
         assert raysearch.load_model(result.model_dir)(**batch)["logits"].shape == (3, 11, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.* traces did not reach")
+def test_a_directory_in_bfloat16_stays_so(tmp_path):
+    task = causal_lm_task(save_llama(tmp_path / "model", dtype="bfloat16"), TEXT, window=11)
+    assert task.model.dtype == torch.bfloat16
+    result = raysearch.run(task, "avg_bits<=6", tmp_path, config=SETTINGS, run_id="half", workers=0)
+    loaded = raysearch.load_model(result.model_dir)
+    with torch.no_grad():
+        assert loaded(**task.validation.first(2))["logits"].dtype == torch.bfloat16
 
 
 def test_shards_are_so_small_that_their_logits_fit(llama, monkeypatch):
@@ -138,8 +150,6 @@ def test_a_file_that_is_missing_or_no_text_is_refused(llama, tmp_path):
 
 
 def test_a_tokenizer_of_another_model_is_refused(llama, tmp_path):
-    from tests.support.model_directories import save_llama
-
     save_llama(tmp_path, vocab_size=8)
     with pytest.raises(TaskError, match="the model knows 8 tokens"):
         causal_lm_task(tmp_path, TEXT)

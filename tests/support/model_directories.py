@@ -11,15 +11,15 @@ import torch
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
 WORDS = ["the", "a", "cat", "dog", "mat", "sat", "ran", "on", "and", "far", "old", "red", "saw", "up"]
 SIZES = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-LLAMA = {
+ENCODER = {
     **SIZES,
     "hidden_size": 8,
     "intermediate_size": 12,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
-    "num_key_value_heads": 1,
     "max_position_embeddings": 16,
 }
+LLAMA = {**ENCODER, "num_key_value_heads": 1}
 
 
 def words(count: int, seed: int = 0) -> str:
@@ -27,8 +27,13 @@ def words(count: int, seed: int = 0) -> str:
     return " ".join(random.Random(seed).choices(WORDS, k=count))
 
 
-def save_tokenizer(folder: Path) -> None:
-    """A tokenizer that puts <s> before a text and </s> behind it."""
+def save_tokenizer(folder: Path, **tokens: str | None) -> None:
+    """A tokenizer that puts <s> before a text and </s> behind it.
+
+    Args:
+        folder: where it is saved.
+        **tokens: special tokens in place of those of `SPECIAL`; None for none.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -39,7 +44,8 @@ def save_tokenizer(folder: Path) -> None:
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     names = ("pad_token", "bos_token", "eos_token", "unk_token", "mask_token")
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(names, SPECIAL, strict=True)))
+    chosen = {**dict(zip(names, SPECIAL, strict=True)), **tokens}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **chosen)
     fast.save_pretrained(folder)
 
 
@@ -55,8 +61,9 @@ def save_model(folder: Path, model: str, config: str, **sizes: Any) -> None:
     import transformers
 
     torch.manual_seed(0)
-    built = getattr(transformers, model)(getattr(transformers, config)(**sizes))
-    built.save_pretrained(folder)
+    configuration = getattr(transformers, config)(**sizes)
+    built = getattr(transformers, model)(configuration)
+    built.to(configuration.dtype or torch.float32).save_pretrained(folder)
 
 
 def save_llama(folder: Path, **sizes: Any) -> Path:
