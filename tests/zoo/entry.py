@@ -39,6 +39,7 @@ class Entry:
         needs: a package that it needs.
         targets: those that it is exported to.
         settings: of the run, beside the common ones.
+        kind: of `raysearch.huggingface`, whose function makes the task of the saved model; "": a `Task`.
     """
 
     shows: str
@@ -47,3 +48,4 @@ class Entry:
     needs: str = ""
     targets: tuple[str, ...] = ("packed", "onnx", "pt2")
     settings: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = ""

@@ -19,7 +19,7 @@ ENCODER = {
     "intermediate_size": 12,
     "max_position_embeddings": 16,
 }
-LLAMA = {**ENCODER, "num_key_value_heads": 1, "use_cache": False}
+LLAMA = {**ENCODER, "num_key_value_heads": 1}
 PICTURES = {"image_size": 8, "patch_size": 4, "num_labels": 3}
 
 
@@ -74,6 +74,7 @@ def entry(
     build: Callable[[], nn.Module],
     inputs: Any,
     targets: tuple[str, ...] = ("packed", "onnx"),
+    kind: str = "",
 ) -> Entry:
     """Of weights alone, to few files: to capture quantizers of activations takes most of the time."""
     return Entry(
@@ -83,23 +84,27 @@ def entry(
         needs="transformers",
         targets=targets,
         settings={"placement": {"weight_bit_widths": (4, 8), "activation_bit_widths": ()}},
+        kind=kind,
     )
 
 
 FAMILIES: dict[str, Entry] = {
     "gpt2": Entry(
-        "Hugging Face: GPT-2, without its cache",
+        "Hugging Face: GPT-2",
         family(
             "GPT2LMHeadModel", "GPT2Config", **WORDS,
-            n_embd=8, n_layer=1, n_head=2, n_positions=16, use_cache=False,
+            n_embd=8, n_layer=1, n_head=2, n_positions=16,
         ),
         tokens,
         needs="transformers",
+        kind="causal-lm",
     ),
-    "llama": entry("Llama, without its cache", family("LlamaForCausalLM", "LlamaConfig", **LLAMA), tokens),
+    "llama": entry(
+        "Llama", family("LlamaForCausalLM", "LlamaConfig", **LLAMA), tokens, kind="causal-lm"
+    ),
     "llama_cached": entry(
         "Llama, with its cache",
-        family("LlamaForCausalLM", "LlamaConfig", **{**LLAMA, "use_cache": True}),
+        family("LlamaForCausalLM", "LlamaConfig", **LLAMA),
         tokens,
         PACKED,
     ),
@@ -107,9 +112,11 @@ FAMILIES: dict[str, Entry] = {
         "BERT, with a mask",
         family("BertForSequenceClassification", "BertConfig", **ENCODER, num_labels=3),
         padded,
+        kind="sequence-classification",
     ),
     "vit": entry(
-        "ViT", family("ViTForImageClassification", "ViTConfig", **{**ENCODER, **PICTURES}), pixels
+        "ViT", family("ViTForImageClassification", "ViTConfig", **{**ENCODER, **PICTURES}), pixels,
+        kind="image-classification",
     ),
     "t5_encoder": entry(
         "T5's encoder, with a mask",
@@ -123,23 +130,70 @@ FAMILIES: dict[str, Entry] = {
         family("MistralForCausalLM", "MistralConfig", **LLAMA, head_dim=4, sliding_window=4),
         tokens,
         PACKED,
+        kind="causal-lm",
     ),
-    "qwen2": entry("Qwen2", family("Qwen2ForCausalLM", "Qwen2Config", **LLAMA), tokens, PACKED),
+    "qwen2": entry(
+        "Qwen2", family("Qwen2ForCausalLM", "Qwen2Config", **LLAMA), tokens, PACKED, kind="causal-lm"
+    ),
+    "qwen3": entry(
+        "Qwen3, normed heads",
+        family("Qwen3ForCausalLM", "Qwen3Config", **LLAMA, head_dim=4), tokens, PACKED, kind="causal-lm",
+    ),
+    "gemma3": entry(
+        "Gemma 3, tied embedding, sliding and full attention",
+        family(
+            "Gemma3ForCausalLM", "Gemma3TextConfig",
+            **{**LLAMA, "num_hidden_layers": 2}, head_dim=4, sliding_window=4,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+        tokens,
+        PACKED,
+        kind="causal-lm",
+    ),
+    "phi": entry("Phi", family("PhiForCausalLM", "PhiConfig", **LLAMA), tokens, PACKED, kind="causal-lm"),
+    "opt": entry(
+        "OPT",
+        family(
+            "OPTForCausalLM", "OPTConfig", **WORDS, hidden_size=8, num_hidden_layers=1, ffn_dim=12,
+            num_attention_heads=2, max_position_embeddings=16, word_embed_proj_dim=8,
+        ),
+        tokens,
+        PACKED,
+        kind="causal-lm",
+    ),
+    "mixtral": entry(
+        "Mixtral, experts behind a router",
+        family(
+            "MixtralForCausalLM", "MixtralConfig", **LLAMA, num_local_experts=2, num_experts_per_tok=1
+        ),
+        tokens,
+        PACKED,
+        kind="causal-lm",
+    ),
+    "mamba": entry(
+        "Mamba, a recurrence in the forward",
+        family("MambaForCausalLM", "MambaConfig", **WORDS, hidden_size=8, state_size=4, num_hidden_layers=1),
+        tokens,
+        PACKED,
+        kind="causal-lm",
+    ),
     "distilbert": entry(
         "DistilBERT, with a mask",
         family(
             "DistilBertForSequenceClassification", "DistilBertConfig",
             vocab_size=20, dim=8, n_layers=1, n_heads=2, hidden_dim=12, max_position_embeddings=16,
-            num_labels=3,
+            num_labels=3, pad_token_id=0,
         ),
         padded,
         PACKED,
+        kind="sequence-classification",
     ),
     "roberta": entry(
-        "RoBERTa, with a mask",
-        family("RobertaForSequenceClassification", "RobertaConfig", **ENCODER, num_labels=3),
-        padded,
+        "RoBERTa, masked tokens",
+        family("RobertaForMaskedLM", "RobertaConfig", **ENCODER),
+        tokens,
         PACKED,
+        kind="masked-lm",
     ),
     "swin": entry(
         "Swin, shifted windows",
@@ -148,6 +202,7 @@ FAMILIES: dict[str, Entry] = {
             image_size=8, patch_size=2, embed_dim=4, depths=[2], num_heads=[2], window_size=2, num_labels=3,
         ),
         pixels,
+        kind="image-classification",
     ),
     "convnext": entry(
         "ConvNeXt",
@@ -156,6 +211,7 @@ FAMILIES: dict[str, Entry] = {
             num_stages=2, hidden_sizes=[4, 6], depths=[1, 1], patch_size=2, num_labels=3,
         ),
         pixels,
+        kind="image-classification",
     ),
     "whisper_encoder": entry("Whisper's encoder", WhisperEncoder, lambda n: (torch.randn(n, 4, 12),)),
 }  # fmt: skip

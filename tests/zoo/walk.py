@@ -22,6 +22,7 @@ from raysearch.config.loading import load_config
 from raysearch.errors import BadInputError
 from raysearch.export.outputs import tensor_leaves
 from raysearch.task import Task
+from tests.support.model_directories import save_tokenizer, words
 from tests.zoo.entry import Entry, Inputs
 from tests.zoo.zoo import ZOO
 
@@ -32,8 +33,11 @@ Tiny models with random weights, each through inspection, calibration, rounding,
 export; every file is loaded again and compared. `tests/zoo/` runs them, and `python -m tests.zoo.walk` writes
 this table; `make zoo` holds that all of it is current, `make test` that most of its kinds are.
 
-| model | shows | outcome | weights quantizable | float weights | verified files |
-|---|---|---|---|---|---|
+Models of Hugging Face that are made by a function of `raysearch.huggingface` were saved to a directory first,
+with a tokenizer of a dozen words (`docs/huggingface.md`).
+
+| model | shows | made by | outcome | weights quantizable | float weights | verified files |
+|---|---|---|---|---|---|---|
 """
 SETTINGS: dict[str, dict[str, Any]] = {
     "search": {"num_trials": 2},
@@ -48,7 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 OF_EVERY_TEST = frozenset({
     "resnet", "mobilenet_v2", "unet", "detector", "gru", "projected_lstm_onnx", "text", "graph", "two_inputs",
     "gpt2_layers", "experts", "channels_last", "bfloat16", "counted", "tied", "own_gradient", "own_operator",
-    "checkpointed", "computed", "standardised", "llama_cached", "bert", "vit", "mistral",
+    "checkpointed", "computed", "standardised", "llama_cached", "bert", "vit", "gemma3", "roberta",
 })  # fmt: skip
 """Those that `make test` walks, in under two minutes; `make zoo` walks all."""
 
@@ -64,12 +68,30 @@ def make_task(entry: Entry) -> Task:
     """The task of a model: eight samples, no labels, no training."""
     torch.manual_seed(0)
     model = entry.build().eval()
+    if entry.kind:
+        with tempfile.TemporaryDirectory() as folder:
+            return _task_of_directory(entry, model, Path(folder))
     inputs = entry.inputs(8)
     by_name = isinstance(inputs, dict)
     data = [inputs] if by_name else TensorDataset(*inputs)
     several = not by_name and len(inputs) > 1
     forward = _run_all if several else None
     return Task(model, entry.inputs(2), calibration=data, validation=data, forward=forward)
+
+
+def _task_of_directory(entry: Entry, model: Any, folder: Path) -> Task:
+    """The task that the kind's function makes of the model and a tokenizer as they are saved."""
+    from raysearch.huggingface.kinds import TASK_KINDS
+
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    if entry.kind == "image-classification":
+        data: Any = list(entry.inputs(10)["pixel_values"])  # type: ignore[call-overload]
+    elif entry.kind == "sequence-classification":
+        data = [words(1 + index % 4, index) for index in range(10)]
+    else:
+        return TASK_KINDS[entry.kind](folder, words(90), window=6)
+    return TASK_KINDS[entry.kind](folder, data)
 
 
 def _call(model: torch.nn.Module, inputs: Inputs) -> object:
@@ -89,8 +111,8 @@ def walk(name: str, storage: Path) -> str:
     config = load_config(overrides={**SETTINGS, **entry.settings, "export": {"targets": entry.targets}})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        task = make_task(entry)
         try:
+            task = make_task(entry)
             setup, _ = api.inspect(task, config)
             result = api.run(task, "avg_bits<=4", str(storage), config=config, run_id=name, workers=0)
         except BadInputError as error:
@@ -118,7 +140,8 @@ def _first_sentence(error: Exception) -> str:
 
 
 def _line(name: str, entry: Entry, outcome: str, share: str, floating: str, files: str) -> str:
-    return f"| {name} | {entry.shows} | {outcome} | {share} | {floating} | {files} |"
+    maker = f"`{entry.kind.replace('-', '_')}_task`" if entry.kind else "`Task`"
+    return f"| {name} | {entry.shows} | {maker} | {outcome} | {share} | {floating} | {files} |"
 
 
 def lines_of(text: str) -> dict[str, str]:
