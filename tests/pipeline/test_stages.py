@@ -1,5 +1,7 @@
 """What the stages of a run are given, made of its inputs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from raysearch.calibration import calibrate_model
 from raysearch.config import load_config
 from raysearch.errors import ConfigError, DataError
 from raysearch.pipeline.inputs import check_inputs
-from raysearch.pipeline.stages import make_recipe, make_replica, strip_checkpoint
+from raysearch.pipeline.stages import evaluate_both, make_recipe, make_replica, strip_checkpoint
 from raysearch.records import BitAssignment
 from raysearch.training import fine_tune
 from tests.support.toy_task import make_untrained_task
@@ -85,6 +87,27 @@ def test_samples_for_responses_that_do_not_exist_are_refused():
     settings = {"calibration": {"num_samples": 10**9}, "sensitivity": {"response_samples": 8}}
     with pytest.raises(DataError, match=r"response_samples is 8, but calibration\.num_samples takes all"):
         check_inputs(make_untrained_task(), load_config(overrides=settings), ["avg_bits<=4"])
+
+
+def test_a_run_knows_its_test_data_and_which_positions_count():
+    task = make_untrained_task()
+    own = check_inputs(task, load_config(), ["avg_bits<=4"])
+
+    def first(batch):
+        return torch.arange(2).expand(len(batch[0]), -1) == 0
+
+    given = replace(task, test=task.validation, positions=first)
+    inputs = check_inputs(given, load_config(), ["avg_bits<=4"])
+    assert set(inputs.fingerprints) - set(own.fingerprints) == {"test", "positions"}
+    assert inputs.divergence.positions is first
+    metrics = evaluate_both(inputs, inputs.task.model)
+    assert metrics["test_float"] == metrics["float"]
+    assert metrics["test_quantized"]["divergence"] == 0
+    assert set(evaluate_both(own, own.task.model)) == {
+        "float", "float_stderr", "quantized", "quantized_stderr",
+    }  # fmt: skip
+    with pytest.raises(DataError, match=r"gives a tensor of torch.int64"):
+        check_inputs(replace(task, positions=lambda batch: batch[1]), load_config(), ["avg_bits<=4"])
 
 
 def test_second_moments_are_not_asked_of_nearest_rounding():
