@@ -46,8 +46,8 @@ RESULT = Path(__file__).parent / "results" / "language_models.md"
 PAGE = """\
 # Language models: which layers take which scheme
 
-{date}, {machine}, torch {torch}, one thread. Made by `python -m benchmarks.language_models` and
-`python -m benchmarks.language_models --model gemma`.
+{date}, {machine}, torch {torch}, one thread. Made by `python -m benchmarks.language_models`;
+with `--model gemma` it measures Gemma 3 270M, whose part stands here once all of it was measured.
 
 Only weights are quantized; embedding and head stay float. At each size all methods take from the same options
 within the bytes of a uniform scheme (`size<=…B`, scales counted) and are deployed with the same codes (GPTQ
@@ -318,7 +318,7 @@ def section_of(case: Case, pieces: Pieces) -> str:
         counts=counts,
         tokens=case.windows["test"].shape[1],
         trials=case.config["search"]["num_trials"],
-        epochs=case.config["training"]["epochs"],
+        epochs=case.config.get("training", {}).get("epochs", 0),
         table=table_of(case, pieces),
         margins=margins_of(case, pieces),
         mixtures=mixtures_of(case, pieces),
@@ -353,7 +353,7 @@ def main() -> None:
         date=options.date,
         machine=processor(),
         torch=torch.__version__,
-        sections="\n".join(sections),
+        sections="\n".join(sections).rstrip(),
     )
     RESULT.write_text(text)
     print(text)

@@ -1,5 +1,9 @@
-"""Python's help topics as text: parts for training, calibration, validation and test, and their windows."""
+"""Python's help topics as text: parts for training, calibration, validation and test, and their windows.
 
+`python examples/tiny_lm/topics.py FOLDER` writes each part as a text file.
+"""
+
+import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -52,3 +56,16 @@ def windows(text: str, tokenizer: Any, length: int = WINDOW) -> Tensor:
     ids = torch.tensor(tokenizer.encode(text, add_special_tokens=False))
     count = len(ids) // length
     return ids[: count * length].reshape(count, length)
+
+
+def main() -> None:
+    """Write the parts into the folder that is named."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/topics")
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, text in load_texts().items():
+        (folder / f"{part}.txt").write_text(text)
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+if __name__ == "__main__":
+    main()
