@@ -9,6 +9,7 @@ import torch
 
 import raysearch
 from raysearch.artifacts import RunStore, codecs, resolve_run
+from raysearch.export.check_folder import verify_folder
 from raysearch.huggingface import causal_lm_task
 from raysearch.quantizer import storable
 from tests.support.command_line import QUICK
@@ -53,6 +54,13 @@ def test_the_file_has_the_types_that_the_search_chose(store: RunStore) -> None:
     assert len(set(chosen.values())) > 1
     checks = [check for check in store.load(codecs.MANIFEST).checks if check.target == "gguf"]
     assert checks[0].agreement > 0.9
+
+
+def test_the_folder_is_verified_again_without_the_task(store: RunStore) -> None:
+    found = verify_folder(store.storage.local_path("model"))
+    checks = {check.target: check for check in found.checks}
+    assert checks.keys() == {"packed", "gguf"}
+    assert checks["gguf"].agreement > 0.9
 
 
 def test_rows_that_hold_no_large_blocks_have_the_next_type_of_small_ones(store: RunStore) -> None:
