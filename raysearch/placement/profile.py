@@ -141,14 +141,13 @@ class Profile:
         symmetric = ", ".join(map(str, self.weights(kinds))) or "no"
         granularities = ", ".join(self.modes(kinds, "weight_granularity")) or "no"
         modes = ", ".join(self.modes(kinds, "weight_modes")) or "no"
-        text = f"{symmetric} bits, the granularities {granularities} and the modes {modes}"
-        for kind in kinds:
-            rule = self.rules[kind]
+        limits = [f"{symmetric} bits, the granularities {granularities} and the modes {modes}"]
+        for rule in (self.rules[kind] for kind in kinds):
             if rule.group_sizes:
-                text += f", groups of {', '.join(map(str, rule.group_sizes))} inputs"
+                limits.append(f"groups of {', '.join(map(str, rule.group_sizes))} inputs")
             if rule.asymmetric_weights != EVERY:
-                text += f", asymmetric {', '.join(map(str, rule.asymmetric_weights))} bits alone"
-        return text
+                limits.append(f"asymmetric {', '.join(map(str, rule.asymmetric_weights))} bits alone")
+        return ", ".join(dict.fromkeys(limits))
 
     def modes(self, kinds: Iterable[str], field: str) -> tuple[str, ...]:
         """Modes (or granularities) that every one of the kinds takes, the preferred one first."""
