@@ -29,7 +29,7 @@ from raysearch.export import check_targets
 from raysearch.pipeline.direction import measured_direction
 from raysearch.pipeline.fingerprints import hash_batches, hash_model
 from raysearch.pipeline.objective import fit_objective, objective_fingerprint
-from raysearch.pipeline.samples import Samples, check_form, read_samples
+from raysearch.pipeline.samples import Samples, check_form, largest_shard, read_samples
 from raysearch.pipeline.user_code import failed, user_code
 from raysearch.placement import place_quantizers
 from raysearch.records import (
@@ -122,6 +122,7 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     _check_setup(setup, parsed, config, task.model)
     samples = read_samples(task, config)
     check_form(task, samples.calibration[0], "calibration")
+    samples = samples.cut(largest_shard(task, samples.calibration[0], config.objective))
     with user_code("the task's forward on the first samples of the data", FORWARD_ADVICE):
         form = _call_form(task, samples)
     if form.example_inputs is not task.example_inputs:

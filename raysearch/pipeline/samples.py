@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
-from raysearch.config import Config
+import torch
+
+from raysearch.config import Config, ObjectiveConfig
 from raysearch.errors import DataError
-from raysearch.evaluation import Batch, batch_size, materialise, training_batches
-from raysearch.evaluation.batches import take, tensors_of
+from raysearch.evaluation import Batch, batch_size, materialise, output_tensor, training_batches
+from raysearch.evaluation.batches import map_tensors, own_batch, take, tensors_of
+from raysearch.evaluation.forward import frozen_eval
+from raysearch.evaluation.vocabulary.positions import SHARD_VALUES, suits_positions
 from raysearch.pipeline.user_code import user_code
 from raysearch.task import Task
+
+_log = logging.getLogger(__name__)
 
 DATA_ADVICE = (
     "It must give samples of a Dataset, or batches: tensors, or tuples, lists or dicts of them. Samples of "
@@ -27,6 +34,7 @@ class Samples:
         traces: traces are measured on it where it is not empty.
         responses: responses are measured on it where it is not empty; nothing of it is in `calibration`.
         test: nothing is chosen by it; empty where the task has none.
+        largest_shard: samples of the largest shard that workers take; None: the settings alone say it.
     """
 
     calibration: list[Batch]
@@ -34,6 +42,20 @@ class Samples:
     traces: list[Batch]
     responses: list[Batch] = field(default_factory=list)
     test: list[Batch] = field(default_factory=list)
+    largest_shard: int | None = None
+
+    def cut(self, largest_shard: int | None) -> Samples:
+        """The same samples in shards of no more than so many."""
+        if largest_shard is None:
+            return self
+        return Samples(
+            _cut(self.calibration, largest_shard),
+            _cut(self.validation, largest_shard),
+            _cut(self.traces, largest_shard),
+            _cut(self.responses, largest_shard),
+            _cut(self.test, largest_shard),
+            largest_shard,
+        )
 
 
 def read_samples(task: Task, config: Config) -> Samples:
@@ -67,6 +89,44 @@ def read_samples(task: Task, config: Config) -> Samples:
     if task.train is not None:
         training_batches(task.train, 1, 0, 0, 1)
     return Samples(calibration, validation, traces, responses, test)
+
+
+def largest_shard(task: Task, batch: Batch, objective: ObjectiveConfig) -> int | None:
+    """So many samples that their logits over a vocabulary are no more than `SHARD_VALUES`.
+
+    None for any other output, and where one sample alone cannot be run: the checks that follow say why.
+    Costs a forward of one sample.
+
+    Args:
+        task: what the user handed over.
+        batch: the first calibration shard.
+        objective: settings that say whether outputs are logits.
+    """
+    if objective.divergence not in ("auto", "kl") or objective.class_dim not in (None, -1):
+        return None
+    try:
+        with frozen_eval(task.model), torch.no_grad():
+            logits = output_tensor(task.run(task.model, own_batch(take(batch, 0, 1))))
+    except Exception as error:
+        _log.debug("one sample of a shard cannot be run alone: %r", error)
+        return None
+    if not suits_positions(logits, logits, -1):
+        return None
+    return max(1, SHARD_VALUES // logits[0].numel())
+
+
+def _cut(shards: list[Batch], size: int) -> list[Batch]:
+    parts: list[Batch] = []
+    for shard in shards:
+        total = batch_size(shard)
+        if total <= size:
+            parts.append(shard)
+            continue
+        # Cloned, so that a part does not carry the memory of all to the workers.
+        parts += [
+            map_tensors(take(shard, lo, min(lo + size, total)), torch.clone) for lo in range(0, total, size)
+        ]
+    return parts
 
 
 def first_of(shards: list[Batch], num_samples: int) -> list[Batch]:

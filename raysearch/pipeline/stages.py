@@ -51,7 +51,8 @@ def search_shards(inputs: Inputs) -> tuple[list[Batch], bool]:
     """A random sample of the validation data for the search; whether its single samples are shuffled."""
     settings = inputs.config.search
     seed = derive_seed(inputs.config.seed, "search-samples")
-    return random_shards(inputs.samples.validation, settings.num_samples, settings.shard_size, seed)
+    size = min(settings.shard_size, inputs.samples.largest_shard or settings.shard_size)
+    return random_shards(inputs.samples.validation, settings.num_samples, size, seed)
 
 
 def calibrate_ranges(inputs: Inputs, pool: Pool) -> RangeTable:

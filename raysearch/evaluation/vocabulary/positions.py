@@ -20,6 +20,9 @@ from torch import Tensor
 LARGE_OUTPUT = 2**14
 """Values of a sample from which logits are judged in float32."""
 
+SHARD_VALUES = 2**24
+"""Logits over a vocabulary that a shard may have: 64 MiB in float32, of which a worker holds three copies."""
+
 _AT_ONCE = {"cpu": 2**17, "cuda": 2**24}
 """Values that are judged in one go, by type of device: on a CPU so few that they stay in its cache."""
 
