@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from raysearch.calibration import choose_rules
-from raysearch.config import CalibrationConfig, Config, SearchConfig
+from raysearch.config import CalibrationConfig, ClusterConfig, Config, SearchConfig
 from raysearch.errors import BudgetError, ConfigError, RaysearchError, TaskError
 from raysearch.evaluation import Batch, Objective
 from raysearch.evaluation.batches import is_changed, own_batch, tensors_of
@@ -51,6 +51,10 @@ FORWARD_ADVICE = (
 )
 
 
+LEAST_CACHE_BYTES = 2**26
+"""What a worker may keep between forwards at least, however small a language model is."""
+
+
 @dataclass(frozen=True)
 class Inputs:
     """A task that was found fit, and what was read of it.
@@ -82,6 +86,21 @@ class Inputs:
         """The study's settings, with the direction in force in place of "auto"."""
         search = self.config.search
         return search.model_copy(update={"direction": measured_direction(self.task.metrics, search)})
+
+    @property
+    def cache_bytes(self) -> int:
+        """What a worker may keep between forwards: of a language model a quarter of its weights by default.
+
+        Weights are most of such a model, and fake-quantized ones are as large; of its outputs before the
+        quantized layer one tensor a block is enough, see `PrefixCache`.
+        """
+        limit = self.config.cluster.cache_bytes
+        is_default = limit == ClusterConfig.model_fields["cache_bytes"].default
+        if self.samples.largest_shard is None or not is_default:
+            return limit
+        # As workers hold them, in float32.
+        num_bytes = 4 * sum(parameter.numel() for parameter in self.task.model.parameters())
+        return min(limit, max(LEAST_CACHE_BYTES, num_bytes // 4))
 
 
 def place_task(task: Task, config: Config) -> QuantizerSetup:

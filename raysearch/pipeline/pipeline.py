@@ -211,7 +211,7 @@ class Pipeline:
             },
             self.inputs.config.sensitivity,
             seed=self.inputs.config.seed,
-            cache_bytes=self.inputs.config.cluster.cache_bytes,
+            cache_bytes=self.inputs.cache_bytes,
         )
         fingerprints = list(self.inputs.fingerprints.values())
         if ranges.rounded:

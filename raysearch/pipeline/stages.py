@@ -158,7 +158,7 @@ def make_objective(inputs: Inputs, ranges: RangeTable, pool: Pool, per_sample: b
         ranges,
         pool,
         Judgement(objective, inputs.task.metrics.get(objective), per_sample),
-        cache_bytes=inputs.config.cluster.cache_bytes,
+        cache_bytes=inputs.cache_bytes,
     )
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from raysearch.determinism import GeneratorStates
+from raysearch.simulation.blocks import repeated_blocks
 from raysearch.simulation.recording import Record, Recording, Replay
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class PrefixCache:
     ) -> None:
         self._model = model
         self._limit_bytes = limit_bytes
+        self._blocks = repeated_blocks(model)
         self._key: object = None
         self._recording = Recording()
         self._run: Record | Replay | None = None
@@ -80,8 +82,9 @@ class PrefixCache:
     ) -> None:
         """Record the float forward that `run` makes, unless the recording at hand serves already.
 
-        Kept is what the options of the whole setup need; where that is more than the limit, what those of
-        this unit need; and of that, where it is still too much, the smallest outputs.
+        Kept is what the options of the whole setup need; where that is more than the limit, of it what goes
+        from block to block (of a decoder the residual stream, one tensor a block); where that is too much as
+        well, what the options of this unit need; and of that the smallest outputs.
 
         Work: one forward a key, or one a call where the limit is met. The first of all takes two of `few`
         besides; without it, or where the model makes other calls for few samples, up to four forwards.
@@ -167,10 +170,13 @@ class PrefixCache:
     def _plan(self, now: Sequence[Sequence[str]], every: Sequence[Sequence[str]]) -> tuple[set[int], bool]:
         """The calls to keep the outputs of, and whether they serve every option of the setup."""
         calls = self._recording.calls
-        for options, is_whole in ((every, True), (now, False)):
-            required = self._recording.required_by_all(options)
-            if sum(calls[index].size_bytes for index in required) <= self._limit_bytes:
-                return required, is_whole
+        of_all = self._recording.required_by_all(every)
+        required = self._recording.required_by_all(now)
+        between = self._recording.between(of_all, self._blocks)
+        # A forward that restarts at a block runs half of it for nothing; a recording a unit costs more.
+        for indices, is_whole in ((of_all, True), (between, True), (required, False)):
+            if sum(calls[index].size_bytes for index in indices) <= self._limit_bytes:
+                return indices, is_whole
         smallest_first = sorted(required, key=lambda index: (calls[index].size_bytes, index))
         total_bytes = 0
         keep: set[int] = set()

@@ -79,6 +79,19 @@ class Recording:
             required.update(self.required(self.cut(points)))
         return required
 
+    def between(self, indices: Iterable[int], blocks: set[int]) -> set[int]:
+        """Those of some calls that were not made inside a block: of a decoder its residual stream.
+
+        Args:
+            indices: of calls.
+            blocks: identities of the modules that are blocks.
+        """
+        inside: set[int] = set()
+        for index, call in enumerate(self.calls):
+            if id(call.module) in blocks and call.is_reusable:
+                inside.update(range(index + 1, call.last + 1))
+        return set(indices) - inside
+
     def follows(self, calls: Sequence[Call]) -> bool:
         """Whether it made the same calls, which gave what may be handed out alike."""
         return len(calls) == len(self.calls) and all(

@@ -19,6 +19,7 @@ from raysearch.evaluation import Divergence, Replica, WorkerCache, default_forwa
 from raysearch.placement import place_quantizers
 from raysearch.records import BitAssignment
 from raysearch.sensitivity.responses import measure_responses
+from raysearch.simulation.blocks import repeated_blocks
 from raysearch.simulation.simulated_model import FEW_SAMPLES, SimulatedModel
 
 RUNS: list[str] = []
@@ -290,6 +291,55 @@ def test_a_forward_that_draws_is_run_in_full():
     twin = SimulatedModel(replica.model, setup, ranges)
     twin.record(replica, setup.options(), "calibration", 0)
     assert runs_of(twin, replica, "d.weight") == "abcd"
+
+
+class Block(nn.Module):
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x):
+        return x + self.second(torch.tanh(self.first(x)))
+
+
+class Decoder(Net):
+    """Two residual blocks between a first layer and a last one."""
+
+    def __init__(self):
+        super().__init__()
+        self.e, self.f = Layer("e"), Layer("f")
+        self.blocks = nn.ModuleList([Block(self.b, self.c), Block(self.d, self.e)])
+
+    def forward(self, x):
+        x = self.a(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.f(x)
+
+
+def test_with_little_room_a_forward_restarts_at_the_block_that_changed():
+    replica, setup, ranges = make_case(Decoder)
+    # Five outputs of 80 bytes are too much, the three between the blocks are not.
+    twin, plain = (SimulatedModel(replica.model, setup, ranges, size) for size in (600, 0))
+    options = setup.options()
+    twin.record(replica, options[:2], "calibration", 0)
+    RUNS.clear()
+    twin.record(replica, options[-2:], "calibration", 0)
+    assert RUNS == []
+    expected = {"a": "abcdef", "b": "bcdef", "c": "bcdef", "d": "def", "e": "def", "f": "f"}
+    ids = {name: setup.group_of(point).id for point in setup.of_kind("weight") for name in (point[-8],)}
+    assert {name: runs_of(twin, replica, group) for name, group in ids.items()} == expected
+    for option in options:
+        arguments = replica, BitAssignment(dict([option])), "calibration", 0
+        assert torch.equal(twin.later_outputs(*arguments), plain.outputs(*arguments)), option
+
+
+def test_blocks_are_what_a_container_repeats():
+    model = Decoder()
+    assert repeated_blocks(model) == {id(block) for block in model.blocks}
+    stages = nn.Sequential(nn.Sequential(*model.blocks), nn.Sequential(Block(model.a, model.f)))
+    assert repeated_blocks(stages) == {id(block) for block in model.blocks}
+    assert repeated_blocks(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))) == set()
 
 
 HIDDEN: list[torch.Tensor] = []
