@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.config.sensitivity import SensitivityConfig
 from raysearch.errors import ConfigError
-from raysearch.evaluation import DataSet, Judged, Replica, batch_size
+from raysearch.evaluation import DataSet, Replica, batch_size
 from raysearch.evaluation.outputs import values_per_sample
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
 from raysearch.sensitivity.rows import row_judge
@@ -236,23 +237,21 @@ def respond(
     _check_rows(len(setup.options()), batch_size(reference), sketch.size)
     # The option that runs least is the one whose outputs lean most on what was kept.
     latest = max(options, key=lambda option: (model.depth(option), options.index(option)))
-    rows, sums, variances = [], [], []
-    latest_outputs: Judged | None = None
-    differs = False
     judge = row_judge(replica, reference, sketch)
     forward = model.outputs if mode == "full" else model.later_outputs
-    for group, scheme in options:
-        outputs = forward(replica, BitAssignment({group: scheme}), method.data, shard)
-        if mode == "check" and (group, scheme) == latest:
-            latest_outputs = outputs
-        row, variance, alone = judge.judge(outputs)
-        rows.append(row)
-        variances.append(variance)
-        sums.append(alone)
-    if latest_outputs is not None:
-        full = model.outputs(replica, BitAssignment(dict([latest])), method.data, shard)
-        # Whether running all layers gives other outputs than running the later ones alone gave.
-        differs = not same_bits(latest_outputs, full)
+    differs = False
+
+    def judged(option: Option) -> tuple[Tensor, float, float]:
+        """Outputs live in here alone, so that no two options' are held at once: they may be large."""
+        nonlocal differs
+        assignment = BitAssignment(dict([option]))
+        outputs = forward(replica, assignment, method.data, shard)
+        if mode == "check" and option == latest:
+            # Whether running all layers gives other outputs than running the later ones alone gave.
+            differs = not same_bits(outputs, model.outputs(replica, assignment, method.data, shard))
+        return judge.judge(outputs)
+
+    rows, variances, sums = zip(*(judged(option) for option in options), strict=True)
     return {
         "weighted": torch.stack(rows).numpy(),
         "divergence": np.array(sums),
