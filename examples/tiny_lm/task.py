@@ -10,7 +10,7 @@ from raysearch.huggingface.text import TokenWindows, WindowMaker
 
 
 def make_task() -> Task:
-    """Calibration, validation and training text are apart; the test text stays out.
+    """Calibration, validation, training and test text are apart; nothing is chosen by the test text.
 
     There is no loss: training follows the float model's probabilities of the next token.
     """
