@@ -30,7 +30,7 @@ def test_the_json_document_holds_everything(finished):
     _, result = finished
     assert set(result) == {
         "run_id", "storage", "budget", "assignment", "costs", "float_metrics", "quantized_metrics",
-        "model_dir", "report", "seconds", "notes", "front", "least_cost", "baselines",
+        "model_dir", "report", "seconds", "notes", "front", "least_cost", "baselines", "standard_errors",
     }  # fmt: skip
     assert result["run_id"] == "toy"
     assert result["budget"] == ["avg_bits<=3.5"]
