@@ -77,8 +77,8 @@ COSTS = """\
 {date}, {machine}, torch {torch}, one thread. Made by `python -m benchmarks.rounding --costs`.
 
 CPU seconds of one process: the table of all weights at {choices} bits, of which the moments, and the
-responses of the same options; on random inputs. Both grow with the samples, but codes do not: the ratio at
-{typical} samples (`calibration.num_samples` by default) is reckoned from the parts.
+responses of the same options; all but the first on random inputs. Both grow with the samples, but codes do
+not: the ratio at {typical} samples (`calibration.num_samples` by default) is reckoned from the parts.
 
 Two actors against one, by count: the units in turn to whoever is free, each with the CPU seconds that it
 took, and the driver's own share besides. It is what two cores that nothing else uses can reach at most, at
@@ -216,6 +216,12 @@ class Net:
     shards: list[Tensor]
 
 
+def fashion_net(num_shards: int) -> Iterator[Net]:
+    """The trained net of the table above, on its images."""
+    problem = Fashion(32 * num_shards)
+    yield Net("ResNet-20, Fashion-MNIST", problem.model, problem.replica.shards[DataSet.CALIBRATION])
+
+
 def small_nets(size: int, num_shards: int) -> Iterator[Net]:
     """Those of benchmarks/responses.py, with random weights, on random inputs."""
     for name, (make, shape) in NETS.items():
@@ -337,7 +343,9 @@ def main() -> None:
         return
     if not options.costs and not options.only:
         write_quality(options.calibration)
-    nets = itertools.chain(small_nets(options.size, options.shards), packaged_nets())
+    nets = itertools.chain(
+        fashion_net(options.shards), small_nets(options.size, options.shards), packaged_nets()
+    )
     rows = [cost_row(net) for net in nets if options.only in net.name]
     if options.only:
         return

@@ -82,7 +82,8 @@ def round_weights(
     Bytes: half a matrix of 8·d² (4·d² in float32) a distinct input and unit of shards, which the driver adds
     up as they come. A worker takes moments as `observe_moments` says, and rounds with one factor at a time:
     six times 8·d², or in float32 once and a half 4·d², and about ten times the rows of its unit in float64.
-    benchmarks/results/rounding.md has the peaks of a process at up to 14,336 inputs.
+    So a process peaks at 3.0 GB for 14,336 inputs and 4,096 rows, at 1.4 GB for 4,096, its libraries included
+    (benchmarks/results/rounding.md).
 
     Args:
         setup: points and groups; and the schemes of the groups.
