@@ -27,7 +27,8 @@ class SensitivityConfig(Section):
         response_shards: shards that responses are measured on, the first ones; 0: all of them.
             Each costs a forward an option, where one more for ranges and rounding costs a forward or two.
         response_samples: samples that responses are measured on, those that follow the calibration's in its
-            data, so that rounding was not fitted to them; 0: those of the calibration.
+            data, so that rounding was not fitted to them; 0: those of the calibration, or as many of
+            validation where a weight reads fewer calibration vectors than it has inputs.
         sketch_size: values that are kept of a sample's response; longer ones are projected at random.
         trace_loss: what is differentiated.
         trace_samples: samples that traces are measured on; 0: those of the calibration.

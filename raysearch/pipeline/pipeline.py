@@ -27,6 +27,7 @@ from raysearch.pipeline.stages import (
     calibrate_ranges,
     evaluate_both,
     export,
+    has_own_responses,
     make_objective,
     make_recipe,
     make_replica,
@@ -196,6 +197,7 @@ class Pipeline:
 
     def _measure(self, ranges: RangeTable) -> SensitivityTable:
         samples = self.inputs.samples
+        other = samples.other_than_calibration()
 
         def part_pool(part: str) -> Pool:
             return self._fleet.pool(f"sensitivity-{part}")
@@ -207,7 +209,7 @@ class Pipeline:
             {
                 DataSet.CALIBRATION: len(samples.calibration),
                 DataSet.TRACES: len(samples.traces),
-                DataSet.RESPONSES: len(samples.responses),
+                DataSet.RESPONSES: len(other) if has_own_responses(self.inputs, self.store) else 0,
             },
             self.inputs.config.sensitivity,
             seed=self.inputs.config.seed,

@@ -9,6 +9,7 @@ from typing import Any
 from raysearch.artifacts import RunStore, codecs
 from raysearch.artifacts.codecs import Metrics
 from raysearch.errors import ConfigError
+from raysearch.evaluation import batch_size
 from raysearch.evaluation.metric import direction_of
 from raysearch.pipeline.baselines import best_uniform
 from raysearch.pipeline.direction import unlikely_gain
@@ -24,6 +25,7 @@ from raysearch.records import (
     SensitivityTable,
     drop_of,
 )
+from raysearch.records.rounding import RoundingTable
 from raysearch.reporting import ReportRecords, render_report
 
 MODELS = ("float", "quantized")
@@ -198,11 +200,27 @@ def _notes(
         notes.append(store.load(codecs.REUSED).describe())
     notes.extend(records.training.notes())
     if store.has(codecs.ROUNDING):
-        notes.extend(store.load(codecs.ROUNDING).notes())
+        table = store.load(codecs.ROUNDING)
+        notes.extend(table.notes())
+        notes.append(_of_responses(inputs, table))
     if store.has(codecs.REFINEMENT):
         notes.append(store.load(codecs.REFINEMENT).describe())
     notes.extend(records.manifest.notes)
     return tuple(note for note in notes if note)
+
+
+def _of_responses(inputs: Inputs, table: RoundingTable) -> str:
+    """On which samples responses were measured, where a weight was fitted to too few."""
+    if not table.fitted_to_few() or inputs.samples.responses:
+        return ""
+    remedy = "set sensitivity.response_samples, or calibrate on more"
+    if inputs.task.validation is None:
+        return f"Responses make codes fitted to few vectors look better than they are: {remedy}."
+    num_samples = sum(map(batch_size, inputs.samples.other_than_calibration()))
+    return (
+        f"Responses are of {num_samples} validation samples, since codes fitted to few vectors look good on "
+        f"those. To keep validation data out of them, {remedy}."
+    )
 
 
 def _unlikely_gains(inputs: Inputs, metrics: Metrics, least: LeastCost | None) -> list[str]:

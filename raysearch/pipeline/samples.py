@@ -32,7 +32,8 @@ class Samples:
         calibration: ranges, second moments, responses and traces are measured on it.
         validation: trials, metrics and the best epoch; the calibration sample where the task has none.
         traces: traces are measured on it where it is not empty.
-        responses: responses are measured on it where it is not empty; nothing of it is in `calibration`.
+        responses: responses are measured on it where it is not empty; nothing of it is in `calibration`. Else
+            see `other_than_calibration`.
         test: nothing is chosen by it; empty where the task has none.
         largest_shard: samples of the largest shard that workers take; None: the settings alone say it.
     """
@@ -56,6 +57,12 @@ class Samples:
             _cut(self.test, largest_shard),
             largest_shard,
         )
+
+    def other_than_calibration(self) -> list[Batch]:
+        """Samples that rounding was not fitted to: those for responses, or as many of validation, or none."""
+        if self.responses or self.validation is self.calibration:
+            return self.responses
+        return first_of(self.validation, sum(map(batch_size, self.calibration)))
 
 
 def read_samples(task: Task, config: Config) -> Samples:

@@ -34,8 +34,8 @@ def make_replica(inputs: Inputs, search: list[Batch]) -> Replica:
     shards = {DataSet.CALIBRATION: inputs.samples.calibration, DataSet.SEARCH: search}
     if inputs.samples.traces:
         shards[DataSet.TRACES] = inputs.samples.traces
-    if inputs.samples.responses:
-        shards[DataSet.RESPONSES] = inputs.samples.responses
+    if other := inputs.samples.other_than_calibration():
+        shards[DataSet.RESPONSES] = other
     model, data = in_float32(private_copy(inputs.task.model), shards)
     return Replica(
         model,
@@ -141,6 +141,18 @@ def _candidate(
     """The candidate with the BatchNorm statistics that are adapted to it, where that is asked for."""
     norms = adapted_norms(inputs, candidate.put_into(ranges), assignment)
     return replace(candidate, floats={name: value.numpy() for name, value in norms.items()})
+
+
+def has_own_responses(inputs: Inputs, store: RunStore) -> bool:
+    """Whether responses are of other samples than rounding was fitted to.
+
+    That is so where it is asked for, and where a weight reads fewer calibration vectors than it has inputs:
+    whatever its codes are, they are then nearly free on those.
+    """
+    if inputs.samples.responses:
+        return True
+    is_rounded = inputs.config.rounding.method != "nearest"
+    return is_rounded and bool(store.load(codecs.ROUNDING).fitted_to_few())
 
 
 def make_objective(inputs: Inputs, ranges: RangeTable, pool: Pool, per_sample: bool) -> MeasuredObjective:

@@ -21,6 +21,9 @@ from raysearch.records.scheme import Scheme
 
 _INFO = "info"
 
+FEW_VECTORS = "fewer calibration vectors than inputs"
+"""How the note of a weight begins that rounding was fitted to too little for."""
+
 _NUM_NAMED = 3
 """Weights that a statement about several names."""
 
@@ -181,6 +184,15 @@ class RoundingTable:
                 kind = note.partition(" (")[0]
                 weights.setdefault(kind, {})[point] = note
         return tuple(_statement(kind, notes) for kind, notes in weights.items())
+
+    def fitted_to_few(self) -> tuple[str, ...]:
+        """The weights that read fewer vectors than they have inputs: on those all codes look good."""
+        names = [
+            point
+            for (point, _), weight in self.weights.items()
+            if any(note.startswith(FEW_VECTORS) for note in weight.notes)
+        ]
+        return tuple(dict.fromkeys(names))
 
     def put_into(self, ranges: RangeTable) -> RangeTable:
         """Ranges with these scales and codes in the place of the calibrated ones of the same weights."""

@@ -18,6 +18,7 @@ from raysearch.config.rounding import RoundingConfig
 from raysearch.errors import DataError
 from raysearch.quantizer import Quantizer, make_quantizer
 from raysearch.records import QuantizationPoint, QuantizerRange
+from raysearch.records.rounding import FEW_VECTORS
 from raysearch.records.scheme import Scheme
 from raysearch.rounding.factors import Factor, factorise, factorise_compactly
 from raysearch.rounding.layout import Layout
@@ -246,8 +247,7 @@ def _notes(inputs: Inputs, num_vectors: int, least_damping: float, damping: floa
     notes = []
     if damping > least_damping:
         notes.append(
-            f"fewer calibration vectors than inputs, damping raised; on the same samples it looks better "
-            f"than it is, see sensitivity.response_samples ({num_vectors} for {num_inputs} inputs, "
+            f"{FEW_VECTORS}, damping raised ({num_vectors} for {num_inputs} inputs, "
             f"from {least_damping:g} to {damping:.3g})"
         )
     raised = max(factor.damping for factor in factors)

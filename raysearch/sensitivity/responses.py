@@ -120,6 +120,9 @@ def measure_responses(
     method = Method(settings.sketch_size, seed, cache_bytes, data)
     fold = _Fold(len(options), num_shards)
     units = units_of(options, num_shards, settings.option_chunk)
+    if data is not DataSet.CALIBRATION:
+        # By keys of their own: a resumed run must not take what was measured on other samples for these.
+        units = {(*key, str(data)): arguments for key, arguments in units.items()}
     for key, value in pool.run(respond, units, (setup, ranges, method)):
         fold.add(int(key[0]), int(key[1]), value)
     if fold.has_differed:

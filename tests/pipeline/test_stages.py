@@ -60,7 +60,7 @@ def test_traces_can_have_a_larger_sample_of_their_own():
         sum(len(batch[0]) for batch in part) for part in (inputs.samples.calibration, inputs.samples.traces)
     ]
     assert sizes == [32, 80]
-    assert set(make_replica(inputs, search=[]).shards) == {"calibration", "search", "traces"}
+    assert set(make_replica(inputs, search=[]).shards) == {"calibration", "responses", "search", "traces"}
     own = check_inputs(make_untrained_task(), load_config(), ["avg_bits<=4"])
     assert own.samples.traces == []
     assert set(inputs.fingerprints) - set(own.fingerprints) == {"traces"}
