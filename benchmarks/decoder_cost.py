@@ -211,6 +211,8 @@ Made by `python -m benchmarks.decoder_cost`. Untrained Llamas, windows of {TOKEN
 CPU time in plain forwards of the float model, one an option and shard. Responses: recordings, weights, the
 check of the first shard, judging and sketches included, {CHUNK} options a unit; "before" judges in float64,
 in the same process. Rounding: moments and codes of all weights, default settings.
+Caches are of 1 GiB here, which holds all quantized weights and outputs of layers; a run on so small a
+language model keeps 64 MiB, and makes weights anew that do not fit.
 
 | words | width | blocks | windows | options | responses before | responses | rounding |
 |---|---|---|---|---|---|---|---|
