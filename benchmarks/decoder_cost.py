@@ -129,7 +129,8 @@ def responses_in_forwards(replica: Replica, setup: QuantizerSetup, ranges: Range
     positions.LARGE_OUTPUT = large
     replica = replace(replica, cache=WorkerCache())
     spent = plain = 0.0
-    for shard, options, mode in units_of(setup.options(), SHARDS, CHUNK).values():
+    units: dict[Any, Any] = units_of(setup.options(), SHARDS, CHUNK)
+    for shard, options, mode in units.values():
         batch = replica.shard(DataSet.CALIBRATION, shard)
         plain += len(options) * cpu_seconds(lambda b=batch: replica.run(replica.model, b))
         arguments = (setup, ranges, Method(4096, 0, CACHE_BYTES), shard, options, mode)
