@@ -189,11 +189,17 @@ class Study:
         print(record.describe(), flush=True)
         return record
 
-    def deployed(self, assignment: BitAssignment, ranges: RangeTable | None = None) -> nn.Module:
-        """The quantized model, by the run's codes unless ranges are given."""
+    def deployed(self, assignment: BitAssignment, ranges: RangeTable) -> nn.Module:
+        """The quantized model, by the codes in these ranges."""
         model = copy.deepcopy(self.case.task.model)
-        create_controller(model, self.setup, ranges or self.ranges, assignment)
+        create_controller(model, self.setup, ranges, assignment)
         return model.eval()
+
+    def model_of(self, row: str, assignment: BitAssignment) -> nn.Module | None:
+        """What is judged of a row that is not refined; None: the float model."""
+        if row == FLOAT:
+            return None
+        return self.deployed(assignment, self.ranges.calibrated if row == NEAREST else self.ranges)
 
     def refined(self, assignment: BitAssignment, record: Refinement) -> nn.Module:
         """The quantized model as refinement left it."""
@@ -247,9 +253,8 @@ def measure(study: Study, judge: Judge, pieces: Pieces) -> None:
         if pieces.has(size, row):
             continue
         assignment = study.choose(row)
-        ranges = study.ranges.calibrated if row == NEAREST else study.ranges
-        model = None if row == FLOAT else study.deployed(assignment, ranges)
-        pieces.save(size, row, judge(model), assignment)
+        # No model is held while the next one is chosen.
+        pieces.save(size, row, judge(study.model_of(row, assignment)), assignment)
     measure_refined(study, judge, pieces, OURS, REFINED)
     if study.inputs.task.train is not None and not pieces.has(size, TRAINED):
         assignment = pieces.assignment(size, OURS)

@@ -92,4 +92,8 @@ def gemma(folder: Path) -> Case:
 def settings(path: Path) -> dict[str, Any]:
     """An example's settings, with the one file that the benchmark needs, in this process."""
     sections = tomllib.loads(path.read_text())
-    return {**sections, "export": {"targets": ["packed"]}, "cluster": {"workers": 0}}
+    return {
+        **sections,
+        "export": {"targets": ["packed"]},
+        "cluster": {**sections.get("cluster", {}), "workers": 0},
+    }
