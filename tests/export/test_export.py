@@ -65,7 +65,7 @@ def test_unknown_and_missing_targets_are_refused_before_anything_is_written(tmp_
     with pytest.raises(ConfigError, match="no export target"):
         export_model(net.model, tmp_path / "model", ExportConfig(targets=()))
     assert not (tmp_path / "model").exists()
-    assert tuple(TARGETS) == ("packed", "onnx", "openvino", "pt2", "compressed-tensors", "auto-round")
+    assert tuple(TARGETS) == ("packed", "onnx", "openvino", "pt2", "compressed-tensors", "auto-round", "gguf")
 
 
 def test_a_target_without_its_packages_is_left_out_unless_asked_for(tmp_path, no_onnx):

@@ -20,7 +20,7 @@ IDS = (torch.randint(3, 20, (2, 6), generator=torch.Generator().manual_seed(0)),
 MOE = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 6}
 LINEAR_ATTENTION = {
     "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 4,
-    "linear_value_head_dim": 4, "layer_types": ["linear_attention"],
+    "linear_value_head_dim": 4, "layer_types": ["linear_attention"], "use_cache": False,
 }  # fmt: skip
 LATENT = {"q_lora_rank": 6, "kv_lora_rank": 4, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4}
 T5 = {**WORDS, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 2, "num_heads": 2}
