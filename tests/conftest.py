@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from tests.support.ray_head import Head, started_head
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
+
+# Ray's workers run at niceness 15: beside other test processes an actor's start would take twenty seconds.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # Python asks `uname` and `file` for these once and remembers; whichever test came first would be blamed.
 platform.processor()
