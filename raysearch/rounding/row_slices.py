@@ -23,7 +23,13 @@ from raysearch.rounding.second_moments import Moment, Reader, dtype_of_moments
 _Entry = TypeVar("_Entry", bound=np.generic)
 
 ROW_BYTES = 2**26
-"""Rows of a unit, as float64, where a weight is cut."""
+"""Rows of a unit, as float64, where a weight of many inputs is cut."""
+
+TABLE_BYTES = 2**23
+"""The same of a table of an embedding, whose rows need no factor: 2,730 rows of 384 inputs."""
+
+TABLE_INPUTS = 384
+"""Inputs of a layer whose rows take as long as those of a table, where scales alone are searched."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class RowSlice:
         if self.last is not None:
             num_weights = num_weights // point.shape[self.axis] * (self.last - self.first)
         matrices = [moment for reader, moment in parts if reader.kind != "embedding"]
-        return num_weights * max((moment.num_inputs for moment in matrices), default=1)
+        return num_weights * max((moment.num_inputs for moment in matrices), default=TABLE_INPUTS)
 
     def _point(self, point: QuantizationPoint) -> QuantizationPoint:
         shape = list(point.shape)
@@ -92,7 +98,9 @@ def cut_into_units(
     rows of `ROW_BYTES`, 585 of 14,336 inputs: with the 60 candidates of four schemes a factor is 7 % of its
     work, and what it holds does not grow with the weight. It depends on nothing but the shapes, so results
     are those of any number of workers. Weights below `FLOAT32_FROM` inputs are left whole, and so is one
-    whose rows share scales or are grouped.
+    whose rows share scales or are grouped. A table that embeddings alone look up in is cut whatever its
+    inputs are: the words of a language are many, and the search of their scales is most of the work of a
+    small net.
 
     Args:
         points: the weights.
@@ -105,10 +113,11 @@ def cut_into_units(
         axis = _axis_of_rows(point, targets[point.id], parts)
         rows = 1 if axis is None else point.shape[axis]
         num_inputs = point.num_elements // rows
-        if axis is None or dtype_of_moments(num_inputs) == torch.float64:
+        is_table = all(reader.kind == "embedding" for reader, _ in parts)
+        if axis is None or (dtype_of_moments(num_inputs) == torch.float64 and not is_table):
             units[-1].append(RowSlice(point.id))
             continue
-        most = max(1, ROW_BYTES // (8 * num_inputs))
+        most = max(1, (TABLE_BYTES if is_table else ROW_BYTES) // (8 * num_inputs))
         count = -(-rows // most)
         for first, last in pairwise(rows * index // count for index in range(count + 1)):
             if units[-1] and (num_rows + last - first > most or units[-1][-1].name == point.id):
@@ -186,7 +195,9 @@ def _axis_of_rows(
     point: QuantizationPoint, targets: Sequence[Target], parts: Sequence[tuple[Reader, Moment]]
 ) -> int | None:
     """The dimension that a weight can be cut along; None where its rows hang together."""
+    # The rows of a table lie as those of a linear layer do, which may be tied to it.
     layouts = {layout_of(reader) for reader, _ in parts if reader.kind != "embedding"}
+    layouts = layouts or {layout_of(reader) for reader, _ in parts}
     if len(layouts) != 1 or len(point.shape) < 2:
         return None
     layout = layouts.pop()

@@ -85,6 +85,27 @@ def test_units_have_some_of_the_rows_and_any_order_gives_the_same_bits(is_large)
     assert round_all(large, lambda replica: ShuffledPool(LocalPool(replica), 1)).digest() == digest
 
 
+def test_a_table_of_words_is_cut_and_keeps_its_codes(monkeypatch):
+    words = torch.randint(0, 30, (8, 6), generator=torch.Generator().manual_seed(2))
+    net = nn.Sequential(nn.Embedding(30, 8), nn.Linear(8, 5))
+    table = make_problem(
+        net, list(words.split(2)), weight_schemes=(*WIDTHS, "3g4a"), ignored_scopes=["*input*"]
+    )
+    whole = round_all(table)
+    monkeypatch.setattr("raysearch.rounding.row_slices.TABLE_BYTES", 8 * 8 * 11)
+    pool = CountingPool(table[0])
+    cut = round_all(table, lambda _: pool)
+    assert [key for key in pool.keys if key[:2] == ("weights", "0.weight")] == [
+        ("weights", "0.weight"), ("weights", "0.weight", 10), ("weights", "0.weight", 20),
+    ]  # fmt: skip
+    for key, rounded in cut.weights.items():
+        expected = whole[key]
+        assert np.array_equal(rounded.codes, expected.codes)
+        assert np.array_equal(rounded.scale, expected.scale)
+        assert np.array_equal(rounded.zero_point, expected.zero_point)
+        assert rounded.error == pytest.approx(expected.error, rel=1e-12)
+
+
 def test_waves_give_the_same_bits(monkeypatch):
     small = problem()
     replica, setup, _ = small
