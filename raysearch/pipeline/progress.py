@@ -134,8 +134,10 @@ class Progress:
             total: all of its units.
             message: why the run ended, for people.
         """
-        self._status = self._record(state, stage or self._status.stage, done, total, message)
-        _log.info("%s, %s%s", state, self._status.stage, f": {message}" if message else "")
+        before = self._status
+        self._status = self._record(state, stage or before.stage, done, total, message)
+        if message or (before.state, before.stage) != (state, self._status.stage):
+            _log.info("%s, %s%s", state, self._status.stage, f": {message}" if message else "")
         self._listener(self._status)
         self._write()
 
