@@ -120,8 +120,9 @@ def run(
         # The task's file may have set modes of its own.
         with plain_modes(), pinned_threads(settings.cluster.threads):
             inputs = check_inputs(loaded, settings, texts)
-            started = {"task": _task_name(task), "budget": list(texts)}
+            started: dict[str, Any] = {"task": _task_name(task), "budget": list(texts)}
             if source is not None:
+                started["start_from"] = source.as_started
                 source.check(started | settings.fixed(), inputs, FOLLOW_DEVICE)
             if not resume:
                 preflight(inputs, partial(_tell_preflight, store.run_id, listener))

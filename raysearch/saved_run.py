@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raysearch.artifacts import RunStore, codecs, copy_run, current_status, resolve_run
+from raysearch.artifacts.run_record import STARTED
 from raysearch.config import SearchConfig, load_config
 from raysearch.determinism import pinned_threads, plain_modes, process_as_found, seeded
 from raysearch.errors import RunError, TaskError
@@ -282,7 +283,7 @@ class SavedRun:
                     f"the run '{self.run_id}' was started with a Task object ({task}); pass it again as "
                     "task=."
                 )
-        settings = {name: value for name, value in record.items() if name not in ("task", "budget")}
+        settings = {name: value for name, value in record.items() if name not in STARTED}
         settings.setdefault("rounding", {"method": "nearest"})
         for name, values in changes.items():
             settings[name] = {**settings[name], **values}

@@ -10,6 +10,10 @@ from raysearch.artifacts.tables import from_json
 from raysearch.errors import StorageError
 
 SCHEMA_VERSION = 1
+
+STARTED = ("task", "budget", "start_from")
+"""What a run's configuration says beside its settings."""
+
 _UNSET = object()
 
 

@@ -95,7 +95,7 @@ SEARCH = Stage("search", codecs.SEARCH, ("search",), ("search", "budget"))
 REFINEMENT = Stage(
     "refinement", codecs.REFINEMENT, ("refinement-sequential", "refinement-candidates"), ("rounding",)
 )
-TRAINING = Stage("training", codecs.FINE_TUNE, settings=("training",))
+TRAINING = Stage("training", codecs.FINE_TUNE)
 EVALUATION = Stage("evaluation", codecs.METRICS)
 EXPORT = Stage("export", codecs.MANIFEST)
 

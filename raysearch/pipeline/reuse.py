@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raysearch.artifacts import RunStore, codecs
-from raysearch.artifacts.run_record import first_difference
+from raysearch.artifacts.run_record import STARTED, first_difference
 from raysearch.errors import BudgetError, ConfigError, StorageError
 from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.pipeline import (
@@ -16,14 +16,16 @@ from raysearch.pipeline.pipeline import (
     ROUNDING,
     SEARCH,
     SENSITIVITY,
-    TRAINING,
     Stage,
 )
 from raysearch.records import CostModel, Reused, SearchTrial
 from raysearch.records.costs.budget import excesses
 
-STAGES: tuple[Stage[Any], ...] = (CALIBRATION, ROUNDING, SENSITIVITY, SEARCH, REFINEMENT, TRAINING)
-"""The stages whose records can be taken over, in the order of the walk; what comes after is made anew."""
+STAGES: tuple[Stage[Any], ...] = (CALIBRATION, ROUNDING, SENSITIVITY, SEARCH, REFINEMENT)
+"""The stages whose records can be taken over, in the order of the walk; what comes after is made anew.
+
+Training is: its data have no fingerprint, so nothing would tell that they are others.
+"""
 
 REFINING = ("rounding.refine", "rounding.refine_steps", "rounding.refine_learning_rate")
 """Settings of the section `rounding` that only the refinement of the winner depends on."""
@@ -63,10 +65,15 @@ class EarlierRun:
         return tuple(self.store.open()["config"]["budget"])
 
     @property
+    def as_started(self) -> dict[str, Any]:
+        """What the new run's record says of it: it is resumed from the same one, or not at all."""
+        return {"run_id": self.store.run_id, "trial": self.trial}
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Its settings, as plain values."""
         record = self.store.open()["config"]
-        settings = {name: value for name, value in record.items() if name not in ("task", "budget")}
+        settings = {name: value for name, value in record.items() if name not in STARTED}
         # A run of before there was a choice.
         settings.setdefault("rounding", {"method": "nearest"})
         return settings
@@ -117,15 +124,13 @@ class EarlierRun:
         trial = self._taken_trial()
         if trial is not None:
             # What follows the search is of its own winner.
-            fitting = [stage for stage in fitting if stage not in (REFINEMENT, TRAINING)]
+            fitting = [stage for stage in fitting if stage is not REFINEMENT]
         for stage in fitting:
             record = self.store.load(stage.record)
             if stage is SEARCH and trial is not None:
                 record = replace(record, best=trial)
             if stage is SEARCH and self.store.has(codecs.LEAST_COST):
                 store.save(codecs.LEAST_COST, self.store.load(codecs.LEAST_COST))
-            if stage is TRAINING:
-                store.save_checkpoint(record.checkpoint, self.store.load_checkpoint(record.checkpoint))
             store.save(stage.record, record)
         number = None if trial is None else trial.number
         store.save(codecs.REUSED, Reused(self.store.run_id, tuple(stage.name for stage in fitting), number))
@@ -168,7 +173,7 @@ class EarlierRun:
         record = self.store.open()
         names = list(_depends_on(last))
         ignore = list(open_settings)
-        if last not in (REFINEMENT, TRAINING):
+        if last is not REFINEMENT:
             ignore += REFINING
         if self.trial is not None:
             ignore.append("budget")

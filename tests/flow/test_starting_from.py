@@ -7,6 +7,7 @@ import pytest
 import raysearch
 from raysearch.artifacts import codecs, resolve_run
 from raysearch.errors import BudgetError, ConfigError, StorageError
+from raysearch.pipeline.reuse import EarlierRun
 from tests.support import toy_task
 from tests.support.command_line import QUICK, document, run_command
 
@@ -67,6 +68,24 @@ def test_a_trial_is_refined_and_exported(storage):
         run(storage, "none", start_from="first", trial=9999)
 
 
+def test_a_run_is_resumed_from_where_it_started_or_not_at_all(storage, monkeypatch):
+    search = resolve_run("first", storage).load(codecs.SEARCH)
+    other = next(trial for trial in search.trials if trial.is_complete and trial.number != search.best.number)
+    options = {"start_from": "first", "trial": other.number}
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EarlierRun, "take_over", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(storage, "stopped", **options)
+    with pytest.raises(StorageError, match=r"start_from is .* in the run and not set now"):
+        run(storage, "stopped", "avg_bits<=3.5", resume=True)
+    resumed = run(storage, "stopped", resume=True, **options)
+    assert resumed.assignment == other.assignment.as_json
+
+
 def test_what_fits_nothing_is_refused_before_compute(storage):
     with pytest.raises(ConfigError, match=r"nothing of .*'first' .*: calibration.num_samples is 64"):
         run(storage, "other", start_from="first", changes=["calibration.num_samples=32"])
@@ -102,10 +121,8 @@ def test_the_command_takes_task_settings_and_budget_of_the_earlier_run(storage):
         )
     )
     assert again["assignment"] == resolve_run("first", storage).load(codecs.RESULT).assignment
-    expected = (
-        "taken over from the run 'first': calibration, rounding, sensitivity, search, refinement, training"
-    )
-    assert expected in again["notes"]
+    stages = "calibration, rounding, sensitivity, search, refinement"
+    assert f"taken over from the run 'first': {stages}" in again["notes"]
 
 
 def test_the_driver_log_is_shown_without_a_cluster(storage):
