@@ -116,10 +116,12 @@ class EarlierRun:
             inputs: as `check` had them.
 
         Raises:
+            ConfigError: nothing fits now that the device is known, see `check`.
             StorageError: a record cannot be read or written.
         """
         if store.has(codecs.REUSED):
             return
+        self.check(config, inputs)
         fitting = self._fitting(config, inputs)
         trial = self._taken_trial()
         if trial is not None:
