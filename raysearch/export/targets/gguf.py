@@ -11,23 +11,31 @@ from raysearch.errors import ConfigError, ExportError
 from raysearch.evaluation import Forward, batch_size, output_tensor
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.export.gguf.file import read_model, write_gguf
+from raysearch.export.gguf.kernels import RoundedInputs
 from raysearch.export.gguf.packages import GGUF
 from raysearch.export.gguf.runtime import GgufModel, Part
 from raysearch.export.targets.capability import Capability
 from raysearch.export.targets.target import ExportJob, Target, Verdict, Verification, Written
-from raysearch.export.verification.verify import Reference, check_close
+from raysearch.export.verification.verify import Reference, reference_outputs
 from raysearch.records import QuantizerSetup, TargetCheck
 from raysearch.records.block_types import SCHEME_TYPES
 
 VERIFIED = Part(prompts=4, prefixes=32, tokens=4096)
 """What of the verification samples is compared: llama.cpp tells one token of one prefix at a time."""
 
+ROUNDINGS = 3.0
+"""How many times as far from the stripped module llama.cpp may be as its kernels' rounding puts that module.
+
+Measured over four architectures and all types it is .8 to 1.0 times; of tiny models those with every weight
+negated are off by 5.8 to 46 times, those with the rows of one weight moved by 31 and more.
+"""
+
 
 class GgufTarget(Target):
     """A GGUF file: weights in blocks of llama.cpp's types, metadata and tokenizer.
 
     The values that are read from it equal the stripped module's weights bit for bit. llama.cpp's kernels
-    round what they multiply with, so log-probabilities are compared within the tolerance.
+    round what they multiply with, so log-probabilities may differ by what that rounding alone explains.
     """
 
     name = "gguf"
@@ -75,13 +83,12 @@ class GgufTarget(Target):
         """Compare the next token's log-probabilities after every prefix of a few prompts.
 
         Raises:
-            ExportError: they differ by more than another runtime's may, or cannot be computed.
+            ExportError: they differ by more than `ROUNDINGS` allows, or cannot be computed.
             StorageError: the file cannot be loaded.
         """
         verification = verification.in_float32()
         model = GgufModel(folder / self.files[0], VERIFIED)
-        expected: list[Tensor] = []
-        computed: list[Tensor] = []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for reference in verification.references:
             ours = reference.judged.double().log_softmax(-1)
             theirs = _log_probabilities(model, reference, verification.forward)
@@ -92,10 +99,12 @@ class GgufTarget(Target):
                     f"logits of all tokens."
                 )
             is_computed = theirs.isfinite().any(-1)
-            expected.append(ours[is_computed])
-            computed.append(theirs[is_computed])
-        ours, theirs = torch.cat(expected), torch.cat(computed)
-        difference = (ours - theirs).abs()[theirs.isfinite()]
+            if is_computed.any():
+                rounded = _with_rounded_inputs(verification, reference)
+                parts.append((ours[is_computed], theirs[is_computed], rounded[is_computed]))
+        ours, theirs, rounded = (torch.cat(values) for values in zip(*parts, strict=True))
+        is_told = theirs.isfinite()
+        difference = (ours - theirs).abs()[is_told]
         same = ours.argmax(-1) == theirs.nan_to_num(nan=-torch.inf).argmax(-1)
         num_samples = sum(batch_size(list(reference.tensors)) for reference in verification.references)
         check = TargetCheck(
@@ -106,8 +115,30 @@ class GgufTarget(Target):
             float(same.double().mean()),
             min(num_samples, int(VERIFIED.prompts)),
         )
-        check_close(check, [Reference(None, (ours,), ours)])
+        _check_rounding_alone(check, float((ours - rounded).abs()[is_told].mean()))
         return Verdict((check,))
+
+
+def _with_rounded_inputs(verification: Verification, reference: Reference) -> Tensor:
+    """The log-probabilities of the stripped module, computed as llama.cpp's kernels compute them."""
+    with RoundedInputs():
+        (rounded,) = reference_outputs(verification.module, [reference.batch], verification.forward)
+    return rounded.judged.double().log_softmax(-1)
+
+
+def _check_rounding_alone(check: TargetCheck, rounding: float) -> None:
+    """Refuse a file that differs by more than the rounding of its kernels.
+
+    Raises:
+        ExportError: states the difference, and what the rounding explains.
+    """
+    if not check.mean_abs_difference <= ROUNDINGS * rounding:
+        raise ExportError(
+            f"the target 'gguf' differs from the stripped module in {check.runtime}: log-probabilities by "
+            f"{check.mean_abs_difference:.3g} in the mean (max {check.max_abs_difference:.3g}, agreement "
+            f"{check.agreement:.4f}); allowed are {ROUNDINGS:g} times the {rounding:.3g} that rounding to 8 "
+            f"bits in its kernels explains. Export without 'gguf', or report the model."
+        )
 
 
 def _log_probabilities(model: GgufModel, reference: Reference, forward: Forward) -> Tensor:
