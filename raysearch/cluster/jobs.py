@@ -37,6 +37,8 @@ _RUN_KEY = "raysearch_run_id"
 _PREFLIGHT_SECONDS = 10.0
 _AGENT_SECONDS = 90.0
 _OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_NO_TOKEN: Mapping[str, None] = {"Authorization": None}
+"""To `requests` a header that is not sent, and to Ray one that the caller has set."""
 
 
 @dataclass(frozen=True)
@@ -204,13 +206,15 @@ class JobsClient:
 
         url = _url(self.address)
         token = find_token(self.token_file)
+        # Left without an answer Ray sends the token that it remembers, perhaps of another cluster.
+        headers = auth_headers(token) or _NO_TOKEN
         parts = urlsplit(url)
         if token and parts.scheme == "http" and parts.hostname not in LOOPBACK:
             _log.warning("the token goes to %s unencrypted; use https or a port-forward", parts.hostname)
         try:
             _preflight(url)
             with _no_overrides():
-                connection = JobSubmissionClient(url, headers=auth_headers(token), verify=self.verify)
+                connection = JobSubmissionClient(url, headers=dict(headers), verify=self.verify)
             yield connection
         except AuthenticationError as error:
             is_missing = "Authentication required" in str(error)

@@ -1,10 +1,13 @@
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from raysearch.cluster import jobs
+from raysearch.cluster.auth import auth_environment
 from raysearch.cluster.jobs import JobRequest, JobsClient
 from raysearch.errors import ConfigError, JobError
 from tests.support.patience import HANG_SECONDS, wait_until
@@ -60,6 +63,33 @@ def test_the_token_is_wanted_and_checked(ray_head, tmp_path, monkeypatch):
     monkeypatch.setenv("RAYSEARCH_TOKEN", "wrong")
     with pytest.raises(JobError, match=r"refuses this token \(HTTP 403\)"):
         JobsClient(ray_head.address).state("run-1")
+
+
+class Locked(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.tokens.append(self.headers["Authorization"])
+        self.send_error(401)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_token_that_ray_remembers_of_another_cluster_is_not_sent(tmp_path, monkeypatch):
+    from ray._raylet import AuthenticationTokenLoader
+
+    for variable in ("RAYSEARCH_TOKEN", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    elsewhere = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    with HTTPServer(("127.0.0.1", 0), Locked) as server, auth_environment(elsewhere):
+        server.tokens = []
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        assert AuthenticationTokenLoader.instance().get_token_for_http_header()
+        os.environ.pop("RAY_AUTH_TOKEN")
+        with pytest.raises(JobError, match=r"wants a token \(HTTP 401\)"):
+            JobsClient(f"127.0.0.1:{server.server_port}").state("run-1")
+        server.shutdown()
+    assert server.tokens == [None]
 
 
 @pytest.mark.ray
