@@ -35,7 +35,7 @@ def test_some_tokens_between_the_special_ones_are_masked(task, bert):
     ids, places, labels = columns["input_ids"], columns["places"], columns["labels"]
     assert ids.shape == (80, 12)
     assert places.shape == labels.shape == (80, 2)
-    assert set(ids[:, 0].tolist()), set(ids[:, -1].tolist()) == ({1}, {2})
+    assert (set(ids[:, 0].tolist()), set(ids[:, -1].tolist())) == ({1}, {2})
     assert set(ids.gather(1, places).flatten().tolist()) == {4}
     tokens = transformers.AutoTokenizer.from_pretrained(bert)(TEXT, add_special_tokens=False)["input_ids"]
     assert torch.equal(ids.scatter(1, places, labels)[:, 1:-1], torch.tensor(tokens[:800]).reshape(80, 10))
