@@ -1,6 +1,6 @@
 """Turn the packages' GGUF file into a Hugging Face directory: bfloat16 safetensors, config, tokenizer.
 
-Some four minutes on one core, once. The weights are under Gemma's terms (GEMMA_TERMS.html of the package,
+Some 40 seconds on one core, once. The weights are under Gemma's terms (GEMMA_TERMS.html of the package,
 copied along): for tests, not to be passed on.
 """
 
