@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from torch import Tensor
 
 import raysearch
-from raysearch.huggingface import ModelDirectory, causal_lm_task
-from raysearch.huggingface.text import TokenWindows, WindowMaker
+from raysearch.task import load_task
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-WINDOW = 128
 
 
 @dataclass(frozen=True)
@@ -52,19 +50,9 @@ class Case:
 
 def language_task(folder: Path) -> tuple[raysearch.Task, dict[str, Tensor]]:
     """A model directory with Python's help topics, and the windows of every part of them."""
-    sys.path.insert(0, str(EXAMPLES / "tiny_lm"))
-    from topics import load_texts
-
-    texts = load_texts()
-    task = causal_lm_task(
-        folder,
-        texts["calibration"],
-        validation_text=texts["validation"],
-        test_text=texts["test"],
-        window=WINDOW,
-    )
-    maker = WindowMaker.of(ModelDirectory(folder), task.model, WINDOW)
-    windows = {part: maker.windows(text, part) for part, text in texts.items()}
+    task = load_task(f"{EXAMPLES}/tiny_lm/task.py:make_task?{urlencode({'model': folder})}")
+    parts = {part: getattr(task, part) for part in ("test", "validation", "calibration", "train")}
+    windows = {part: rows.columns["input_ids"] for part, rows in parts.items()}
     return replace(task, model=task.model.float()), windows
 
 
@@ -72,7 +60,6 @@ def tiny_lm() -> Case:
     """The language model of examples/tiny_lm, with its settings."""
     folder = EXAMPLES / "tiny_lm"
     task, windows = language_task(folder / "model")
-    task = replace(task, train=TokenWindows(input_ids=windows["train"]))
     title = "examples/tiny_lm: a Llama of 1.8 million weights, 28 of its layers"
     sizes = ("4g64", "4g32", "3g32")
     config = settings(folder / "settings.toml")
@@ -82,6 +69,7 @@ def tiny_lm() -> Case:
 def gemma(folder: Path) -> Case:
     """Gemma 3 270M in the directory that examples/gemma_270m makes; few windows: each costs a second."""
     task, windows = language_task(folder)
+    task = replace(task, train=None)
     windows["test"] = windows["test"][:16]
     title = "Gemma 3 270M (examples/gemma_270m), the 126 layers of its decoder"
     sizes = ("4g128", "4g32", "3g32")
