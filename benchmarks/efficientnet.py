@@ -97,13 +97,6 @@ Mean width of the mixed ones, by kind of layer:
 KL of the search's first trials at the bytes of {first} bits on its {validation} crops, by where they come
 from: {starts}.
 
-The optima of the responses (*quadratic*, *additive*, *greedy*) and of *second-moment* are worse than uniform
-widths. They give the classifier the fewest bits, and both are measured on the crops that its rounding was
-fitted to, {calibration} vectors for 1,280 inputs. Of the classifier alone at 2 bits responses predict .0012
-on those, .34 on the 48 validation crops, and .21 on the 80 test crops, where .24 is measured.
-`sensitivity.response_samples` measures responses on other samples. What was measured on other crops made the
-choice.
-
 ## What is not shown
 - Refinement, which a run does by default, and quantized activations.
 - Accuracy: {images} images cannot rank nets. The crops of photographs are mostly textures of no clear class.
