@@ -7,19 +7,12 @@ import raysearch
 from raysearch.errors import DataError, TaskError
 from raysearch.huggingface import image_classification_task, sequence_classification_task
 from raysearch.huggingface.samples import parts_of, read_lines
-from tests.support.model_directories import ENCODER, save_model, save_tokenizer, words
+from tests.support.model_directories import ENCODER, LITTLE, save_model, save_tokenizer, words
 
 pytest.importorskip("transformers")
 
 LABELS = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
-SETTINGS = {
-    "placement": {"weight_bit_widths": (4, 8), "activation_bit_widths": ()},
-    "search": {"num_trials": 2},
-    "sensitivity": {"max_draws": 2},
-    "rounding": {"refine_steps": 2},
-    "calibration": {"num_samples": 8, "shard_size": 8},
-    "export": {"targets": ("packed",)},
-}
+SETTINGS = {**LITTLE, "placement": {"weight_bit_widths": (4, 8), "activation_bit_widths": ()}}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +81,7 @@ def test_texts_without_labels_have_no_accuracy(bert):
     [
         ([("a cat", "good"), ("a dog", "awful"), ("a mat", "bad")], "sample 0 has the label 'awful'"),
         ([("a cat", 7), "a dog", "a mat"], r"the label 7, which is none of the model's \(bad, good"),
-        (["a cat", ("a dog", None), ("a mat", 1)] + ["a"] * 10, "sample 2 has the label None|sample 0 has"),
+        (["a cat", ("a dog", None), ("a mat", 1)] + ["a"] * 10, "sample 0 has the label None"),
         (["a cat"], "there are 1 samples, and 3 parts"),
         ([], "there are no texts"),
     ],

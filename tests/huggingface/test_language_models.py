@@ -11,19 +11,12 @@ import raysearch
 from raysearch.artifacts import codecs, resolve_run
 from raysearch.errors import DataError, TaskError
 from raysearch.huggingface import causal_lm_task, language_models
-from tests.support.model_directories import save_llama, words
+from tests.support.model_directories import LITTLE, save_llama, words
 
 transformers = pytest.importorskip("transformers")
 
 TEXT = words(1050)
-SETTINGS = {
-    "placement": {"weight_bit_widths": (4, 8)},
-    "search": {"num_trials": 2},
-    "sensitivity": {"max_draws": 2},
-    "rounding": {"refine_steps": 2},
-    "calibration": {"num_samples": 8, "shard_size": 8},
-    "export": {"targets": ("packed",)},
-}
+SETTINGS = {**LITTLE, "placement": {"weight_bit_widths": (4, 8)}}
 
 
 @pytest.fixture(scope="module")

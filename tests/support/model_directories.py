@@ -20,6 +20,14 @@ ENCODER = {
     "max_position_embeddings": 16,
 }
 LLAMA = {**ENCODER, "num_key_value_heads": 1}
+LITTLE = {
+    "search": {"num_trials": 2},
+    "sensitivity": {"max_draws": 2},
+    "rounding": {"refine_steps": 2},
+    "calibration": {"num_samples": 8, "shard_size": 8},
+    "export": {"targets": ("packed",)},
+}
+"""Settings of a run that does everything, and little of each."""
 
 
 def words(count: int, seed: int = 0) -> str:

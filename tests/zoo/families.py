@@ -8,18 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.support.model_directories import ENCODER, LLAMA, SIZES
 from tests.zoo.entry import Entry
 
-WORDS = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-ENCODER = {
-    **WORDS,
-    "hidden_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 12,
-    "max_position_embeddings": 16,
-}
-LLAMA = {**ENCODER, "num_key_value_heads": 1}
 PICTURES = {"image_size": 8, "patch_size": 4, "num_labels": 3}
 
 
@@ -40,7 +31,7 @@ class WhisperEncoder(nn.Module):
         super().__init__()
         sizes = {"d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 12}
         build = family(
-            "WhisperModel", "WhisperConfig", **WORDS, **sizes, decoder_layers=1, decoder_attention_heads=2,
+            "WhisperModel", "WhisperConfig", **SIZES, **sizes, decoder_layers=1, decoder_attention_heads=2,
             decoder_ffn_dim=12, num_mel_bins=4, max_source_positions=6, max_target_positions=6,
             decoder_start_token_id=1,
         )  # fmt: skip
@@ -92,7 +83,7 @@ FAMILIES: dict[str, Entry] = {
     "gpt2": Entry(
         "Hugging Face: GPT-2",
         family(
-            "GPT2LMHeadModel", "GPT2Config", **WORDS,
+            "GPT2LMHeadModel", "GPT2Config", **SIZES,
             n_embd=8, n_layer=1, n_head=2, n_positions=16,
         ),
         tokens,
@@ -121,7 +112,7 @@ FAMILIES: dict[str, Entry] = {
     "t5_encoder": entry(
         "T5's encoder, with a mask",
         family(
-            "T5EncoderModel", "T5Config", **WORDS, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2
+            "T5EncoderModel", "T5Config", **SIZES, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2
         ),
         padded,
     ),
@@ -154,7 +145,7 @@ FAMILIES: dict[str, Entry] = {
     "opt": entry(
         "OPT",
         family(
-            "OPTForCausalLM", "OPTConfig", **WORDS, hidden_size=8, num_hidden_layers=1, ffn_dim=12,
+            "OPTForCausalLM", "OPTConfig", **SIZES, hidden_size=8, num_hidden_layers=1, ffn_dim=12,
             num_attention_heads=2, max_position_embeddings=16, word_embed_proj_dim=8,
         ),
         tokens,
@@ -172,7 +163,7 @@ FAMILIES: dict[str, Entry] = {
     ),
     "mamba": entry(
         "Mamba, a recurrence in the forward",
-        family("MambaForCausalLM", "MambaConfig", **WORDS, hidden_size=8, state_size=4, num_hidden_layers=1),
+        family("MambaForCausalLM", "MambaConfig", **SIZES, hidden_size=8, state_size=4, num_hidden_layers=1),
         tokens,
         PACKED,
         kind="causal-lm",
