@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.gauss_newton import cpu_seconds, images, resident_bytes, traces, weights_of, worst
-from benchmarks.language_model import TOKENS, WIDTH, WORDS, Language, language_traces, text_of
+from benchmarks.problems.vocabulary_model import TOKENS, WIDTH, WORDS, Language, language_traces, text_of
 from benchmarks.quantizer import processor
 from benchmarks.responses import ResNet20
 from raysearch.calibration import calibrate

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import efficientnet, minilm
+from benchmarks.problems.page_sections import write_section
 from benchmarks.responses import NETS, processor
-from benchmarks.sections import write_section
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import Key, LocalPool, UnitFunction, UnitValue
 from raysearch.cluster.ray_pool import RayPool

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.problems.page_sections import write_section
 from benchmarks.responses import processor
 from benchmarks.rounding import RESULT
-from benchmarks.sections import write_section
 from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
 from raysearch.config import CalibrationConfig, PlacementConfig
