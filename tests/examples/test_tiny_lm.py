@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from raysearch.task import load_task
+from tests.support.model_directories import save_llama
+
 FOLDER = Path(__file__).parents[2] / "examples" / "tiny_lm"
 PARTS = ["calibration", "test", "train", "validation"]
 
@@ -40,3 +43,11 @@ def test_the_model_reads_text_that_it_has_not_seen(topics):
         logits = model(ids[:8]).logits[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:8, 1:].flatten())
     assert loss.exp() < 80
+
+
+def test_its_task_may_be_of_another_directory(topics, tmp_path):
+    directory = save_llama(tmp_path, max_position_embeddings=topics.WINDOW)
+    task = load_task(f"{FOLDER}/task.py:make_task?model={directory}")
+    assert task.model.config.vocab_size == 20
+    for part in (task.calibration, task.validation, task.test, task.train):
+        assert part.columns["input_ids"].shape[1] == topics.WINDOW
