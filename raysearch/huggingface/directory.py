@@ -153,7 +153,7 @@ class ModelDirectory:
             raise TaskError(
                 f"the model in '{self.path}' brings Python code of its own ('auto_map' in config.json), "
                 f"which loading would run. Read it, then allow it by trust_remote_code=True "
-                f"(--trust-remote-code)."
+                f"(--with trust_remote_code=true)."
             )
         if config.get("quantization_config"):
             method = config["quantization_config"].get("quant_method", "unknown")
@@ -175,7 +175,7 @@ class ModelDirectory:
             raise TaskError(
                 f"the weights in '{self.path}' are pickle files ({', '.join(pickled)}), which can hold more "
                 f"than tensors. Write them anew as safetensors with `model.save_pretrained`, or allow them "
-                f"by allow_pickle=True (--allow-pickle)."
+                f"by allow_pickle=True (--with allow_pickle=true)."
             )
 
     def _refusal(self, auto_class: str, error: Exception) -> str:

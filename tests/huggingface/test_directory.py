@@ -106,7 +106,7 @@ def test_code_of_the_directory_is_run_only_where_it_is_allowed(directory, tmp_pa
         model_type="own-llama",
         auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
     )
-    assert_refused(directory, r"brings Python code of its own .*--trust-remote-code")
+    assert_refused(directory, r"brings Python code of its own .*--with trust_remote_code=true")
     assert not witness.exists()
     task = causal_lm_task(directory, words(200), trust_remote_code=True)
     assert witness.exists()
@@ -118,6 +118,6 @@ def test_pickled_weights_are_read_only_where_they_are_allowed(directory):
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA))
     torch.save(model.state_dict(), directory / "pytorch_model.bin")
-    assert_refused(directory, r"are pickle files \(pytorch_model.bin\).*--allow-pickle")
+    assert_refused(directory, r"are pickle files \(pytorch_model.bin\).*--with allow_pickle=true")
     task = causal_lm_task(directory, words(200), allow_pickle=True)
     assert torch.equal(task.model.lm_head.weight, model.lm_head.weight)
