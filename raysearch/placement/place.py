@@ -174,14 +174,8 @@ def _drop_float_activations(reads: GraphReads, settings: PlacementConfig, profil
             leaves float.
     """
     widths = settings.activation_bit_widths
-    if profile.is_weight_only and widths not in (
-        (),
-        type(settings).model_fields["activation_bit_widths"].default,
-    ):
-        raise PlacementError(
-            f"placement.activation_bit_widths are {', '.join(map(str, widths))}, but the profile "
-            f"'{profile.name}' takes weights alone. Set them to [], or choose another placement.profile."
-        )
+    if widths and profile.is_weight_only:
+        _tell_of_float_activations(settings, profile)
     floating = {kind for kind, rule in profile.rules.items() if not (widths and rule.activations)}
     weights = {}
     for name, use in reads.weights.items():
@@ -193,6 +187,24 @@ def _drop_float_activations(reads: GraphReads, settings: PlacementConfig, profil
         tensors=[read for read in reads.tensors if read.kind not in floating],
         additions=[] if "add" in floating else reads.additions,
     )
+
+
+def _tell_of_float_activations(settings: PlacementConfig, profile: Profile) -> None:
+    """Refuse widths of activations that a profile of weights alone takes none of; warn of a default set."""
+    name = "activation_bit_widths"
+    widths = ", ".join(map(str, settings.activation_bit_widths))
+    if settings.activation_bit_widths != type(settings).model_fields[name].default:
+        raise PlacementError(
+            f"placement.{name} are {widths}, but the profile '{profile.name}' takes weights alone. Set them "
+            f"to [], or choose another placement.profile."
+        )
+    # Not refused: a file of all settings, and the record of an earlier run, hold it though nobody chose it.
+    if name in settings.model_fields_set:
+        warnings.warn(
+            f"placement.{name} are {widths}, but the profile '{profile.name}' takes weights alone: "
+            f"activations stay float. Set them to [] to say so, or choose another placement.profile.",
+            stacklevel=4,
+        )
 
 
 def _call_of(site: Site) -> tuple[str, str]:

@@ -286,6 +286,14 @@ def test_a_runtime_of_weights_alone_takes_no_widths_of_activations() -> None:
         place_quantizers(Tied().eval(), (torch.zeros(2, 6, dtype=torch.long),), settings)
 
 
+def test_a_runtime_of_weights_alone_tells_of_the_width_of_activations_that_is_set() -> None:
+    example = (torch.zeros(2, 6, dtype=torch.long),)
+    settings = PlacementConfig(profile="vllm", activation_bit_widths=(8,))
+    with pytest.warns(UserWarning, match=r"activation_bit_widths are 8.*'vllm' takes weights alone"):
+        told = place_quantizers(Tied().eval(), example, settings)
+    assert told == place_quantizers(Tied().eval(), example, PlacementConfig(profile="vllm"))
+
+
 def test_a_row_of_one_block_is_a_group() -> None:
     rule = load_profile("llama.cpp")
     for num_inputs, is_block in ((32, True), (64, False)):
