@@ -100,12 +100,7 @@ class ModelDirectory:
         Raises:
             TaskError: there is none, or it cannot be read.
         """
-        if not any((self.path / name).is_file() for name in _TOKENIZERS):
-            raise TaskError(
-                f"the model directory '{self.path}' holds no tokenizer (looked for "
-                f"{', '.join(_TOKENIZERS)}); write it there with `tokenizer.save_pretrained('{self.path}')`."
-            )
-        return self._load_beside("AutoTokenizer", "tokenizer")
+        return self._load_beside("AutoTokenizer", "tokenizer", _TOKENIZERS)
 
     def load_image_processor(self) -> Any:
         """What makes pixels of images.
@@ -113,15 +108,23 @@ class ModelDirectory:
         Raises:
             TaskError: there is none, or it cannot be read.
         """
-        if not any((self.path / name).is_file() for name in _PROCESSORS):
-            raise TaskError(
-                f"the model directory '{self.path}' holds no image processor (looked for "
-                f"{', '.join(_PROCESSORS)}); write it there with `processor.save_pretrained('{self.path}')`, "
-                f"or give pixels as the model takes them."
-            )
-        return self._load_beside("AutoImageProcessor", "image processor")
+        instead = ", or give pixels as the model takes them"
+        return self._load_beside("AutoImageProcessor", "image processor", _PROCESSORS, instead)
 
-    def _load_beside(self, auto_class: str, what: str) -> Any:
+    def _load_beside(self, auto_class: str, what: str, files: tuple[str, ...], instead: str = "") -> Any:
+        """What lies beside the model in one of some files.
+
+        Args:
+            auto_class: of `transformers`.
+            what: its name, for messages.
+            files: any of them holds it.
+            instead: what else a user may do where there is none, behind what to write.
+        """
+        if not any((self.path / name).is_file() for name in files):
+            raise TaskError(
+                f"the model directory '{self.path}' holds no {what} (looked for {', '.join(files)}); write "
+                f"it there with its `save_pretrained('{self.path}')`{instead}."
+            )
         import transformers
 
         loader = getattr(transformers, auto_class)
