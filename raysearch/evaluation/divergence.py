@@ -84,7 +84,7 @@ class Divergence:
             DataError: see `masked`.
         """
         values = output_tensor(outputs)
-        return values if batch is None else masked(values, batch, self.positions)
+        return values if batch is None else masked(values, batch, self.positions, self._class_dim)
 
     def per_sample(self, outputs: Tensor | Masked, reference: Tensor | Masked) -> Tensor:
         """D for each sample, shape [N], float64; differentiable in `outputs`.

@@ -13,7 +13,7 @@ from raysearch.errors import TaskError
 from raysearch.evaluation.batches import Batch
 from raysearch.evaluation.divergence import Divergence
 from raysearch.evaluation.outputs import Judged, named_outputs
-from raysearch.evaluation.positions import Positions, masked
+from raysearch.evaluation.positions import Positions
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class JointDivergence:
             )
         if batch is None:
             return tuple(named[part.name] for part in self.parts)
-        return tuple(masked(named[part.name], batch, self.positions) for part in self.parts)
+        return tuple(part.divergence.judged(named[part.name], batch) for part in self.parts)
 
     def per_sample(self, outputs: Judged, reference: Judged) -> Tensor:
         """D for each sample, shape [N], float64; differentiable in `outputs`."""

@@ -28,13 +28,16 @@ class Masked(NamedTuple):
     counts: Tensor
 
 
-def masked(values: Tensor, batch: Batch, positions: Positions | None) -> Tensor | Masked:
+def masked(
+    values: Tensor, batch: Batch, positions: Positions | None, class_dim: int | None = None
+) -> Tensor | Masked:
     """An output with the positions that count; as it is where it has no such positions.
 
     Args:
         values: an output of the model on the batch.
         batch: what it was run on.
         positions: says which count; None: all.
+        class_dim: the dimension that is no position, though it may be as long; None: there is none.
 
     Raises:
         DataError: see `counted`.
@@ -42,7 +45,9 @@ def masked(values: Tensor, batch: Batch, positions: Positions | None) -> Tensor 
     if positions is None:
         return values
     counts = counted(batch, positions).to(values.device)
-    if values.shape[: counts.ndim] != counts.shape or values.ndim == counts.ndim == 1:
+    if values.shape[: counts.ndim] != counts.shape:
+        return values
+    if class_dim is not None and class_dim % values.ndim < counts.ndim:
         return values
     return Masked(values.masked_fill(~_spread(counts, values), 1.0), counts)
 

@@ -116,6 +116,19 @@ def test_of_several_outputs_those_without_positions_count_whole():
     assert objective_factor((logits, pooled), joint).shape[:2] == (4, 6)
 
 
+def test_classes_are_no_positions_where_there_are_as_many():
+    logits = torch.randn(len(LENGTHS), max(LENGTHS))
+    for kind in ("kl", "cosine"):
+        divergence = Divergence(kind, positions=positions)
+        assert divergence.judged(logits, padded()) is logits
+        joint = JointDivergence((OutputPart("logits", divergence, 1.0),))
+        assert joint.judged({"logits": logits}, padded())[0] is logits
+    # A number at each position.
+    assert torch.equal(
+        Divergence("mse", positions=positions).judged(logits, padded()).counts, positions(padded())
+    )
+
+
 def test_no_gradient_comes_from_padding():
     outputs, float_outputs = outputs_of(3)
     outputs.requires_grad_()
