@@ -14,7 +14,7 @@ from torch import Tensor
 from raysearch.evaluation import Divergence, Judged, Objective, Replica, batch_size
 from raysearch.evaluation.batches import take
 from raysearch.evaluation.outputs import difference
-from raysearch.evaluation.positions import Masked
+from raysearch.evaluation.positions import Masked, shares, values_of
 from raysearch.evaluation.vocabulary.positions import judged_positions, roots
 from raysearch.sensitivity.sketch import Sketch, SketchSum
 
@@ -39,9 +39,7 @@ def row_judge(replica: Replica, reference: Judged, sketch: Sketch) -> RowJudge:
         sketch: the projections of its samples.
     """
     divergence = replica.divergence
-    # Positions of which some do not count differ in what they weigh.
-    is_alike = not isinstance(reference, Masked)
-    if isinstance(divergence, Divergence) and is_alike and divergence.is_by_position(reference, reference):
+    if isinstance(divergence, Divergence) and divergence.is_by_position(reference, reference):
         return replica.cache.of(_Prepared).judge(reference, sketch)
     return _InDouble(divergence, reference, sketch)
 
@@ -78,11 +76,16 @@ class _ByPosition:
         sketch: the projections.
     """
 
-    def __init__(self, reference: Tensor, sketch: Sketch) -> None:
-        self._num_samples = len(reference)
+    def __init__(self, reference: Tensor | Masked, sketch: Sketch) -> None:
+        logits, share = values_of(reference), shares(reference, -1)
+        self._num_samples = len(logits)
         self._sketch = sketch
-        self._reference = reference.reshape(-1, reference.shape[-1])
+        self._reference = logits.reshape(-1, logits.shape[-1])
         self._positions = len(self._reference) // self._num_samples
+        # What a position that counts weighs, in units of 1/positions; at others outputs are equal.
+        self._weight_n = torch.ones(self._num_samples, dtype=torch.float64)
+        if share is not None:
+            self._weight_n = share.amax(1).cpu() * self._positions
         self._roots = torch.empty_like(self._reference, dtype=torch.float32)
         self._offsets: list[np.ndarray] = []
         for sample in range(self._num_samples):
@@ -90,22 +93,26 @@ class _ByPosition:
             self._roots[span] = roots(self._reference[span])
             if not sketch.is_exact:
                 self._offsets.append(sketch.offsets(sample))
-                self._roots[span] *= sketch.signs(sample).to(reference.device).reshape(self._positions, -1)
+                self._roots[span] *= sketch.signs(sample).to(logits.device).reshape(self._positions, -1)
 
     def judge(self, outputs: Judged) -> tuple[Tensor, float, float]:
         classes = self._reference.shape[1]
+        logits = values_of(outputs).reshape(-1, classes)
         sums = self._rows()
         alone = 0.0
-        for part in judged_positions(
-            outputs.reshape(-1, classes), self._reference, lambda lo, hi: self._roots[lo:hi]
-        ):
-            alone += float(part.divergences.sum())
-            for sample, lo, hi in self._samples(part.first, len(part.rows)):
+        weight_p = self._weight_n.to(logits.device).repeat_interleave(self._positions)
+        for part in judged_positions(logits, self._reference, lambda lo, hi: self._roots[lo:hi]):
+            count = len(part.divergences)
+            alone += float((part.divergences * weight_p[part.first : part.first + count]).sum())
+            for sample, lo, hi in self._samples(part.first, count):
                 row = part.rows[lo - part.first : hi - part.first]
                 sums[sample].add((lo - sample * self._positions) * classes, row.reshape(-1))
         rows, variances = zip(*(each.finish() for each in sums), strict=True)
-        weight = 1 / self._positions
-        return torch.stack(rows) * math.sqrt(weight), sum(variances) * weight**2, alone * weight
+        unit = 1 / self._positions
+        weighted = torch.stack(rows) * math.sqrt(unit) * self._weight_n.sqrt()[:, None]
+        weights = self._weight_n.tolist()
+        variance = sum(each * weight**2 for each, weight in zip(variances, weights, strict=True))
+        return weighted, variance * unit**2, alone * unit
 
     def _rows(self) -> list[SketchSum] | list[WholeRow]:
         if self._sketch.is_exact:
@@ -141,11 +148,11 @@ class _Prepared:
     """What a worker keeps of the last shard; see `WorkerCache.of`."""
 
     def __init__(self) -> None:
-        self._reference: Tensor | None = None
+        self._reference: Judged = None
         self._draw = (0, 0)
         self._judge: list[_ByPosition] = []
 
-    def judge(self, reference: Tensor, sketch: Sketch) -> RowJudge:
+    def judge(self, reference: Tensor | Masked, sketch: Sketch) -> RowJudge:
         """The judge of a shard; the reference itself tells one shard from another."""
         draw = (sketch.size, sketch.seed)
         if self._reference is not reference or self._draw != draw:

@@ -14,6 +14,7 @@ from raysearch.evaluation.fit_divergence import Wish, fit_divergence
 from raysearch.evaluation.joint_divergence import OutputPart
 from raysearch.evaluation.outputs import difference, flat_rows
 from raysearch.evaluation.positions import counted, values_of
+from raysearch.evaluation.vocabulary import positions as vocabulary_positions
 from raysearch.placement import place_quantizers
 from raysearch.sensitivity.responses import measure_responses
 from raysearch.sensitivity.traces import measure_traces
@@ -172,6 +173,25 @@ def test_responses_and_traces_are_those_without_padding():
     for got, expected in zip(measured([padded()], True), measured(apart(), False), strict=True):
         assert np.ravel(got) == pytest.approx(np.ravel(expected), rel=1e-9, abs=1e-15)
     assert measured([padded()], False)[1] != pytest.approx(measured(apart(), False)[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [16, 4096])
+def test_responses_of_logits_over_a_vocabulary_leave_padding_out(monkeypatch, size):
+    replica = replica_of([padded()], True)
+    replica.model.float()
+    settings = PlacementConfig(weight_bit_widths=(2, 4), activation_bit_widths=())
+    setup = place_quantizers(replica.model, (apart()[0]["ids"],), settings)
+    ranges = calibrate(setup, LocalPool(replica), 1)
+    sensitivity = SensitivityConfig(sketch_size=size)
+    exact = measure_responses(setup, ranges, LocalPool(replica), 1, sensitivity)
+    monkeypatch.setattr("raysearch.evaluation.vocabulary.positions.LARGE_OUTPUT", 1)
+    # Three positions of five at a time.
+    monkeypatch.setitem(vocabulary_positions._AT_ONCE, "cpu", 3 * CLASSES)
+    monkeypatch.setattr("raysearch.sensitivity.rows._InDouble.judge", None)
+    got = measure_responses(setup, ranges, LocalPool(replica), 1, sensitivity)
+    assert got.gram == pytest.approx(exact.gram, rel=1e-5, abs=1e-7 * exact.gram.max())
+    assert got.divergence == pytest.approx(exact.divergence, rel=1e-5)
+    assert got.sketch_stderr == pytest.approx(exact.sketch_stderr, rel=1e-5)
 
 
 def test_a_model_is_evaluated_where_it_counts():
