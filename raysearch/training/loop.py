@@ -105,7 +105,7 @@ class Training:
         if not progress.history:
             self._validate(CALIBRATED)
         if progress.next_epoch:
-            self._schedule.see_epoch_of(progress.step // progress.next_epoch)
+            self._schedule.see_epoch_of((progress.step - progress.epoch_steps) // progress.next_epoch)
         while not (self._schedule.is_over(progress.next_epoch, progress.step) or self._has_stalled()):
             self._train_epoch(progress.next_epoch)
             self._validate(progress.next_epoch)

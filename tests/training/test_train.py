@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raysearch.artifacts import Storage
-from raysearch.errors import ConfigError, DataError, TaskError, TrainingError
+from raysearch.errors import ConfigError, DataError, StorageError, TaskError, TrainingError
 from raysearch.pipeline.fingerprints import hash_model
 from raysearch.records import EpochMetrics
 from raysearch.training import fine_tune, load_checkpoint
@@ -117,6 +117,46 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, step):
     assert resumed.progress == expected.progress
     # Once more after the last epoch: nothing is left to do.
     assert trained(make_recipe(**settings), Stopping(tmp_path)).progress == expected.progress
+
+
+class Unmeasured:
+    """Six batches, of which nobody is told before."""
+
+    def __iter__(self):
+        return iter([blobs(32, seed) for seed in range(6)])
+
+
+def test_data_without_a_length_goes_on_bit_for_bit_too(tmp_path):
+    settings = {"epochs": 3, "checkpoint_steps": 4, "train": Unmeasured()}
+    expected = trained(make_recipe(**settings))
+    with pytest.raises(KeyboardInterrupt):
+        # In the second epoch, whose schedule knows the length of the first.
+        trained(make_recipe(**settings), Stopping(tmp_path, 9))
+    resumed = trained(make_recipe(**settings), Stopping(tmp_path))
+    assert state_bytes(resumed.model) == state_bytes(expected.model)
+
+
+class Losing(ProcessContext):
+    """Loses its checkpoints' folder after some steps: a file is in its place."""
+
+    def __init__(self, folder, lose_after):
+        super().__init__(folder=CheckpointFolder(Storage(folder)))
+        self.path = folder
+        self.lose_after = lose_after
+
+    def tell(self, status):
+        if status.step == self.lose_after and self.path.is_dir():
+            self.path.rename(self.path.with_name("kept"))
+            self.path.touch()
+
+
+def test_a_storage_that_is_lost_ends_training_and_its_last_checkpoint_goes_on(tmp_path):
+    settings = {"epochs": 3, "checkpoint_steps": 4}
+    expected = trained(make_recipe(**settings))
+    with pytest.raises(StorageError, match=r"cannot write .*/training/step-00000008"):
+        trained(make_recipe(**settings), Losing(tmp_path / "training", 7))
+    resumed = trained(make_recipe(**settings), Stopping(tmp_path / "kept"))
+    assert state_bytes(resumed.model) == state_bytes(expected.model)
 
 
 def test_a_training_goes_on_with_other_settings_and_says_so(tmp_path):
