@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +34,9 @@ class TrainingLogger(Protocol):
 class ParquetLogger:
     """A row a step or validation in `training.parquet`; a training that goes on adds to the rows.
 
+    Written after every validation and at the end. Nothing is computed from it, so where it cannot be written
+    training goes on.
+
     Args:
         storage: the run's folder.
     """
@@ -45,7 +48,6 @@ class ParquetLogger:
             try:
                 self._rows = from_parquet(storage.read_bytes(CURVES), CURVES).to_pylist()
             except StorageError:
-                # Nothing is computed from them.
                 self._rows = []
 
     def log(self, status: TrainingStatus) -> None:
@@ -59,17 +61,23 @@ class ParquetLogger:
         if status.loss is None:
             row |= {f"validation_{name}": value for name, value in status.validation.items()}
         self._rows.append(row)
+        if status.loss is None:
+            self._write()
 
     def close(self) -> None:
+        """Write the rows of steps behind the last validation as well."""
+        if self._rows:
+            self._write()
+
+    def _write(self) -> None:
         """Write the rows; of steps that were taken twice the later ones."""
-        if not self._rows:
-            return
         latest = {(row["step"], row["loss"] is None): row for row in self._rows}
         rows = [latest[key] for key in sorted(latest)]
         names = sorted({name for row in rows for name in row if name.startswith("validation_")})
         columns = ["epoch", "step", "loss", "learning_rate", *names]
         table = pa.table({name: [row.get(name) for row in rows] for name in columns})
-        self._storage.write_bytes(CURVES, to_parquet(table), durable=False)
+        with suppress(StorageError):
+            self._storage.write_bytes(CURVES, to_parquet(table), durable=False)
 
 
 class TensorBoardLogger:

@@ -50,6 +50,24 @@ def test_curves_are_rows_and_steps_taken_again_replace_the_earlier_ones(tmp_path
     ]
 
 
+def test_a_killed_training_leaves_the_curves_up_to_its_last_validation(tmp_path):
+    storage = Storage(tmp_path)
+    with logged(lambda status: None, (), storage) as tell:
+        for status in (step(1, 2.0), TrainingStatus(step=1, validation={"loss": 3.0}), step(2, 1.5)):
+            tell(status)
+        rows = pq.read_table(tmp_path / "training.parquet").to_pylist()
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 2.0), (1, None)]
+
+
+def test_curves_that_cannot_be_written_end_no_training(tmp_path):
+    (tmp_path / "run").touch()
+    told = []
+    with logged(told.append, (), Storage(tmp_path / "run")) as tell:
+        for status in (TrainingStatus(validation={"loss": 3.0}), step(1, 2.0)):
+            tell(status)
+    assert [status.step for status in told] == [0, 1]
+
+
 def test_a_cut_training_leaves_its_curves_and_loggers_are_closed(tmp_path):
     OWN.clear()
     storage = Storage(tmp_path)
