@@ -71,6 +71,32 @@ def test_a_run_killed_in_every_part_goes_on_to_the_identical_result(finished, tm
     assert folder_bytes(tmp_path) == folder_bytes(finished[0])
 
 
+@pytest.mark.process
+def test_a_run_killed_in_training_goes_on_to_the_identical_result(finished, tmp_path):
+    # Killed after the checkpoint of step 4, in the middle of an epoch of 6.
+    settings = [*SHORT, "training.epochs=2", "training.batch_size=16", "training.checkpoint_steps=4"]
+    config = raysearch.load_config(assignments=settings)
+    for name in ("whole", "killed"):
+        shutil.copytree(finished[0] / "run", tmp_path / name / "run")
+        for file in ("finetune.json", "metrics.json", "model/manifest.json", "result.json"):
+            (tmp_path / name / "run" / file).unlink()
+    expected = run(tmp_path / "whole", config=config, resume=True)
+    arguments = run_arguments(
+        tmp_path / "killed", "run", "--resume", factory="make_fragile_task", settings=settings
+    )
+    checkpoints = tmp_path / "killed" / "run" / "checkpoints" / "training"
+    killed = run_process(*arguments, TOY_KILL_AFTER=str(checkpoints))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    names = {path.name for path in checkpoints.iterdir()}
+    assert names == {"best-00000000.safetensors", "step-00000004.safetensors"}
+    resumed = run(tmp_path / "killed", config=config, resume=True)
+    assert resumed.quantized_metrics == expected.quantized_metrics
+    for file in ("finetune.json", "checkpoints/best.safetensors"):
+        whole = (tmp_path / "whole" / "run" / file).read_bytes()
+        assert (tmp_path / "killed" / "run" / file).read_bytes() == whole
+    assert not checkpoints.exists()
+
+
 def damage_all(folder):
     """Empty every record that a run can compute again, as a loss of power may leave it; their names."""
     names = [name for record in codecs.RECORDS for name in record.files if (folder / name).exists()]
