@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from raysearch.records import BitAssignment
 from raysearch.training import Recipe
 from raysearch.training.context import ProcessContext
 from raysearch.training.loop import Training
+from tests.support.patience import HANG_SECONDS
 
 CLASSES = 5
 
@@ -144,3 +148,26 @@ class RankSpy:
                 file.write(f"{mark!r}\n")
         # Only the plain model has its parts as attributes; a DDP wrapper does not.
         return model.head(model.drop(model.second(model.norm(model.first(batch[0])).relu()).relu()))
+
+
+class Deadly:
+    """A forward that kills a process behind the checkpoint of step 4, once.
+
+    Args:
+        folder: of the run.
+        pid: whom it kills; None: the process that it runs in.
+    """
+
+    def __init__(self, folder: str, pid: int | None = None) -> None:
+        self.folder = folder
+        self.pid = pid
+
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
+        is_due = Path(self.folder, "training", "step-00000004.safetensors").exists()
+        killed = Path(self.folder, "driver-killed" if self.pid else "worker-killed")
+        if is_due and not killed.exists():
+            killed.write_text(str(os.getpid()))
+            os.kill(self.pid or os.getpid(), signal.SIGKILL)
+            # Ray ends the workers of a driver that is gone.
+            time.sleep(HANG_SECONDS)
+        return default_forward(model, batch)

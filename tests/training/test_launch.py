@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+import ray
 from torch import nn
 
 from raysearch.artifacts import Storage
 from raysearch.cluster.shipping import register_by_value
 from raysearch.training import fine_tune, load_checkpoint
 from tests.support import training_recipes
-from tests.support.training_recipes import Plain, RankSpy, blobs, make_recipe
+from tests.support.patience import HANG_SECONDS, wait_until
+from tests.support.training_recipes import Deadly, Plain, RankSpy, blobs, make_recipe
 
 pytestmark = [
     pytest.mark.ray,
@@ -29,10 +36,26 @@ def run(recipe, folder=None, tell=lambda status: None):
     return result, saved
 
 
-def test_one_worker_gives_the_bits_of_this_process_and_tells_of_its_steps(tmp_path):
-    expected, saved = run(make_recipe(epochs=2))
+def kill_a_driver(folder):
+    """Train in a process that its worker kills; the worker's process, which Ray ends."""
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "tests.support.killed_driver", address, str(folder)]
+    driver = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
+    assert driver.returncode == -signal.SIGKILL, driver.stderr
+    return Path("/proc", (folder / "driver-killed").read_text())
+
+
+@pytest.mark.process
+def test_one_worker_gives_the_bits_of_this_process_though_its_driver_and_itself_are_killed(tmp_path):
+    settings = {"epochs": 2, "checkpoint_steps": 4}
+    expected, saved = run(make_recipe(**settings))
+    worker = kill_a_driver(tmp_path)
+    assert (tmp_path / "training" / "step-00000004.safetensors").exists()
+    # Two workers would write the same checkpoints.
+    wait_until(lambda: not worker.exists())
     told = []
-    result, saved_on_ray = run(make_recipe(epochs=2), tmp_path, told.append)
+    result, saved_on_ray = run(make_recipe(**settings, forward=Deadly(str(tmp_path))), tmp_path, told.append)
+    assert (tmp_path / "worker-killed").exists()
     assert result == expected
     assert saved_on_ray == saved
     assert told[-1].step == told[-1].steps == 12
