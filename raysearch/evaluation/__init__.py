@@ -5,7 +5,7 @@ from raysearch.evaluation.data_set import DataSet, shard_name
 from raysearch.evaluation.divergence import Divergence
 from raysearch.evaluation.forward import Forward, Loss, default_forward, output_tensor
 from raysearch.evaluation.joint_divergence import JointDivergence, Objective
-from raysearch.evaluation.measure import Evaluation, evaluate_model, evaluate_with_errors
+from raysearch.evaluation.measure import Evaluation, Measures, evaluate_model
 from raysearch.evaluation.metric import Metric
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 from raysearch.evaluation.outputs import Judged
@@ -22,6 +22,7 @@ __all__ = [
     "JointDivergence",
     "Judged",
     "Loss",
+    "Measures",
     "Metric",
     "MicrobatchState",
     "Objective",
@@ -31,7 +32,6 @@ __all__ = [
     "batch_size",
     "default_forward",
     "evaluate_model",
-    "evaluate_with_errors",
     "materialise",
     "output_tensor",
     "run_in_microbatches",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raysearch.evaluation.batches import Batch, batch_size
 from raysearch.evaluation.forward import Forward, Loss, frozen_eval
 from raysearch.evaluation.joint_divergence import Objective
-from raysearch.evaluation.metric import Metric, MetricFunction, as_metric
+from raysearch.evaluation.metric import MetricFunction, as_metric
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 
 ShardMetrics = tuple[int, dict[str, float | Tensor]]
@@ -37,38 +37,26 @@ class Evaluation:
     errors: dict[str, float]
 
 
-def evaluate_model(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    forward: Forward,
-    divergence: Objective,
-    reference: nn.Module | None = None,
-    loss: Loss | None = None,
-    metrics: Mapping[str, MetricFunction] | None = None,
-) -> dict[str, float]:
-    """The values of `evaluate_with_errors`."""
-    return evaluate_with_errors(
-        model,
-        batches,
-        forward=forward,
-        divergence=divergence,
-        reference=reference,
-        loss=loss,
-        metrics=metrics,
-    ).values
+@dataclass(frozen=True)
+class Measures:
+    """How a model is run, and what is measured of its outputs.
+
+    Attributes:
+        forward: (model, batch) → outputs.
+        divergence: how outputs are compared with the reference.
+        reference: the float model; without it neither divergence nor agreement is given.
+        loss: (outputs, batch) → scalar.
+        metrics: name → function (outputs, batch) → number.
+    """
+
+    forward: Forward
+    divergence: Objective
+    reference: nn.Module | None = None
+    loss: Loss | None = None
+    metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
 
 
-def evaluate_with_errors(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    forward: Forward,
-    divergence: Objective,
-    reference: nn.Module | None = None,
-    loss: Loss | None = None,
-    metrics: Mapping[str, MetricFunction] | None = None,
-) -> Evaluation:
+def evaluate_model(model: nn.Module, batches: Iterable[Batch], measures: Measures) -> Evaluation:
     """Means over samples, each batch weighted by its size.
 
     A batch that does not fit in memory is run in pieces, whose outputs are put together before they are
@@ -77,11 +65,7 @@ def evaluate_with_errors(
     Args:
         model: the model to judge; left as found.
         batches: a list of batches.
-        forward: (model, batch) → outputs.
-        divergence: how outputs are compared with the reference.
-        reference: the float model; without it neither divergence nor agreement is given.
-        loss: (outputs, batch) → scalar.
-        metrics: name → function (outputs, batch) → number.
+        measures: what is measured.
 
     Returns:
         "divergence" and "agreement" (with a reference), "loss" (with a loss), and the metrics by name.
@@ -90,55 +74,30 @@ def evaluate_with_errors(
         UnitError: one sample alone does not fit in memory.
         TaskError: outputs of pieces cannot be put together.
     """
-    judged = evaluate_shards(
-        model,
-        batches,
-        forward=forward,
-        divergence=divergence,
-        reference=reference,
-        loss=loss,
-        metrics=metrics,
-    )
-    return over_samples(judged, metrics)
+    return over_samples(evaluate_shards(model, batches, measures), measures.metrics)
 
 
-def evaluate_shards(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    forward: Forward,
-    divergence: Objective,
-    reference: nn.Module | None = None,
-    loss: Loss | None = None,
-    metrics: Mapping[str, MetricFunction] | None = None,
-) -> list[ShardMetrics]:
-    """What `evaluate_with_errors` means over, batch by batch: so several processes can share the batches.
+def evaluate_shards(model: nn.Module, batches: Iterable[Batch], measures: Measures) -> list[ShardMetrics]:
+    """What `evaluate_model` means over, batch by batch: so several processes can share the batches.
 
     Args:
-        model: see `evaluate_with_errors`, as the others.
-        batches: the same.
-        forward: the same.
-        divergence: the same.
-        reference: the same.
-        loss: the same.
-        metrics: the same.
+        model: as there.
+        batches: as there.
+        measures: as there.
     """
     state = MicrobatchState()
 
     def run(module: nn.Module, batch: Batch) -> Any:
-        return run_in_microbatches(lambda part: forward(module, part), batch, state)
+        return run_in_microbatches(lambda part: measures.forward(module, part), batch, state)
 
-    functions = {name: as_metric(metric) for name, metric in (metrics or {}).items()}
     judged: list[ShardMetrics] = []
     for batch in batches:
-        values = _one(model, batch, run, divergence, reference, loss, functions)
+        values = _one(model, batch, run, measures)
         judged.append((batch_size(batch), values))
     return judged
 
 
-def over_samples(
-    judged: Iterable[ShardMetrics], metrics: Mapping[str, MetricFunction] | None = None
-) -> Evaluation:
+def over_samples(judged: Iterable[ShardMetrics], metrics: Mapping[str, MetricFunction]) -> Evaluation:
     """Means over samples, summed in the order of the shards, and their standard errors.
 
     Args:
@@ -160,8 +119,8 @@ def over_samples(
     for name, parts in samples.items():
         every = torch.cat(parts)
         stderr = float(every.std() / math.sqrt(len(every))) if len(every) > 1 else math.nan
-        if name in (metrics or {}):
-            metric = as_metric((metrics or {})[name])
+        if name in metrics:
+            metric = as_metric(metrics[name])
             stderr = metric.error_of(values[name], stderr)
             values[name] = metric.value_of(values[name])
         if math.isfinite(stderr):
@@ -169,16 +128,9 @@ def over_samples(
     return Evaluation(values, errors)
 
 
-def _one(
-    model: nn.Module,
-    batch: Batch,
-    run: Forward,
-    divergence: Objective,
-    reference: nn.Module | None,
-    loss: Loss | None,
-    metrics: Mapping[str, Metric],
-) -> dict[str, float | Tensor]:
+def _one(model: nn.Module, batch: Batch, run: Forward, measures: Measures) -> dict[str, float | Tensor]:
     values: dict[str, float | Tensor] = {}
+    divergence, reference = measures.divergence, measures.reference
     with frozen_eval(model), torch.no_grad():
         outputs = run(model, batch)
         if reference is not None:
@@ -187,9 +139,10 @@ def _one(
             judged = divergence.judged(outputs, batch)
             values["divergence"] = divergence.per_sample(judged, target).cpu()
             values["agreement"] = divergence.agreement(judged, target)
-        if loss is not None:
-            values["loss"] = float(loss(outputs, batch))
-        for name, metric in metrics.items():
+        if measures.loss is not None:
+            values["loss"] = float(measures.loss(outputs, batch))
+        for name, function in measures.metrics.items():
+            metric = as_metric(function)
             if metric.per_sample:
                 values[name] = metric.samples(outputs, batch)
             else:

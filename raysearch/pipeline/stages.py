@@ -13,7 +13,7 @@ from raysearch.artifacts import RunStore, codecs
 from raysearch.calibration import adapt_batch_norm, calibrate
 from raysearch.cluster.pool import Pool
 from raysearch.controller import create_controller
-from raysearch.evaluation import Batch, DataSet, Evaluation, Replica, evaluate_with_errors
+from raysearch.evaluation import Batch, DataSet, Evaluation, Measures, Replica, evaluate_model
 from raysearch.evaluation.half_precision import in_float32
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.evaluation.sampling import random_shards
@@ -289,15 +289,9 @@ def evaluate_both(inputs: Inputs, stripped: nn.Module) -> dict[str, dict[str, fl
 
 def judge(inputs: Inputs, model: nn.Module, batches: list[Batch]) -> Evaluation:
     """Metrics of a model on some batches, compared with the float model."""
-    return evaluate_with_errors(
-        model,
-        batches,
-        forward=inputs.task.run,
-        divergence=inputs.divergence,
-        reference=inputs.task.model,
-        loss=inputs.task.loss,
-        metrics=inputs.task.metrics,
-    )
+    task = inputs.task
+    measures = Measures(task.run, inputs.divergence, task.model, task.loss, task.metrics)
+    return evaluate_model(model, batches, measures)
 
 
 def export(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from raysearch.evaluation.measure import ShardMetrics, evaluate_shards, over_samples
+from raysearch.evaluation.measure import Measures, ShardMetrics, evaluate_shards, over_samples
 from raysearch.training.context import Context
 from raysearch.training.recipe import Recipe
 from raysearch.training.step import place
@@ -24,15 +24,8 @@ def validate(recipe: Recipe, context: Context, model: nn.Module, teacher: nn.Mod
     indices = range(context.rank, len(recipe.validation), context.world)
     # One at a time: all validation samples together need not fit on a GPU.
     shards = (place(recipe.validation[index], context.device) for index in indices)
-    judged = evaluate_shards(
-        model,
-        shards,
-        forward=recipe.forward,
-        divergence=recipe.divergence,
-        reference=teacher,
-        loss=recipe.loss,
-        metrics=recipe.metrics,
-    )
+    measures = Measures(recipe.forward, recipe.divergence, teacher, recipe.loss, recipe.metrics)
+    judged = evaluate_shards(model, shards, measures)
     by_index: dict[int, ShardMetrics] = {}
     for rank, values in enumerate(context.gather(judged)):
         by_index.update(zip(range(rank, len(recipe.validation), context.world), values, strict=True))

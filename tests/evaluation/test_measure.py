@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from raysearch.evaluation import (
     Divergence,
+    Measures,
     Metric,
     Replica,
     WorkerCache,
     default_forward,
     evaluate_model,
-    evaluate_with_errors,
 )
 from tests.support import model_zoo
 
@@ -41,15 +41,8 @@ def test_batches_weigh_by_their_size() -> None:
     model, reference = other(), model_zoo.build("digits")
     model.train()
     divergence = Divergence()
-    got = evaluate_model(
-        model,
-        BATCHES,
-        forward=default_forward,
-        divergence=divergence,
-        reference=reference,
-        loss=loss,
-        metrics={"accuracy": accuracy},
-    )
+    measures = Measures(default_forward, divergence, reference, loss, {"accuracy": accuracy})
+    got = evaluate_model(model, BATCHES, measures).values
     assert model.training
     model.eval()
     with torch.no_grad():
@@ -66,14 +59,8 @@ def test_what_is_known_of_each_sample_has_a_standard_error() -> None:
         return nn.functional.cross_entropy(outputs, batch[1], reduction="none")
 
     model, reference, divergence = other(), model_zoo.build("digits"), Divergence()
-    got = evaluate_with_errors(
-        model,
-        BATCHES,
-        forward=default_forward,
-        divergence=divergence,
-        reference=reference,
-        metrics={"accuracy": accuracy, "perplexity": Metric(nll, per_sample=True, of_mean=math.exp)},
-    )
+    metrics = {"accuracy": accuracy, "perplexity": Metric(nll, per_sample=True, of_mean=math.exp)}
+    got = evaluate_model(model, BATCHES, Measures(default_forward, divergence, reference, metrics=metrics))
     with torch.no_grad():
         z, target = model(X), reference(X)
     each = divergence.per_sample(z, target)
@@ -84,7 +71,7 @@ def test_what_is_known_of_each_sample_has_a_standard_error() -> None:
     assert got.values["perplexity"] == pytest.approx(math.exp(losses.mean()), rel=1e-5)
     slope = got.values["perplexity"] * float(losses.std() / 7**0.5)
     assert got.errors["perplexity"] == pytest.approx(slope, rel=0.05)
-    alone = evaluate_with_errors(model, [(X[:1], Y[:1])], forward=default_forward, divergence=divergence)
+    alone = evaluate_model(model, [(X[:1], Y[:1])], Measures(default_forward, divergence))
     assert alone.errors == {}
 
 
@@ -105,23 +92,18 @@ def test_a_batch_that_does_not_fit_is_judged_whole() -> None:
 
     model, known = Greedy(), {}
     for model.fits in (99, 2):
-        known[model.fits] = evaluate_model(
-            model,
-            BATCHES,
-            forward=default_forward,
-            divergence=Divergence(),
-            reference=model_zoo.build("digits"),
-            loss=total,
-            metrics={"accuracy": accuracy},
+        measures = Measures(
+            default_forward, Divergence(), model_zoo.build("digits"), total, {"accuracy": accuracy}
         )
+        known[model.fits] = evaluate_model(model, BATCHES, measures).values
     assert known[2] == pytest.approx(known[99], rel=1e-5)
 
 
 def test_without_a_reference_there_is_no_divergence_and_without_batches_nothing() -> None:
     model = model_zoo.build("digits")
-    got = evaluate_model(model, BATCHES, forward=default_forward, divergence=Divergence(), loss=loss)
-    assert list(got) == ["loss"]
-    assert evaluate_model(model, [], forward=default_forward, divergence=Divergence(), loss=loss) == {}
+    measures = Measures(default_forward, Divergence(), loss=loss)
+    assert list(evaluate_model(model, BATCHES, measures).values) == ["loss"]
+    assert evaluate_model(model, [], measures).values == {}
 
 
 def replica() -> Replica:

@@ -8,7 +8,7 @@ from raysearch.calibration import calibrate
 from raysearch.cluster.pool import LocalPool
 from raysearch.config import PlacementConfig, SensitivityConfig
 from raysearch.errors import DataError
-from raysearch.evaluation import DataSet, Divergence, JointDivergence, Replica, evaluate_model
+from raysearch.evaluation import DataSet, Divergence, JointDivergence, Measures, Replica, evaluate_model
 from raysearch.evaluation.curvature.joint_factor import as_cotangent, objective_factor
 from raysearch.evaluation.fit_divergence import Wish, fit_divergence
 from raysearch.evaluation.joint_divergence import OutputPart
@@ -197,9 +197,9 @@ def test_responses_of_logits_over_a_vocabulary_leave_padding_out(monkeypatch, si
 def test_a_model_is_evaluated_where_it_counts():
     torch.manual_seed(0)
     model, reference = PerToken(), PerToken()
-    both = {"forward": run, "reference": reference}
-    got = evaluate_model(model, [padded()], divergence=Divergence(positions=positions), **both)
-    expected = evaluate_model(model, apart(), divergence=Divergence(), **both)
+    of_padded = Measures(run, Divergence(positions=positions), reference)
+    got = evaluate_model(model, [padded()], of_padded).values
+    expected = evaluate_model(model, apart(), Measures(run, Divergence(), reference)).values
     assert got == pytest.approx(expected, rel=1e-6)
 
 
