@@ -33,6 +33,7 @@ from raysearch.pipeline.reuse import EarlierRun
 from raysearch.records import CostModel, QuantizerSetup, RunResult, RunStatus
 from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task
+from raysearch.training.loggers import check_loggers
 
 _log = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ def run(
         # The task's file may have set modes of its own.
         with plain_modes(), pinned_threads(settings.cluster.threads):
             inputs = check_inputs(loaded, settings, texts)
+            check_loggers(settings.training.loggers, store.storage)
             started: dict[str, Any] = {"task": _task_name(task), "budget": list(texts)}
             if source is not None:
                 started["start_from"] = source.as_started

@@ -44,7 +44,6 @@ from raysearch.records import (
 )
 from raysearch.search import check_budgets, check_minimized, check_sampler
 from raysearch.task import Task, private_task
-from raysearch.training.loggers import find_logger
 
 FORWARD_ADVICE = (
     "Give Task(forward=...) a function (model, batch) that runs such a batch, or data that the model takes."
@@ -303,8 +302,6 @@ def _check_settings(task: Task, config: Config) -> None:
     _check_batch_norm_samples(config.calibration)
     _check_surrogate(config)
     _check_loss(task, config)
-    for name in config.training.loggers:
-        find_logger(name)
     # Refuses a global batch that the workers cannot share.
     config.training.share_of_one(config.training.num_workers)
 

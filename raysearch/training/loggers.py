@@ -84,15 +84,23 @@ class TensorBoardLogger:
     """Event files below the run's folder, for `tensorboard --logdir`.
 
     Args:
-        storage: the run's folder.
-
-    Raises:
-        ConfigError: tensorboardX is not installed, or the run's folder is on no local disk.
+        storage: the run's folder; see `check`.
     """
 
     def __init__(self, storage: Storage) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(Path(storage.local_path("tensorboard"))))
+
+    @staticmethod
+    def check(storage: Storage) -> None:
+        """Refuse what cannot be made.
+
+        Raises:
+            ConfigError: tensorboardX is not installed, or the run's folder is on no local disk.
+        """
         try:
-            from tensorboardX import SummaryWriter
+            import tensorboardX  # noqa: F401
         except ImportError as error:
             raise ConfigError(
                 "training.loggers names 'tensorboard', which needs tensorboardX: `pip install tensorboardX`."
@@ -102,7 +110,6 @@ class TensorBoardLogger:
                 "training.loggers names 'tensorboard', which writes to a local disk, and the run's folder is "
                 "elsewhere; `training.parquet` has the same numbers."
             )
-        self._writer = SummaryWriter(str(Path(storage.local_path("tensorboard"))))
 
     def log(self, status: TrainingStatus) -> None:
         """Add the points of a step, or of a validation."""
@@ -142,6 +149,21 @@ def find_logger(name: str) -> Callable[[Storage], TrainingLogger]:
     return make
 
 
+def check_loggers(names: tuple[str, ...], storage: Storage) -> None:
+    """Refuse, before a run, loggers that its training could not make.
+
+    Args:
+        names: see `training.loggers`.
+        storage: the run's folder.
+
+    Raises:
+        ConfigError: there is no such logger, or it cannot write there.
+    """
+    for name in names:
+        if find_logger(name) is TensorBoardLogger:
+            TensorBoardLogger.check(storage)
+
+
 @contextmanager
 def logged(tell: Tell, names: tuple[str, ...], storage: Storage) -> Iterator[Tell]:
     """Pass statuses on to a listener, to `training.parquet` and to the loggers of the settings.
@@ -150,9 +172,6 @@ def logged(tell: Tell, names: tuple[str, ...], storage: Storage) -> Iterator[Tel
         tell: the listener.
         names: see `training.loggers`.
         storage: the run's folder.
-
-    Raises:
-        ConfigError: a logger cannot be made.
     """
     with ExitStack() as stack:
         loggers: list[TrainingLogger] = [ParquetLogger(storage)]

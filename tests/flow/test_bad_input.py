@@ -1,6 +1,7 @@
 """Every wrong use: one paragraph, exit code 2, no traceback, nothing lost."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -48,6 +49,14 @@ def test_unknown_layer_in_a_pin_names_the_nearest():
     text = refuse("inspect", TASK, "--set", "placement.pins.hed.weight=8")
     assert "'hed.weight'" in text
     assert "head.weight" in text
+
+
+def test_a_logger_that_training_could_not_make(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    loggers = ("--set", 'training.loggers=["tensorboard"]')
+    text = refuse("run", TASK, "--budget", "avg_bits<=4", "--storage", tmp_path, "--workers", "0", *loggers)
+    assert "pip install tensorboardX" in text
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("budget", ["avg_bits<=1.5", "size<=5%", "bops<=1%", "act_bits<=7"])

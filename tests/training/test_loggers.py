@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pyarrow.parquet as pq
 import pytest
 
 from raysearch.artifacts import Storage
 from raysearch.errors import ConfigError
 from raysearch.records import TrainingStatus
-from raysearch.training.loggers import find_logger, logged
+from raysearch.training.loggers import check_loggers, logged
 
 OWN = []
 
@@ -91,9 +93,15 @@ def test_a_logger_that_is_none_is_refused(name):
     with pytest.raises(
         ConfigError, match=f"training.loggers names '{name}', which is neither one of tensorb"
     ):
-        find_logger(name)
+        check_loggers(("tensorboard", name), Storage("runs"))
 
 
 def test_tensorboard_needs_a_local_disk():
     with pytest.raises(ConfigError, match="writes to a local disk"):
-        find_logger("tensorboard")(Storage("s3://bucket/runs"))
+        check_loggers(("tensorboard",), Storage("s3://bucket/runs"))
+
+
+def test_tensorboard_that_is_not_installed_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ConfigError, match="pip install tensorboardX"):
+        check_loggers(("tensorboard",), Storage("runs"))
