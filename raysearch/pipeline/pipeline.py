@@ -285,14 +285,18 @@ class Pipeline:
     def _train(
         self, ranges: RangeTable, assignment: BitAssignment, refinement: Refinement | None
     ) -> tuple[FineTuneResult, bytes]:
-        """What training gave, and its best state."""
-        training = self._complete(TRAINING, self._fine_tune, ranges, assignment, refinement)
-        forget_checkpoints(self.store.storage.child("checkpoints"))
+        """What training gave, and its best state; a damaged one is made again."""
         try:
-            return training, self.store.load_checkpoint(training.checkpoint)
+            return self._trained(ranges, assignment, refinement)
         except DamagedFileError as error:
             self._set_aside(codecs.FINE_TUNE, error)
+        return self._trained(ranges, assignment, refinement)
+
+    def _trained(
+        self, ranges: RangeTable, assignment: BitAssignment, refinement: Refinement | None
+    ) -> tuple[FineTuneResult, bytes]:
         training = self._complete(TRAINING, self._fine_tune, ranges, assignment, refinement)
+        forget_checkpoints(self.store.storage.child("checkpoints"))
         return training, self.store.load_checkpoint(training.checkpoint)
 
     def _refine(self, ranges: RangeTable, assignment: BitAssignment) -> Refinement | None:

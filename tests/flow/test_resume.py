@@ -95,6 +95,15 @@ def test_a_run_killed_in_training_goes_on_to_the_identical_result(finished, tmp_
         whole = (tmp_path / "whole" / "run" / file).read_bytes()
         assert (tmp_path / "killed" / "run" / file).read_bytes() == whole
     assert not checkpoints.exists()
+    # The best state is damaged later: training begins anew, and leaves nothing more.
+    best = checkpoints.with_name("best.safetensors")
+    whole = best.read_bytes()
+    best.write_bytes(whole[:-1])
+    (tmp_path / "killed" / "run" / "result.json").unlink()
+    with pytest.warns(UserWarning, match=r"best\.safetensors is damaged"):
+        run(tmp_path / "killed", config=config, resume=True)
+    assert best.read_bytes() == whole
+    assert not checkpoints.exists()
 
 
 def damage_all(folder):
