@@ -327,7 +327,7 @@ def test_with_little_room_a_forward_restarts_at_the_block_that_changed():
     twin.record(replica, options[-2:], "calibration", 0)
     assert RUNS == []
     expected = {"a": "abcdef", "b": "bcdef", "c": "bcdef", "d": "def", "e": "def", "f": "f"}
-    ids = {name: setup.group_of(point).id for point in setup.of_kind("weight") for name in (point[-8],)}
+    ids = {point.removesuffix(".weight")[-1]: setup.group_of(point).id for point in setup.of_kind("weight")}
     assert {name: runs_of(twin, replica, group) for name, group in ids.items()} == expected
     for option in options:
         arguments = replica, BitAssignment(dict([option])), "calibration", 0
