@@ -20,6 +20,7 @@ from raysearch.evaluation.forward import frozen_eval
 from raysearch.records.refinement import Candidate, Refinement
 from raysearch.records.winner import Winner
 from raysearch.refinement.tunable_model import TunableModel
+from raysearch.rounding.layers import Geometry, where_counted
 
 TUNED = "tuned"
 
@@ -182,7 +183,10 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 
 def terms_of(replica: Replica, model: nn.Module, modules: Sequence[str], batch: Batch) -> Tensor:
-    """The divergence of the outputs and the error of the modules' outputs, means over samples, [2]."""
+    """The divergence of the outputs and the error of the modules' outputs, means over samples, [2].
+
+    Of modules too the outputs at positions that do not count are left out.
+    """
     with _outputs_of(replica.model, modules) as targets, torch.no_grad():
         reference = replica.divergence.judged(replica.forward(replica.model, batch), batch)
     with _outputs_of(model, modules) as outputs:
@@ -190,7 +194,11 @@ def terms_of(replica: Replica, model: nn.Module, modules: Sequence[str], batch: 
     divergence = replica.divergence.per_sample(judged, reference).mean()
     if not outputs or set(outputs) != set(targets):
         return torch.stack([divergence, torch.zeros_like(divergence)])
-    errors = [_error(outputs[name], targets[name]) for name in outputs]
+    counted = replica.counted(batch)
+    errors = []
+    for name, output in outputs.items():
+        own, target = (where_counted(Geometry("linear"), each, counted) for each in (output, targets[name]))
+        errors.append(_error(own, target))
     return torch.stack([divergence, torch.stack(errors).mean()])
 
 

@@ -9,7 +9,7 @@ import torch
 from raysearch.cluster.pool import LocalPool
 from raysearch.config.rounding import RoundingConfig
 from raysearch.errors import DataError, PlacementError
-from raysearch.evaluation import DataSet
+from raysearch.evaluation import DataSet, Divergence, Replica
 from raysearch.hooks import put_floats
 from raysearch.records import BitAssignment, Candidate
 from raysearch.records.refinement import PLAIN
@@ -18,6 +18,7 @@ from raysearch.refinement import refine
 from raysearch.refinement.judging import make_model
 from raysearch.refinement.tuning import Work, candidate_from, terms_of, tune
 from raysearch.rounding import round_weights
+from tests.support.padded_sentences import PerToken, padded, positions, run
 from tests.support.shuffled_pool import ShuffledPool
 from tests.support.small_replicas import inputs_of, make_ranges, make_replica, make_setup
 
@@ -113,3 +114,14 @@ def test_values_of_another_model_are_refused_and_nothing_is_written(case):
     with pytest.raises(PlacementError, match=r"'nose\.bias' of shape \(3,\)"):
         put_floats(model, {"head.bias": np.zeros(4, "f4"), "nose.bias": np.zeros(3, "f4")})
     assert torch.equal(model.head.bias, before)
+
+
+def test_what_stands_in_padding_tunes_nothing():
+    torch.manual_seed(0)
+    replica = Replica(PerToken(), run, {}, Divergence(positions=positions))
+    model, batch = PerToken(), padded()
+    other = {**batch, "ids": torch.where(positions(batch), batch["ids"], 0)}
+    assert not torch.equal(other["ids"], batch["ids"])
+    terms = terms_of(replica, model, ["hidden"], batch)
+    assert terms[1] > 0
+    assert torch.allclose(terms_of(replica, model, ["hidden"], other), terms, rtol=1e-12)
