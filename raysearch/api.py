@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -28,8 +28,9 @@ from raysearch.pipeline.pipeline import Pipeline
 from raysearch.pipeline.pools import pool_session
 from raysearch.pipeline.preflight import preflight
 from raysearch.pipeline.preflight.training import trains
-from raysearch.pipeline.progress import Listener, Progress, reporting, stoppable
+from raysearch.pipeline.progress import Listener, Preparation, Progress, reporting, stoppable
 from raysearch.pipeline.reuse import EarlierRun
+from raysearch.pipeline.workers import with_workers
 from raysearch.records import CostModel, QuantizerSetup, RunResult, RunStatus
 from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task
@@ -81,8 +82,9 @@ def run(
         run_id: name of the run; made from the time by default.
         resume: go on with the run `run_id`; finished units, batches and stages are read, not repeated.
         address: "local" (an embedded Ray), "auto" (the cluster of the environment) or "HOST[:PORT]".
-        workers: actors; 0 computes in this process without Ray. Default: `cluster.workers`. The result does
-            not depend on it.
+        workers: actors; 0 computes in this process without Ray. Default: `cluster.workers`, by which short
+            work on this machine stays in this process, and long work has an actor a core. The result does not
+            depend on it.
         listener: called with the status whenever it changes.
 
     Raises:
@@ -114,20 +116,25 @@ def run(
         settings = _as_resumed(settings, store.open()["config"])
     else:
         store.check_vacant()
+    before = Preparation(store.run_id, listener)
     # A factory or a loader that draws from a global generator draws the same when the run is resumed.
     with pinned_threads(settings.cluster.threads), seeded(derive_seed(settings.seed, "task")):
-        loaded = load_task(task)
+        with before.step("task"):
+            loaded = load_task(task)
         settings = with_defaults(settings, loaded.settings)
         # The task's file may have set modes of its own.
         with plain_modes(), pinned_threads(settings.cluster.threads):
-            inputs = check_inputs(loaded, settings, texts)
+            with before.step("checks"):
+                inputs = with_workers(check_inputs(loaded, settings, texts), address)
+            settings = inputs.config
             check_loggers(settings.training.loggers, store.storage)
             started: dict[str, Any] = {"task": _task_name(task), "budget": list(texts)}
             if source is not None:
                 started["start_from"] = source.as_started
                 source.check(started | settings.fixed(), inputs, FOLLOW_DEVICE)
             if not resume:
-                preflight(inputs, partial(_tell_preflight, store.run_id, listener))
+                with before.step("preflight"):
+                    preflight(inputs, partial(before.tell, "preflight"))
     if resume:
         ignore = ("task", *FOLLOW_DEVICE, *_changeable(store))
         store.check_same(started | settings.fixed(), inputs.fingerprints, ignore=ignore)
@@ -141,10 +148,12 @@ def run(
         plain_modes(),
         owned(store),
         driver_log(store),
-        reporting(Progress(store, listener), remark) as progress,
-        pool_session(settings, address, trains(inputs)) as session,
-        stoppable(),
+        reporting(Progress(store, listener, before.seconds), remark) as progress,
+        ExitStack() as stack,
     ):
+        with progress.stage("workers"):
+            session = stack.enter_context(pool_session(settings, address, trains(inputs)))
+        stack.enter_context(stoppable())
         settings = session.config
         _settle_device(store, started | settings.fixed())
         if source is not None:
@@ -158,10 +167,6 @@ def run(
 def _task_name(task: Task | str) -> str:
     """As `run.json` names it: the factory, or the model's class."""
     return task if isinstance(task, str) else type(task.model).__name__
-
-
-def _tell_preflight(run_id: str, listener: Listener, done: int, total: int) -> None:
-    listener(RunStatus(run_id, "running", "preflight", done, total, updated=time.time()))
 
 
 def _as_resumed(settings: Config, recorded: Mapping[str, Any]) -> Config:

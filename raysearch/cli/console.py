@@ -29,6 +29,7 @@ from raysearch.records import (
 )
 from raysearch.reporting import sensitivity_grid, sketch_note
 from raysearch.reporting.format import cost, duration
+from raysearch.reporting.grids import times_grid
 
 LINE_EVERY_SECONDS = 30.0
 
@@ -186,6 +187,15 @@ def metric_text(result: RunResult, model: str, name: str) -> str:
         return ""
     stderr = result.standard_errors.get(model, {}).get(name)
     return f"{value:.6g}" if not stderr else f"{value:.6g} ± {stderr:.2g}"
+
+
+def times_table(seconds: Mapping[str, float]) -> Table:
+    """Where the time of a run went, and all of it."""
+    table = Table("stage", "time")
+    table.columns[1].justify = "right"
+    for row in times_grid(seconds).rows:
+        table.add_row(row.name, *row.cells)
+    return table
 
 
 def front_table(front: Sequence[Mapping[str, Any]]) -> Table:

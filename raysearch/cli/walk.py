@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 import typer
@@ -101,13 +102,18 @@ def run(
         int | None, typer.Option("--trial", help="train and export this trial of --from; no search")
     ] = None,
     address: Annotated[str, typer.Option(help="local, auto or HOST[:PORT]")] = "local",
-    workers: Annotated[int | None, typer.Option(help="actors; 0: in this process, without Ray")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="actors; 0: in this process, without Ray; default: 0, or one a core for long work"),
+    ] = None,
     latency: LatencyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a model under a budget, or at the least cost for a drop: the whole walk."""
+    started = time.monotonic()
     from raysearch import api
 
+    imports = time.monotonic() - started
     with command(as_json) as show:
         is_named = task is not None or model is not None or start_from is None
         spec = task_of(task, model, data, kind, options) if is_named else None
@@ -139,6 +145,7 @@ def run(
                 out.print(console.front_table(result.front))
             for note in result.notes:
                 out.print(f"note: {note}")
+            out.print(console.times_table({"imports": imports, **result.seconds}))
             out.print(f"model:  {result.model_dir}")
             out.print(f"report: {result.report or 'none'}")
 

@@ -64,7 +64,7 @@ class FleetSettings(Protocol):
     """How many actors, and what each has: the section `cluster` of the settings is one."""
 
     @property
-    def workers(self) -> int:
+    def num_workers(self) -> int:
         """How many actors."""
         ...
 
@@ -154,7 +154,7 @@ class Fleet:
     def top_up(self) -> None:
         """Ask for as many actors as are missing, without waiting for them."""
         settings = self._settings
-        while len(self.members) < settings.workers:
+        while len(self.members) < settings.num_workers:
             actor = self._actor_class.remote(
                 self._replica_ref, settings.threads, settings.deterministic, self._num_gpus
             )
@@ -211,7 +211,7 @@ class Fleet:
             "a worker was not ready within %g seconds; the run goes on with %d of %d",
             seconds,
             len(self.members),
-            self._settings.workers,
+            self._settings.num_workers,
         )
 
     def nowhere_to_run(self, reason: str) -> PoolError:
@@ -220,8 +220,8 @@ class Fleet:
         free = _amounts(ray.available_resources())  # type: ignore[no-untyped-call]
         total = _amounts(ray.cluster_resources())  # type: ignore[no-untyped-call]
         return PoolError(
-            f"{reason}: asked for {self._settings.workers} workers with {requested} each; the cluster has "
-            f"{total}, of which {free} are free. Ask for less, free the cluster, or raise "
+            f"{reason}: asked for {self._settings.num_workers} workers with {requested} each; the cluster "
+            f"has {total}, of which {free} are free. Ask for less, free the cluster, or raise "
             "cluster.startup_timeout_seconds if the cluster is still growing or the model takes long to build"
         )
 

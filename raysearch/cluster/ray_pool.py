@@ -108,7 +108,7 @@ class RayPool:
             PoolError: Ray has not been started in this process.
             TaskError: the replica cannot be shipped.
         """
-        for name, value in (("cluster.workers", settings.workers), ("depth", depth)):
+        for name, value in (("cluster.workers", settings.num_workers), ("depth", depth)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; a pool of actors needs at least 1")
         if not ray.is_initialized():
@@ -118,7 +118,7 @@ class RayPool:
         self._depth = depth
         self._unit_timeout = settings.unit_timeout_seconds
         self._max_unit_retries = tolerance.unit_retries
-        self._max_deaths = settings.workers + tolerance.deaths
+        self._max_deaths = settings.num_workers + tolerance.deaths
         self._clock = clock
         self._num_batches = 0
         self._metrics = FleetMetrics()

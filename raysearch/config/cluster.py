@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raysearch.config.section import Section
 
@@ -13,7 +13,8 @@ class ClusterConfig(Section):
     """The fleet. Only `threads`, `device` and `deterministic` can change a result: its rounding.
 
     Attributes:
-        workers: Ray actors; 0 computes in this process without Ray.
+        workers: Ray actors; 0 computes in this process without Ray. "auto" is one on a cluster; elsewhere
+            this process, or as many actors as the machine takes where the work is worth their start.
         cpus_per_worker: CPUs an actor reserves.
         gpus_per_worker: GPUs, or the fraction of one, that an actor reserves; None: see `num_gpus`.
         threads: torch and BLAS threads of a worker.
@@ -24,7 +25,7 @@ class ClusterConfig(Section):
         startup_timeout_seconds: after which a worker that is not ready is an error.
     """
 
-    workers: int = Field(1, ge=0)
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0)
     threads: int = Field(1, ge=1)
@@ -33,6 +34,14 @@ class ClusterConfig(Section):
     cache_bytes: int = Field(2**30, ge=0)
     unit_timeout_seconds: float = Field(600.0, gt=0)
     startup_timeout_seconds: float = Field(300.0, gt=0)
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _is_a_count_or_auto(cls, value: Any) -> Any:
+        # Said once: pydantic would complain of a number, and of a word.
+        if value == "auto" or (type(value) is int and value >= 0):
+            return value
+        raise ValueError("give the number of actors, 0 for this process, or 'auto'")
 
     @model_validator(mode="after")
     def _check_gpus(self) -> ClusterConfig:
@@ -47,6 +56,16 @@ class ClusterConfig(Section):
                 "and idle; set cluster.device to 'cuda' or 'auto'"
             )
         return self
+
+    @property
+    def num_workers(self) -> int:
+        """Actors of a pool; one where nobody has counted yet.
+
+        Example:
+            >>> ClusterConfig().num_workers, ClusterConfig(workers=3).num_workers
+            (1, 3)
+        """
+        return 1 if self.workers == "auto" else self.workers
 
     def settled(self, has_gpus: bool) -> ClusterConfig:
         """With the device in force in place of "auto"; without GPUs none is reserved.

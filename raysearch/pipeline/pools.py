@@ -83,7 +83,7 @@ def pool_session(config: Config, address: str, trains: bool = False) -> Iterator
             this process is to compute on a GPU, and has none.
     """
     cluster = config.cluster
-    if cluster.workers == 0:
+    if cluster.num_workers == 0:
         settled = config.settled(torch.cuda.is_available())
         if settled.cluster.device == "cuda" and not torch.cuda.is_available():
             raise PoolError(
@@ -97,7 +97,7 @@ def pool_session(config: Config, address: str, trains: bool = False) -> Iterator
 
     with ray_session(
         address,
-        cluster.workers,
+        cluster.num_workers,
         cpus_per_worker=max(cluster.cpus_per_worker, config.training.cpus_per_worker),
         num_train_workers=config.training.num_workers,
     ) as session:
@@ -130,9 +130,10 @@ def shared_gpus(cluster: ClusterConfig, num_gpus: int) -> ClusterConfig:
         >>> shared_gpus(ClusterConfig(device="cuda", workers=3), 2).gpus_per_worker
         0.5
     """
-    if cluster.device != "cuda" or cluster.gpus_per_worker is not None or not 0 < num_gpus < cluster.workers:
+    num_workers = cluster.num_workers
+    if cluster.device != "cuda" or cluster.gpus_per_worker is not None or not 0 < num_gpus < num_workers:
         return cluster
-    return cluster.model_copy(update={"gpus_per_worker": 1 / math.ceil(cluster.workers / num_gpus)})
+    return cluster.model_copy(update={"gpus_per_worker": 1 / math.ceil(num_workers / num_gpus)})
 
 
 def _open_local_pool(replica: Replica, deterministic: bool) -> Pool:

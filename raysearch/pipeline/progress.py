@@ -56,36 +56,78 @@ class RateMeter:
         return (done - first_done) / (now - since) if now > since else 0.0
 
 
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the time that something takes to what its name has taken already."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - started, 3)
+
+
+class Preparation:
+    """Tells and times what a run does before it has a folder.
+
+    Args:
+        run_id: the run's.
+        listener: is told of each step.
+    """
+
+    def __init__(self, run_id: str, listener: Listener) -> None:
+        self._run_id = run_id
+        self._listener = listener
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Say that a step begins, and time it."""
+        self.tell(name)
+        with timed(self.seconds, name):
+            yield
+
+    def tell(self, name: str, done: int = 0, total: int = 0) -> None:
+        """Say how far a step is."""
+        self._listener(RunStatus(self._run_id, "running", name, done, total, updated=time.time()))
+
+
 class Progress:
     """Keeps `status.json` current.
 
     Unit counts are written at most once a second, since an object store takes a request each; changes of
     stage and state are written at once.
+
+    Args:
+        store: the run's folder.
+        listener: is told of every status.
+        before: seconds of what was done before there was a folder.
     """
 
-    def __init__(self, store: RunStore, listener: Listener) -> None:
+    def __init__(
+        self, store: RunStore, listener: Listener, before: Mapping[str, float] | None = None
+    ) -> None:
         self._store = store
         self._listener = listener
         self._written = 0.0
         self._meter = RateMeter()
-        self.seconds: dict[str, float] = {}
+        self.seconds = dict(before or {})
         if store.has(codecs.STATUS):
             # A run that goes on adds to the times of its earlier attempts, and goes on without them as well.
             with suppress(DamagedFileError):
-                self.seconds.update(store.load(codecs.STATUS).seconds)
+                earlier = store.load(codecs.STATUS).seconds
+                self.seconds = {**earlier, **{k: v + earlier.get(k, 0.0) for k, v in self.seconds.items()}}
         self._status = RunStatus(store.run_id, "running", seconds=self.seconds)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage; what an interrupted attempt spent on it is added to."""
-        started = time.monotonic()
         before = self.seconds.get(name, 0.0)
         self.tell("running", name)
         try:
-            yield
+            with timed(self.seconds, name):
+                yield
         finally:
-            self.seconds[name] = round(before + time.monotonic() - started, 3)
-            _log.info("%s took %.1f s", name, time.monotonic() - started)
+            _log.info("%s took %.1f s", name, self.seconds[name] - before)
             self.tell("running", name, done=self._status.done, total=self._status.total)
 
     def units(self, stage: str, done: int, total: int, details: Mapping[str, Any] | None = None) -> None:

@@ -160,10 +160,10 @@ def checks_grid(manifest: ExportManifest) -> Grid:
     return Grid(columns, tuple(rows))
 
 
-def times_grid(result: RunResult) -> Grid:
+def times_grid(seconds_by_stage: Mapping[str, float]) -> Grid:
     """Seconds per stage and in all."""
-    rows = [Row(stage, (duration(seconds),)) for stage, seconds in result.seconds.items()]
-    total = duration(sum(result.seconds.values()))
+    rows = [Row(stage, (duration(seconds),)) for stage, seconds in seconds_by_stage.items()]
+    total = duration(sum(seconds_by_stage.values()))
     return Grid(("stage", "time"), (*rows, Row("in all", (total,))))
 
 

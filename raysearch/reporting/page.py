@@ -109,7 +109,7 @@ def _tables(records: ReportRecords, schemes: Mapping[str, Scheme]) -> dict[str, 
         "sources": grids.sources_grid(search) if search.reasons else None,
         "agreement": grids.agreement_grid(search) if search.agreement else None,
         "checks": grids.checks_grid(manifest) if manifest else None,
-        "times": grids.times_grid(result) if result.seconds else None,
+        "times": grids.times_grid(result.seconds) if result.seconds else None,
     }
 
 

@@ -38,7 +38,8 @@ def test_the_json_document_holds_everything(finished):
     assert set(result["quantized_metrics"]) == {"divergence", "agreement", "loss", "accuracy"}
     assert result["float_metrics"]["divergence"] == 0
     assert set(result["seconds"]) == {
-        "calibration", "rounding", "sensitivity", "search", "refinement", "training", "evaluation", "export",
+        "task", "checks", "preflight", "workers", "calibration", "rounding", "sensitivity", "search",
+        "refinement", "training", "evaluation", "export",
     }  # fmt: skip
     assert Path(result["report"]).is_file()
 

@@ -51,8 +51,8 @@ def preflight(inputs: Inputs, tell: Callable[[int, int], None]) -> None:
         if trains(inputs):
             check_training(inputs, recipe)
         tell(2, STEPS)
-        if inputs.config.cluster.workers:
-            _check_travel(inputs)
+        if inputs.config.cluster.num_workers:
+            check_travel(inputs)
         tell(3, STEPS)
         stripped = recipe.build().strip_model(do_copy=False)
         check_files(inputs, stripped, assignment)
@@ -80,8 +80,12 @@ def _extremes(inputs: Inputs, batches: list[Batch]) -> RangeTable:
         return calibrate_model(model, inputs.setup, data[""], settings, forward=inputs.task.run)
 
 
-def _check_travel(inputs: Inputs) -> None:
-    """Pack what workers are sent; what cannot be packed is named."""
+def check_travel(inputs: Inputs) -> None:
+    """Pack what workers are sent.
+
+    Raises:
+        TaskError: names what cannot be packed.
+    """
     task = inputs.task
     parts = {"forward": task.forward, "loss": task.loss, "metrics": dict(task.metrics), "model": task.model}
     if trains(inputs):

@@ -66,7 +66,7 @@ def _check_sizes(inputs: Inputs) -> None:
         ConfigError: no step could be as large as asked for.
     """
     data, settings = inputs.task.train, inputs.config.training
-    num_workers = settings.num_workers if inputs.config.cluster.workers else 1
+    num_workers = settings.num_workers if inputs.config.cluster.num_workers else 1
     batches = training_batches(data, settings.batch_size, 0, 0, num_workers)
     if batches.num_batches == 0:
         raise TaskError(
