@@ -78,8 +78,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One embedded Ray with four logical CPUs, for the whole suite: starting one takes ten seconds."""
-    with started_ray("local", 2, num_train_workers=1, object_store_bytes=80 << 20):
+    """One embedded Ray with eight logical CPUs, for the whole suite: starting one takes ten seconds.
+
+    No test needs more than four. So a CPU that Ray has not yet taken back from an actor that a test killed is
+    in nobody's way: a group of training workers waits for CPUs without end.
+    """
+    with started_ray("local", 2, num_train_workers=5, object_store_bytes=80 << 20):
         yield
 
 

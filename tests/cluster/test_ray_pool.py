@@ -136,7 +136,7 @@ def test_an_impossible_request_says_what_there_is():
     impossible = {"gpus_per_worker": 50, "device": "cuda", "startup_timeout_seconds": 1}
     with (
         open_pool(None, **impossible) as pool,
-        pytest.raises(PoolError, match=r"asked for 1 workers with .*'GPU': 50.*the cluster has \{'CPU': 4"),
+        pytest.raises(PoolError, match=r"asked for 1 workers with .*'GPU': 50.*the cluster has \{'CPU': 8"),
     ):
         list(pool.run(pool_units.double, {("a",): (1,)}))
 

@@ -51,11 +51,11 @@ def test_a_ray_that_does_not_start_is_told_with_what_to_look_for(monkeypatch):
 def test_a_running_ray_is_used_and_left(ray_cluster, caplog):
     with ray_session("local", 1) as session:
         assert not session.is_embedded
-        assert session.resources["CPU"] == 4
+        assert session.resources["CPU"] == 8
     assert ray.is_initialized()
     assert not caplog.text
-    with ray_session("local", 2):
-        assert "the cluster has 4 CPUs; the pool and training together want 5" in caplog.text
+    with ray_session("local", 4):
+        assert "the cluster has 8 CPUs; the pool and training together want 9" in caplog.text
 
 
 @pytest.mark.ray
