@@ -17,6 +17,7 @@ from raysearch.determinism import pinned_threads, plain_modes, process_as_found,
 from raysearch.errors import RunError, TaskError
 from raysearch.export import verify_folder
 from raysearch.export.check_folder import FolderCheck
+from raysearch.pipeline.finalists import load_chosen
 from raysearch.pipeline.inputs import Inputs, check_inputs
 from raysearch.pipeline.pools import pool_session
 from raysearch.pipeline.result import StageRecords, save_report
@@ -110,8 +111,8 @@ class SavedRun:
         Returns:
             The setup, the sensitivity table, and the winning assignment or None.
         """
-        best = self.search().best.assignment if self._store.has(codecs.SEARCH) else None
-        return self.setup(), self._store.load(codecs.SENSITIVITY), best
+        assignment = load_chosen(self._store).assignment if self._store.has(codecs.SEARCH) else None
+        return self.setup(), self._store.load(codecs.SENSITIVITY), assignment
 
     def resolve(self, budget: str | Sequence[str], *, surrogate: str = "response") -> SearchTrial:
         """The best assignment for another budget by the saved sensitivity table; nothing is measured.
@@ -229,7 +230,7 @@ class SavedRun:
         """
         store = self._store
         with self._inputs(task, {"export": {"targets": list(targets)}}) as inputs:
-            assignment = self.search().best.assignment
+            assignment = load_chosen(store).assignment
             checkpoint = store.load_checkpoint(store.load(codecs.FINE_TUNE).checkpoint)
             stripped = strip_checkpoint(inputs, load_deployed(store), assignment, checkpoint)
             with tempfile.TemporaryDirectory() as folder:

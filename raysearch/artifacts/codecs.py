@@ -17,6 +17,7 @@ from raysearch.artifacts.tables import from_arrow, from_json, from_parquet, to_a
 from raysearch.errors import StorageError
 from raysearch.records import (
     ExportManifest,
+    Finalists,
     FineTuneResult,
     LeastCost,
     QuantizerSetup,
@@ -228,6 +229,8 @@ SEARCH = Codec(("trials.parquet", "front.parquet", "best.json"), _write_search, 
 REFINEMENT = Codec(("refinement.safetensors",), _write_refinement, _read_refinement)
 """Of a run whose winner was refined."""
 LEAST_COST = _dict_codec("least_cost.json", LeastCost.as_dict, LeastCost.from_dict)
+FINALISTS = _dict_codec("finalists.json", Finalists.as_dict, Finalists.from_dict)
+"""Of a run whose best assignments were trained shortly."""
 FINE_TUNE = _text_codec("finetune.json", FineTuneResult.to_json, FineTuneResult.from_json)
 REUSED = _dict_codec("reused.json", asdict, Reused.from_dict)
 """Of a run that started from another."""
@@ -244,6 +247,7 @@ RECORDS: tuple[Codec[Any], ...] = (
     ROUNDING,
     SENSITIVITY,
     SEARCH,
+    FINALISTS,
     REFINEMENT,
     LEAST_COST,
     FINE_TUNE,

@@ -27,9 +27,9 @@ from raysearch.records import (
     Scheme,
     SensitivityTable,
 )
-from raysearch.reporting import sensitivity_grid, sketch_note
+from raysearch.reporting import finalists_grid, sensitivity_grid, sketch_note
 from raysearch.reporting.format import cost, duration
-from raysearch.reporting.grids import times_grid
+from raysearch.reporting.grids import Grid, times_grid
 
 LINE_EVERY_SECONDS = 30.0
 
@@ -172,6 +172,11 @@ def result_table(result: RunResult) -> Table:
     return table
 
 
+def finalists_table(finalists: Sequence[Mapping[str, Any]]) -> Table:
+    """The best assignments of the search after a short training each, best first."""
+    return _grid_table(finalists_grid(finalists), "finalists, before → after a short training")
+
+
 def metric_text(result: RunResult, model: str, name: str) -> str:
     """A metric with its standard error, where it has one; "" where there is none.
 
@@ -191,9 +196,15 @@ def metric_text(result: RunResult, model: str, name: str) -> str:
 
 def times_table(seconds: Mapping[str, float]) -> Table:
     """Where the time of a run went, and all of it."""
-    table = Table("stage", "time")
+    table = _grid_table(times_grid(seconds))
     table.columns[1].justify = "right"
-    for row in times_grid(seconds).rows:
+    return table
+
+
+def _grid_table(grid: Grid, title: str | None = None, caption: str | None = None) -> Table:
+    """A table of the report, for the terminal."""
+    table = Table(*grid.columns, title=title, caption=caption)
+    for row in grid.rows:
         table.add_row(row.name, *row.cells)
     return table
 
@@ -370,11 +381,7 @@ def sensitivity_table(
         assignment: what the run chose, once it has.
     """
     grid = sensitivity_grid(setup, sensitivity, assignment)
-    title, note = f"sensitivity {sensitivity.fingerprint}", sketch_note(sensitivity)
-    table = Table(*grid.columns, title=title, caption=note)
-    for row in grid.rows:
-        table.add_row(row.name, *row.cells)
-    return table
+    return _grid_table(grid, f"sensitivity {sensitivity.fingerprint}", sketch_note(sensitivity))
 
 
 def excess_lines(budgets: Iterable[Budget], model: CostModel, costs: Mapping[str, float]) -> Sequence[str]:

@@ -143,6 +143,8 @@ def run(
             out.print(verdict(result), markup=False)
             if result.front:
                 out.print(console.front_table(result.front))
+            if result.finalists:
+                out.print(console.finalists_table(result.finalists))
             for note in result.notes:
                 out.print(f"note: {note}")
             out.print(console.times_table({"imports": imports, **result.seconds}))

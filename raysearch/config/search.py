@@ -63,6 +63,9 @@ class SearchConfig(Section):
     direction: Literal["auto", "minimize", "maximize"] = "auto"
     racing_error: float = Field(0.05, ge=0, lt=1)
     num_finalists: int = Field(4, ge=0)
+    finalists_trained: int = Field(0, ge=0)
+    finalists_epochs: int = Field(1, ge=1)
+    finalists_steps: int | None = Field(None, ge=1)
     front: MinimizedKind = NO_KIND
     minimize: MinimizedKind = NO_KIND
     max_drop: str | None = None
@@ -97,6 +100,13 @@ class SearchConfig(Section):
             )
         if self.minimized_kind is not None and self.front_kind is not None:
             raise ValueError("minimize and front are two questions; leave one of them out")
+        if self.minimized_kind is not None and self.finalists_trained:
+            raise ValueError(
+                "finalists_trained compares assignments within the budgets after training, and minimize asks "
+                "for the least cost before it; leave one of them out"
+            )
+        if self.finalists_trained == 1:
+            raise ValueError("one finalist has nothing to be compared with; give 2 or more, or 0 for none")
         if self.drop is not None and self.objective not in ("divergence", self.drop.metric):
             raise ValueError(f"objective is {self.objective!r}, but max_drop measures {self.drop.metric!r}")
         return self

@@ -73,5 +73,8 @@ LATER = (
     ("placement", "scale_dtype"),
     ("sensitivity", "response_shards"),
     ("sensitivity", "response_samples"),
+    ("search", "finalists_trained"),
+    ("search", "finalists_epochs"),
+    ("search", "finalists_steps"),
 )
 """Settings that runs from before they existed lack; a run that is at their defaults goes on."""

@@ -83,6 +83,16 @@ class TrainingConfig(Section):
         """Whether nothing is trained."""
         return self.epochs == 0 and self.steps is None
 
+    def shortened(self, epochs: int, steps: int | None) -> TrainingConfig:
+        """The settings of a training of another length on one worker.
+
+        Args:
+            epochs: passes over the training data.
+            steps: optimizer steps in place of epochs.
+        """
+        length = {"epochs": epochs, "steps": steps, "patience": None, "num_workers": 1, "loggers": ()}
+        return self.model_copy(update=length)
+
     def share_of_one(self, num_workers: int) -> int | None:
         """Samples of an optimizer step that one of so many workers sees; None: one batch.
 

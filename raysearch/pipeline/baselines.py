@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from raysearch.artifacts.codecs import Metrics
 from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.stages import make_recipe, validate
@@ -29,27 +31,35 @@ def best_uniform(search: SearchResult, setup: QuantizerSetup) -> tuple[str, BitA
     return None
 
 
-def measure_baselines(
-    inputs: Inputs, search: SearchResult, ranges: RangeTable, *, is_changed: bool
-) -> Metrics:
-    """Baseline → metrics on the validation data: the best uniform assignment, and the answer as `ROUNDED`.
+@dataclass(frozen=True)
+class Baselines:
+    """What the baselines are made of.
 
-    Cost: one pass over the validation data each.
-
-    Args:
-        inputs: the run's.
-        search: has the uniform trials and the winner.
+    Attributes:
+        search: has the uniform trials.
+        assignment: the answer.
         ranges: with the codes of the rounding table.
-        is_changed: whether the winner was refined or trained; else `ROUNDED` is the answer itself.
+        is_changed: whether the answer was refined or trained; else `ROUNDED` is the answer itself.
     """
-    assignments: dict[str, BitAssignment] = {}
-    uniform = best_uniform(search, inputs.setup)
-    if uniform is not None:
-        name, assignment = uniform
-        assignments[name] = assignment
-    if is_changed:
-        assignments[ROUNDED] = search.best.assignment
-    return {
-        name: validate(inputs, make_recipe(inputs, ranges, assignment).build().model)
-        for name, assignment in assignments.items()
-    }
+
+    search: SearchResult
+    assignment: BitAssignment
+    ranges: RangeTable
+    is_changed: bool
+
+    def measure(self, inputs: Inputs) -> Metrics:
+        """Baseline → metrics on the validation data: of the best uniform assignment, of the answer `ROUNDED`.
+
+        Cost: one pass over the validation data each.
+        """
+        assignments: dict[str, BitAssignment] = {}
+        uniform = best_uniform(self.search, inputs.setup)
+        if uniform is not None:
+            name, assignment = uniform
+            assignments[name] = assignment
+        if self.is_changed:
+            assignments[ROUNDED] = self.assignment
+        return {
+            name: validate(inputs, make_recipe(inputs, self.ranges, assignment).build().model)
+            for name, assignment in assignments.items()
+        }

@@ -302,8 +302,19 @@ def _check_settings(task: Task, config: Config) -> None:
     _check_batch_norm_samples(config.calibration)
     _check_surrogate(config)
     _check_loss(task, config)
+    _check_finalists(task, config)
     # Refuses a global batch that the workers cannot share.
     config.training.share_of_one(config.training.num_workers)
+
+
+def _check_finalists(task: Task, config: Config) -> None:
+    """Refuse to train finalists where nothing is trained."""
+    count = config.search.finalists_trained
+    if count and (task.train is None or config.training.is_off):
+        reason = "the Task has no training data" if task.train is None else "training.epochs is 0"
+        raise ConfigError(
+            f"search.finalists_trained is {count}, but {reason}, so nothing is trained; set it to 0."
+        )
 
 
 def _measured_key(search: SearchConfig) -> str:

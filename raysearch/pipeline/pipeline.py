@@ -18,7 +18,8 @@ from raysearch.cluster.pool import Pool
 from raysearch.determinism import pinned_threads
 from raysearch.errors import DamagedFileError
 from raysearch.evaluation import DataSet
-from raysearch.pipeline.baselines import measure_baselines
+from raysearch.pipeline.baselines import Baselines
+from raysearch.pipeline.finalists import compare_finalists
 from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.pools import Fleet, OpenPool
 from raysearch.pipeline.progress import Progress
@@ -39,6 +40,7 @@ from raysearch.pipeline.stages import (
 from raysearch.records import (
     BitAssignment,
     ExportManifest,
+    Finalists,
     FineTuneResult,
     RangeTable,
     Refinement,
@@ -47,6 +49,7 @@ from raysearch.records import (
     SearchResult,
     SearchTrial,
     SensitivityTable,
+    chosen_trial,
 )
 from raysearch.search import (
     Race,
@@ -92,6 +95,7 @@ SENSITIVITY = Stage(
     ("objective", "sensitivity", "validation"),
 )
 SEARCH = Stage("search", codecs.SEARCH, ("search",), ("search", "budget"))
+FINALISTS = Stage("finalists", codecs.FINALISTS, ("finalists",), ("training",))
 REFINEMENT = Stage(
     "refinement", codecs.REFINEMENT, ("refinement-sequential", "refinement-candidates"), ("rounding",)
 )
@@ -136,7 +140,8 @@ class Pipeline:
             rounded = ranges = self._round(self._complete(CALIBRATION, self._calibrate))
             table = self._complete(SENSITIVITY, self._measure, ranges)
             search = self._complete(SEARCH, self._search, table, ranges)
-            assignment = search.best.assignment
+            finalists = self._compare_finalists(ranges, search)
+            assignment = chosen_trial(search, finalists).assignment
             refinement = self._refine(ranges, assignment)
         # The fleet is released before training, which may need its CPUs and GPUs.
         training, checkpoint = self._train(ranges, assignment, refinement)
@@ -144,9 +149,10 @@ class Pipeline:
             ranges = refinement.put_into(ranges)
         stripped = strip_checkpoint(self.inputs, ranges, assignment, checkpoint)
         is_changed = refinement is not None or not training.skipped
-        metrics = self._complete(EVALUATION, self._evaluate, stripped, search, rounded, is_changed)
+        baselines = Baselines(search, assignment, rounded, is_changed)
+        metrics = self._complete(EVALUATION, self._evaluate, stripped, baselines)
         manifest = self._complete(EXPORT, self._export, stripped, assignment)
-        records = StageRecords(table, search, training, metrics, manifest)
+        records = StageRecords(table, search, training, metrics, manifest, finalists)
         return save_result(self.inputs, self.store, self.progress.seconds, records)
 
     def _complete(self, stage: Stage[T], compute: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -299,6 +305,16 @@ class Pipeline:
         forget_checkpoints(self.store.storage.child("checkpoints"))
         return training, self.store.load_checkpoint(training.checkpoint)
 
+    def _compare_finalists(self, ranges: RangeTable, search: SearchResult) -> Finalists | None:
+        """Short trainings of the best assignments; None where none are asked for, or `--trial` named one."""
+        is_taken = self.store.has(codecs.REUSED) and self.store.load(codecs.REUSED).trial is not None
+        if not self.inputs.search.finalists_trained or is_taken:
+            return None
+        return self._complete(FINALISTS, self._train_finalists, ranges, search)
+
+    def _train_finalists(self, ranges: RangeTable, search: SearchResult) -> Finalists:
+        return compare_finalists(self.inputs, ranges, search, self._fleet.pool("finalists"))
+
     def _refine(self, ranges: RangeTable, assignment: BitAssignment) -> Refinement | None:
         """The winner refined; None where nothing is tried, or weights take the nearest codes."""
         settings = self.inputs.config.rounding
@@ -326,13 +342,11 @@ class Pipeline:
                 tell=tell,
             )
 
-    def _evaluate(
-        self, stripped: nn.Module, search: SearchResult, rounded: RangeTable, is_changed: bool
-    ) -> Metrics:
-        baselines: Metrics = {}
+    def _evaluate(self, stripped: nn.Module, baselines: Baselines) -> Metrics:
+        beside: Metrics = {}
         if self.inputs.config.validation.baselines:
-            baselines = measure_baselines(self.inputs, search, rounded, is_changed=is_changed)
-        return {**evaluate_both(self.inputs, stripped), **baselines}
+            beside = baselines.measure(self.inputs)
+        return {**evaluate_both(self.inputs, stripped), **beside}
 
     def _export(self, stripped: nn.Module, assignment: BitAssignment) -> ExportManifest:
         with tempfile.TemporaryDirectory() as folder:

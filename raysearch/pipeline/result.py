@@ -17,12 +17,15 @@ from raysearch.pipeline.inputs import Inputs, broken_promises
 from raysearch.pipeline.stages import STDERR, TEST
 from raysearch.records import (
     ExportManifest,
+    Finalists,
     FineTuneResult,
     LeastCost,
     QuantizerSetup,
     RunResult,
     SearchResult,
+    SearchTrial,
     SensitivityTable,
+    chosen_trial,
     drop_of,
 )
 from raysearch.records.rounding import RoundingTable
@@ -47,6 +50,7 @@ class StageRecords:
         training: what training did.
         metrics: of the float and the quantized model.
         manifest: the exported files.
+        finalists: what short trainings of the best assignments gave, where there were any.
     """
 
     table: SensitivityTable
@@ -54,6 +58,12 @@ class StageRecords:
     training: FineTuneResult
     metrics: Metrics
     manifest: ExportManifest
+    finalists: Finalists | None = None
+
+    @property
+    def chosen(self) -> SearchTrial:
+        """The trial whose assignment is deployed."""
+        return chosen_trial(self.search, self.finalists)
 
     @classmethod
     def load(cls, store: RunStore) -> StageRecords:
@@ -68,6 +78,7 @@ class StageRecords:
             training=store.load(codecs.FINE_TUNE),
             metrics=store.load(codecs.METRICS),
             manifest=store.load(codecs.MANIFEST),
+            finalists=store.load(codecs.FINALISTS) if store.has(codecs.FINALISTS) else None,
         )
 
 
@@ -122,7 +133,7 @@ def save_report(
 def _make_result(
     inputs: Inputs, store: RunStore, seconds: Mapping[str, float], records: StageRecords
 ) -> RunResult:
-    best = records.search.best
+    best = records.chosen
     least = _trained_least_cost(inputs, store, records.metrics)
     front: tuple[dict[str, Any], ...] = ()
     if inputs.config.search.front_kind is not None:
@@ -144,6 +155,7 @@ def _make_result(
         least_cost={} if least is None else least.as_dict(),
         test_metrics=_values(records.metrics, TEST),
         standard_errors=_errors(records.metrics),
+        finalists=() if records.finalists is None else records.finalists.rows(),
     )
 
 
@@ -189,8 +201,10 @@ def _notes(
     if least is not None:
         notes.append(least.describe())
     uniform = best_uniform(records.search, inputs.setup)
-    if uniform is not None and uniform[1] == records.search.best.assignment:
+    if uniform is not None and uniform[1] == records.chosen.assignment:
         notes.append(f"the answer is {uniform[0]}: nothing mixed within the budget measured better")
+    if records.finalists is not None:
+        notes.append(records.finalists.describe())
     notes.extend(_unlikely_gains(inputs, records.metrics, least))
     notes.extend(inputs.notes)
     if inputs.task.validation is None:

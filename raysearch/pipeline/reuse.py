@@ -9,9 +9,11 @@ from typing import Any
 from raysearch.artifacts import RunStore, codecs
 from raysearch.artifacts.run_record import STARTED, first_difference
 from raysearch.errors import BudgetError, ConfigError, StorageError
+from raysearch.pipeline.finalists import digest_of_training_data
 from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.pipeline import (
     CALIBRATION,
+    FINALISTS,
     REFINEMENT,
     ROUNDING,
     SEARCH,
@@ -21,11 +23,35 @@ from raysearch.pipeline.pipeline import (
 from raysearch.records import CostModel, Reused, SearchTrial
 from raysearch.records.costs.budget import excesses
 
-STAGES: tuple[Stage[Any], ...] = (CALIBRATION, ROUNDING, SENSITIVITY, SEARCH, REFINEMENT)
+STAGES: tuple[Stage[Any], ...] = (
+    CALIBRATION,
+    ROUNDING,
+    SENSITIVITY,
+    SEARCH,
+    FINALISTS,
+    REFINEMENT,
+)
 """The stages whose records can be taken over, in the order of the walk; what comes after is made anew.
 
-Training is: its data have no fingerprint, so nothing would tell that they are others.
+Training is: of its data only a few batches have a fingerprint, so nothing would tell that the others are.
 """
+
+FINALISTS_ONLY = ("search.finalists_trained", "search.finalists_epochs", "search.finalists_steps")
+"""Settings of the section `search` on which the search does not depend."""
+
+LONG_TRAINING_ONLY = (
+    "training.epochs",
+    "training.steps",
+    "training.patience",
+    "training.loggers",
+    "training.checkpoint_steps",
+    "training.checkpoint_minutes",
+    "training.num_workers",
+    "training.cpus_per_worker",
+    "training.use_gpu",
+    "training.max_failures",
+)
+"""Settings of the section `training` on which the short trainings of finalists do not depend."""
 
 REFINING = ("rounding.refine", "rounding.refine_steps", "rounding.refine_learning_rate")
 """Settings of the section `rounding` that only the refinement of the winner depends on."""
@@ -126,7 +152,7 @@ class EarlierRun:
         trial = self._taken_trial()
         if trial is not None:
             # What follows the search is of its own winner.
-            fitting = [stage for stage in fitting if stage is not REFINEMENT]
+            fitting = [stage for stage in fitting if stage not in (FINALISTS, REFINEMENT)]
         for stage in fitting:
             record = self.store.load(stage.record)
             if stage is SEARCH and trial is not None:
@@ -173,8 +199,10 @@ class EarlierRun:
     ) -> str:
         """The first thing on which a stage depends that differs; "" where none does."""
         record = self.store.open()
-        names = list(_depends_on(last))
-        ignore = list(open_settings)
+        names = list(_depends_on(last, config))
+        ignore = [*open_settings, *LONG_TRAINING_ONLY]
+        if last not in (FINALISTS, REFINEMENT):
+            ignore += FINALISTS_ONLY
         if last is not REFINEMENT:
             ignore += REFINING
         if self.trial is not None:
@@ -185,13 +213,26 @@ class EarlierRun:
         if difference is None:
             hashes = record.get("fingerprints", {})
             difference = first_difference({"fingerprints": hashes}, {"fingerprints": inputs.fingerprints})
+        if difference is None and last is FINALISTS and self.store.has(codecs.FINALISTS):
+            difference = self._difference_of_training_data(inputs)
         return difference or ""
 
+    def _difference_of_training_data(self, inputs: Inputs) -> str | None:
+        before = self.store.load(codecs.FINALISTS).training_data
+        now = digest_of_training_data(inputs)
+        return first_difference({"training data": before}, {"training data": now})
 
-def _depends_on(last: Stage[Any]) -> Iterator[str]:
-    """The sections of a run's record on which a stage and those before it depend."""
+
+def _depends_on(last: Stage[Any], config: Mapping[str, Any]) -> Iterator[str]:
+    """The sections of a run's record on which a stage and those before it depend.
+
+    Args:
+        last: the stage.
+        config: the record of the new run.
+    """
     for stage in STAGES:
-        yield from stage.settings
+        if stage is not FINALISTS or not _is_left_out(stage, config):
+            yield from stage.settings
         if stage is last:
             return
 
@@ -201,6 +242,8 @@ def _is_left_out(stage: Stage[Any], config: Mapping[str, Any]) -> bool:
     rounding = config.get("rounding", {"method": "nearest"})
     if stage is ROUNDING:
         return bool(rounding["method"] == "nearest")
+    if stage is FINALISTS:
+        return not config["search"].get("finalists_trained")
     return stage is REFINEMENT and (rounding["method"] == "nearest" or not rounding["refine"])
 
 

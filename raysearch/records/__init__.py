@@ -18,6 +18,7 @@ from raysearch.records.costs.memory import live_sets, tensor_bytes
 from raysearch.records.costs.model import CostModel
 from raysearch.records.coverage import Coverage, FloatWeight
 from raysearch.records.drop import LeastCost, MaxDrop, drop_of, parse_max_drop
+from raysearch.records.finalists import Finalist, Finalists, chosen_trial
 from raysearch.records.granularity import PER_TENSOR, Granularity, GranularityKind
 from raysearch.records.latency import LatencyProfile
 from raysearch.records.point import FLOAT_BITS, QuantizationPoint, QuantizerSpec, Row, Site
@@ -58,6 +59,8 @@ __all__ = [
     "ExportManifest",
     "ExportedFile",
     "FileSize",
+    "Finalist",
+    "Finalists",
     "FineTuneResult",
     "FloatWeight",
     "Granularity",
@@ -93,6 +96,7 @@ __all__ = [
     "TrainingStatus",
     "TrialState",
     "check_achievable",
+    "chosen_trial",
     "compression_ratio",
     "drop_of",
     "excesses",

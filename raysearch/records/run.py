@@ -117,6 +117,9 @@ class RunResult:
             empty when the task has none.
         standard_errors: "float", "quantized", "test_float" and "test_quantized" → metric → standard error
             over samples, of metrics that have one.
+        finalists: of short trainings of the search's best assignments, best after training first: "trial",
+            "place" (in the search, from 1), "value" (what it measured), "before" and "after" (metric → value
+            on the validation data), "failure"; empty when none were asked for.
     """
 
     run_id: str
@@ -135,12 +138,13 @@ class RunResult:
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     test_metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     standard_errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    finalists: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values, ready for JSON."""
         values = asdict(self)
         # Runs of before there were any lack them.
-        for name in ("baselines", "test_metrics", "standard_errors"):
+        for name in ("baselines", "test_metrics", "standard_errors", "finalists"):
             if not values[name]:
                 del values[name]
         return values
@@ -152,5 +156,5 @@ class RunResult:
         Raises:
             KeyError, TypeError: it is no result.
         """
-        lists = {name: tuple(values.get(name, ())) for name in ("budget", "notes", "front")}
+        lists = {name: tuple(values.get(name, ())) for name in ("budget", "notes", "front", "finalists")}
         return cls(**{**values, **lists})

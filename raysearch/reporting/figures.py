@@ -130,8 +130,13 @@ def _positive_range(cells: np.ndarray) -> tuple[float, float]:
     return low, max(high, low * 1.0001)
 
 
-def trials_figure(search: SearchResult) -> str:
-    """Measured value over the trial's number and the front's cost; stopped trials by their estimates."""
+def trials_figure(search: SearchResult, chosen: SearchTrial) -> str:
+    """Measured value over the trial's number and the front's cost; stopped trials by their estimates.
+
+    Args:
+        search: all trials.
+        chosen: the one that is deployed.
+    """
     finite = [trial for trial in search.trials if math.isfinite(trial.value)]
     complete = [trial for trial in finite if trial.is_complete]
     stopped = [trial for trial in finite if trial.is_stopped]
@@ -141,7 +146,7 @@ def trials_figure(search: SearchResult) -> str:
         _scatter_trials(over_number, over_cost, search.front_cost, complete, stopped)
         if complete:
             _plot_best_so_far(over_number, search, complete)
-        _plot_front(over_cost, search)
+        _plot_front(over_cost, search, chosen)
         set_scale(over_number, "y", [trial.value for trial in complete])
         over_number.set(xlabel="trial (line: best so far)", ylabel=f"measured {search.objective}")
         over_number.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -187,16 +192,22 @@ def _plot_best_so_far(axes: Axes, search: SearchResult, complete: Sequence[Searc
     axes.step([trial.number for trial in complete], best, where="post", color=INK, linewidth=1)
 
 
-def _plot_front(axes: Axes, search: SearchResult) -> None:
-    """The feasible front as a line, and a ring around the trial that was chosen."""
+def _plot_front(axes: Axes, search: SearchResult, chosen: SearchTrial) -> None:
+    """The feasible front as a line, and a ring around the trial that was chosen.
+
+    Args:
+        axes: the picture.
+        search: has the front.
+        chosen: the trial.
+    """
     front = [trial for trial in search.front if math.isfinite(trial.value)]
     costs = _costs(front, search.front_cost)
     line: dict[str, Any] = {"linewidth": 1, "marker": ".", "markersize": 4, "label": "feasible front"}
     axes.plot(costs, [trial.value for trial in front], color=INK, **line)
-    (best_cost,) = _costs([search.best], search.front_cost)
+    (chosen_cost,) = _costs([chosen], search.front_cost)
     ring: dict[str, Any] = {"marker": "o", "markersize": 11, "markerfacecolor": "none"}
     ring |= {"markeredgecolor": INK, "linestyle": "none", "label": "chosen"}
-    axes.plot(best_cost, search.best.value, **ring)
+    axes.plot(chosen_cost, chosen.value, **ring)
 
 
 def _costs(trials: Sequence[SearchTrial], kind: str) -> list[float]:

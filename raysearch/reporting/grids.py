@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from raysearch.records import (
     BitAssignment,
@@ -14,6 +15,7 @@ from raysearch.records import (
     RunResult,
     Scheme,
     SearchResult,
+    SearchTrial,
     SensitivityTable,
 )
 from raysearch.reporting.format import MISSING, cost, cost_name, duration, number, signed
@@ -89,9 +91,9 @@ def _cost_row(kind: str, float_value: float | None, value: float, num_baselines:
     return Row(cost_name(kind), (float_text, *[MISSING] * num_baselines, cost(kind, value), change))
 
 
-def excess_grid(search: SearchResult) -> Grid:
+def excess_grid(chosen: SearchTrial) -> Grid:
     """How much of each budget the chosen assignment uses."""
-    rows = (Row(text, (f"{1 + excess:.2%}",)) for text, excess in search.best.excess.items())
+    rows = (Row(text, (f"{1 + excess:.2%}",)) for text, excess in chosen.excess.items())
     return Grid(("budget", "used"), tuple(rows))
 
 
@@ -139,6 +141,24 @@ def agreement_grid(search: SearchResult) -> Grid:
     ordered = sorted(search.agreement.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0]))
     rows = tuple(Row(name, (number(value),)) for name, value in ordered)
     return Grid(("surrogate", "rank correlation"), rows)
+
+
+def finalists_grid(finalists: Sequence[Mapping[str, Any]]) -> Grid:
+    """What short trainings made of the best assignments, best first; each metric before and after.
+
+    Args:
+        finalists: see `RunResult`.
+    """
+    names = list(dict.fromkeys(name for entry in finalists for name in entry["after"]))
+    rows = []
+    for entry in finalists:
+        cells = [
+            f"{number(entry['before'].get(name))} → {number(entry['after'].get(name))}" for name in names
+        ]
+        if entry["failure"]:
+            cells = ["given up", *[MISSING] * (len(names) - 1)]
+        rows.append(Row(f"trial {entry['trial']}", (number(entry["place"]), number(entry["value"]), *cells)))
+    return Grid(("finalist", "place in the search", "measured there", *names), tuple(rows))
 
 
 def checks_grid(manifest: ExportManifest) -> Grid:

@@ -15,6 +15,7 @@ from raysearch.records import (
     RunResult,
     Scheme,
     SearchResult,
+    SearchTrial,
     SensitivityTable,
     TrialState,
 )
@@ -44,6 +45,14 @@ class ReportRecords:
     fine_tune: FineTuneResult | None = None
     manifest: ExportManifest | None = None
     metrics: Mapping[str, Mapping[str, float]] | None = None
+
+    @property
+    def chosen(self) -> SearchTrial:
+        """The trial whose assignment is deployed: the best finalist where there were any."""
+        if not self.result.finalists:
+            return self.search.best
+        number = self.result.finalists[0]["trial"]
+        return next(trial for trial in self.search.trials if trial.number == number)
 
 
 def render_report(records: ReportRecords, comparison: Sequence[Mapping[str, object]] = ()) -> str:
@@ -103,11 +112,12 @@ def _tables(records: ReportRecords, schemes: Mapping[str, Scheme]) -> dict[str, 
     return {
         "summary": grids.summary_grid(records.setup, result, metrics),
         "layers": grids.layers_grid(records.setup, schemes),
-        "excess": grids.excess_grid(search) if search.best.excess else None,
+        "excess": grids.excess_grid(records.chosen) if records.chosen.excess else None,
         "trace_table": grids.trace_grid(table) if table else None,
         "option_table": grids.option_grid(table) if table else None,
         "sources": grids.sources_grid(search) if search.reasons else None,
         "agreement": grids.agreement_grid(search) if search.agreement else None,
+        "finalists": grids.finalists_grid(result.finalists) if result.finalists else None,
         "checks": grids.checks_grid(manifest) if manifest else None,
         "times": grids.times_grid(result.seconds) if result.seconds else None,
     }
@@ -125,7 +135,7 @@ def _figures(records: ReportRecords, schemes: Mapping[str, Scheme]) -> dict[str,
     # Only here, since the module cannot be imported without matplotlib.
     from raysearch.reporting import figures as draw
 
-    svgs = {"trials": draw.trials_figure(records.search)}
+    svgs = {"trials": draw.trials_figure(records.search, records.chosen)}
     widths = {name: scheme.num_bits for name, scheme in schemes.items()}
     point_kinds = {records.setup.points[name].kind for name in schemes}
     for kind in sorted(point_kinds):

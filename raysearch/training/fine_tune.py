@@ -61,7 +61,7 @@ def fine_tune(
         progress = train_on_ray(recipe, storage, tell)
     else:
         folder = CheckpointFolder(None if storage is None else storage.child(RUNNING))
-        progress = _train_here(recipe, ProcessContext(bool(recipe.settings.use_gpu), tell, folder))
+        progress = train_here(recipe, ProcessContext(bool(recipe.settings.use_gpu), tell, folder))
     save(CHECKPOINT, progress.best_state)
     return FineTuneResult(
         CHECKPOINT,
@@ -77,8 +77,16 @@ def forget_checkpoints(storage: Storage) -> None:
     storage.delete_dir(RUNNING)
 
 
-def _train_here(recipe: Recipe, context: ProcessContext) -> Progress:
-    """Train in this process, whose threads, generators and algorithms are put back."""
+def train_here(recipe: Recipe, context: ProcessContext) -> Progress:
+    """Train in this process, whose threads, generators and algorithms are put back.
+
+    Args:
+        recipe: what to train and how.
+        context: of this process.
+
+    Raises:
+        TrainingError: see `train`.
+    """
     threads = torch.get_num_threads()
     generators = GeneratorStates.now()
     torch.set_num_threads(recipe.settings.threads)

@@ -7,7 +7,16 @@ from raysearch.artifacts import RunStore, codecs, new_run_id, resolve_run, valid
 from raysearch.artifacts.run_record import first_difference
 from raysearch.artifacts.seals import Seals
 from raysearch.errors import StorageError
-from raysearch.records import Granularity, LeastCost, QuantizerRange, RangeTable, RunStatus
+from raysearch.records import (
+    EpochMetrics,
+    Finalist,
+    Finalists,
+    Granularity,
+    LeastCost,
+    QuantizerRange,
+    RangeTable,
+    RunStatus,
+)
 from raysearch.records.refinement import Candidate, Refinement
 from raysearch.records.rounding import RoundedWeight, RoundingTable
 from raysearch.records.scheme import Scheme
@@ -16,6 +25,16 @@ from tests.support.run_records import make_fine_tune, make_result, make_search, 
 CONFIG = {"task": "tasks:digits", "search": {"num_trials": 64, "seed": 0}, "budgets": ["avg_bits<=4"]}
 
 LEAST_COST = LeastCost("size", 120.0, "loss", "loss=1%", 0.01, 0.5, 0.502, 0.002)
+FINALISTS = Finalists(
+    (
+        Finalist(3, 0.25, (EpochMetrics(-1, {"loss": 0.1 + 0.2}), EpochMetrics(0, {"loss": 1e-300}))),
+        Finalist(1, 0.5, (), "the loss is nan"),
+    ),
+    "loss",
+    1,
+    50,
+    "4:abc",
+)
 
 
 def same_search(one, other):
@@ -55,6 +74,7 @@ def test_every_record_comes_back_equal(store):
     store.save(codecs.ROUNDING, rounding)
     store.save(codecs.SENSITIVITY, table)
     store.save(codecs.SEARCH, search)
+    store.save(codecs.FINALISTS, FINALISTS)
     store.save(codecs.REFINEMENT, refinement)
     store.save(codecs.LEAST_COST, LEAST_COST)
     store.save(codecs.FINE_TUNE, make_fine_tune())
@@ -67,6 +87,7 @@ def test_every_record_comes_back_equal(store):
     assert again.load(codecs.SETUP) == setup
     assert again.load(codecs.RANGES)["a.weight", 4].scale.tobytes() == ranges["a.weight", 4].scale.tobytes()
     assert again.load(codecs.ROUNDING).digest() == rounding.digest()
+    assert again.load(codecs.FINALISTS) == FINALISTS
     assert again.load(codecs.REFINEMENT).digest() == refinement.digest()
     read = again.load(codecs.SENSITIVITY)
     assert (read.traces, read.effects, read.fingerprint) == (table.traces, table.effects, table.fingerprint)

@@ -26,7 +26,14 @@ RESOLVED = [
 """Budgets, surrogate → widths and prediction: what the raysearch that wrote the folder answered."""
 
 
-LATER = (codecs.ROUNDING, codecs.REFINEMENT, codecs.LEAST_COST, codecs.REUSED, codecs.REPORT)
+LATER = (
+    codecs.ROUNDING,
+    codecs.FINALISTS,
+    codecs.REFINEMENT,
+    codecs.LEAST_COST,
+    codecs.REUSED,
+    codecs.REPORT,
+)
 """Records that this run has none of."""
 
 

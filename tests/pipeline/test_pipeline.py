@@ -7,15 +7,22 @@ import raysearch
 from raysearch.artifacts import RunStore, UnitLog, codecs
 from raysearch.pipeline import pipeline
 from tests.support.command_line import QUICK
-from tests.support.toy_task import make_untrained_task
+from tests.support.toy_task import make_task
 
-CONFIG = raysearch.load_config(assignments=[*QUICK, 'export.targets=["packed"]'])
+SETTINGS = [
+    *QUICK,
+    'export.targets=["packed"]',
+    "training.epochs=1",
+    "search.finalists_trained=2",
+    "search.finalists_steps=1",
+]
+CONFIG = raysearch.load_config(assignments=SETTINGS)
 STAGES = [value for value in vars(pipeline).values() if isinstance(value, pipeline.Stage)]
 
 
 def run(storage, **options):
     return raysearch.run(
-        make_untrained_task(), "avg_bits<=4", storage, config=CONFIG, run_id="run", workers=0, **options
+        make_task(), "avg_bits<=4", storage, config=CONFIG, run_id="run", workers=0, **options
     )
 
 
@@ -34,8 +41,8 @@ def stamps(store):
 
 @pytest.mark.slow
 def test_the_stages_are_those_of_the_architecture(finished):
-    names = ["calibration", "rounding", "sensitivity", "search", "refinement"]
-    names += ["training", "evaluation", "export"]
+    names = ["calibration", "rounding", "sensitivity", "search", "finalists"]
+    names += ["refinement", "training", "evaluation", "export"]
     assert [stage.name for stage in STAGES] == names
     before = ["task", "checks", "preflight", "workers"]
     assert list(finished.load(codecs.RESULT).seconds) == [*before, *names]
