@@ -1,6 +1,7 @@
 """A run on disk or in an object store: its records, its units of work, and its retrieval."""
 
 from raysearch.artifacts import codecs
+from raysearch.artifacts.bulletin import Bulletin
 from raysearch.artifacts.driver_log import DRIVER_LOG, driver_log
 from raysearch.artifacts.listing import ListedRun, list_runs
 from raysearch.artifacts.location import DEFAULT_STORAGE, redact
@@ -14,6 +15,7 @@ from raysearch.artifacts.unit_log import UnitLog
 __all__ = [
     "DEFAULT_STORAGE",
     "DRIVER_LOG",
+    "Bulletin",
     "ListedRun",
     "RunStore",
     "Storage",

@@ -5,28 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from raysearch.artifacts.bulletin import Bulletin
 from raysearch.artifacts.run_store import RunStore
 from raysearch.errors import StorageError
 
 DRIVER_LOG = "driver.log"
 
-UPLOAD_EVERY_SECONDS = 10.0
-"""How often the log is written to an object store, which has no appending."""
-
 
 class DriverLog(logging.Handler):
     """Keeps what the package logs: stages, remarks, workers that die and are replaced, warnings.
 
-    In a local folder every line is appended at once. To an object store the whole log is written, at most
-    every `UPLOAD_EVERY_SECONDS` and when the run ends. A storage that does not answer loses lines of the log
-    and ends no run.
+    In a local folder every line is appended at once. To an object store, which has no appending, the whole
+    log is written now and then and when the run ends, see `Bulletin`. A storage that does not answer loses
+    lines of the log and ends no run.
 
     Args:
         store: of the run; a log that is there goes on.
@@ -36,7 +33,7 @@ class DriverLog(logging.Handler):
         super().__init__(logging.INFO)
         self._storage = store.storage
         self._text = ""
-        self._uploaded = 0.0
+        self._bulletin = Bulletin(store.storage, DRIVER_LOG)
         if not self._storage.is_local:
             with suppress(StorageError):
                 self._text = self._storage.read_bytes(DRIVER_LOG).decode(errors="replace")
@@ -51,19 +48,12 @@ class DriverLog(logging.Handler):
                 file.write(line)
             return
         self._text += line
-        if time.monotonic() - self._uploaded >= UPLOAD_EVERY_SECONDS:
-            self._upload()
+        self._bulletin.write(self._text.encode())
 
     def close(self) -> None:
         """Write what is not written yet."""
-        if not self._storage.is_local:
-            self._upload()
+        self._bulletin.close()
         super().close()
-
-    def _upload(self) -> None:
-        self._uploaded = time.monotonic()
-        with suppress(StorageError):
-            self._storage.write_bytes(DRIVER_LOG, self._text.encode(), durable=False)
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def open_filesystem(scheme: str, uri: str) -> tuple[Any, str]:
         return arrow_fs.LocalFileSystem(), uri
     try:
         if scheme in ARROW_SCHEMES:
-            return cast(tuple[Any, str], arrow_fs.FileSystem.from_uri(uri))
+            return cast(tuple[Any, str], arrow_fs.FileSystem.from_uri(_in_few_requests(scheme, uri)))
         import fsspec  # type: ignore[import-untyped]
 
         system, path = fsspec.core.url_to_fs(uri)
@@ -90,6 +90,13 @@ def open_filesystem(scheme: str, uri: str) -> tuple[Any, str]:
             f"{redact(uri)} cannot be opened: {error}. Check the bucket's name, the network, the "
             "credentials in this process's environment, and that the store's package is installed."
         ) from error
+
+
+def _in_few_requests(scheme: str, uri: str) -> str:
+    """The URI by which S3 takes one request for a small file instead of the three of a multipart upload."""
+    if scheme != "s3" or "allow_delayed_open" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 def _file_path(uri: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from raysearch.artifacts import codecs
 from raysearch.artifacts.codecs import Codec, object_codec
+from raysearch.artifacts.outage import OUTAGE_SECONDS
 from raysearch.artifacts.run_store import RunStore
 from raysearch.errors import StorageError
 from raysearch.records import RunStatus
@@ -92,13 +93,14 @@ def read_owner(store: RunStore) -> Owner | None:
 
 @contextmanager
 def owned(store: RunStore) -> Iterator[None]:
-    """Hold a run while its driver works on it.
+    """Hold a run while its driver works on it, which waits out an outage of its storage.
 
     Raises:
         StorageError: another driver is alive, or the storage cannot be written.
     """
     me = Owner.of_this_process()
     _refuse_second(store, read_owner(store))
+    store.storage.patience_seconds = OUTAGE_SECONDS
     store.save(OWNER, me)
     # Of two that begin in the same moment, the one whose word was overwritten gives way.
     now = read_owner(store)
@@ -112,6 +114,7 @@ def owned(store: RunStore) -> Iterator[None]:
     finally:
         ended.set()
         beating.join()
+        store.storage.patience_seconds = 0.0
         # A folder that cannot be written keeps a name whose process is gone, which says the same.
         with suppress(StorageError):
             store.storage.delete_file(OWNER.files[0])
@@ -149,10 +152,12 @@ def _refuse_second(store: RunStore, owner: Owner | None) -> None:
 
 
 def _beat(store: RunStore, owner: Owner, ended: threading.Event) -> None:
+    storage = store.storage.impatient()
     while not ended.wait(BEAT_SECONDS):
+        (data,) = OWNER.write(replace(owner, beat=time.time()))
         # Nothing depends on one beat: the next one may reach the storage again.
         with suppress(StorageError):
-            store.save(OWNER, replace(owner, beat=time.time()))
+            storage.write_bytes(OWNER.files[0], data, durable=False)
 
 
 def _machine() -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +28,9 @@ _CAN_BE_COMPUTED = "Copy the run again if this is a copy; `raysearch run --resum
 _CANNOT_BE_COMPUTED = (
     "Copy the run again, or start it anew with another --run-id: nothing else says what it was started with."
 )
+
+_PAUSES = (0.05, 0.2, 1.0)
+"""Seconds after which a record of an object store that looks damaged is read again."""
 
 _UNREADABLE = (
     ArrowException,
@@ -207,6 +212,12 @@ class RunStore:
             >>> store.load(codecs.METRICS)["float"]["accuracy"]
             0.9
         """
+        pauses = () if self.storage.is_local else _PAUSES
+        for pause in pauses:
+            # A reader of an object that is replaced meanwhile may get the first bytes of the new one.
+            with suppress(DamagedFileError):
+                return self.understand(codec, self.read_files(codec))
+            time.sleep(pause)
         return self.understand(codec, self.read_files(codec))
 
     def read_files(self, codec: Codec[Any]) -> list[SavedFile]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, TypeVar, cast
 
 from pyarrow import ArrowException
 from pyarrow import fs as arrow_fs
 
 from raysearch.artifacts.location import check_name, open_filesystem, read_location, redact
+from raysearch.artifacts.outage import ask_again
 from raysearch.errors import StorageError
 
 CHUNK_BYTES = 8 << 20
+
+T = TypeVar("T")
 
 
 class Storage:
@@ -28,18 +31,22 @@ class Storage:
     Attributes:
         uri: the absolute local path, or the URI as given.
         is_local: whether it is on this machine's file system.
+        patience_seconds: for how long an object store that fails is asked again, at growing intervals; a
+            local disk never is. 0, for whoever only looks at a run, takes the first failure for an answer.
 
     Args:
         location: `runs`, `/data/runs`, `file:///data/runs`, `s3://bucket/runs`, `gs://bucket/runs`, or a
             URI that an installed fsspec knows.
+        patience_seconds: see the attribute.
 
     Raises:
         StorageError: the scheme is unknown, or a file:// URI names another machine.
     """
 
-    def __init__(self, location: str | os.PathLike[str]) -> None:
+    def __init__(self, location: str | os.PathLike[str], patience_seconds: float = 0.0) -> None:
         self._scheme, self.uri = read_location(location)
         self.is_local = self._scheme == "file"
+        self.patience_seconds = patience_seconds
 
     def __repr__(self) -> str:
         return f"Storage({self.shown()!r})"
@@ -55,7 +62,12 @@ class Storage:
         if self.is_local:
             return Storage(f"{self.uri.rstrip('/')}/{check_name(name)}")
         address, question_mark, options = self.uri.partition("?")
-        return Storage(f"{address.rstrip('/')}/{check_name(name)}{question_mark}{options}")
+        uri = f"{address.rstrip('/')}/{check_name(name)}{question_mark}{options}"
+        return Storage(uri, self.patience_seconds)
+
+    def impatient(self) -> Storage:
+        """The same folder for what must not wait: nothing depends on a file that is written next time."""
+        return Storage(self.uri)
 
     def local_path(self, name: str = "") -> Path:
         """The path of a file on this machine.
@@ -76,8 +88,12 @@ class Storage:
         Raises:
             StorageError: it is missing or cannot be read.
         """
-        with self._explained("read", name), self._filesystem.open_input_file(self._path(name)) as stream:
-            return cast(bytes, stream.read())
+
+        def read() -> bytes:
+            with self._filesystem.open_input_file(self._path(name)) as stream:
+                return cast(bytes, stream.read())
+
+        return self._done("read", name, read)
 
     def read_chunks(self, name: str) -> Iterator[bytes]:
         """The content of a file piece by piece, for files that may be larger than memory.
@@ -85,9 +101,16 @@ class Storage:
         Raises:
             StorageError: it is missing or cannot be read.
         """
-        with self._explained("read", name), self._filesystem.open_input_file(self._path(name)) as stream:
-            while chunk := stream.read(CHUNK_BYTES):
-                yield chunk
+        offset = 0
+
+        def read() -> bytes:
+            # Opened for each piece, so that one that fails is all that is read again.
+            with self._filesystem.open_input_file(self._path(name)) as stream:
+                return cast(bytes, stream.read_at(CHUNK_BYTES, offset))
+
+        while chunk := self._done("read", name, read):
+            yield chunk
+            offset += len(chunk)
 
     def write_bytes(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Write a file whole: a reader sees the old content or the new one, never a part.
@@ -100,8 +123,7 @@ class Storage:
         Raises:
             StorageError: it cannot be written.
         """
-        with self._writer(name, durable=durable) as stream:
-            stream.write(data)
+        self._write(name, lambda: (data,), durable=durable)
 
     def write_file(self, name: str, source: Path) -> None:
         """Write a file whole, as `write_bytes` does, with the content of a local file.
@@ -109,10 +131,7 @@ class Storage:
         Raises:
             StorageError: it cannot be written, or the source cannot be read.
         """
-        content = Storage(source.parent).read_chunks(source.name)
-        with self._writer(name) as stream:
-            for chunk in content:
-                stream.write(chunk)
+        self._write(name, lambda: Storage(source.parent).read_chunks(source.name), durable=True)
 
     def exists(self, name: str = "") -> bool:
         """Whether there is a file or folder of this name.
@@ -120,9 +139,8 @@ class Storage:
         Raises:
             StorageError: the storage cannot be reached.
         """
-        with self._explained("look up", name):
-            info = self._filesystem.get_file_info(self._path(name))
-            return bool(info.type != arrow_fs.FileType.NotFound)
+        info = self._done("look up", name, lambda: self._filesystem.get_file_info(self._path(name)))
+        return bool(info.type != arrow_fs.FileType.NotFound)
 
     def list(self, name: str = "") -> tuple[str, ...]:
         """Every file below a folder, at any depth, sorted; empty for a folder that does not exist.
@@ -133,9 +151,8 @@ class Storage:
             StorageError: the storage cannot be reached.
         """
         base = self._path("").strip("/")
-        with self._explained("list", name):
-            selector = arrow_fs.FileSelector(self._path(name), recursive=True, allow_not_found=True)
-            infos = self._filesystem.get_file_info(selector)
+        selector = arrow_fs.FileSelector(self._path(name), recursive=True, allow_not_found=True)
+        infos = self._done("list", name, lambda: self._filesystem.get_file_info(selector))
         paths = [info.path.strip("/") for info in infos if info.type == arrow_fs.FileType.File]
         names = [path[len(base) :].strip("/") for path in paths]
         return tuple(sorted(name for name in names if not _is_temporary(name)))
@@ -146,9 +163,8 @@ class Storage:
         Raises:
             StorageError: the storage cannot be reached.
         """
-        with self._explained("list", ""):
-            selector = arrow_fs.FileSelector(self._path(""), allow_not_found=True)
-            infos = self._filesystem.get_file_info(selector)
+        selector = arrow_fs.FileSelector(self._path(""), allow_not_found=True)
+        infos = self._done("list", "", lambda: self._filesystem.get_file_info(selector))
         return tuple(sorted(info.base_name for info in infos if info.type == arrow_fs.FileType.Directory))
 
     def delete_dir(self, name: str) -> None:
@@ -158,8 +174,7 @@ class Storage:
             StorageError: it cannot be deleted.
         """
         if self.exists(check_name(name)):
-            with self._explained("delete", name):
-                self._filesystem.delete_dir(self._path(name))
+            self._done("delete", name, lambda: self._filesystem.delete_dir(self._path(name)))
 
     def delete_file(self, name: str) -> None:
         """Delete one file below this folder.
@@ -167,8 +182,8 @@ class Storage:
         Raises:
             StorageError: it does not exist or cannot be deleted.
         """
-        with self._explained("delete", check_name(name)):
-            self._filesystem.delete_file(self._path(name))
+        path = self._path(check_name(name))
+        self._done("delete", name, lambda: self._filesystem.delete_file(path))
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -182,42 +197,54 @@ class Storage:
         base = self._opened[1].rstrip("/")
         return f"{base}/{check_name(name)}" if name else (base or "/")
 
-    @contextmanager
-    def _explained(self, action: str, name: str) -> Iterator[None]:
+    def _done(self, action: str, name: str, ask: Callable[[], T]) -> T:
+        """What the file system answers; its failures are explained, and those of an outage waited out.
+
+        Args:
+            action: what is done, for messages.
+            name: of the file.
+            ask: does it, and may be called again.
+        """
+        seconds = 0.0 if self.is_local else self.patience_seconds
         try:
-            yield
+            return ask_again(ask, seconds, self.shown(name))
         except FileNotFoundError as error:
             raise StorageError(f"{self.shown(name)} does not exist.") from error
         except (OSError, ArrowException) as error:
-            raise StorageError(f"cannot {action} {self.shown(name)}: {error}") from error
+            waited = f" (asked again for {seconds:.0f} seconds)" if seconds else ""
+            raise StorageError(f"cannot {action} {self.shown(name)}{waited}: {error}") from error
 
-    @contextmanager
-    def _writer(self, name: str, *, durable: bool = True) -> Iterator[BinaryIO]:
+    def _write(self, name: str, contents: Callable[[], Iterable[bytes]], *, durable: bool) -> None:
+        """See `write_bytes`; `contents` gives the pieces, from the first one each time it is called."""
         path = self._path(check_name(name))
         folder, _, leaf = path.rpartition("/")
         # An object store shows a file only once its upload is complete, and cannot rename.
         written = f"{folder}/.{leaf}.{secrets.token_hex(4)}.tmp" if self.is_local else path
-        with self._explained("write", name):
+
+        def write() -> None:
             # Object stores have no folders.
             if self._scheme not in ("s3", "gs", "gcs"):
                 self._filesystem.create_dir(folder, recursive=True)
-            try:
-                with self._filesystem.open_output_stream(written, compression=None) as stream:
-                    yield stream
-                if written != path:
-                    # The content first, then its name: the other way about, a loss of power leaves an empty
-                    # file under the final name.
-                    if durable:
-                        _sync(written)
-                    self._filesystem.move(written, path)
-                    if durable:
-                        _sync(folder)
-            except BaseException:
-                # Whatever stopped the writing, an interrupt too, half a file is not left behind.
-                if written != path:
-                    with suppress(OSError):
-                        self._filesystem.delete_file(written)
-                raise
+            with self._filesystem.open_output_stream(written, compression=None) as stream:
+                for piece in contents():
+                    stream.write(piece)
+            if written != path:
+                # The content first, then its name: the other way about, a loss of power leaves an empty
+                # file under the final name.
+                if durable:
+                    _sync(written)
+                self._filesystem.move(written, path)
+                if durable:
+                    _sync(folder)
+
+        try:
+            self._done("write", name, write)
+        except BaseException:
+            # Whatever stopped the writing, an interrupt too, half a file is not left behind.
+            if written != path:
+                with suppress(OSError):
+                    self._filesystem.delete_file(written)
+            raise
 
 
 def _sync(path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from raysearch.artifacts import UnitLog
 from raysearch.cluster.pool import LocalPool, Pool
 from raysearch.cluster.resuming import ResumingPool
 from raysearch.config import ClusterConfig, Config
-from raysearch.errors import PoolError
+from raysearch.errors import PoolError, StorageError
 from raysearch.evaluation import Replica
 from raysearch.pipeline.progress import Progress
+
+_log = logging.getLogger(__name__)
 
 OpenPool = Callable[[Replica], Pool]
 
@@ -52,18 +55,29 @@ class Fleet:
         self._log = log
         self._progress = progress
         self._pool: Pool | None = None
+        self._parts: dict[str, ResumingPool] = {}
 
     def pool(self, part: str) -> Pool:
         """The pool, remembering the units of one part of a stage under the part's name."""
         if self._pool is None:
             self._pool = self._open_pool()
-        return ResumingPool(self._pool, self._log, part, partial(self._progress.units, part))
+        if part not in self._parts:
+            # One for all rounds of a part, for it reads what is on disk once.
+            report = partial(self._progress.units, part)
+            self._parts[part] = ResumingPool(self._pool, self._log, part, report)
+        return self._parts[part]
 
     def close(self) -> None:
-        """Release the workers."""
+        """Release the workers, and keep what they finished."""
+        self._parts.clear()
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+        try:
+            self._log.close()
+        except StorageError as error:
+            # What ended the run is told, not what comes of it.
+            _log.warning("%s", error)
 
 
 @contextmanager

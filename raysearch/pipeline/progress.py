@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from raysearch.artifacts import RunStore, codecs
-from raysearch.errors import DamagedFileError, StorageError
+from raysearch.artifacts import Bulletin, RunStore, codecs
+from raysearch.errors import DamagedFileError
 from raysearch.records import RunStatus, TrainingStatus
 
 _log = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ class Progress:
         self, store: RunStore, listener: Listener, before: Mapping[str, float] | None = None
     ) -> None:
         self._store = store
+        self._bulletin = Bulletin(store.storage, codecs.STATUS.files[0])
         self._listener = listener
         self._written = 0.0
         self._meter = RateMeter()
@@ -192,12 +193,16 @@ class Progress:
         self._status = self._record("done", self._status.stage, 0, 0, "")
         _log.info("done")
         self._listener(self._status)
+        self._bulletin.close()
         self._store.save(codecs.STATUS, self._status)
 
+    def close(self) -> None:
+        """Write what is not written yet, as far as the storage can be reached."""
+        self._bulletin.close()
+
     def _write(self) -> None:
-        # Nothing is computed from the status: a storage that does not answer for a moment ends no run.
-        with suppress(StorageError):
-            self._store.save(codecs.STATUS, self._status)
+        (data,) = codecs.STATUS.write(self._status)
+        self._bulletin.write(data)
 
     def _record(self, state: str, stage: str, done: int, total: int, message: str) -> RunStatus:
         seconds = dict(self.seconds)
@@ -221,7 +226,10 @@ def reporting(progress: Progress, remark: str = "") -> Iterator[Progress]:
     except Exception as error:
         progress.tell("failed", message=str(error))
         raise
-    progress.end()
+    else:
+        progress.end()
+    finally:
+        progress.close()
 
 
 @contextmanager
