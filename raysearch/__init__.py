@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from raysearch.export import verify_folder as verify
     from raysearch.job import Job, submit
     from raysearch.records import BitAssignment, QuantizerSetup, RunResult, RunStatus
-    from raysearch.saved_run import (
-        SavedRun,
+    from raysearch.runs import (
         export_run,
-        load_run,
         load_sensitivity,
         report,
         resolve,
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
         retrieve,
         status,
     )
+    from raysearch.saved_run import SavedRun, load_run
     from raysearch.task import Task, load_task
 
 
@@ -56,20 +55,20 @@ _HOME_OF = {
     "Task": "task.Task",
     "create_compressed_model": "compression.create.create_compressed_model",
     "create_controller": "controller.create_controller",
-    "export_run": "saved_run.export_run",
+    "export_run": "runs.export_run",
     "inspect": "api.inspect",
     "list_runs": "artifacts.list_runs",
     "load_config": "config.load_config",
     "load_model": "export.load_model",
     "load_run": "saved_run.load_run",
-    "load_sensitivity": "saved_run.load_sensitivity",
+    "load_sensitivity": "runs.load_sensitivity",
     "load_task": "task.load_task",
-    "report": "saved_run.report",
-    "resolve": "saved_run.resolve",
-    "resolve_measured": "saved_run.resolve_measured",
-    "retrieve": "saved_run.retrieve",
+    "report": "runs.report",
+    "resolve": "runs.resolve",
+    "resolve_measured": "runs.resolve_measured",
+    "retrieve": "runs.retrieve",
     "run": "api.run",
-    "status": "saved_run.status",
+    "status": "runs.status",
     "submit": "job.submit",
     "verify": "export.verify_folder",
 }

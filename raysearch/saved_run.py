@@ -14,13 +14,13 @@ from raysearch.artifacts import RunStore, codecs, copy_run, current_status, reso
 from raysearch.artifacts.run_record import STARTED
 from raysearch.config import SearchConfig, load_config
 from raysearch.determinism import pinned_threads, plain_modes, process_as_found, seeded
-from raysearch.errors import RunError, TaskError
+from raysearch.errors import RunError, StorageError, TaskError
 from raysearch.export import verify_folder
 from raysearch.export.check_folder import FolderCheck
 from raysearch.pipeline.finalists import load_chosen
 from raysearch.pipeline.inputs import Inputs, check_inputs
 from raysearch.pipeline.pools import pool_session
-from raysearch.pipeline.result import StageRecords, save_report
+from raysearch.pipeline.result import save_report
 from raysearch.pipeline.stages import (
     export,
     load_deployed,
@@ -43,6 +43,8 @@ from raysearch.records import (
     SensitivityTable,
     parse_budgets,
 )
+from raysearch.reporting import ReportRecords, render_comparison, render_report
+from raysearch.run_views import RunViews
 from raysearch.search import (
     OptionSpace,
     PlainEvaluator,
@@ -59,11 +61,11 @@ Location = str | os.PathLike[str]
 """A run id, a path or a URI."""
 
 
-class SavedRun:
+class SavedRun(RunViews):
     """A run that was started: its records, its model, and new answers from what it measured.
 
     Nothing is kept in memory: each method reads what it needs, so a run that is still going may be asked too.
-    Made by `load_run`.
+    Made by `load_run`. Tables and figures are those of `RunViews`.
 
     Attributes:
         run_id: the run's name.
@@ -201,20 +203,41 @@ class SavedRun:
         return trials
 
     def report(self) -> str:
-        """Render the HTML report of a finished run again, from its records.
+        """Render the HTML report again from the run's records; of an unfinished run, from those there are.
 
         Returns:
             Where the report is.
 
         Raises:
-            StorageError: the run is not finished.
-            ConfigError: the `report` extra is not installed.
+            StorageError: a record is damaged.
+            ConfigError: jinja2 is not installed.
         """
         store = self._store
-        records = StageRecords.load(store)
-        result = save_report(store, self.result(), self.setup(), records)
-        store.save(codecs.RESULT, result)
-        return result.report
+        if store.has(codecs.RESULT):
+            result = save_report(store, self.result())
+            store.save(codecs.RESULT, result)
+            return result.report
+        store.save(codecs.REPORT, render_report(ReportRecords.load(store)))
+        return f"{store.uri}/{codecs.REPORT.files[0]}"
+
+    def compare(self, other: SavedRun, to: str | os.PathLike[str]) -> Path:
+        """Write a page with this run and another one side by side.
+
+        Args:
+            other: the other run.
+            to: the file.
+
+        Raises:
+            StorageError: a record is damaged, or the file cannot be written.
+            ConfigError: jinja2 is not installed.
+        """
+        page = render_comparison(ReportRecords.load(self._store), ReportRecords.load(other._store))
+        path = Path(to).expanduser().absolute()
+        try:
+            path.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written: {error.strerror}.") from error
+        return path
 
     def export(self, targets: Sequence[str], *, task: Task | str | None = None) -> ExportManifest:
         """Export a trained run again, to other targets; the run's model folder is replaced.
@@ -313,84 +336,3 @@ def load_run(run: Location, storage: Location | None = None) -> SavedRun:
         StorageError: there is no such run.
     """
     return SavedRun(resolve_run(run, storage))
-
-
-def status(run: Location, storage: Location | None = None) -> RunStatus:
-    """The current status of a run; see `SavedRun.status`."""
-    return load_run(run, storage).status()
-
-
-def load_sensitivity(
-    run: Location, storage: Location | None = None
-) -> tuple[QuantizerSetup, SensitivityTable, BitAssignment | None]:
-    """What a run measured and what it chose; see `SavedRun.load_sensitivity`."""
-    return load_run(run, storage).load_sensitivity()
-
-
-def resolve(
-    run: Location,
-    budget: str | Sequence[str],
-    storage: Location | None = None,
-    *,
-    surrogate: str = "response",
-) -> SearchTrial:
-    """The best assignment for another budget, from what a run measured; see `SavedRun.resolve`.
-
-    Args:
-        run: see `load_run`.
-        budget: one expression, or several that must all hold.
-        storage: see `load_run`.
-        surrogate: see `SavedRun.resolve`.
-    """
-    return load_run(run, storage).resolve(budget, surrogate=surrogate)
-
-
-def resolve_measured(
-    run: Location,
-    budget: str | Sequence[str],
-    storage: Location | None = None,
-    **options: Any,
-) -> tuple[SearchTrial, ...]:
-    """The best assignments for another budget, measured; see `SavedRun.resolve_measured`.
-
-    Args:
-        run: see `load_run`.
-        budget: one expression, or several that must all hold.
-        storage: see `load_run`.
-        **options: of `SavedRun.resolve_measured`.
-    """
-    return load_run(run, storage).resolve_measured(budget, **options)
-
-
-def report(run: Location, storage: Location | None = None) -> str:
-    """Render the HTML report of a finished run again; see `SavedRun.report`."""
-    return load_run(run, storage).report()
-
-
-def export_run(
-    run: Location,
-    targets: Sequence[str],
-    storage: Location | None = None,
-    *,
-    task: Task | str | None = None,
-) -> ExportManifest:
-    """Export a trained run again, to other targets; see `SavedRun.export`.
-
-    Args:
-        run: see `load_run`.
-        targets: the targets to write.
-        storage: see `load_run`.
-        task: the task of the run; default: the one it names.
-    """
-    return load_run(run, storage).export(targets, task=task)
-
-
-def retrieve(run: Location, storage: Location | None, to: Location) -> Path:
-    """Copy a finished run to a local folder and verify its model; see `SavedRun.retrieve`.
-
-    Args:
-        run: see `load_run`.
-        storage: see `load_run`.
-        to: a folder that is empty, does not exist yet, or holds this same run.
-    """
-    return load_run(run, storage).retrieve(to)

@@ -9,10 +9,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
 from raysearch.artifacts import ListedRun
+from raysearch.cli.tables import Format, table_text
 from raysearch.records import (
     TERMINAL_STATES,
     BitAssignment,
@@ -22,16 +21,25 @@ from raysearch.records import (
     QuantizationPoint,
     QuantizerGroup,
     QuantizerSetup,
-    RunResult,
     RunStatus,
     Scheme,
-    SensitivityTable,
 )
-from raysearch.reporting import finalists_grid, sensitivity_grid, sketch_note
-from raysearch.reporting.format import cost, duration
-from raysearch.reporting.grids import Grid, times_grid
+from raysearch.records.costs.text import cost, duration, number
+from raysearch.reporting.grids import Grid, Row
 
 LINE_EVERY_SECONDS = 30.0
+
+
+def show_grid(out: Console, grid: Grid, form: Format = Format.TABLE, *, wide: bool = False) -> None:
+    """Print a table.
+
+    Args:
+        out: where to.
+        grid: the table.
+        form: see `Format`.
+        wide: see `table_text`.
+    """
+    out.out(table_text(grid, form, out.width, wide=wide), end="", highlight=False)
 
 
 def out() -> Console:
@@ -94,15 +102,14 @@ def age_text(updated: float, now: float) -> str:
     return f"{duration(max(0.0, now - updated))} ago" if updated else ""
 
 
-def runs_table(runs: Sequence[ListedRun], now: float) -> Table:
-    """A row a run; names and texts that a user chose are never read as markup.
+def runs_grid(runs: Sequence[ListedRun], now: float) -> Grid:
+    """A row a run.
 
     Args:
         runs: of one storage.
         now: Unix time, for ages.
     """
-    table = Table("run", "budget", "state", "size", "last sign of life")
-    table.columns[0].no_wrap = True
+    rows: list[Row] = []
     for listed in runs:
         status = listed.status
         state = status.state
@@ -110,9 +117,9 @@ def runs_table(runs: Sequence[ListedRun], now: float) -> Table:
             state = f"{state}: {status.message or progress_text(status)}"
         costs = {} if listed.result is None else listed.result.costs
         size = cost("size", costs["size"]) if "size" in costs else ""
-        texts = (listed.run_id, " ".join(listed.budget), state, size, age_text(status.updated, now))
-        table.add_row(*map(Text, texts))
-    return table
+        cells = (" ".join(listed.budget), state, size, age_text(status.updated, now))
+        rows.append(Row(listed.run_id, cells))
+    return Grid(("run", "budget", "state", "size", "last sign of life"), tuple(rows))
 
 
 def progress_text(status: RunStatus) -> str:
@@ -149,89 +156,27 @@ def _training_texts(details: Mapping[str, Any]) -> list[str]:
     return texts
 
 
-def result_table(result: RunResult) -> Table:
-    """Metrics of the float model, of the baselines and of the quantized model, and its costs."""
-    columns = {"float": result.float_metrics, **result.baselines, "quantized": result.quantized_metrics}
-    table = Table(title=f"run {result.run_id}")
-    table.add_column("", justify="left")
-    for label in columns:
-        table.add_column(label, justify="right")
-    for name in result.quantized_metrics:
-        beside = [values.get(name) for values in result.baselines.values()]
-        table.add_row(
-            name,
-            metric_text(result, "float", name),
-            *("" if value is None else f"{value:.6g}" for value in beside),
-            metric_text(result, "quantized", name),
-        )
-    for name in result.test_metrics.get("quantized", {}):
-        texts = [metric_text(result, f"test_{model}", name) for model in ("float", "quantized")]
-        table.add_row(f"test {name}", texts[0], *[""] * len(result.baselines), texts[1])
-    for kind, value in result.costs.items():
-        table.add_row(kind, *[""] * (len(columns) - 1), cost(kind, value))
-    return table
-
-
-def finalists_table(finalists: Sequence[Mapping[str, Any]]) -> Table:
-    """The best assignments of the search after a short training each, best first."""
-    return _grid_table(finalists_grid(finalists), "finalists, before → after a short training")
-
-
-def metric_text(result: RunResult, model: str, name: str) -> str:
-    """A metric with its standard error, where it has one; "" where there is none.
-
-    Args:
-        result: the run's.
-        model: "float" or "quantized", on test data behind "test_".
-        name: of the metric.
-    """
-    tables = {"float": result.float_metrics, "quantized": result.quantized_metrics}
-    tables |= {f"test_{key}": values for key, values in result.test_metrics.items()}
-    value = tables.get(model, {}).get(name)
-    if value is None:
-        return ""
-    stderr = result.standard_errors.get(model, {}).get(name)
-    return f"{value:.6g}" if not stderr else f"{value:.6g} ± {stderr:.2g}"
-
-
-def times_table(seconds: Mapping[str, float]) -> Table:
-    """Where the time of a run went, and all of it."""
-    table = _grid_table(times_grid(seconds))
-    table.columns[1].justify = "right"
-    return table
-
-
-def _grid_table(grid: Grid, title: str | None = None, caption: str | None = None) -> Table:
-    """A table of the report, for the terminal."""
-    table = Table(*grid.columns, title=title, caption=caption)
-    for row in grid.rows:
-        table.add_row(row.name, *row.cells)
-    return table
-
-
-def front_table(front: Sequence[Mapping[str, Any]]) -> Table:
+def front_grid(front: Sequence[Mapping[str, Any]]) -> Grid:
     """Trials of a front, by cost."""
     kinds = list(front[0]["costs"])
-    table = Table("trial", "measured", *kinds, title="front")
-    for row in front:
-        costs = [cost(kind, row["costs"][kind]) for kind in kinds]
-        table.add_row(str(row["trial"]), f"{row['value']:.6g}", *costs)
-    return table
+    rows: list[Row] = []
+    for entry in front:
+        costs = [cost(kind, entry["costs"][kind]) for kind in kinds]
+        rows.append(Row(str(entry["trial"]), (number(entry["value"]), *costs)))
+    return Grid(("trial", "measured", *kinds), tuple(rows), title="front")
 
 
-def assignment_table(setup: QuantizerSetup, assignment: Mapping[str, int | str]) -> Table:
+def assignment_grid(setup: QuantizerSetup, assignment: Mapping[str, int | str]) -> Grid:
     """Group → bit-width, or scheme."""
-    table = Table("group", "kind", "bits")
-    for name, scheme in assignment.items():
-        table.add_row(name, setup.group_kind(name), str(scheme))
-    return table
+    rows = [Row(name, (setup.group_kind(name), str(scheme))) for name, scheme in assignment.items()]
+    return Grid(("group", "kind", "bits"), tuple(rows))
 
 
-def layers_table(setup: QuantizerSetup) -> Table:
+def layers_grid(setup: QuantizerSetup) -> Grid:
     """Every group with its points, grid and widths, and what stays float and why."""
     columns = ("group", "kind", "shape", "elements", "MACs", "quantizer", "bit-widths", "pairs")
     caption = "" if setup.coverage is None else f"{setup.coverage.describe()}."
-    table = Table(*columns, "shares its width with", caption=caption)
+    rows: list[Row] = []
     for group in setup.groups.values():
         points = [setup.points[name] for name in group.points]
         first = points[0]
@@ -242,31 +187,30 @@ def layers_table(setup: QuantizerSetup) -> Table:
         schemes = ", ".join(map(str, group.schemes))
         pairs = " ".join(f"{weight_bits}/{input_bits}" for weight_bits, input_bits in _pairs(setup, group))
         others = ", ".join(group.points[1:])
-        row = (
-            group.id,
+        cells = (
             first.kind,
             shape,
             f"{num_elements:,}",
             macs,
-            grid_text(first),
+            quantizer_text(first),
             schemes,
             pairs,
             others,
         )
-        table.add_row(*row)
+        rows.append(Row(group.id, cells))
     for weight in setup.coverage.floating if setup.coverage else ():
         shape = "×".join(map(str, weight.shape))
         cells = ("weight", shape, f"{weight.num_elements:,}", "", f"none: {weight.reason}", "float", "", "")
-        table.add_row(weight.name, *cells)
-    return table
+        rows.append(Row(weight.name, cells))
+    return Grid((*columns, "shares its width with"), tuple(rows), caption=caption)
 
 
-def fused_table(setup: QuantizerSetup) -> Table | None:
+def fused_grid(setup: QuantizerSetup) -> Grid | None:
     """The groups that a runtime makes one, and why; None where it makes none.
 
     Weights are named below the module that holds all of them.
     """
-    table = Table("module", "are one", "why")
+    rows: list[Row] = []
     for group in setup.groups.values():
         if not group.reason:
             continue
@@ -274,11 +218,11 @@ def fused_table(setup: QuantizerSetup) -> Table | None:
         columns = zip(*paths, strict=False)
         shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, columns)]
         names = [".".join(path[len(shared) :]).removesuffix(".weight") for path in paths]
-        table.add_row(".".join(shared), ", ".join(names), group.reason)
-    return table if table.row_count else None
+        rows.append(Row(".".join(shared), (", ".join(names), group.reason)))
+    return Grid(("module", "are one", "why"), tuple(rows)) if rows else None
 
 
-def grid_text(point: QuantizationPoint) -> str:
+def quantizer_text(point: QuantizationPoint) -> str:
     """Mode, sign where it is fixed, and granularity."""
     spec = point.grid_spec
     signs = {True: " signed", False: " unsigned", None: ""}
@@ -293,20 +237,20 @@ def _pairs(setup: QuantizerSetup, group: QuantizerGroup) -> list[tuple[int, int]
     return sorted({pair for name in group.points for pair in setup.pairs.get(name, ())})
 
 
-def widths_table(setup: QuantizerSetup, model: CostModel) -> Table:
+def widths_grid(setup: QuantizerSetup, model: CostModel) -> Grid:
     """Costs at each uniform weight width, and what every budget can reach."""
     kinds = list(model.lowest)
     percentages = [f"{kind} %" for kind in model.reference]
-    table = Table("weights at", *kinds, *percentages)
-    rows = {}
+    costs_of = {}
     for scheme, costs in _uniform_costs(setup, model).items():
-        rows[f"{scheme} bits" if scheme.is_plain else str(scheme)] = costs
-    for name, costs in {**rows, "lowest": model.lowest, "highest": model.highest}.items():
+        costs_of[f"{scheme} bits" if scheme.is_plain else str(scheme)] = costs
+    rows: list[Row] = []
+    for name, costs in {**costs_of, "lowest": model.lowest, "highest": model.highest}.items():
         texts = [cost(kind, costs[kind]) for kind in kinds]
         # A model without such layers has a reference of 0, of which nothing is a share.
         shares = [f"{costs[kind] / base:.2%}" if base else "" for kind, base in model.reference.items()]
-        table.add_row(name, *texts, *shares)
-    return table
+        rows.append(Row(name, (*texts, *shares)))
+    return Grid(("weights at", *kinds, *percentages), tuple(rows))
 
 
 def _uniform_costs(setup: QuantizerSetup, model: CostModel) -> dict[Scheme, dict[str, float]]:
@@ -316,13 +260,13 @@ def _uniform_costs(setup: QuantizerSetup, model: CostModel) -> dict[Scheme, dict
     return {scheme: model.costs(BitAssignment.uniform(setup, scheme)) for scheme in schemes}
 
 
-def schemes_table(stored: Mapping[str, Mapping[str, str]]) -> Table:
+def schemes_grid(stored: Mapping[str, Mapping[str, str]]) -> Grid:
     """What became of every scheme at every weight: a row a weight, a column a scheme."""
     schemes = sorted({Scheme.of(scheme) for texts in stored.values() for scheme in texts})
-    table = Table("weight", *map(str, schemes))
+    rows: list[Row] = []
     for name, texts in stored.items():
-        table.add_row(name, *(texts.get(str(scheme), "") for scheme in schemes))
-    return table
+        rows.append(Row(name, tuple(texts.get(str(scheme), "") for scheme in schemes)))
+    return Grid(("weight", *map(str, schemes)), tuple(rows))
 
 
 def inspection(
@@ -368,20 +312,6 @@ def _group_facts(setup: QuantizerSetup, group: QuantizerGroup) -> dict[str, obje
         "pairs": _pairs(setup, group),
         "reason": group.reason,
     }
-
-
-def sensitivity_table(
-    setup: QuantizerSetup, sensitivity: SensitivityTable, assignment: BitAssignment | None
-) -> Table:
-    """Traces, perturbations and responses, a row a group.
-
-    Args:
-        setup: points and groups.
-        sensitivity: what was measured.
-        assignment: what the run chose, once it has.
-    """
-    grid = sensitivity_grid(setup, sensitivity, assignment)
-    return _grid_table(grid, f"sensitivity {sensitivity.fingerprint}", sketch_note(sensitivity))
 
 
 def excess_lines(budgets: Iterable[Budget], model: CostModel, costs: Mapping[str, float]) -> Sequence[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raysearch.cli.choices import PLACE
+from raysearch.cli.tables import Format
 from raysearch.errors import ConfigError
 from raysearch.version import __version__
 
@@ -76,6 +77,10 @@ MinimizeOption = Annotated[
 DropOption = Annotated[
     str | None,
     typer.Option("--max-drop", metavar="METRIC=AMOUNT[%]", help="the most a metric may get worse"),
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="how tables are printed")]
+WideOption = Annotated[
+    bool, typer.Option("--wide", help="every row and column whole, however long the lines are")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 HeadOption = Annotated[str, typer.Option("--address", help="the cluster's dashboard, http://HEAD:8265")]

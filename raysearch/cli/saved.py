@@ -14,21 +14,36 @@ from raysearch.artifacts import DEFAULT_STORAGE, ListedRun, list_runs
 from raysearch.cli import console
 from raysearch.cli.choices import PLACE, export_targets, listing, surrogates
 from raysearch.cli.command import command
-from raysearch.cli.options import BudgetOption, JsonOption, RunArgument, StorageOption, app
+from raysearch.cli.options import (
+    BudgetOption,
+    FormatOption,
+    JsonOption,
+    RunArgument,
+    StorageOption,
+    WideOption,
+    app,
+)
+from raysearch.cli.tables import Format
 from raysearch.records import CostModel, SearchTrial, parse_budgets
+from raysearch.records.costs.text import number
 
 
 @app.command("list")
-def list_command(storage: StorageOption = DEFAULT_STORAGE, as_json: JsonOption = False) -> None:
+def list_command(
+    storage: StorageOption = DEFAULT_STORAGE,
+    form: FormatOption = Format.TABLE,
+    wide: WideOption = False,
+    as_json: JsonOption = False,
+) -> None:
     """The runs of a storage: budget, state, progress and when each last gave a sign of life."""
-    with command(as_json) as show:
+    with command(as_json or form is Format.JSON) as show:
         runs = list_runs(storage)
 
         def draw(out: Console) -> None:
             if not runs:
                 out.print(f"no runs in {storage}", markup=False)
                 return
-            out.print(console.runs_table(runs, time.time()))
+            console.show_grid(out, console.runs_grid(runs, time.time()), form, wide=wide)
 
         show([_run_facts(listed) for listed in runs], draw)
 
@@ -71,12 +86,14 @@ def resolve(
     task: Annotated[str | None, typer.Option(help="the run's task, if it moved")] = None,
     address: Annotated[str, typer.Option(help="local, auto or HOST[:PORT]")] = "local",
     workers: Annotated[int, typer.Option(help="actors; 0: in this process, without Ray")] = 0,
+    form: FormatOption = Format.TABLE,
+    wide: WideOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """The best assignment for another budget, from the saved sensitivity table."""
     from raysearch.saved_run import load_run
 
-    with command(as_json) as show:
+    with command(as_json or form is Format.JSON) as show:
         saved = load_run(run, storage)
         measured: tuple[SearchTrial, ...] = ()
         if measure:
@@ -94,13 +111,18 @@ def resolve(
         }
 
         def draw(out: Console) -> None:
-            out.print(console.assignment_table(setup, best.assignment.as_json))
+            grid = console.assignment_grid(setup, best.assignment.as_json)
+            console.show_grid(out, grid, form, wide=wide)
+            if form is not Format.TABLE:
+                return
             for line in console.excess_lines(parse_budgets(budget), CostModel(setup), best.costs):
                 out.print(line)
             for trial in measured:
-                out.print(f"measured {trial.value:.6g}  predicted {trial.predicted:.6g}  {trial.source}")
+                out.print(
+                    f"measured {number(trial.value)}  predicted {number(trial.predicted)}  {trial.source}"
+                )
             if not measured:
-                out.print(f"predicted by {surrogate}: {best.predicted:.6g} (not measured)")
+                out.print(f"predicted by {surrogate}: {number(best.predicted)} (not measured)")
 
         show(data, draw)
 
@@ -116,12 +138,21 @@ def _trial_facts(trial: SearchTrial) -> dict[str, Any]:
 
 
 @app.command()
-def report(run: RunArgument, storage: StorageOption = DEFAULT_STORAGE, as_json: JsonOption = False) -> None:
-    """Render the HTML report again from the saved records."""
+def report(
+    run: RunArgument,
+    other: Annotated[str | None, typer.Argument(help="another run, to be shown beside it")] = None,
+    out: Annotated[str, typer.Option("--out", help="file of the page with two runs")] = "comparison.html",
+    storage: StorageOption = DEFAULT_STORAGE,
+    as_json: JsonOption = False,
+) -> None:
+    """Render the HTML report from the saved records, of an unfinished run too; or two runs side by side."""
     from raysearch.saved_run import load_run
 
     with command(as_json) as show:
-        location = load_run(run, storage).report()
+        if other is None:
+            location = load_run(run, storage).report()
+        else:
+            location = str(load_run(run, storage).compare(load_run(other, storage), out))
         show({"report": location}, lambda out: out.print(location))
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from raysearch.artifacts import DEFAULT_STORAGE, codecs, resolve_run
+from raysearch.artifacts import DEFAULT_STORAGE, resolve_run
 from raysearch.cli import console
 from raysearch.cli.choices import cost_kinds, listing, task_kinds
-from raysearch.cli.command import Show, command
+from raysearch.cli.command import command
 from raysearch.cli.options import (
     DEFAULT_KIND,
     BudgetOption,
     ConfigOption,
     DataOption,
     DropOption,
+    FormatOption,
     FrontOption,
     JsonOption,
     KindOption,
@@ -27,12 +29,15 @@ from raysearch.cli.options import (
     ModelOption,
     SetOption,
     StorageOption,
+    WideOption,
     WithOption,
     app,
     read_settings,
     task_of,
 )
-from raysearch.reporting import sensitivity_rows, verdict
+from raysearch.cli.tables import Format
+from raysearch.reporting import ReportRecords, sensitivity_grid, sensitivity_rows, sketch_note, verdict
+from raysearch.reporting.grids import finalists_grid, summary_grid, times_grid
 
 
 @app.command(cls=listing(kind=task_kinds))
@@ -49,29 +54,38 @@ def inspect(
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
     latency: LatencyOption = None,
+    form: FormatOption = Format.TABLE,
+    wide: WideOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Layers, groups, options, costs and achievable budgets of a task, or the sensitivities of a run."""
     from raysearch import api
     from raysearch.placement.schemes import stored_as
+    from raysearch.saved_run import load_run
 
-    with command(as_json) as show:
+    with command(as_json or form is Format.JSON) as show:
         if sensitivity is not None:
-            _show_sensitivity(sensitivity, storage, show)
+            saved = load_run(sensitivity, storage).load_sensitivity()
+            facts = {"fingerprint": saved[1].fingerprint, "groups": sensitivity_rows(*saved)}
+            grid = replace(sensitivity_grid(*saved), title="sensitivity", caption=sketch_note(saved[1]))
+            show(facts, lambda out: console.show_grid(out, grid, form, wide=wide))
             return
         spec = task_of(task, model, data, kind, options)
         configured = read_settings(config, settings, latency)
         setup, costs = api.inspect(spec, configured)
         stored = stored_as(setup, configured.placement)
-        fused = console.fused_table(setup)
 
         def draw(out: Console) -> None:
-            out.print(console.layers_table(setup))
+            console.show_grid(out, console.layers_grid(setup), form, wide=wide)
+            if form is Format.CSV:
+                # Several tables are no CSV.
+                return
+            fused = console.fused_grid(setup)
             if fused is not None:
-                out.print(fused)
+                console.show_grid(out, fused, form, wide=wide)
             if stored:
-                out.print(console.schemes_table(stored))
-            out.print(console.widths_table(setup, costs))
+                console.show_grid(out, console.schemes_grid(stored), form, wide=wide)
+            console.show_grid(out, console.widths_grid(setup, costs), form, wide=wide)
 
         show(console.inspection(setup, costs, stored), draw)
 
@@ -107,6 +121,7 @@ def run(
         typer.Option(help="actors; 0: in this process, without Ray; default: 0, or one a core for long work"),
     ] = None,
     latency: LatencyOption = None,
+    wide: WideOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a model under a budget, or at the least cost for a drop: the whole walk."""
@@ -135,30 +150,22 @@ def run(
         finally:
             lines.close()
 
-        setup = resolve_run(result.run_id, storage).load(codecs.SETUP)
+        records = ReportRecords.load(resolve_run(result.run_id, storage))
+        setup = records.setup
+        assert setup is not None
 
         def draw(out: Console) -> None:
-            out.print(console.assignment_table(setup, result.assignment))
-            out.print(console.result_table(result))
-            out.print(verdict(result), markup=False)
+            console.show_grid(out, console.assignment_grid(setup, result.assignment), wide=wide)
+            console.show_grid(out, summary_grid(setup, result), wide=wide)
             if result.front:
-                out.print(console.front_table(result.front))
+                console.show_grid(out, console.front_grid(result.front), wide=wide)
             if result.finalists:
-                out.print(console.finalists_table(result.finalists))
+                console.show_grid(out, finalists_grid(result.finalists), wide=wide)
+            console.show_grid(out, times_grid({"imports": imports, **result.seconds}))
             for note in result.notes:
-                out.print(f"note: {note}")
-            out.print(console.times_table({"imports": imports, **result.seconds}))
-            out.print(f"model:  {result.model_dir}")
-            out.print(f"report: {result.report or 'none'}")
+                out.print(f"note: {note}", markup=False)
+            out.print(verdict(result, setup, records.chosen, records.manifest), markup=False)
+            out.print(f"model:  {result.model_dir}", markup=False)
+            out.print(f"report: {result.report or 'none'}", markup=False)
 
         show(result.to_dict(), draw)
-
-
-def _show_sensitivity(run: str, storage: str, show: Show) -> None:
-    from raysearch.saved_run import load_run
-
-    setup, table, assignment = load_run(run, storage).load_sensitivity()
-    show(
-        {"fingerprint": table.fingerprint, "groups": sensitivity_rows(setup, table, assignment)},
-        lambda out: out.print(console.sensitivity_table(setup, table, assignment)),
-    )

@@ -8,7 +8,6 @@ from raysearch.artifacts.codecs import Metrics
 from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.stages import make_recipe, validate
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable, SearchResult
-from raysearch.search.summary import completed, ranked
 
 ROUNDED = "rounded"
 """The answer with the codes of the rounding table: neither refined nor trained, as the uniform one is."""
@@ -17,18 +16,14 @@ ROUNDED = "rounded"
 def best_uniform(search: SearchResult, setup: QuantizerSetup) -> tuple[str, BitAssignment] | None:
     """The measured assignment within the budgets, all of whose weights have one scheme, that is best.
 
-    A weight that cannot have it has the nearest one.
-
     Returns:
         Its name, such as "uniform 4", and the assignment; None where no uniform one fits.
     """
-    groups = [group for group in setup.groups.values() if setup.group_kind(group.id) == "weight"]
-    schemes = sorted({scheme for group in groups for scheme in group.schemes})
-    for trial in ranked(completed(search.trials), search.maximize):
-        for scheme in schemes:
-            if all(trial.assignment.schemes[group.id] == scheme.nearest(group.schemes) for group in groups):
-                return f"uniform {scheme}", trial.assignment
-    return None
+    trials = search.uniform_trials(setup)
+    if not trials:
+        return None
+    name, trial = trials[0]
+    return name, trial.assignment
 
 
 @dataclass(frozen=True)

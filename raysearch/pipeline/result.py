@@ -20,7 +20,6 @@ from raysearch.records import (
     Finalists,
     FineTuneResult,
     LeastCost,
-    QuantizerSetup,
     RunResult,
     SearchResult,
     SearchTrial,
@@ -65,22 +64,6 @@ class StageRecords:
         """The trial whose assignment is deployed."""
         return chosen_trial(self.search, self.finalists)
 
-    @classmethod
-    def load(cls, store: RunStore) -> StageRecords:
-        """The records of a finished run.
-
-        Raises:
-            StorageError: a stage has not ended yet, or a record is damaged.
-        """
-        return cls(
-            table=store.load(codecs.SENSITIVITY),
-            search=store.load(codecs.SEARCH),
-            training=store.load(codecs.FINE_TUNE),
-            metrics=store.load(codecs.METRICS),
-            manifest=store.load(codecs.MANIFEST),
-            finalists=store.load(codecs.FINALISTS) if store.has(codecs.FINALISTS) else None,
-        )
-
 
 def save_result(
     inputs: Inputs, store: RunStore, seconds: Mapping[str, float], records: StageRecords
@@ -95,7 +78,7 @@ def save_result(
     """
     result = _make_result(inputs, store, seconds, records)
     try:
-        result = save_report(store, result, inputs.setup, records)
+        result = save_report(store, result)
     except ConfigError as error:
         result = replace(result, notes=(*result.notes, str(error)))
     # Its presence says that the run is complete, so it comes last.
@@ -103,30 +86,17 @@ def save_result(
     return result
 
 
-def save_report(
-    store: RunStore, result: RunResult, setup: QuantizerSetup, records: StageRecords
-) -> RunResult:
+def save_report(store: RunStore, result: RunResult) -> RunResult:
     """Save the HTML report, and return the result that says where it is; the caller saves that.
 
     Args:
-        store: the run's folder.
+        store: the run's folder, with the records of all stages.
         result: what the page is of.
-        setup: where the quantizers are.
-        records: what the stages gave.
 
     Raises:
-        ConfigError: the `report` extra is not installed.
+        ConfigError: jinja2 is not installed.
     """
-    reported = ReportRecords(
-        result,
-        setup,
-        records.search,
-        sensitivity=records.table,
-        fine_tune=records.training,
-        manifest=records.manifest,
-        metrics=records.metrics,
-    )
-    store.save(codecs.REPORT, render_report(reported))
+    store.save(codecs.REPORT, render_report(replace(ReportRecords.load(store), result=result)))
     return replace(result, report=f"{store.uri}/{codecs.REPORT.files[0]}")
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from raysearch.errors import ConfigError, StorageError
+from raysearch.records.costs.text import cost
 
 _EXPRESSION = re.compile(r"^\s*(.+?)\s*=\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%?)\s*$")
 TOLERANCE = 1e-9
@@ -118,9 +119,10 @@ class LeastCost:
         )
         over = self.trained_drop is not None and self.trained_drop > self.allowed
         return (
-            f"The least {self.kind} found with {self.max_drop} is {self.cost:.6g}: {self.metric} is "
-            f"{self.value:.6g} on the search's samples before training, {self.float_value:.6g} for the float "
-            f"model, a {change} of {self.drop:.6g} of {self.allowed:.6g} allowed{after}"
+            f"The least {self.kind} found with {self.max_drop} is {cost(self.kind, self.cost)}: "
+            f"{self.metric} is {self.value:.6g} on the search's samples before training, "
+            f"{self.float_value:.6g} for the float model, a {change} of {self.drop:.6g} of "
+            f"{self.allowed:.6g} allowed{after}"
             f"{', which is more than that' if over else ''}."
         )
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from html import escape
 from types import NoneType
 from typing import Any
 
 from raysearch.errors import StorageError
+from raysearch.records.costs.text import cost, cost_name, number
 
 TERMINAL_STATES = ("done", "failed", "cancelled")
 
@@ -105,7 +107,7 @@ class RunResult:
         float_metrics: metric → value of the float model on the validation data.
         quantized_metrics: the same for the stripped model.
         model_dir: folder with the exported files.
-        report: path of the HTML report; "" when the `report` extra is not installed.
+        report: path of the HTML report; "" when jinja2 is not installed.
         seconds: stage → seconds.
         notes: plain statements about what was left out, such as QAT without training data.
         front: the trials that no other beats in both measured value and the asked front's cost, by cost:
@@ -139,6 +141,21 @@ class RunResult:
     test_metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     standard_errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     finalists: tuple[Mapping[str, Any], ...] = ()
+
+    def _repr_html_(self) -> str:
+        # What a notebook shows; names are the user's, and stay text.
+        names = dict.fromkeys([*self.float_metrics, *self.quantized_metrics])
+        rows = [
+            f"<tr><td>{escape(name)}</td><td>{number(self.float_metrics.get(name))}</td>"
+            f"<td>{number(self.quantized_metrics.get(name))}</td></tr>"
+            for name in names
+        ]
+        rows += [
+            f"<tr><td>{cost_name(kind)}</td><td></td><td>{cost(kind, value)}</td></tr>"
+            for kind, value in self.costs.items()
+        ]
+        head = "<tr><th></th><th>float</th><th>quantized</th></tr>"
+        return f"<p><b>{escape(self.run_id)}</b></p><table>{head}{''.join(rows)}</table>"
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values, ready for JSON."""

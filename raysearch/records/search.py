@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from raysearch.errors import PlacementError, StorageError
 from raysearch.records.assignment import BitAssignment
+from raysearch.records.setup import QuantizerSetup
 
 _SCHEMA = pa.schema(
     [
@@ -135,6 +136,27 @@ class SearchResult:
         """
         sign = -1.0 if self.maximize else 1.0
         return {name: sign * (value - self.best.value) for name, value in self.reasons.items()}
+
+    def uniform_trials(self, setup: QuantizerSetup) -> list[tuple[str, SearchTrial]]:
+        """The measured trials within the budgets, all of whose weights have one scheme; best first.
+
+        A weight that cannot have it has the nearest one.
+
+        Returns:
+            (its name, such as "uniform 4"; the trial), the best of each scheme.
+        """
+        groups = [group for group in setup.groups.values() if setup.group_kind(group.id) == "weight"]
+        schemes = sorted({scheme for group in groups for scheme in group.schemes})
+        sign = -1 if self.maximize else 1
+        done = [trial for trial in self.trials if trial.is_complete and trial.is_feasible]
+        done.sort(key=lambda trial: (sign * trial.value, trial.costs["size"], trial.number))
+        uniform: dict[str, SearchTrial] = {}
+        for trial in done:
+            for scheme in schemes:
+                if all(trial.assignment.schemes[g.id] == scheme.nearest(g.schemes) for g in groups):
+                    uniform.setdefault(f"uniform {scheme}", trial)
+                    break
+        return list(uniform.items())
 
     def to_json(self) -> str:
         """`best.json`: the winner, its costs, and what it was compared with."""

@@ -1,8 +1,9 @@
 """The HTML report and the tables of a run, from saved records only."""
 
 from raysearch.reporting.answer import verdict
-from raysearch.reporting.grids import finalists_grid
-from raysearch.reporting.page import ReportRecords, render_report
+from raysearch.reporting.compare import render_comparison
+from raysearch.reporting.page import render_report
+from raysearch.reporting.records import ReportRecords
 from raysearch.reporting.sensitivity_view import (
     predicted_shares,
     sensitivity_grid,
@@ -12,8 +13,8 @@ from raysearch.reporting.sensitivity_view import (
 
 __all__ = [
     "ReportRecords",
-    "finalists_grid",
     "predicted_shares",
+    "render_comparison",
     "render_report",
     "sensitivity_grid",
     "sensitivity_rows",

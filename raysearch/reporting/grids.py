@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysearch.records import (
+    COST_KINDS,
     BitAssignment,
     CostModel,
     ExportManifest,
@@ -18,7 +19,8 @@ from raysearch.records import (
     SearchTrial,
     SensitivityTable,
 )
-from raysearch.reporting.format import MISSING, cost, cost_name, duration, number, signed
+from raysearch.records.costs.text import MISSING, cost, cost_name, duration, number, signed
+from raysearch.reporting.answer import value_text
 
 
 @dataclass(frozen=True)
@@ -31,64 +33,100 @@ class Row:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table; the first column is that of the names."""
+    """A table; the first column is that of the names.
+
+    Attributes:
+        columns: their names.
+        rows: as many cells each as there are columns besides the names.
+        title: above the table; "" for none.
+        caption: below it.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    title: str = ""
+    caption: str = ""
 
 
-def summary_grid(
-    setup: QuantizerSetup, result: RunResult, metrics: Mapping[str, Mapping[str, float]]
-) -> Grid:
+def summary_grid(setup: QuantizerSetup, result: RunResult) -> Grid:
     """Metrics and costs of the float and of the quantized model, with what stands beside it.
 
     Args:
         setup: what the float model's costs are of.
-        result: the quantized model's costs, and the baselines' metrics.
-        metrics: "float" and "quantized" → metric → value; on test data "test_float" and "test_quantized".
+        result: metrics, the quantized model's costs, and the baselines.
     """
+    metrics = {"float": result.float_metrics, "quantized": result.quantized_metrics}
+    metrics |= {f"test_{model}": values for model, values in result.test_metrics.items()}
+    errors = result.standard_errors
     baselines = result.baselines.values()
-    rows = _metric_rows("", metrics.get("float", {}), metrics.get("quantized", {}), list(baselines))
+    rows = _metric_rows("", _Pair.of(metrics, errors, ""), list(baselines))
     nothing = [dict[str, float]()] * len(baselines)
-    rows += _metric_rows("test ", metrics.get("test_float", {}), metrics.get("test_quantized", {}), nothing)
+    rows += _metric_rows("test ", _Pair.of(metrics, errors, "test_"), nothing)
     # An assignment that quantizes nothing costs what the float model costs.
     float_costs = CostModel(setup).costs(BitAssignment({}))
     for kind, value in result.costs.items():
         if kind == "act_bits" and not setup.of_kind("activation"):
             continue
         rows.append(_cost_row(kind, float_costs.get(kind), value, len(baselines)))
-    return Grid(("", "float", *result.baselines, "quantized", "change"), tuple(rows))
+    return Grid(("", "float", "quantized", "change", *result.baselines), tuple(rows))
 
 
-def _metric_rows(
-    prefix: str,
-    before: Mapping[str, float],
-    after: Mapping[str, float],
-    baselines: Sequence[Mapping[str, float]],
-) -> list[Row]:
+Values = Mapping[str, float]
+"""Metric → value."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Metrics of the float and of the quantized model on the same data, with their standard errors."""
+
+    before: Values
+    after: Values
+    before_errors: Values
+    after_errors: Values
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, Values], errors: Mapping[str, Values], prefix: str) -> _Pair:
+        """Of one data set.
+
+        Args:
+            metrics: model → metric → value.
+            errors: model → metric → standard error.
+            prefix: of the models' names there.
+        """
+        names = (f"{prefix}float", f"{prefix}quantized")
+        before, after = (metrics.get(name, {}) for name in names)
+        before_errors, after_errors = (errors.get(name, {}) for name in names)
+        return cls(before, after, before_errors, after_errors)
+
+
+def _metric_rows(prefix: str, pair: _Pair, baselines: Sequence[Values]) -> list[Row]:
     """A row a metric.
 
     Args:
         prefix: of its name.
-        before: of the float model.
-        after: of the quantized model.
+        pair: of the float and of the quantized model.
         baselines: of what stands between the two.
     """
     rows: list[Row] = []
-    for name in dict.fromkeys([*before, *after]):
-        float_value, value = before.get(name), after.get(name)
+    for name in dict.fromkeys([*pair.before, *pair.after]):
         change = MISSING
-        if float_value is not None and value is not None:
-            change = signed(value - float_value)
+        if name in pair.before and name in pair.after:
+            change = signed(pair.after[name] - pair.before[name])
         beside = [number(values.get(name)) for values in baselines]
-        rows.append(Row(f"{prefix}{name}", (number(float_value), *beside, number(value), change)))
+        before = value_text(pair.before, pair.before_errors, name)
+        after = value_text(pair.after, pair.after_errors, name)
+        rows.append(Row(f"{prefix}{name}", (before, after, change, *beside)))
     return rows
 
 
 def _cost_row(kind: str, float_value: float | None, value: float, num_baselines: int) -> Row:
     float_text = MISSING if float_value is None else cost(kind, float_value)
-    change = f"÷ {float_value / value:.2f}" if float_value and value else MISSING
-    return Row(cost_name(kind), (float_text, *[MISSING] * num_baselines, cost(kind, value), change))
+    change = MISSING
+    if float_value and value:
+        # One that may not fall below a budget is the better the greater it is.
+        is_gain = kind in COST_KINDS and COST_KINDS[kind].at_least
+        change = f"× {number(value / float_value, 3)}" if is_gain else f"÷ {number(float_value / value, 3)}"
+    return Row(cost_name(kind), (float_text, cost(kind, value), change, *[MISSING] * num_baselines))
 
 
 def excess_grid(chosen: SearchTrial) -> Grid:
@@ -158,7 +196,8 @@ def finalists_grid(finalists: Sequence[Mapping[str, Any]]) -> Grid:
         if entry["failure"]:
             cells = ["given up", *[MISSING] * (len(names) - 1)]
         rows.append(Row(f"trial {entry['trial']}", (number(entry["place"]), number(entry["value"]), *cells)))
-    return Grid(("finalist", "place in the search", "measured there", *names), tuple(rows))
+    columns = ("finalist", "place in the search", "measured there", *names)
+    return Grid(columns, tuple(rows), title="finalists, before → after a short training")
 
 
 def checks_grid(manifest: ExportManifest) -> Grid:

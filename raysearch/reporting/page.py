@@ -2,152 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
 from importlib import resources
+from typing import Any
 
 from raysearch.errors import ConfigError
-from raysearch.records import (
-    BitAssignment,
-    ExportManifest,
-    FineTuneResult,
-    QuantizerSetup,
-    RunResult,
-    Scheme,
-    SearchResult,
-    SearchTrial,
-    SensitivityTable,
-    TrialState,
-)
+from raysearch.records import COST_KINDS, TrialState
+from raysearch.records.costs.text import cost, cost_name, number, percent, signed, size
 from raysearch.reporting import grids
 from raysearch.reporting.answer import verdict
-from raysearch.reporting.format import number, size
+from raysearch.reporting.charts import chart_data
+from raysearch.reporting.lanes import Lane, LaneMaker, largest_shares
+from raysearch.reporting.provenance import command_of, origins_grid, settings_grid
+from raysearch.reporting.records import ReportRecords
+
+SCRIPTS = ("chart.umd.min.js", "report.js")
+"""The plotting library, and what the page does with it."""
 
 
-@dataclass(frozen=True)
-class ReportRecords:
-    """What a report is made of; a section without its record is left out.
-
-    Attributes:
-        result: the run's header; its `report` is not used, so it may still be "".
-        setup: the quantizer setup.
-        search: the trials and the winner.
-        sensitivity: traces and responses.
-        fine_tune: the training's history.
-        manifest: the exported files.
-        metrics: "float" and "quantized" → metric → value; by default those of `result`.
-    """
-
-    result: RunResult
-    setup: QuantizerSetup
-    search: SearchResult
-    sensitivity: SensitivityTable | None = None
-    fine_tune: FineTuneResult | None = None
-    manifest: ExportManifest | None = None
-    metrics: Mapping[str, Mapping[str, float]] | None = None
-
-    @property
-    def chosen(self) -> SearchTrial:
-        """The trial whose assignment is deployed: the best finalist where there were any."""
-        if not self.result.finalists:
-            return self.search.best
-        number = self.result.finalists[0]["trial"]
-        return next(trial for trial in self.search.trials if trial.number == number)
-
-
-def render_report(records: ReportRecords, comparison: Sequence[Mapping[str, object]] = ()) -> str:
+def render_report(records: ReportRecords) -> str:
     """Make the page from saved records; equal records give equal text.
 
     Args:
-        records: of the run.
-        comparison: rows of a further table, such as uniform widths; their keys are its columns.
+        records: of a run, as far as it has come.
 
     Returns:
-        A complete HTML document with its figures inside.
+        A complete HTML document with its figures' data and scripts inside.
 
     Raises:
-        ConfigError: jinja2 or matplotlib is not installed.
+        ConfigError: jinja2 is not installed.
+    """
+    return render("report.html.jinja", [chart_data(records)], **_sections(records))
+
+
+def render(template: str, data: list[dict[str, Any]], **values: Any) -> str:
+    """A page of one of the templates.
+
+    Args:
+        template: its file.
+        data: what its figures draw, for each run.
+        **values: what the template names.
+
+    Raises:
+        ConfigError: jinja2 is not installed.
     """
     try:
         import jinja2
-        import matplotlib  # noqa: F401 - looked for here, used by the figures
         from markupsafe import Markup
     except ImportError as error:
         raise ConfigError(
-            f"the report needs jinja2 and matplotlib, and '{error.name}' is not installed. Install them with "
-            "`pip install raysearch[report]`; the run's records do not depend on them."
+            f"the report needs jinja2, and '{error.name}' is not installed. Install it with `pip install "
+            "jinja2`; the run's records do not depend on it."
         ) from error
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters.update(number=number, size=size)
-    source = resources.files("raysearch.reporting").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    result, search = records.result, records.search
-    schemes = BitAssignment(result.assignment).per_point(records.setup)
-    figures = {name: Markup(svg) for name, svg in _figures(records, schemes).items()}
-    missing = dict.fromkeys(set(_FIGURES) - figures.keys())
-    export_notes = records.manifest.notes if records.manifest else ()
-    states = [trial.state for trial in search.trials]
-    return environment.from_string(source).render(
-        result=result,
-        search=search,
-        fine_tune=records.fine_tune,
-        manifest=records.manifest,
-        # A note of the export stands in the run's notes too.
-        notes=list(dict.fromkeys([*result.notes, *export_notes])),
-        failed=states.count(TrialState.FAIL),
-        stopped=states.count(TrialState.PRUNED),
-        verdict=verdict(result),
-        comparison=grids.comparison_grid(comparison) if comparison else None,
-        **_tables(records, schemes),
-        **figures,
-        **missing,
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(_asset),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = {"number": number, "signed": signed, "size": size, "cost": cost, "percent": percent}
+    environment.filters.update(filters)
+    # Inside a script element only `</` and `<!--` could end the text early.
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return environment.get_template(template).render(
+        style=Markup(_asset("report.css")),
+        scripts=[Markup(_asset(name)) for name in SCRIPTS],
+        data=Markup(text.replace("<", "\\u003c")),
+        **values,
     )
 
 
-def _tables(records: ReportRecords, schemes: Mapping[str, Scheme]) -> dict[str, grids.Grid | None]:
-    """Name in the template → table; None where there is nothing to list."""
+def _asset(name: str) -> str:
+    return resources.files("raysearch.reporting").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _sections(records: ReportRecords) -> dict[str, Any]:
+    """Name in the template → what it shows; None or empty where there is nothing."""
     result, search = records.result, records.search
-    metrics = records.metrics or {"float": result.float_metrics, "quantized": result.quantized_metrics}
-    table, manifest = records.sensitivity, records.manifest
+    export_notes = records.manifest.notes if records.manifest else ()
+    notes = (*result.notes, *export_notes) if result else export_notes
+    lanes = lanes_of(records)
+    states = [trial.state for trial in search.trials] if search else []
+    sentence = verdict(result, records.setup, records.chosen, records.manifest) if result else ""
     return {
-        "summary": grids.summary_grid(records.setup, result, metrics),
-        "layers": grids.layers_grid(records.setup, schemes),
-        "excess": grids.excess_grid(records.chosen) if records.chosen.excess else None,
-        "trace_table": grids.trace_grid(table) if table else None,
-        "option_table": grids.option_grid(table) if table else None,
-        "sources": grids.sources_grid(search) if search.reasons else None,
-        "agreement": grids.agreement_grid(search) if search.agreement else None,
-        "finalists": grids.finalists_grid(result.finalists) if result.finalists else None,
-        "checks": grids.checks_grid(manifest) if manifest else None,
-        "times": grids.times_grid(result.seconds) if result.seconds else None,
+        "records": records,
+        "verdict": sentence,
+        # A note of the export stands in the run's notes too.
+        "notes": list(dict.fromkeys(notes)),
+        "failed": states.count(TrialState.FAIL),
+        "stopped": states.count(TrialState.PRUNED),
+        "command": command_of(records.run_id, records.started),
+        "step_kind": step_kind(records),
+        "step_name": cost_name(step_kind(records)),
+        "lanes": lanes,
+        "largest": largest_shares(lanes),
+        **_tables(records),
     }
 
 
-_FIGURES = (
-    "weight_bits", "activation_bits", "traces", "weight_responses", "activation_responses", "trials",
-    "history",
-)  # fmt: skip
-"""The template's names of figures."""
+def step_kind(records: ReportRecords) -> str:
+    """The cost that a step of a lane is counted in: that of the first budget, or of the front, or size."""
+    kinds = [budget.kind for budget in records.budgets]
+    candidates = [*kinds, records.search.front_cost] if records.search else kinds
+    return next((kind for kind in candidates if kind in COST_KINDS), "size")
 
 
-def _figures(records: ReportRecords, schemes: Mapping[str, Scheme]) -> dict[str, str]:
-    """Some of `_FIGURES` → SVG: those for which there is something to draw."""
-    # Only here, since the module cannot be imported without matplotlib.
-    from raysearch.reporting import figures as draw
+def lanes_of(records: ReportRecords) -> list[Lane]:
+    """A lane a group, as far as the run has come."""
+    if records.setup is None:
+        return []
+    return LaneMaker(records.setup, records.assignment, records.sensitivity, step_kind(records)).lanes()
 
-    svgs = {"trials": draw.trials_figure(records.search, records.chosen)}
-    widths = {name: scheme.num_bits for name, scheme in schemes.items()}
-    point_kinds = {records.setup.points[name].kind for name in schemes}
-    for kind in sorted(point_kinds):
-        svgs[f"{kind}_bits"] = draw.bits_figure(records.setup, widths, kind)
-    table = records.sensitivity
-    if table:
-        effect_kinds = {effect.kind for effect in table.effects.values()}
-        for effect_kind in sorted(effect_kinds):
-            svgs[f"{effect_kind}_responses"] = draw.responses_figure(table, effect_kind)
-        if table.traces:
-            svgs["traces"] = draw.traces_figure(table)
-    fine_tune = records.fine_tune
-    if fine_tune and any(epoch.metrics for epoch in fine_tune.history):
-        svgs["history"] = draw.history_figure(fine_tune)
-    return svgs
+
+def _tables(records: ReportRecords) -> Mapping[str, grids.Grid | None]:
+    result, search, manifest = records.result, records.search, records.manifest
+    summary = None
+    if result is not None and records.setup is not None:
+        summary = grids.summary_grid(records.setup, result)
+    config = records.started.get("config", {})
+    chosen = records.chosen
+    return {
+        "summary": summary,
+        "options": grids.option_grid(records.sensitivity) if records.sensitivity else None,
+        "excess": grids.excess_grid(chosen) if chosen and chosen.excess else None,
+        "sources": grids.sources_grid(search) if search and search.reasons else None,
+        "agreement": grids.agreement_grid(search) if search and search.agreement else None,
+        "finalists": grids.finalists_grid(result.finalists) if result and result.finalists else None,
+        "checks": grids.checks_grid(manifest) if manifest else None,
+        "times": grids.times_grid(records.seconds) if records.seconds else None,
+        "settings": settings_grid(config) if config else None,
+        "origins": origins_grid(records.started) if records.started else None,
+    }

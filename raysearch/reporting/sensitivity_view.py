@@ -15,7 +15,7 @@ from raysearch.records import (
     Scheme,
     SensitivityTable,
 )
-from raysearch.reporting.format import MISSING, number
+from raysearch.records.costs.text import MISSING, number
 from raysearch.reporting.grids import Grid, Row
 
 

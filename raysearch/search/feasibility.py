@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from raysearch.errors import BudgetError
 from raysearch.records import Budget, CostModel, QuantizerSetup, check_achievable, limiting_groups
+from raysearch.records.costs.text import cost
 from raysearch.search.problem.integer_costs import integer_costs
 from raysearch.search.problem.limits import make_limits
 from raysearch.search.problem.space import OptionSpace
@@ -65,7 +66,7 @@ def _best_beside(space: OptionSpace, model: CostModel, budgets: Sequence[Budget]
     bound = "at least" if budget.at_least else "at most"
     condition = " while the others hold" if others else ""
     sentence = (
-        f"'{budget.text}' asks for {bound} {budget.absolute(model):.6g}; the best{condition} is {best:.6g}. "
-        f"{limiting_groups(model, budget.kind)}"
+        f"'{budget.text}' asks for {bound} {cost(budget.kind, budget.absolute(model))}; the best{condition} "
+        f"is {cost(budget.kind, best)}. {limiting_groups(model, budget.kind)}"
     )
     return sentence.strip()

@@ -2,13 +2,14 @@
 
 import io
 import json
+import re
 
 import pytest
 import torch
 from rich.console import Console
 from torch import nn
 
-from raysearch.cli.console import fused_table, inspection, layers_table, result_table
+from raysearch.cli.console import fused_grid, inspection, layers_grid, show_grid
 from raysearch.config import PlacementConfig
 from raysearch.placement import place_quantizers
 from raysearch.records import (
@@ -20,8 +21,9 @@ from raysearch.records import (
     Site,
     packed_bytes,
 )
+from raysearch.records.costs.text import cost
 from raysearch.reporting import ReportRecords, render_report
-from raysearch.reporting.format import cost
+from raysearch.reporting.grids import summary_grid
 from tests.support.run_records import make_result, make_search, make_setup
 
 
@@ -59,8 +61,8 @@ def setup(tmp_path):
 
 def test_inspect_shows_grids_pairs_and_what_stays_float(setup):
     stream = io.StringIO()
-    Console(file=stream, width=220).print(layers_table(setup))
-    lines = {line.split("│")[1].strip(): line for line in stream.getvalue().splitlines() if "│" in line}
+    show_grid(Console(file=stream, width=220), layers_grid(setup), wide=True)
+    lines = {line.split(" ")[0]: line for line in stream.getvalue().splitlines()}
     assert "symmetric signed, per channel 0" in lines["hidden.weight"]
     assert "asymmetric, per tensor" in lines["head.weight"]
     assert "4/4 4/8 8/8" in lines["hidden.weight"]
@@ -79,8 +81,8 @@ def test_the_terminal_and_the_page_print_a_cost_the_same_way():
     setup = make_setup(4, "blocks.{}.linear")
     result = make_result(setup, make_search(setup, 12))
     stream = io.StringIO()
-    Console(file=stream, width=200).print(result_table(result))
-    page = render_report(ReportRecords(result, setup, make_search(setup, 12)))
+    show_grid(Console(file=stream, width=200), summary_grid(setup, result))
+    page = render_report(ReportRecords("r", setup, result, search=make_search(setup, 12)))
     for kind, value in result.costs.items():
         assert cost(kind, value) in stream.getvalue()
         assert cost(kind, value) in page
@@ -97,14 +99,13 @@ def test_what_was_judged_on_test_data_is_shown_with_its_standard_errors():
     )
     assert RunResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
     stream = io.StringIO()
-    Console(file=stream, width=200).print(result_table(result))
-    lines = [[cell.strip() for cell in line.split("│")] for line in stream.getvalue().splitlines()]
-    rows = {cells[1]: cells[2:4] for cells in lines if len(cells) > 3}
+    show_grid(Console(file=stream, width=200), summary_grid(setup, result))
+    lines = [re.split(r"  +", line) for line in stream.getvalue().splitlines()]
+    rows = {cells[0]: cells[1:3] for cells in lines}
     assert rows["loss"] == ["0.1534", "0.1601 ± 0.01"]
     assert rows["test perplexity"] == ["22.4", "24.75 ± 0.31"]
-    assert rows["test divergence"] == ["", "0.11"]
-    metrics = {"float": {}, "quantized": {}, "test_float": {"perplexity": 22.4}, "test_quantized": {}}
-    page = render_report(ReportRecords(result, setup, search, metrics=metrics))
+    assert rows["test divergence"] == ["–", "0.11"]
+    page = render_report(ReportRecords("r", setup, result, search=search))
     assert "test perplexity" in page
 
 
@@ -117,11 +118,9 @@ def test_a_setup_remembers_what_stays_float(setup):
 
 
 def test_what_a_runtime_makes_one_is_named_with_the_reason(setup):
-    assert fused_table(setup) is None
+    assert fused_grid(setup) is None
     names = ("blocks.0.q.weight", "blocks.0.kv.a.weight")
     points = {name: QuantizationPoint(name, "weight", (Site(name, "parameter"),), (2, 2)) for name in names}
     groups = {names[0]: QuantizerGroup(names[0], names, (4, 8), "they meet")}
-    stream = io.StringIO()
-    Console(file=stream, width=100).print(fused_table(QuantizerSetup(points, groups)))
-    row = stream.getvalue().splitlines()[3]
-    assert [cell.strip() for cell in row.split("│")[1:4]] == ["blocks.0", "q, kv.a", "they meet"]
+    (row,) = fused_grid(QuantizerSetup(points, groups)).rows
+    assert (row.name, row.cells) == ("blocks.0", ("q, kv.a", "they meet"))

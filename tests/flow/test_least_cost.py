@@ -8,6 +8,7 @@ from raysearch.artifacts import codecs, resolve_run
 from raysearch.cli import app
 from raysearch.config import load_config, settings_as_text
 from raysearch.errors import ConfigError, RunError
+from raysearch.records.costs.text import number
 from tests.support import toy_task
 from tests.support.command_line import QUICK, run_arguments
 
@@ -92,7 +93,7 @@ def test_a_front_is_listed_and_another_budget_is_measured(tmp_path):
     made = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert made.exit_code == 0, made.output
     rows = resolve_run("front", tmp_path).load(codecs.RESULT).front
-    assert all(f"{row['value']:.6g}" in made.stdout for row in rows)
+    assert all(number(row["value"]) in made.stdout for row in rows)
     sizes, values = [r["costs"]["size"] for r in rows], [r["value"] for r in rows]
     assert len(rows) > 1
     assert sizes == sorted(sizes)

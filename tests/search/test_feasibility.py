@@ -3,6 +3,7 @@ import pytest
 
 from raysearch.errors import BudgetError
 from raysearch.records import BitAssignment, CostModel, is_feasible, parse_budgets
+from raysearch.records.costs.text import cost
 from raysearch.search import OptionSpace, best_cost, check_budgets
 from tests.support.search_problems import every_assignment, make_hardware_setup, make_setup
 
@@ -30,7 +31,7 @@ def test_budgets_that_fit_alone_but_not_together_say_what_would():
     texts = [f"latency<={fastest['latency']!r}s", f"size<={least_size - 1}B"]
     with pytest.raises(BudgetError, match="cannot be met together") as caught:
         check_budgets(parse_budgets(texts), setup)
-    assert f"the best while the others hold is {least_size:.6g}" in str(caught.value)
+    assert f"the best while the others hold is {cost('size', least_size)}" in str(caught.value)
     check_budgets(parse_budgets([texts[0], f"size<={least_size}B"]), setup)
 
 

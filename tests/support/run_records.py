@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from raysearch.records import (
@@ -25,6 +27,7 @@ from raysearch.records import (
     Trace,
     TrialState,
 )
+from raysearch.reporting import ReportRecords
 
 BUDGETS = ("avg_bits<=4", "size<=13%")
 
@@ -131,3 +134,28 @@ def make_result(setup: QuantizerSetup, search: SearchResult, **changes: object) 
         "notes": ("QAT ran on one worker.",),
     }
     return RunResult(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def make_report_records(
+    num_layers: int = 4, name: str = "blocks.{}.linear", num_trials: int = 12, **changes: Any
+) -> ReportRecords:
+    setup = make_setup(num_layers, name)
+    search = make_search(setup, num_trials)
+    result = make_result(setup, search)
+    started = {
+        "config": {"task": "my_task.py:make_task", "budget": list(BUDGETS), "seed": 3},
+        "versions": {"torch": "2.13.0"},
+        "fingerprints": {"model": "ab" * 16},
+    }
+    values: dict[str, Any] = {
+        "run_id": result.run_id,
+        "setup": setup,
+        "result": result,
+        "search": search,
+        "sensitivity": make_sensitivity(setup),
+        "fine_tune": make_fine_tune(),
+        "manifest": make_manifest(),
+        "metrics": {"float": result.float_metrics, "quantized": result.quantized_metrics},
+        "started": started,
+    }
+    return ReportRecords(**{**values, **changes})

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from raysearch.errors import BudgetError
 from raysearch.records.assignment import BitAssignment
 from raysearch.records.costs.kinds import COST_KINDS
 from raysearch.records.costs.model import LOWEST, CostModel
+from raysearch.records.costs.text import cost
 
 _EXPRESSION = re.compile(
     r"^\s*([A-Za-z_]+)\s*(<=|≤|>=|≥)\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ%]*)\s*$"
@@ -171,12 +173,13 @@ def check_achievable(budgets: Iterable[Budget], model: CostModel) -> None:
         high = model.highest[budget.kind]
         best = high if budget.at_least else low
         if best > 0 and budget.excess(best, limit) > 0:
+            shown = partial(cost, budget.kind)
             verb, remedy = ("asks for", "Lower") if budget.at_least else ("allows", "Raise")
             raise BudgetError(
-                f"the budget '{budget.text}' cannot be met: it {verb} {limit:.6g}, and even with the "
-                f"least that every group allows {budget.kind} is {best:.6g}. Achievable: {low:.6g} to "
-                f"{high:.6g}{_percentages(budget, model)}. {limiting_groups(model, budget.kind)}{remedy} the "
-                "limit, allow lower widths (placement.weight_bit_widths, weight_schemes), or lift a pin."
+                f"the budget '{budget.text}' cannot be met: it {verb} {shown(limit)}, and even with the "
+                f"least that every group allows {budget.kind} is {shown(best)}. Achievable: {shown(low)} to "
+                f"{shown(high)}{_percentages(budget, model)}. {limiting_groups(model, budget.kind)}{remedy} "
+                "the limit, allow lower widths (placement.weight_bit_widths, weight_schemes), or lift a pin."
             )
 
 

@@ -23,7 +23,7 @@ from raysearch.records import (
     parse_budgets,
 )
 from raysearch.records.costs.kinds import Display
-from raysearch.reporting.format import cost, cost_name
+from raysearch.records.costs.text import cost, cost_name
 from raysearch.search import OptionSpace, check_budgets, make_limits
 from tests.support.search_problems import every_assignment, make_hardware_setup
 from tests.support.small_records import assignments, setups

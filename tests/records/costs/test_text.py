@@ -3,8 +3,8 @@ import doctest
 import pytest
 
 from raysearch.records import COST_KINDS, BitAssignment, CostModel
-from raysearch.reporting import format as formats
-from raysearch.reporting.format import cost, cost_axis, cost_name, duration, number, signed, size
+from raysearch.records.costs import text as formats
+from raysearch.records.costs.text import cost, cost_axis, cost_name, duration, number, signed, size
 from tests.support.run_records import make_setup
 
 

@@ -1,20 +1,28 @@
-"""Numbers and costs as people read them, on the page and on a terminal alike."""
+"""Numbers and costs as people read them: on the page, on a terminal and in errors alike."""
 
 from __future__ import annotations
 
 import math
 
-from raysearch.records import COST_KINDS
+from raysearch.records.costs.kinds import COST_KINDS
 
 MISSING = "–"
 
 
-def number(value: object) -> str:
-    """A number with five significant digits; whole numbers in full, text unchanged.
+DIGITS = 4
+"""Significant digits of a number."""
+
+
+def number(value: object, digits: int = DIGITS) -> str:
+    """A number with a few significant digits; whole numbers in full, text unchanged.
+
+    Args:
+        value: a number, or text.
+        digits: significant ones.
 
     Example:
         >>> number(0.123456789), number(1200000.0), number(float("nan")), number("a")
-        ('0.12346', '1,200,000', '–', 'a')
+        ('0.1235', '1,200,000', '–', 'a')
     """
     if value is None:
         return MISSING
@@ -26,7 +34,7 @@ def number(value: object) -> str:
         return "∞" if value > 0 else "−∞"
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}".replace("-", "−")
-    return f"{value:.5g}".replace("-", "−")
+    return f"{value:.{digits}g}".replace("-", "−")
 
 
 def signed(value: float) -> str:
@@ -97,3 +105,15 @@ def duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def percent(value: float | None) -> str:
+    """A share in per cent.
+
+    Example:
+        >>> percent(0.1234), percent(None), percent(-0.00001)
+        ('12.3 %', '–', '−0.001 %')
+    """
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{number(100 * value, 3)} %"

@@ -1,0 +1,72 @@
+"""How a run came about: its command, the settings that are not the defaults, versions and hashes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from raysearch.artifacts.run_record import STARTED
+from raysearch.config import Config
+from raysearch.reporting.grids import Grid, Row
+
+_NOTHING = object()
+
+
+def changed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted setting → value, of those that differ from this version's defaults.
+
+    Args:
+        config: of `run.json`: the settings, and what the run was started with.
+    """
+    defaults = dict(_leaves(Config().model_dump(mode="json"), ""))
+    leaves = _leaves({name: value for name, value in config.items() if name not in STARTED}, "")
+    return {name: value for name, value in leaves if defaults.get(name, _NOTHING) != value}
+
+
+def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def command_of(run_id: str, started: Mapping[str, Any]) -> str:
+    """The command line of a run; "" where its record does not say how it was started.
+
+    Args:
+        run_id: the run.
+        started: `run.json`.
+    """
+    config = started.get("config", {})
+    if "task" not in config:
+        return ""
+    words = ["raysearch", "run", str(config["task"])]
+    for text in config.get("budget", ()):
+        words += ["--budget", str(text)]
+    for name, value in changed_settings(config).items():
+        # What follows from the machine, and what TOML cannot say: it is a default.
+        if value is not None and name not in ("cluster.device", "training.use_gpu"):
+            words += ["--set", f"{name}={json.dumps(value)}"]
+    return shlex.join([*words, "--run-id", run_id])
+
+
+def settings_grid(config: Mapping[str, Any]) -> Grid:
+    """The settings that differ from the defaults."""
+    rows = [Row(name, (settings_text(value),)) for name, value in changed_settings(config).items()]
+    return Grid(("setting", "value"), tuple(rows))
+
+
+def origins_grid(started: Mapping[str, Any]) -> Grid:
+    """Versions of packages, and hashes of model and data."""
+    rows = [Row(f"version of {name}", (str(value),)) for name, value in started.get("versions", {}).items()]
+    rows += [Row(f"hash of {name}", (str(value),)) for name, value in started.get("fingerprints", {}).items()]
+    return Grid(("", ""), tuple(rows))
+
+
+def settings_text(value: Any) -> str:
+    """A setting's value as a cell shows it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
