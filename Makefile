@@ -51,8 +51,10 @@ fences: install
 bench: install  ## every benchmark; results go to benchmarks/results/
 	for script in benchmarks/*.py; do $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 
-docs: install  ## run every example in the docstrings
+docs: install  ## build the site of docs/ into site/, warnings being errors, and run every example in the docstrings
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 	$(BIN)/python -m pytest --doctest-modules raysearch
 
 clean:
-	rm -rf .venv runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv runs dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis
