@@ -17,7 +17,7 @@ from tests.support.gguf_models import TEXT, build, save
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("xllamacpp")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 SETTINGS = [
     *QUICK,

@@ -44,6 +44,7 @@ class GgufModel(nn.Module):
     """Runs a file in llama.cpp on the CPU, in float32 but for what its kernels quantize by themselves.
 
     Kernels of quantized types round the vectors that they multiply with to 8 bits, block by block.
+    An assertion of llama.cpp ends the process that this runs in, so others ask `ServedGguf` instead.
 
     Args:
         path: the file.
@@ -59,18 +60,11 @@ class GgufModel(nn.Module):
         GGUF.require("gguf")
         self._path = path
         self._part = part
-        self._vocab_size, self._plain_token = _read_vocabulary(path)
+        self._vocab_size, self._plain_token = read_vocabulary(path)
         self._prompts_left = part.prompts
         self._context = 0
         self._server: Any = None
         self._serve(FIRST_CONTEXT)
-
-    @property
-    def runtime(self) -> str:
-        """Name and version of what runs the file."""
-        import xllamacpp
-
-        return f"xllamacpp {xllamacpp.__version__}" if hasattr(xllamacpp, "__version__") else "xllamacpp"
 
     def forward(self, *args: Any, **kwargs: Any) -> NamedOutputs:
         """Log-probabilities in the place of the logits, [samples, tokens, vocabulary].
@@ -169,7 +163,7 @@ class GgufModel(nn.Module):
         self._context = context
 
 
-def _read_vocabulary(path: Path) -> tuple[int, int]:
+def read_vocabulary(path: Path) -> tuple[int, int]:
     """The number of tokens, and one that is an ordinary word; damage of the file is told.
 
     Raises:

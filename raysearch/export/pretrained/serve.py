@@ -1,22 +1,17 @@
 """A process of its own that loads a directory as its users do, and runs it for the process that wrote it.
 
-    python -m raysearch.export.pretrained.serve DIRECTORY THREADS
-
-It reads calls from its standard input and writes what the model gives to its standard output.
+python -m raysearch.export.pretrained.serve DIRECTORY THREADS
 """
 
 from __future__ import annotations
 
-import os
 import sys
-import warnings
+from collections.abc import Callable
 from typing import Any
 
-import torch
-
+from raysearch.errors import StorageError
 from raysearch.evaluation.calls.call_form import exportable
-from raysearch.evaluation.outputs import plain
-from raysearch.export.pretrained.protocol import receive, send
+from raysearch.export.own_process.answer import answer_calls
 
 
 def load(directory: str) -> Any:
@@ -38,31 +33,26 @@ def load(directory: str) -> Any:
     return model.eval()
 
 
-def main(directory: str, threads: str) -> None:
-    """Load the directory and answer calls until nobody asks any more."""
-    answers = os.fdopen(os.dup(1), "wb")
-    # What libraries print must not come between the answers.
-    os.dup2(2, 1)
-    torch.set_num_threads(int(threads))
-    warnings.simplefilter("ignore")
+def runner(directory: str) -> Callable[..., Any]:
+    """What runs a call in the model of a directory.
+
+    Raises:
+        StorageError: it cannot be loaded.
+    """
     try:
         model = load(directory)
     except Exception as error:
-        send(answers, {"error": f"{type(error).__name__}: {error}"})
-        return
-    send(answers, {"ready": type(model).__name__})
-    while True:
-        try:
-            call = receive(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            with torch.no_grad(), exportable(model):
-                outputs = plain(model(*call["args"], **call["kwargs"]))
-            send(answers, {"outputs": outputs})
-        except Exception as error:
-            send(answers, {"error": f"{type(error).__name__}: {error}"})
+        raise StorageError(
+            f"transformers cannot load {directory}: {type(error).__name__}: {error}. Export it again."
+        ) from error
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with exportable(model):
+            return model(*args, **kwargs)
+
+    return run
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    directory, threads = sys.argv[1:]
+    answer_calls(lambda: runner(directory), int(threads))

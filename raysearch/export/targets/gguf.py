@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from raysearch.evaluation.forward import frozen_eval
 from raysearch.export.gguf.file import read_model, write_gguf
 from raysearch.export.gguf.kernels import RoundedInputs
 from raysearch.export.gguf.packages import GGUF
-from raysearch.export.gguf.runtime import GgufModel, Part
+from raysearch.export.gguf.runtime import Part
+from raysearch.export.gguf.served_gguf import ServedGguf
 from raysearch.export.targets.capability import Capability
 from raysearch.export.targets.target import ExportJob, Target, Verdict, Verification, Written
 from raysearch.export.verification.verify import Reference, reference_outputs
@@ -70,14 +72,13 @@ class GgufTarget(Target):
         """
         return Written(None, write_gguf(job.model, job.folder / self.files[0]))
 
-    def load(self, folder: Path) -> GgufModel:
-        """The file in llama.cpp; its logits are log-probabilities."""
-        return GgufModel(folder / self.files[0])
+    def load(self, folder: Path) -> ServedGguf:
+        """The file in llama.cpp, in a fresh process; its logits are log-probabilities."""
+        return ServedGguf(folder / self.files[0])
 
     def runtime(self, model: nn.Module) -> str:
         """Name and version of llama.cpp's wheel."""
-        assert isinstance(model, GgufModel)
-        return model.runtime
+        return f"xllamacpp {version('xllamacpp')}"
 
     def check(self, folder: Path, verification: Verification) -> Verdict:
         """Compare the next token's log-probabilities after every prefix of a few prompts.
@@ -87,7 +88,7 @@ class GgufTarget(Target):
             StorageError: the file cannot be loaded.
         """
         verification = verification.in_float32()
-        model = GgufModel(folder / self.files[0], VERIFIED)
+        model = ServedGguf(folder / self.files[0], VERIFIED)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for reference in verification.references:
             ours = reference.judged.double().log_softmax(-1)
@@ -109,7 +110,7 @@ class GgufTarget(Target):
         num_samples = sum(batch_size(list(reference.tensors)) for reference in verification.references)
         check = TargetCheck(
             self.name,
-            model.runtime,
+            self.runtime(model),
             float(difference.max()),
             float(difference.mean()),
             float(same.double().mean()),
@@ -141,7 +142,7 @@ def _check_rounding_alone(check: TargetCheck, rounding: float) -> None:
         )
 
 
-def _log_probabilities(model: GgufModel, reference: Reference, forward: Forward) -> Tensor:
+def _log_probabilities(model: ServedGguf, reference: Reference, forward: Forward) -> Tensor:
     try:
         with frozen_eval(model), torch.no_grad():
             return output_tensor(forward(model, reference.batch)).double()
@@ -149,6 +150,6 @@ def _log_probabilities(model: GgufModel, reference: Reference, forward: Forward)
         raise
     except Exception as error:
         raise ExportError(
-            f"the target 'gguf' cannot run a verification batch in {model.runtime}: {error!r:.300}. If your "
+            f"the target 'gguf' cannot run a verification batch in llama.cpp: {error!r:.300}. If your "
             f"forward function needs more of the model than a call, change it."
         ) from error

@@ -16,7 +16,7 @@ from raysearch.controller import StrippedWeight
 from raysearch.errors import ExportError
 from raysearch.evaluation.half_precision import HALF
 from raysearch.export.pretrained.directory import float_tensors, write_directory
-from raysearch.export.pretrained.served_model import ServedModel
+from raysearch.export.pretrained.served_directory import ServedDirectory
 from raysearch.export.targets.target import ExportJob, Target, Verdict, Verification, Written
 from raysearch.export.verification.verify import compare, outputs_range
 from raysearch.hooks.locations import module_of
@@ -98,7 +98,7 @@ class PretrainedTarget(Target):
 
     def load(self, folder: Path) -> nn.Module:
         """The directory in a fresh process."""
-        return ServedModel(folder / self.folder)
+        return ServedDirectory(folder / self.folder)
 
     def runtime(self, model: nn.Module) -> str:
         """transformers, and what reads its weights."""

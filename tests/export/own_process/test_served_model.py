@@ -1,0 +1,39 @@
+"""A process that dies while it loads or runs a model ends nothing but itself, and its end is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from raysearch.errors import ExportError, StorageError
+from raysearch.export.own_process.served_model import ServedModel
+
+pytestmark = pytest.mark.process
+
+ABORT = "import os; os.write(2, b'GGML_ASSERT failed'); os.abort()"
+"""What an assertion of llama.cpp does."""
+ABORT_WHEN_CALLED = (
+    "import sys; from raysearch.export.own_process.protocol import send, receive; "
+    "send(sys.stdout.buffer, {'ready': True}); receive(sys.stdin.buffer); " + ABORT
+)
+
+
+def served(code: str) -> ServedModel:
+    """A process that runs code instead of a model; timeit is a module that runs what it is given."""
+    return ServedModel(Path("model.gguf"), "llama.cpp", ("timeit", "-n1", "-r1", "-s", code), {})
+
+
+def test_a_death_while_it_loads_is_told_with_the_last_that_it_said() -> None:
+    words = r"llama\.cpp ended while it loaded model\.gguf \(SIGABRT\): GGML_ASSERT failed\. Export it again"
+    with pytest.raises(StorageError, match=words):
+        served(ABORT)
+
+
+def test_a_death_at_a_call_is_told_and_so_is_every_call_after_it() -> None:
+    model = served(ABORT_WHEN_CALLED)
+    for _ in range(2):
+        with pytest.raises(ExportError, match=r"ended while it ran model\.gguf \(SIGABRT\): GGML_ASSERT"):
+            model(torch.ones(2))
+    model.close()
