@@ -14,7 +14,7 @@ from raysearch.export.packing import pack_rows
 from raysearch.export.pretrained.directory import float_linears
 from raysearch.export.targets.capability import EVERY_WIDTH, Capability
 from raysearch.export.targets.pretrained_target import PretrainedTarget
-from raysearch.records import QuantizationPoint, Scheme
+from raysearch.records import QuantizationPoint
 
 _MULTIPLE = 32
 """Inputs and outputs of a layer are a multiple of it."""
@@ -42,18 +42,10 @@ class AutoRoundTarget(PretrainedTarget):
     # Products of codes and scales are rounded to float16.
     tolerance = 1e-2
 
-    def refusal(self, point: QuantizationPoint, scheme: Scheme, dtype: torch.dtype) -> str:
-        """What of a linear layer's weight it does not hold, as words."""
-        granularity = point.granularity.normalized(point.shape)
-        if granularity.axis != 0:
-            return f"scales {granularity}"
-        size = granularity.group_size
-        if size is not None and point.shape[1] % size:
-            return f"groups of {size} that do not divide {point.shape[1]} inputs"
+    def own_refusal(self, point: QuantizationPoint, dtype: torch.dtype) -> str:
+        """Layers of odd sizes, and scales that its kernels do not read."""
         if any(length % _MULTIPLE for length in point.shape):
             return f"layers whose inputs or outputs are no multiple of {_MULTIPLE}"
-        if point.grid_spec.mode == "symmetric" and point.grid_spec.signed is not True:
-            return "symmetric weights whose codes may have no sign"
         if point.scale_format != "float16":
             return f"scales of {point.scale_format} (set placement.scale_dtype to 'float16')"
         return ""

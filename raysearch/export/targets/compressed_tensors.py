@@ -14,7 +14,7 @@ from raysearch.export.packing import pack_rows
 from raysearch.export.pretrained.directory import float_linears
 from raysearch.export.targets.capability import EVERY_WIDTH, Capability
 from raysearch.export.targets.pretrained_target import PretrainedTarget
-from raysearch.records import Granularity, QuantizationPoint, Scheme
+from raysearch.records import Granularity, QuantizationPoint
 
 _FORMAT = "pack-quantized"
 _SCALE_FORMATS = {torch.float16: ("float16",), torch.bfloat16: ("bfloat16",)}
@@ -43,16 +43,8 @@ class CompressedTensorsTarget(PretrainedTarget):
     # The other process multiplies the same values; kernels may sum in another order there.
     tolerance = 1e-3
 
-    def refusal(self, point: QuantizationPoint, scheme: Scheme, dtype: torch.dtype) -> str:
-        """What of a linear layer's weight it does not hold, as words."""
-        granularity = point.granularity.normalized(point.shape)
-        if granularity.axis != 0:
-            return f"scales {granularity}"
-        size = granularity.group_size
-        if size is not None and point.shape[1] % size:
-            return f"groups of {size} that do not divide {point.shape[1]} inputs"
-        if point.grid_spec.signed is not True:
-            return "symmetric weights whose codes may have no sign"
+    def own_refusal(self, point: QuantizationPoint, dtype: torch.dtype) -> str:
+        """Scales that a model of the weight's type would round."""
         if point.scale_format not in _SCALE_FORMATS.get(dtype, (point.scale_format,)):
             own = str(dtype).removeprefix("torch.")
             return f"scales of {point.scale_format} in a {own} model (set placement.scale_dtype to 'model')"

@@ -50,14 +50,30 @@ class PretrainedTarget(Target):
         """What stands in the place of a module's `weight`, by the names beside the module's."""
 
     @abstractmethod
-    def refusal(self, point: QuantizationPoint, scheme: Scheme, dtype: torch.dtype) -> str:
-        """What of a linear layer's weight it does not hold besides its capability, as words.
+    def own_refusal(self, point: QuantizationPoint, dtype: torch.dtype) -> str:
+        """What of `refusal` is this target's own; scales lie along the inputs, in groups that divide them.
 
         Args:
-            point: the weight as the scheme has it.
-            scheme: a scheme that it may take.
+            point: the weight as a scheme has it.
             dtype: of the float weight.
         """
+
+    def refusal(self, point: QuantizationPoint, dtype: torch.dtype) -> str:
+        """What of a linear layer's weight it does not hold besides its capability, as words; "" when all.
+
+        Args:
+            point: the weight as a scheme has it.
+            dtype: of the float weight.
+        """
+        granularity = point.granularity.normalized(point.shape)
+        if granularity.axis != 0:
+            return f"scales {granularity}"
+        size = granularity.group_size
+        if size is not None and point.shape[1] % size:
+            return f"groups of {size} that do not divide {point.shape[1]} inputs"
+        if point.grid_spec.mode == "symmetric" and point.grid_spec.signed is not True:
+            return "symmetric weights whose codes may have no sign"
+        return self.own_refusal(point, dtype)
 
     def refusals(self, setup: QuantizerSetup, model: nn.Module | None = None) -> dict[str, list[str]]:
         """What of a setup or a model it does not hold: words → what they are said of."""
@@ -138,7 +154,8 @@ class PretrainedTarget(Target):
         if not isinstance(module, nn.Linear):
             return [f"quantized weights of {_kind_of(module)} (it holds those of Linear)"]
         dtype = getattr(module, point.sites[0].name).dtype
-        words = [self.refusal(point.at(scheme), scheme, dtype) for scheme in schemes]
+        effective = [point.at(scheme) for scheme in schemes]
+        words = [self.refusal(each, dtype) for each in effective]
         return list(dict.fromkeys(filter(None, words)))
 
 

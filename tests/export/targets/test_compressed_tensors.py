@@ -13,7 +13,7 @@ from raysearch.export import TARGETS, check_targets
 from raysearch.export.pretrained.directory import float_tensors
 from raysearch.export.targets import ExportJob
 from raysearch.placement import place_quantizers
-from raysearch.records import Granularity, QuantizationPoint, QuantizerSpec, Scheme
+from raysearch.records import Granularity, QuantizationPoint, QuantizerSpec
 from tests.contracts.target_contract import TargetContract
 from tests.support.pretrained_cases import EMBEDDING, SYMMETRIC, pretrained_case, tiny_llama, token_ids
 
@@ -123,7 +123,7 @@ def test_weights_made_by_hand_are_refused_by_what_they_are():
 
     def words(granularity, spec=None):
         point = QuantizationPoint("fc.weight", "weight", (), (4, 10), granularity, spec=spec)
-        return TARGET.refusal(point, Scheme(4), torch.float32)
+        return TARGET.refusal(point, torch.float32)
 
     assert words(Granularity.per_channel(0)) == ""
     assert words(Granularity.per_channel(1)) == "scales per channel of axis 1"
