@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from raysearch.export import verify_folder as verify
     from raysearch.job import Job, submit
     from raysearch.records import BitAssignment, QuantizerSetup, RunResult, RunStatus
+    from raysearch.reporting.live import ProgressLines
     from raysearch.runs import (
         export_run,
         load_sensitivity,
@@ -45,6 +46,7 @@ _HOME_OF = {
     "Config": "config.Config",
     "Job": "job.Job",
     "Metric": "evaluation.Metric",
+    "ProgressLines": "reporting.live.ProgressLines",
     "QuantizationController": "controller.QuantizationController",
     "QuantizerSetup": "records.QuantizerSetup",
     "RaysearchError": "errors.RaysearchError",
@@ -80,6 +82,7 @@ __all__ = [
     "Config",
     "Job",
     "Metric",
+    "ProgressLines",
     "QuantizationController",
     "QuantizerSetup",
     "RaysearchError",

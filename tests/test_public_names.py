@@ -10,7 +10,7 @@ import raysearch
 from raysearch.config import Config, Section
 
 NAMES = [
-    "BadInputError", "BitAssignment", "Config", "Job", "Metric", "QuantizationController",
+    "BadInputError", "BitAssignment", "Config", "Job", "Metric", "ProgressLines", "QuantizationController",
     "QuantizerSetup", "RaysearchError", "RunError", "RunResult", "RunStatus", "SavedRun", "Task",
     "__version__", "create_compressed_model", "create_controller", "export_run", "inspect", "list_runs",
     "load_config",

@@ -41,6 +41,7 @@ from raysearch.cli.options import (
 from raysearch.job import Job, check_reach
 from raysearch.job import submit as submit_run
 from raysearch.records import RunStatus
+from raysearch.reporting.live import ProgressLines, progress_text
 
 
 @app.command(cls=listing(front=cost_kinds, minimize=cost_kinds, kind=task_kinds))
@@ -130,7 +131,7 @@ def wait(
 
 def _watched(job: Job, timeout: float | None) -> RunStatus:
     """The end of a run, whose progress is shown on stderr until then."""
-    lines = console.ProgressLines()
+    lines = ProgressLines()
     try:
         return job.wait(timeout, lines)
     finally:
@@ -175,7 +176,7 @@ def _show_status(status: RunStatus, show: Show) -> None:
     def draw(out: Console) -> None:
         age = console.age_text(status.updated, time.time())
         sign = f", last sign of life {age}" if age and status.state == "running" else ""
-        text = f"{status.run_id}: {status.state}, {console.progress_text(status)}{sign}"
+        text = f"{status.run_id}: {status.state}, {progress_text(status)}{sign}"
         out.print(text, markup=False)
         if status.message:
             out.print(status.message, markup=False)

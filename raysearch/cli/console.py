@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from raysearch.artifacts import ListedRun
 from raysearch.cli.tables import Format, table_text
@@ -21,13 +19,11 @@ from raysearch.records import (
     QuantizationPoint,
     QuantizerGroup,
     QuantizerSetup,
-    RunStatus,
     Scheme,
 )
 from raysearch.records.costs.text import cost, duration, number
 from raysearch.reporting.grids import Grid, Row
-
-LINE_EVERY_SECONDS = 30.0
+from raysearch.reporting.live import progress_text
 
 
 def show_grid(out: Console, grid: Grid, form: Format = Format.TABLE, *, wide: bool = False) -> None:
@@ -46,50 +42,6 @@ def out() -> Console:
     """Standard output; wide enough for whole names where it is no terminal."""
     console = Console(highlight=False, soft_wrap=True)
     return console if console.is_terminal else Console(highlight=False, width=160)
-
-
-class ProgressLines:
-    """A listener: one moving bar on a terminal, else a line a stage and every 30 seconds, on stderr."""
-
-    def __init__(self, console: Console | None = None) -> None:
-        self._stage = ""
-        self._printed = 0.0
-        self._console = console or Console(stderr=True, highlight=False)
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TimeElapsedColumn(),
-        )
-        self._live = Progress(*columns, console=self._console, transient=True)
-        self._bar = self._live.add_task("starting", total=None)
-        if self._console.is_terminal:
-            self._live.start()
-
-    def __call__(self, status: RunStatus) -> None:
-        """Show a status."""
-        if status.state != "running":
-            self.close()
-            return
-        if status.message:
-            self._console.print(f"{status.run_id}  {status.message}", soft_wrap=True, markup=False)
-        text = f"{status.run_id}  {progress_text(status)}"
-        is_new = status.stage != self._stage
-        self._stage = status.stage
-        if self._console.is_terminal:
-            if is_new:
-                self._live.reset(self._bar)
-            self._live.update(self._bar, description=text, completed=status.done, total=status.total or None)
-            return
-        now = time.monotonic()
-        if is_new or now - self._printed > LINE_EVERY_SECONDS:
-            self._printed = now
-            self._console.print(text, soft_wrap=True, markup=False)
-
-    def close(self) -> None:
-        """Take the moving bar away."""
-        if self._console.is_terminal:
-            self._live.stop()
 
 
 def age_text(updated: float, now: float) -> str:
@@ -120,40 +72,6 @@ def runs_grid(runs: Sequence[ListedRun], now: float) -> Grid:
         cells = (" ".join(listed.budget), state, size, age_text(status.updated, now))
         rows.append(Row(listed.run_id, cells))
     return Grid(("run", "budget", "state", "size", "last sign of life"), tuple(rows))
-
-
-def progress_text(status: RunStatus) -> str:
-    """Stage, units done of all, rate and remaining time, as far as they are known.
-
-    Example:
-        >>> status = RunStatus("r", "running", "search", 30, 90, rate=0.5, remaining_seconds=120.0)
-        >>> progress_text(status)
-        'search 30/90, 0.50 units/s, 2.0 min left'
-    """
-    parts = [f"{status.stage} {status.done}/{status.total}" if status.total else status.stage]
-    if status.rate and status.state == "running":
-        digits = 2 if status.rate < 10 else 0
-        parts.append(f"{status.rate:.{digits}f} units/s")
-        if status.remaining_seconds:
-            parts.append(f"{duration(status.remaining_seconds)} left")
-        parts.extend(_training_texts(status.details))
-    return ", ".join(parts)
-
-
-def _training_texts(details: Mapping[str, Any]) -> list[str]:
-    """Epoch, loss, samples a second and validation metrics, as far as they are known."""
-    texts: list[str] = []
-    if "epoch" in details:
-        of_all = f"/{details['epochs']}" if "epochs" in details else ""
-        texts.append(f"epoch {details['epoch']}{of_all}")
-    if "loss" in details:
-        texts.append(f"loss {details['loss']:.4g}")
-    if "samples_per_second" in details:
-        texts.append(f"{details['samples_per_second']:.4g} samples/s")
-    metrics = [f"{name} {value:.4g}" for name, value in details.get("validation", {}).items()]
-    if metrics:
-        texts.append(f"validation: {', '.join(metrics)}")
-    return texts
 
 
 def front_grid(front: Sequence[Mapping[str, Any]]) -> Grid:

@@ -38,6 +38,7 @@ from raysearch.cli.options import (
 from raysearch.cli.tables import Format
 from raysearch.reporting import ReportRecords, sensitivity_grid, sensitivity_rows, sketch_note, verdict
 from raysearch.reporting.grids import finalists_grid, summary_grid, times_grid
+from raysearch.reporting.live import ProgressLines
 
 
 @app.command(cls=listing(kind=task_kinds))
@@ -132,7 +133,7 @@ def run(
     with command(as_json) as show:
         is_named = task is not None or model is not None or start_from is None
         spec = task_of(task, model, data, kind, options) if is_named else None
-        lines = console.ProgressLines()
+        lines = ProgressLines()
         try:
             result = api.run(
                 spec,

@@ -255,6 +255,11 @@ class Pipeline:
 
     def _save_trials(self, trials: tuple[SearchTrial, ...]) -> None:
         self.store.save(codecs.TRIALS, trials)
+        values = [trial.value for trial in trials if trial.is_complete]
+        if values:
+            search = self.inputs.search
+            better = max if search.maximize else min
+            self.progress.best(search.measured, better(values))
 
     def _earlier_trials(self) -> tuple[SearchTrial, ...]:
         """What an interrupted search measured; empty when no batch was finished yet."""

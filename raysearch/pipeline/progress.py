@@ -81,10 +81,15 @@ class Preparation:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Say that a step begins, and time it."""
+        """Say that a step begins, time it, and say where it fails: a listener is told of every end."""
         self.tell(name)
-        with timed(self.seconds, name):
-            yield
+        try:
+            with timed(self.seconds, name):
+                yield
+        except Exception as error:
+            failed = RunStatus(self._run_id, "failed", name, updated=time.time(), message=str(error))
+            self._listener(failed)
+            raise
 
     def tell(self, name: str, done: int = 0, total: int = 0) -> None:
         """Say how far a step is."""
@@ -111,6 +116,7 @@ class Progress:
         self._listener = listener
         self._written = 0.0
         self._meter = RateMeter()
+        self._best: dict[str, float] = {}
         self.seconds = dict(before or {})
         if store.has(codecs.STATUS):
             # A run that goes on adds to the times of its earlier attempts, and goes on without them as well.
@@ -123,6 +129,7 @@ class Progress:
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage; what an interrupted attempt spent on it is added to."""
         before = self.seconds.get(name, 0.0)
+        self._best = {}
         self.tell("running", name)
         try:
             with timed(self.seconds, name):
@@ -144,6 +151,8 @@ class Progress:
         rate = self._meter.measure(stage, done, now)
         remaining = round(max(0, total - done) / rate, 1) if rate and total else None
         status = self._record("running", stage, done, total, "")
+        if not details and self._best:
+            details = {"best": self._best}
         self._status = replace(
             status, rate=round(rate, 4), remaining_seconds=remaining, details=details or {}
         )
@@ -151,6 +160,10 @@ class Progress:
         if now - self._written >= WRITE_EVERY_SECONDS or done == total:
             self._written = now
             self._write()
+
+    def best(self, name: str, value: float) -> None:
+        """The best value so far of what the stage measures; told with its next units."""
+        self._best = {name: value}
 
     def training(self, status: TrainingStatus) -> None:
         """What training says: its steps are the stage's units."""

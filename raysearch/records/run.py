@@ -30,8 +30,9 @@ class RunStatus:
         message: the error of a failed run, or a remark.
         rate: units a second over the last minute or so; 0 while unknown.
         remaining_seconds: until the stage's units are done at that rate; None while unknown.
-        details: of training, as far as it is known: "epoch" (from 1), "epochs", "loss", "learning_rate",
-            "samples_per_second", and "validation": metric → value.
+        details: of the search "best": what is measured → its best value so far; of training, as far as it is
+            known: "epoch" (from 1), "epochs", "loss", "learning_rate", "samples_per_second", and
+            "validation": metric → value.
     """
 
     run_id: str

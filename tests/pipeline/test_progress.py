@@ -5,10 +5,10 @@ import pytest
 from rich.console import Console
 
 from raysearch.artifacts import RunStore, codecs
-from raysearch.cli import console
 from raysearch.pipeline import progress
 from raysearch.pipeline.progress import Progress, RateMeter
 from raysearch.records import RunStatus, TrainingStatus
+from raysearch.reporting import live
 
 
 def test_the_rate_is_of_the_last_minute_and_leaves_out_what_was_read() -> None:
@@ -60,7 +60,7 @@ def test_a_status_from_before_rates_were_kept_is_read() -> None:
 
 def shown(is_terminal: bool, statuses: list[RunStatus]) -> str:
     stream = io.StringIO()
-    lines = console.ProgressLines(Console(file=stream, force_terminal=is_terminal, width=120))
+    lines = live.ProgressLines(Console(file=stream, force_terminal=is_terminal, width=120))
     for status in statuses:
         lines(status)
         if is_terminal:
@@ -75,7 +75,7 @@ def running(done: int, stage: str = "traces") -> RunStatus:
 
 def test_elsewhere_than_on_a_terminal_a_line_comes_each_half_minute(monkeypatch) -> None:
     clock = iter([100.0, 110.0, 131.0, 132.0])
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(live.time, "monotonic", lambda: next(clock))
     text = shown(False, [running(1), running(2), running(3), running(0, "responses")])
     assert text.splitlines() == [
         "r[1]  traces 1/90, 12 units/s, 95.0 s left",
@@ -102,7 +102,23 @@ def test_training_tells_its_steps_with_what_is_known_of_them(tmp_path, monkeypat
         tracker.training(status)
     monkeypatch.undo()
     text = "training 8/30, 2.00 units/s, 11.0 s left, epoch 2/3, loss 0.5, 128 samples/s"
-    assert console.progress_text(told[-1]) == f"{text}, validation: loss 0.25, accuracy 0.75"
+    assert live.progress_text(told[-1]) == f"{text}, validation: loss 0.25, accuracy 0.75"
     assert store.load(codecs.STATUS).details["learning_rate"] == 1e-3
     tracker.training(TrainingStatus(message="training waits for 4 workers of 1 CPU"))
     assert told[-1].message == "training waits for 4 workers of 1 CPU"
+
+
+def test_a_stage_that_is_done_stays_on_a_terminal_with_its_time() -> None:
+    earlier = {"calibration": 3.0}
+    statuses = [
+        RunStatus("r", "running", "search", seconds=earlier),
+        RunStatus("r", "running", "search", 3, 9, seconds=earlier, details={"best": {"divergence": 0.25}}),
+        RunStatus("r", "running", "search", seconds={**earlier, "search": 31.0, "workers": 0.01}),
+        RunStatus("r", "done", seconds={**earlier, "search": 31.0, "training": 7.0}),
+    ]
+    text = shown(True, statuses)
+    assert "r  search: 31.0 s" in text
+    assert "r  training: 7.0 s" in text
+    assert "best divergence 0.25" in text
+    assert "calibration:" not in text, "an earlier attempt told it"
+    assert "workers" not in text
