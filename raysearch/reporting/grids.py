@@ -14,7 +14,6 @@ from raysearch.records import (
     ExportManifest,
     QuantizerSetup,
     RunResult,
-    Scheme,
     SearchResult,
     SearchTrial,
     SensitivityTable,
@@ -135,27 +134,6 @@ def excess_grid(chosen: SearchTrial) -> Grid:
     return Grid(("budget", "used"), tuple(rows))
 
 
-def layers_grid(setup: QuantizerSetup, schemes: Mapping[str, Scheme]) -> Grid:
-    """Every quantizer with its group, its scheme and what the group could have taken."""
-    group_of = {point: group for group in setup.groups.values() for point in group.points}
-    rows = []
-    for point in setup.points.values():
-        group = group_of[point.id]
-        scheme = str(schemes.get(point.id, "float"))
-        allowed = ", ".join(map(str, group.schemes))
-        rows.append(Row(point.id, (point.kind, scheme, allowed, number(point.num_elements), group.id)))
-    return Grid(("quantizer", "kind", "bits", "allowed", "elements", "group"), tuple(rows))
-
-
-def trace_grid(table: SensitivityTable) -> Grid:
-    """Every trace with its standard error."""
-    rows = (
-        Row(t.point, (number(t.value), number(t.stderr), number(t.num_draws), number(t.num_samples)))
-        for t in table.traces.values()
-    )
-    return Grid(("weight", "average trace", "standard error", "draws", "samples"), tuple(rows))
-
-
 def option_grid(table: SensitivityTable) -> Grid:
     """Every option with what it alone does."""
     rows = (
@@ -224,14 +202,3 @@ def times_grid(seconds_by_stage: Mapping[str, float]) -> Grid:
     rows = [Row(stage, (duration(seconds),)) for stage, seconds in seconds_by_stage.items()]
     total = duration(sum(seconds_by_stage.values()))
     return Grid(("stage", "time"), (*rows, Row("in all", (total,))))
-
-
-def comparison_grid(rows: Sequence[Mapping[str, object]]) -> Grid:
-    """Rows handed over by the caller; the first key of the first row names them."""
-    columns = tuple(dict.fromkeys(name for row in rows for name in row))
-    first, *others = columns
-    grid_rows = []
-    for row in rows:
-        cells = tuple(number(row.get(name)) for name in others)
-        grid_rows.append(Row(str(row.get(first, "")), cells))
-    return Grid(columns, tuple(grid_rows))
