@@ -13,6 +13,7 @@ from itertools import groupby, takewhile
 
 from rich.cells import cell_len, set_cell_size
 
+from raysearch.records.costs.text import MISSING
 from raysearch.reporting.grids import Grid, Row
 
 GAP = "  "
@@ -79,8 +80,12 @@ def _lines(grid: Grid, width: int, wide: bool) -> list[str]:
             remarks.insert(0, f"names below {prefix}")
     lines = [grid.title] if grid.title else []
     lines += [f"({'; '.join(remarks)})"] if remarks else []
-    for block in [grid] if wide else _blocks(grid, width):
-        lines += _block_lines(block, None if wide else width)
+    if wide:
+        lines += _block_lines(grid, None)
+    else:
+        blocks = _blocks(grid, width)
+        texts = ["\n".join(_block_lines(block, width)) for block in blocks]
+        lines.append("\n\n".join(texts))
     # A sentence is the terminal's to break.
     return [*lines, *([grid.caption] if grid.caption else []), ""]
 
@@ -175,13 +180,24 @@ def _blocks(grid: Grid, width: int) -> list[Grid]:
             room = width - names
         blocks[-1].append(place)
         room -= size + len(GAP)
+    if len(blocks) == 1:
+        return [grid]
     return [_with_columns(grid, places) for places in blocks]
 
 
 def _with_columns(grid: Grid, places: Sequence[int]) -> Grid:
+    """Some columns, without the rows that say nothing there but something elsewhere."""
     columns = (grid.columns[0], *(grid.columns[place + 1] for place in places))
-    rows = tuple(Row(row.name, tuple(row.cells[place] for place in places)) for row in grid.rows)
-    return replace(grid, columns=columns, rows=rows)
+    rows: list[Row] = []
+    for row in grid.rows:
+        cells = tuple(row.cells[place] for place in places)
+        if _says_something(cells) or not _says_something(row.cells):
+            rows.append(Row(row.name, cells))
+    return replace(grid, columns=columns, rows=tuple(rows))
+
+
+def _says_something(cells: Sequence[str]) -> bool:
+    return any(cell not in ("", MISSING) for cell in cells)
 
 
 def _block_lines(grid: Grid, width: int | None) -> list[str]:

@@ -15,7 +15,7 @@ from raysearch.records import (
     Scheme,
     SensitivityTable,
 )
-from raysearch.records.costs.text import MISSING, number
+from raysearch.records.costs.text import MISSING, number, percent
 from raysearch.reporting.grids import Grid, Row
 
 
@@ -122,5 +122,5 @@ def _row(entry: Mapping[str, Any], schemes: Sequence[Scheme], chosen: bool) -> R
     cells += [number(o["perturbation"]) if o and is_weight else MISSING for o in options]
     cells += [number(o["response_norm"]) if o else MISSING for o in options]
     if chosen:
-        cells += [str(entry.get("chosen", "float")), f"{entry['share']:.1%}" if "share" in entry else MISSING]
+        cells += [str(entry.get("chosen", "float")), percent(entry.get("share"))]
     return Row(entry["group"], tuple(cells))

@@ -64,3 +64,11 @@ def test_other_forms_hold_every_cell():
     assert lines == [r"| a | b\|c |", "|---|---|", r"| x,y | 1\|2 |", '| z | " |']
     rows = json.loads(shown(grid, form=Format.JSON))
     assert rows == [{"a": "x,y", "b|c": "1|2"}, {"a": "z", "b|c": '"'}]
+
+
+def test_what_does_not_fit_goes_below_without_rows_that_say_nothing_there():
+    rows = [Row(f"layer{n}.weight", ("long" * 5 + str(n), "x" * 20 if n == 1 else "–")) for n in range(3)]
+    text = shown(Grid(("name", "first", "second"), tuple(rows)), 40)
+    above, below = text.strip().split("\n\n")
+    assert [line.split()[0] for line in above.splitlines()[2:]] == [row.name for row in rows]
+    assert [line.split()[0] for line in below.splitlines()[2:]] == ["layer1.weight"]
