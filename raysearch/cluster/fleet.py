@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
 from raysearch.cluster.pool import Key, UnitFunction, owned_value
+from raysearch.cluster.room import Room
 from raysearch.cluster.shipping import Shipment, dumps, loads
 from raysearch.determinism import pin_threads, set_reproducible
 from raysearch.errors import PoolError
 
-_log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
+"""How often a fleet without a worker looks at what the cluster has."""
 
 SHARE_OF_MEMORY = 0.9
 """Of the part of a GPU's memory that an actor asked for; the rest is what CUDA takes for each process."""
+
+Answers = tuple[list[dict[str, np.ndarray]], float]
+"""Of a message: the values of its first units, as far as none failed, and the seconds they took."""
 
 Clock = Callable[[], float]
 """Seconds since some moment, as `time.monotonic` counts them."""
@@ -30,7 +36,7 @@ Clock = Callable[[], float]
 class ReplicaWorker:
     """Holds one replica and runs units on it; `Fleet` makes actors of it."""
 
-    def __init__(self, replica: Shipment, threads: int, deterministic: bool, num_gpus: float) -> None:
+    def __init__(self, threads: int, deterministic: bool, num_gpus: float) -> None:
         # Ray derives the number from the CPUs an actor asks for, and results may depend on it.
         pin_threads(threads)
         if not num_gpus:
@@ -40,24 +46,42 @@ class ReplicaWorker:
             # Its own share, so that what fits does not depend on what the others on the GPU do just then.
             torch.cuda.set_per_process_memory_fraction(SHARE_OF_MEMORY * num_gpus)
         set_reproducible(deterministic)
-        self._replica = loads(replica)
+        self._replica: Any = None
         self._batch = -1
         self._function: UnitFunction
         self._shared: tuple[Any, ...] = ()
 
-    def run(self, batch: int, call: Shipment, key: Key, arguments: Shipment) -> dict[str, np.ndarray]:
-        """Run one unit.
+    def load(self, replica: Shipment) -> None:
+        """Take the replica; not at birth, so that the driver sees when the process is there."""
+        self._replica = loads(replica)
+
+    def run(self, batch: int, call: Shipment, keys: Sequence[Key], arguments: Shipment) -> Answers:
+        """Run the units of one message, one after another.
 
         Args:
             batch: number of the `run` call of the pool; `call` is unpacked once for each.
             call: the function and the shared arguments.
-            key: the unit's key.
-            arguments: the unit's own arguments.
+            keys: the units' keys.
+            arguments: each unit's own arguments.
+
+        Returns:
+            The values of the units, in their order, and the seconds that they took. A unit that fails is
+            left out with all behind it, so that those before it are kept; as the first of a message it
+            raises.
         """
         if batch != self._batch:
             self._function, self._shared = loads(call)
             self._batch = batch
-        return owned_value(key, self._function(self._replica, *self._shared, *loads(arguments)))
+        began = time.monotonic()
+        values: list[dict[str, np.ndarray]] = []
+        for key, own in zip(keys, loads(arguments), strict=True):
+            try:
+                values.append(owned_value(key, self._function(self._replica, *self._shared, *own)))
+            except Exception:
+                if not values:
+                    raise
+                break
+        return values, time.monotonic() - began
 
 
 class FleetSettings(Protocol):
@@ -65,7 +89,17 @@ class FleetSettings(Protocol):
 
     @property
     def num_workers(self) -> int:
-        """How many actors."""
+        """How many actors are asked for."""
+        ...
+
+    @property
+    def min_workers(self) -> int:
+        """How many stay while there is nothing for them to do."""
+        ...
+
+    @property
+    def max_workers(self) -> int | None:
+        """How many there may be where the cluster has room for more than were asked for; None: no more."""
         ...
 
     @property
@@ -90,7 +124,7 @@ class FleetSettings(Protocol):
 
     @property
     def startup_timeout_seconds(self) -> float:
-        """How long a worker may take to get ready, counted only while a run waits."""
+        """How long a worker that has its CPUs may take to get ready, counted only while a run waits."""
         ...
 
     def num_gpus(self, cluster_has_gpus: bool) -> float:
@@ -100,26 +134,39 @@ class FleetSettings(Protocol):
 
 @dataclass
 class Call:
-    """A unit on its way; `clock` is the earliest time at which its worker can have started on it."""
+    """Units on their way; `clock` is the earliest time at which their worker can have started on them."""
 
     ref: ray.ObjectRef[Any]
-    key: Key
+    keys: tuple[Key, ...]
     clock: float
 
 
 @dataclass
 class Member:
-    """The driver's side of one actor. `clock` is when it was asked to get ready; `calls` are oldest first."""
+    """The driver's side of one actor.
+
+    Attributes:
+        actor: Ray's handle.
+        ready_ref: answers when it has done what it was asked for last: start, load the replica, show itself.
+        clock: when it was asked for that.
+        has_place: whether its process runs: before, it may wait for CPUs that others have.
+        is_ready: whether it takes units.
+        calls: oldest first.
+    """
 
     actor: Any
     ready_ref: ray.ObjectRef[Any]
     clock: float
+    has_place: bool = False
     is_ready: bool = False
     calls: list[Call] = field(default_factory=list)
 
 
 class Fleet:
-    """The actors that are alive or on their way, up to a fixed number, each with the same replica.
+    """The actors that are alive or on their way, each with the same replica.
+
+    As many as are asked for, whether or not the cluster has room: those without a place wait for it, which
+    an autoscaler sees, and take it as others end or nodes come.
 
     Args:
         replica: what each actor gets a copy of.
@@ -132,6 +179,9 @@ class Fleet:
         self._clock = clock
         cluster: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self._num_gpus = settings.num_gpus(cluster.get("GPU", 0) > 0)
+        self._room = Room(settings.cpus_per_worker, self._num_gpus)
+        self._looked = self._clock()
+        self._has_room_since: float | None = None
         # Ray's own restarts lose the constructor's arguments the second time, so the driver respawns.
         # Spread over the nodes, so that memory and bandwidth are, and one lost node costs few workers.
         self._actor_class: Any = ray.remote(
@@ -153,18 +203,39 @@ class Fleet:
 
     def top_up(self) -> None:
         """Ask for as many actors as are missing, without waiting for them."""
-        settings = self._settings
-        while len(self.members) < settings.num_workers:
-            actor = self._actor_class.remote(
-                self._replica_ref, settings.threads, settings.deterministic, self._num_gpus
-            )
-            self.members.append(Member(actor, actor.__ray_ready__.remote(), self._clock()))
+        while len(self.members) < self._settings.num_workers:
+            self._ask_for_one()
+
+    def grow(self) -> None:
+        """Take one actor more than was asked for, if it may be and the cluster has room for it now."""
+        if len(self.members) < (self._settings.max_workers or 0) and self._room.is_free():
+            self._ask_for_one()
+
+    def get_ready(self, member: Member) -> None:
+        """Take in that an actor did what it was asked for: it has its place, and then its replica.
+
+        Raises:
+            PoolError: the replica cannot be put together there.
+        """
+        try:
+            ray.get(member.ready_ref)
+        except RayTaskError as error:
+            raise PoolError(f"a worker could not be built from the replica: {error}") from error
+        if member.has_place:
+            member.is_ready = True
+            return
+        member.has_place = True
+        member.ready_ref = member.actor.load.remote(self._replica_ref)
+        member.clock = self._clock()
 
     def is_overdue(self, member: Member) -> bool:
-        """Whether it has been getting ready, or busy with its oldest call, for too many seconds."""
+        """Whether it has been getting ready, or busy with its oldest call, for too many seconds.
+
+        One that waits for its place never is.
+        """
         now = self._clock()
         if not member.is_ready:
-            return now - member.clock > self._settings.startup_timeout_seconds
+            return member.has_place and now - member.clock > self._settings.startup_timeout_seconds
         return bool(member.calls) and now - member.calls[0].clock > self._settings.unit_timeout_seconds
 
     def muster(self) -> None:
@@ -183,46 +254,74 @@ class Fleet:
                 member.calls, member.is_ready = [], False
                 member.ready_ref = member.actor.__ray_ready__.remote()
             member.clock = self._clock()
+        self._has_room_since = None
         self.top_up()
 
     def wait(self) -> set[ray.ObjectRef[Any]]:
         """Wait a little until anything is ready, then give everything that is."""
         refs = [member.ready_ref for member in self.members if not member.is_ready]
         refs += [call.ref for member in self.members for call in member.calls]
+        if not refs:
+            return set()
         ray.wait(refs, num_returns=1, timeout=_POLL_SECONDS)
         return set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
 
     def kill(self, member: Member) -> None:
-        """End an actor that is dead, hung, or merely unreachable and still holding its GPU."""
+        """End an actor that is dead, hung, not needed, or merely unreachable and still holding its GPU."""
         ray.kill(member.actor)
         self.members.remove(member)
 
-    def give_up(self, member: Member) -> None:
-        """Go on without an actor that never got ready.
+    def give_back(self) -> None:
+        """End actors that have nothing to do, so that others may have their CPUs; `min_workers` stay."""
+        idle = [member for member in self.members if not member.calls]
+        # Those without a place first: they only stand in others' way.
+        idle.sort(key=lambda member: member.is_ready)
+        for member in idle[: max(0, len(self.members) - self._settings.min_workers)]:
+            self.kill(member)
+
+    def waits_for(self) -> str | None:
+        """What a fleet without a worker waits for, as a sentence; "" where it has one.
+
+        Looks at the cluster now and then, and else gives None.
 
         Raises:
-            PoolError: no other actor is ready.
+            PoolError: the cluster can never have it, or has it and gives no worker.
         """
-        seconds = self._settings.startup_timeout_seconds
-        if not any(other.is_ready for other in self.members):
-            raise self.nowhere_to_run(f"no worker was ready within {seconds:g} seconds")
-        self.kill(member)
-        _log.warning(
-            "a worker was not ready within %g seconds; the run goes on with %d of %d",
-            seconds,
-            len(self.members),
-            self._settings.num_workers,
+        if any(member.has_place for member in self.members):
+            self._has_room_since = None
+            return ""
+        now = self._clock()
+        if now - self._looked < _LOOK_SECONDS:
+            return None
+        self._looked = now
+        self._check_hope(now)
+        return (
+            f"waits for the first of {self._settings.num_workers} workers with {self._room.each} each: "
+            f"{self._room.describe()}"
         )
+
+    def _check_hope(self, now: float) -> None:
+        """Refuse to wait for what can never come, or is there and helps nothing."""
+        can_come = self._room.can_come()
+        if can_come and not self._room.is_free():
+            # It is others' turn, or an autoscaler's.
+            self._has_room_since = None
+            return
+        if self._has_room_since is None:
+            self._has_room_since = min((member.clock for member in self.members), default=now)
+            if can_come:
+                self._has_room_since = now
+        if now - self._has_room_since > self._settings.startup_timeout_seconds:
+            raise self.nowhere_to_run(
+                f"no worker was ready within {self._settings.startup_timeout_seconds:g} seconds"
+            )
 
     def nowhere_to_run(self, reason: str) -> PoolError:
         """The error of a cluster that does not give what was asked for."""
-        requested = _amounts({"CPU": self._settings.cpus_per_worker, "GPU": self._num_gpus})
-        free = _amounts(ray.available_resources())  # type: ignore[no-untyped-call]
-        total = _amounts(ray.cluster_resources())  # type: ignore[no-untyped-call]
         return PoolError(
-            f"{reason}: asked for {self._settings.num_workers} workers with {requested} each; the cluster "
-            f"has {total}, of which {free} are free. Ask for less, free the cluster, or raise "
-            "cluster.startup_timeout_seconds if the cluster is still growing or the model takes long to build"
+            f"{reason}: asked for {self._settings.num_workers} workers with {self._room.each} each; "
+            f"{self._room.describe()}. Ask for less, or raise cluster.startup_timeout_seconds if the cluster "
+            "is still growing or the model takes long to build"
         )
 
     def close(self) -> None:
@@ -232,6 +331,7 @@ class Fleet:
             for member in members:
                 ray.kill(member.actor)
 
-
-def _amounts(resources: Mapping[str, float]) -> dict[str, float]:
-    return {name: resources[name] for name in ("CPU", "GPU") if resources.get(name)}
+    def _ask_for_one(self) -> None:
+        settings = self._settings
+        actor = self._actor_class.remote(settings.threads, settings.deterministic, self._num_gpus)
+        self.members.append(Member(actor, actor.__ray_ready__.remote(), self._clock()))

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from raysearch.cluster.auth import auth_environment, settings_to_join, settings_to_start
+from raysearch.cluster.room import most_resources
 from raysearch.errors import ConfigError, PoolError
 
 _log = logging.getLogger(__name__)
@@ -131,16 +132,7 @@ def _session(is_embedded: bool, num_cpus: int) -> RaySession:
             resources.get("CPU", 0),
             num_cpus,
         )
-    return RaySession(is_embedded, resources, _most())
-
-
-def _most() -> Mapping[str, float] | None:
-    """What an autoscaler may let the cluster grow to; None where there is none that tells."""
-    # Ray's own libraries read it here; where a later Ray has moved it, it is not known.
-    state = getattr(getattr(ray, "_private", None), "state", None)
-    read = getattr(getattr(state, "state", None), "get_max_resources_from_cluster_config", None)
-    most: Mapping[str, float] | None = None if read is None else read()
-    return most
+    return RaySession(is_embedded, resources, most_resources())
 
 
 @contextmanager

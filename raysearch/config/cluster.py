@@ -13,8 +13,13 @@ class ClusterConfig(Section):
     """The fleet. Only `threads`, `device` and `deterministic` can change a result: its rounding.
 
     Attributes:
-        workers: Ray actors; 0 computes in this process without Ray. "auto" is one on a cluster; elsewhere
+        workers: Ray actors that are asked for, of which a run begins with the first that the cluster has
+            room for; 0 computes in this process without Ray. "auto" is one on a cluster; elsewhere
             this process, or as many actors as the machine takes where the work is worth their start.
+        min_workers: actors that are kept while they have nothing to do; others are given back to a cluster
+            after half a minute.
+        max_workers: actors that are taken where the cluster has room, though only `workers` were asked for;
+            None: no more than those.
         cpus_per_worker: CPUs an actor reserves.
         gpus_per_worker: GPUs, or the fraction of one, that an actor reserves; None: see `num_gpus`.
         threads: torch and BLAS threads of a worker.
@@ -22,10 +27,13 @@ class ClusterConfig(Section):
         deterministic: whether an operation without a deterministic implementation is refused.
         cache_bytes: what a worker may keep between forwards.
         unit_timeout_seconds: after which a unit counts as hung, and is given to another worker.
-        startup_timeout_seconds: after which a worker that is not ready is an error.
+        startup_timeout_seconds: after which a worker that has its CPUs and is not ready is replaced, and a
+            cluster that can never hold one is an error.
     """
 
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    min_workers: int = Field(0, ge=0)
+    max_workers: int | None = Field(None, ge=1)
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0)
     threads: int = Field(1, ge=1)
@@ -42,6 +50,18 @@ class ClusterConfig(Section):
         if value == "auto" or (type(value) is int and value >= 0):
             return value
         raise ValueError("give the number of actors, 0 for this process, or 'auto'")
+
+    @model_validator(mode="after")
+    def _check_numbers(self) -> ClusterConfig:
+        limits = [self.min_workers, self.workers, self.max_workers]
+        numbers = [limit for limit in limits if isinstance(limit, int)]
+        # Without Ray there is no fleet that could grow or shrink.
+        if self.workers and numbers != sorted(numbers):
+            raise ValueError(
+                f"cluster.min_workers is {self.min_workers}, cluster.workers {self.workers} and "
+                f"cluster.max_workers {self.max_workers}; they must be in this order"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_gpus(self) -> ClusterConfig:

@@ -124,7 +124,11 @@ class Pipeline:
         self.on_ray = on_ray
         self._shards, self._per_sample = search_shards(inputs)
         self._log = UnitLog(store)
-        self._fleet = Fleet(lambda: open_pool(make_replica(inputs, self._shards)), self._log, progress)
+
+        def open_fleet() -> Pool:
+            return open_pool(make_replica(inputs, self._shards), progress.remark)
+
+        self._fleet = Fleet(open_fleet, self._log, progress)
 
     def run(self) -> RunResult:
         """Go from the first stage that has no record to the result."""

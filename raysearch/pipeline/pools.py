@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 
@@ -21,7 +22,20 @@ from raysearch.pipeline.progress import Progress
 
 _log = logging.getLogger(__name__)
 
-OpenPool = Callable[[Replica], Pool]
+Tell = Callable[[str], None]
+"""Is given what a run without a worker waits for, and "" when it has one."""
+
+
+def silent(text: str) -> None:
+    """Tell nobody."""
+
+
+class OpenPool(Protocol):
+    """Starts the workers."""
+
+    def __call__(self, replica: Replica, tell: Tell = silent) -> Pool:
+        """Give each a copy of the replica; `tell` is given what they wait for."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,7 @@ def pool_session(config: Config, address: str, trains: bool = False) -> Iterator
             )
         yield PoolSession(settled, partial(_open_local_pool, deterministic=cluster.deterministic), False)
         return
-    from raysearch.cluster.ray_pool import RayPool
+    from raysearch.cluster.ray_pool import IDLE_SECONDS, RayPool
     from raysearch.cluster.session import ray_session
 
     with ray_session(
@@ -128,7 +142,13 @@ def pool_session(config: Config, address: str, trains: bool = False) -> Iterator
                 session.check_workers(training.num_workers, "GPU", 1.0)
         # On one machine a single worker computes what this process does, and its start costs more.
         trains_on_ray = not session.is_embedded or config.training.num_workers > 1
-        yield PoolSession(settled, partial(RayPool, settings=settings), trains_on_ray)
+        # On an embedded Ray there is nobody to give workers back to.
+        idle_seconds = None if session.is_embedded else IDLE_SECONDS
+
+        def open_pool(replica: Replica, tell: Tell = silent) -> Pool:
+            return RayPool(replica, settings, idle_seconds=idle_seconds, tell=tell)
+
+        yield PoolSession(settled, open_pool, trains_on_ray)
 
 
 def shared_gpus(cluster: ClusterConfig, num_gpus: int) -> ClusterConfig:
@@ -150,5 +170,5 @@ def shared_gpus(cluster: ClusterConfig, num_gpus: int) -> ClusterConfig:
     return cluster.model_copy(update={"gpus_per_worker": 1 / math.ceil(num_workers / num_gpus)})
 
 
-def _open_local_pool(replica: Replica, deterministic: bool) -> Pool:
+def _open_local_pool(replica: Replica, tell: Tell = silent, *, deterministic: bool) -> Pool:
     return LocalPool(replica.place(), deterministic=deterministic)

@@ -180,6 +180,14 @@ class Progress:
         details["validation"] = dict(status.validation)
         self.units("training", status.step, status.steps, details)
 
+    def remark(self, text: str) -> None:
+        """Say what a running stage waits for; "" when it goes on."""
+        if text:
+            _log.info("%s", text)
+        self._status = replace(self._status, message=text, updated=time.time())
+        self._listener(self._status)
+        self._write()
+
     def tell(self, state: str, stage: str = "", done: int = 0, total: int = 0, message: str = "") -> None:
         """Write and tell a change of stage or state.
 

@@ -1,11 +1,11 @@
 import contextlib
 import itertools
 import logging
-import time
 
 import pytest
 import ray
 
+from raysearch.cluster import messages
 from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.ray_pool import RayPool, Tolerance
 from raysearch.cluster.shipping import register_by_value
@@ -27,10 +27,11 @@ AGES = 1e9
 
 
 @contextlib.contextmanager
-def open_pool(replica, *, depth=2, tolerance=USUAL, clock=time.monotonic, **settings):
+def open_pool(replica, **settings):
     patient = {"workers": 1, "unit_timeout_seconds": AGES, "startup_timeout_seconds": AGES}
-    cluster = ClusterConfig(**{**patient, **settings})
-    pool = RayPool(replica, cluster, depth=depth, tolerance=tolerance, clock=clock)
+    names = ("depth", "tolerance", "clock", "idle_seconds", "tell")
+    options = {name: settings.pop(name) for name in names if name in settings}
+    pool = RayPool(replica, ClusterConfig(**{**patient, **settings}), **options)
     with contextlib.closing(pool):
         yield pool
 
@@ -141,16 +142,36 @@ def test_an_impossible_request_says_what_there_is():
         list(pool.run(pool_units.double, {("a",): (1,)}))
 
 
-def test_goes_on_with_the_workers_there_are(caplog):
-    clock = SteppedClock()
-    options = {"workers": 2, "cpus_per_worker": 3, "startup_timeout_seconds": 3600, "clock": clock}
-    with open_pool(None, **options) as pool:
-        answers = pool.run(pool_units.double, {(n,): (n,) for n in range(4)})
+def test_a_fleet_takes_what_is_free_waits_for_more_and_gives_back_what_it_does_not_use(caplog):
+    clock, told = SteppedClock(), []
+    # All CPUs but one: there is room for a single worker.
+    cpus = ray.cluster_resources()["CPU"] - 1
+    big = {"cpus_per_worker": cpus, "startup_timeout_seconds": 3600, "clock": clock}
+    work = {(n,): (n,) for n in range(4)}
+    with open_pool(None, workers=2, idle_seconds=9000, **big) as first:
+        answers = first.run(pool_units.double, work)
         next(answers)
-        # There is a worker, and no room for the other.
+        # There is a worker, and no room for the other, which is waited for however long it takes.
         clock.leap(3601)
         assert len(list(answers)) == 3
-        assert "goes on with 1 of 2" in caplog.text
+        assert len(first._fleet.members) == 2
+        with open_pool(None, tell=told.append, **big) as second:
+            # Another run begins when the first has had nothing to do for long enough.
+            timer, number = first._timer, first._num_batches
+            assert (timer.interval, timer.daemon) == (9000, True)
+            waiting = second.run(pool_units.double, work)
+            second._advance(batch := second._start(pool_units.double, work, ()))
+            clock.leap(2)
+            second._advance(batch)
+            first._give_back(number)
+            assert first._fleet.members == []
+            assert len(list(waiting)) == 4
+    assert told[-1] == ""
+    assert told[0].startswith(
+        f"waits for the first of 1 workers with {{'CPU': {cpus}}} each: the cluster has"
+    )
+    assert told[0].endswith("of which {'CPU': 1.0} are free")
+    assert "is replaced" not in caplog.text
 
 
 def test_every_kind_of_loss_is_one(monkeypatch, caplog):
@@ -159,7 +180,7 @@ def test_every_kind_of_loss_is_one(monkeypatch, caplog):
 
     def get(ref):
         value = real_get(ref)
-        if isinstance(value, dict) and losses:
+        if isinstance(value, tuple) and losses:
             raise losses.pop()
         return value
 
@@ -179,6 +200,33 @@ def test_work_is_spread_and_a_death_between_runs_blames_no_unit(caplog):
         # The one that is left cannot do the work of both, so the death must be seen.
         assert len(pool_units.meet_workers(pool, 2)) == 2
     assert caplog.text.count("working on None") == 1
+
+
+def test_units_that_travel_together_answer_as_those_that_travel_alone(
+    reference, tmp_path, monkeypatch, caplog
+):
+    # As on a fleet so large that each message must last.
+    monkeypatch.setattr(messages, "MESSAGES_PER_SECOND", 1e-6)
+    work = pool_units.trace_units()
+    sent = []
+    with open_pool(pool_units.small_model(), depth=1) as pool:
+        send = pool._send
+        monkeypatch.setattr(
+            pool, "_send", lambda member, batch, keys: (sent.append(keys), send(member, batch, keys))
+        )
+        assert as_lists(pool.run(pool_units.trace, work, (1.0,))) == reference
+        assert max(map(len, sent)) > 2
+        # One of them kills its worker: all of its message then travel alone, and the others are not blamed.
+        trouble = {("layer1", 0): "die"}
+        again = pool.run(pool_units.trace_with_trouble, work, (1.0, trouble, str(tmp_path)))
+        assert as_lists(again) == reference
+        assert "working on one of" in caplog.text
+        # One of them fails: those before it are kept, and it is named.
+        finished = []
+        numbers = {(n,): (n - 18, str(tmp_path)) for n in range(40)}
+        with pytest.raises(UnitError, match=r"^the unit \(20,\) of raise_value_error failed"):
+            finished += (key for key, _ in pool.run(pool_units.raise_value_error, numbers))
+        assert finished == [(n,) for n in range(20)]
 
 
 def test_the_last_units_wait_for_whoever_is_free():
