@@ -1,8 +1,9 @@
 """How a batch is run and how an output is judged: shared by every stage that runs a model."""
 
-from raysearch.evaluation.batches import Batch, batch_size, materialise, training_batches
+from raysearch.evaluation.batches import Batch, batch_size, materialise
 from raysearch.evaluation.data_set import DataSet, shard_name
 from raysearch.evaluation.divergence import Divergence
+from raysearch.evaluation.epochs import training_batches
 from raysearch.evaluation.forward import Forward, Loss, default_forward, output_tensor
 from raysearch.evaluation.joint_divergence import JointDivergence, Objective
 from raysearch.evaluation.measure import Evaluation, Measures, evaluate_model

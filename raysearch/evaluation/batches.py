@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from raysearch.errors import DataError
-from raysearch.seeding import derive_seed
 
 Batch = Any
 """A tensor, or a tuple, list or dict that holds tensors; dimension 0 of each counts samples."""
@@ -168,8 +165,8 @@ def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list
     """
     shards: list[Batch] = []
     num_read = 0
-    with _seeded(0), _own_generators(data):
-        for index, batch in enumerate(_batches(data, shard_size, name)):
+    with seeded_torch(0), own_generators(data):
+        for index, batch in enumerate(as_batches(data, shard_size, name)):
             where = f"the {name} data, batch {index}"
             _check_sizes(batch, where)
             size = batch_size(batch)
@@ -190,119 +187,16 @@ def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list
     return shards
 
 
-@dataclass(frozen=True)
-class TrainingBatches:
-    """A rank's batches of every epoch.
-
-    Attributes:
-        of_epoch: epoch → its batches.
-        num_batches: how many of them there are in an epoch; None where the data does not tell.
-    """
-
-    of_epoch: Callable[[int], Iterable[Batch]]
-    num_batches: int | None
-
-    def __call__(self, epoch: int) -> Iterable[Batch]:
-        """The batches of an epoch."""
-        return self.of_epoch(epoch)
-
-
-def training_batches(
-    data: Any, size: int, seed: int, rank: int, world: int, share: int | None = None
-) -> TrainingBatches:
-    """A rank's batches of each epoch, shuffled by (seed, epoch) when the data is a `Dataset`.
-
-    An iterable of batches is taken in its own order, every `world`-th batch from `rank` on; a last round
-    with fewer than `world` batches is left out, since all ranks must take equally many steps. A loader that
-    shuffles, by torch's global generator or one of its own, does so from (seed, epoch), alike on all ranks.
-
-    A last batch of a single sample is left out, since BatchNorm cannot train on it.
-
-    Args:
-        data: a `Dataset`, a loader or another iterable of batches.
-        size: samples in a rank's batch of a `Dataset`; other data comes in batches of its own.
-        seed: of the order.
-        rank: this process.
-        world: how many processes train together.
-        share: samples of an optimizer step and rank, which batches of a `Dataset` never cross; None: a batch.
-
-    Raises:
-        DataError: the data cannot be iterated, or only once.
-    """
-    if _is_map_style(data):
-        # The sampler adds the epoch to its seed, so the seed is kept far below what torch takes.
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            data, world, rank, shuffle=True, seed=seed % 2**31
-        )
-        share = share or size
-        single = len(sampler) > share > 1 and len(sampler) % share == 1
-        shares = BatchSampler(sampler, share, drop_last=single)
-        loader: Any = DataLoader(data, batch_sampler=_Pieces(shares, size))
-
-        def shuffled(epoch: int) -> Iterable[Batch]:
-            sampler.set_epoch(epoch)
-            yield from loader
-
-        return TrainingBatches(shuffled, len(loader))
-    if isinstance(data, Iterator):
-        raise DataError(
-            f"the training data is a {type(data).__name__} that can be read only once, and training reads it "
-            f"every epoch; pass a list of batches, a DataLoader or a Dataset."
-        )
-    source = _batches(data, size, "training")
-    length = _length(source)
-    return TrainingBatches(
-        lambda epoch: _own_share(source, rank, world, derive_seed(seed, "shuffle", epoch)),
-        None if length is None else length // world,
-    )
-
-
-class _Pieces:
-    """The indices of batches of at most a size, cut alike from the indices of each optimizer step."""
-
-    def __init__(self, shares: BatchSampler, size: int) -> None:
-        self._shares = shares
-        self._size = size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for indices in self._shares:
-            num_pieces = -(-len(indices) // self._size)
-            size = -(-len(indices) // num_pieces)
-            for start in range(0, len(indices), size):
-                yield indices[start : start + size]
-
-    def __len__(self) -> int:
-        return len(self._shares) * -(-self._shares.batch_size // self._size)
-
-
-def _length(data: Any) -> int | None:
-    """How many batches there are; None where the data does not tell."""
-    try:
-        return len(data)
-    except (TypeError, NotImplementedError):
-        # Of a loader of an iterable that has no length.
-        return None
-
-
-def _own_share(data: Iterable[Batch], rank: int, world: int, seed: int) -> Iterator[Batch]:
-    # A shuffling loader draws its order with its first batch; ranks that drew apart would share samples.
-    with _seeded(seed), _own_generators(data, seed):
-        source = iter(data)
-        turn = list(itertools.islice(source, world))
-    while len(turn) == world:
-        yield turn[rank]
-        turn = list(itertools.islice(source, world))
-
-
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded_torch(seed: int) -> Iterator[None]:
+    """Seed torch's global generator alone, and put it back."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
 @contextmanager
-def _own_generators(data: Any, seed: int | None = None) -> Iterator[None]:
+def own_generators(data: Any, seed: int | None = None) -> Iterator[None]:
     """A loader's own generators as they were afterwards; inside, seeded where a seed is given."""
     owners = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
     generators = [getattr(owner, "generator", None) for owner in owners]
@@ -318,9 +212,22 @@ def _own_generators(data: Any, seed: int | None = None) -> Iterator[None]:
             generator.set_state(state)
 
 
-def _batches(data: Any, size: int, name: str) -> Iterable[Batch]:
-    if _is_map_style(data):
+def as_batches(data: Any, size: int, name: str) -> Iterable[Batch]:
+    """The data as an iterable of batches, in its own order.
+
+    Args:
+        data: whatever a task may have.
+        size: samples in a batch, where the data does not say.
+        name: what the data is for, for messages.
+
+    Raises:
+        DataError: it cannot be iterated.
+    """
+    if is_map_style(data):
         return DataLoader(data, batch_size=size, shuffle=False)
+    if is_ray_data(data):
+        batches: Iterable[Batch] = in_row_order(data).iter_torch_batches(batch_size=size)
+        return batches
     if isinstance(data, Iterable):
         return data
     raise DataError(
@@ -329,7 +236,19 @@ def _batches(data: Any, size: int, name: str) -> Iterable[Batch]:
     )
 
 
-def _is_map_style(data: Any) -> bool:
+def is_ray_data(data: Any) -> bool:
+    """Whether it is a `ray.data.Dataset`, which is not imported here."""
+    return type(data).__module__.startswith("ray.data.") and hasattr(data, "iter_torch_batches")
+
+
+def in_row_order(data: Any) -> Any:
+    """A data set of Ray Data, whose blocks come in their order from here on, whenever they are read."""
+    data.context.execution_options.preserve_order = True
+    return data
+
+
+def is_map_style(data: Any) -> bool:
+    """Whether it has a length and items that are samples."""
     if isinstance(data, Dataset):
         return not isinstance(data, IterableDataset)
     # A data set of Hugging Face has a length and items, and is no torch Dataset.

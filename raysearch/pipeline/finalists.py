@@ -81,7 +81,8 @@ def digest_of_training_data(inputs: Inputs) -> str:
     seed = derive_seed(inputs.config.seed, "training-data")
     with seeded(seed):
         batches = training_batches(inputs.task.train, inputs.config.training.batch_size, seed, 0, 1)
-        return f"{batches.num_batches}:{hash_batches(list(islice(batches(0), NUM_BATCHES)))}"
+        first = [batch for (batch,) in islice(batches(0), NUM_BATCHES)]
+        return f"{batches.num_turns}:{hash_batches(first)}"
 
 
 def load_chosen(store: RunStore) -> SearchTrial:

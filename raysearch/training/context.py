@@ -44,6 +44,10 @@ class Context(Protocol):
         """What each rank gives, on all of them, in the order of ranks."""
         ...
 
+    def total(self, count: int) -> int:
+        """The sum of what all ranks count."""
+        ...
+
     def share_buffers(self, model: nn.Module) -> None:
         """Give every rank the buffers of rank 0."""
         ...
@@ -80,6 +84,10 @@ class ProcessContext:
     def gather(self, values: list[Any]) -> list[list[Any]]:
         """The values of this process alone."""
         return [values]
+
+    def total(self, count: int) -> int:
+        """The count of this process alone."""
+        return count
 
     def share_buffers(self, model: nn.Module) -> None:
         """Nobody to share with."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from raysearch.evaluation import Batch, batch_size
+from raysearch.evaluation.batches import join, joinable_form
 from raysearch.seeding import derive_seed
 
 
@@ -42,38 +43,57 @@ class Draws:
         torch.manual_seed(derive_seed(*self._path, self._rank, index))
 
 
-def drawn(batches: Iterable[Batch], draws: Draws, first: int = 0) -> Iterator[Batch]:
-    """The batches from `first` on; those before it are read, and thrown away.
+def drawn(turns: Iterable[list[Batch]], draws: Draws) -> Iterator[list[Batch]]:
+    """The batches of each turn, read with seeds of their own.
 
     Args:
-        batches: of an epoch.
+        turns: of an epoch.
         draws: seeds what reading them draws.
-        first: index of the first batch that is given.
     """
     draws.for_reading(0)
-    source = iter(batches)
+    source = iter(turns)
     for index in itertools.count():
         if index:
             draws.for_reading(index)
-        batch = next(source, None)
-        if batch is None:
+        turn = next(source, None)
+        if turn is None:
             return
-        if index >= first:
-            yield batch
+        yield turn
 
 
-def in_steps(batches: Iterator[Batch], share: int | None) -> Iterator[list[Batch]]:
+def in_one(turns: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
+    """A single batch at each turn: all ranks then run the model equally often, as synchronised norms must.
+
+    What is left over for some ranks, and cannot be joined with their batch, is left out.
+
+    Args:
+        turns: of an epoch.
+    """
+    for turn in turns:
+        forms = {joinable_form(batch) for batch in turn}
+        if len(turn) == 1:
+            yield turn
+        elif len(forms) == 1 and "" not in forms:
+            yield [join(turn)]
+        else:
+            yield turn[:1]
+
+
+def in_steps(turns: Iterator[list[Batch]], share: int | None) -> Iterator[list[Batch]]:
     """The batches of each optimizer step.
 
-    Every step but the last has as many batches as the first one of the epoch needs to reach the share: all
+    Every step but the last has as many turns as the first one of the epoch needs to reach the share: all
     ranks must take equally many, and a count of samples might differ between them.
 
     Args:
-        batches: of an epoch.
-        share: samples of a step that this rank sees; None: one batch.
+        turns: of an epoch.
+        share: samples of a step that this rank sees; None: one turn.
     """
-    num_batches = 1
-    for batch in batches:
-        if share is not None and num_batches == 1:
-            num_batches = max(1, -(-share // batch_size(batch)))
-        yield [batch, *itertools.islice(batches, num_batches - 1)]
+    num_turns = 1
+    for turn in turns:
+        if share is not None and num_turns == 1:
+            num_turns = max(1, -(-share // batch_size(turn[0])))
+        step = [*turn]
+        for more in itertools.islice(turns, num_turns - 1):
+            step.extend(more)
+        yield step

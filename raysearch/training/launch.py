@@ -284,3 +284,11 @@ def _innermost(error: BaseException) -> str:
     last = lines[-1].strip() if lines else repr(error)
     # The last line of a traceback names the class with its module, which says nothing to a user.
     return last.removeprefix(f"{TrainingError.__module__}.{TrainingError.__name__}: ")
+    def total(self, count: int) -> int:
+        """The sum of what all ranks count."""
+        if self.world == 1:
+            return count
+        summed = torch.tensor(count, device=self.device)
+        distributed.all_reduce(summed)
+        return int(summed)
+

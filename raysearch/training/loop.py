@@ -17,6 +17,7 @@ from raysearch.records import EpochMetrics, TrainingStatus
 from raysearch.seeding import derive_seed
 from raysearch.training.average import Average
 from raysearch.training.context import Context
+from raysearch.training.feed import in_one
 from raysearch.training.norms import synchronise
 from raysearch.training.objective import Objective
 from raysearch.training.optimizer import Optimizer
@@ -95,7 +96,7 @@ class Training:
         self._batches = training_batches(
             recipe.train, settings.batch_size, seed, context.rank, context.world, share
         )
-        self._schedule = Schedule(settings, self._batches.num_batches)
+        self._schedule = Schedule(settings, self._batches.num_turns)
         self._stepper = Stepper(recipe, context, objective, self._optimizer, self._schedule)
         self._saved_at = time.monotonic()
 
@@ -127,7 +128,10 @@ class Training:
 
     def _train_epoch(self, epoch: int) -> None:
         progress = self.progress
-        steps = self._stepper.steps(self._batches(epoch), epoch, progress.step, progress.epoch_steps)
+        turns = self._batches(epoch)
+        if self._recipe.settings.sync_batch_norm:
+            turns = in_one(turns)
+        steps = self._stepper.steps(turns, epoch, progress.step, progress.epoch_steps)
         for step in steps:
             progress.step += 1
             progress.epoch_steps += 1
@@ -174,7 +178,7 @@ class Training:
             epochs=0 if settings.steps else settings.epochs,
             step=progress.step,
             steps=self._schedule.total or 0,
-            samples=step.samples * self._context.world if step else 0,
+            samples=step.samples if step else 0,
             loss=step.loss if step else None,
             learning_rate=self._optimizer.learning_rate,
             validation=progress.history[-1].metrics if progress.history else {},

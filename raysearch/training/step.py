@@ -32,8 +32,8 @@ class Step:
     """What an optimizer step was.
 
     Attributes:
-        loss: the objective, a mean over its samples.
-        samples: that this rank saw.
+        loss: the objective, a mean over the samples of this rank.
+        samples: that all ranks saw.
     """
 
     loss: float
@@ -61,11 +61,11 @@ class Stepper:
         self._schedule = schedule
         self._norms = batch_norms(objective)
 
-    def steps(self, batches: Iterable[Batch], epoch: int, step: int, first: int) -> Iterator[Step]:
+    def steps(self, turns: Iterable[list[Batch]], epoch: int, step: int, first: int) -> Iterator[Step]:
         """Take the steps of an epoch, one each time that the next is asked for.
 
         Args:
-            batches: of the epoch and this rank.
+            turns: the batches of the epoch and this rank.
             epoch: which one.
             step: optimizer steps that are done in all.
             first: optimizer steps of this epoch that are done.
@@ -76,7 +76,7 @@ class Stepper:
         draws = Draws(self._recipe.seed, epoch, self._context.rank)
         self._objective.train()
         index = 0
-        shares = in_steps(drawn(batches, draws), self._recipe.settings.share_of_one(self._context.world))
+        shares = in_steps(drawn(turns, draws), self._recipe.settings.share_of_one(self._context.world))
         for place_in_epoch, parts in enumerate(shares):
             if place_in_epoch == 0:
                 self._schedule.see_step_of(len(parts))
@@ -100,21 +100,23 @@ class Stepper:
         """
         self._optimizer.zero_grad()
         sizes = [batch_size(batch) for batch in parts]
+        total = self._context.total(sum(sizes))
         loss = 0.0
         for part, batch in enumerate(parts):
             draws.for_computing(index + part)
-            weight = sizes[part] / sum(sizes)
+            # Gradients are averaged over the ranks, which have unequal shares at the end of an epoch.
+            weight = sizes[part] * self._context.world / total
             with self._reduced(is_last=part == len(parts) - 1):
                 value = self._objective(place(batch, self._context.device))
                 number = value.item()
                 self._check(number, batch, epoch, index + part)
-                (value if len(parts) == 1 else value * weight).backward()
-            loss += weight * number
+                (value if weight == 1 else value * weight).backward()
+            loss += sizes[part] / sum(sizes) * number
         limit = self._recipe.settings.max_grad_norm
         if limit is not None:
             nn.utils.clip_grad_norm_(self._optimizer.parameters, limit)
         self._optimizer.step()
-        return Step(loss, sum(sizes))
+        return Step(loss, total)
 
     def _reduced(self, is_last: bool) -> AbstractContextManager[None]:
         """Gradients are averaged over the ranks once a step, with its last batch."""

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from raysearch.errors import DataError
 from raysearch.evaluation import training_batches
+from raysearch.evaluation.epochs import LEAST, Order
 
 X = torch.arange(22.0)
 
@@ -18,7 +19,8 @@ class Stream(IterableDataset[Any]):
         return (X[i : i + 2] for i in range(0, 22, 2))
 
 
-def samples(batches: Any) -> list[float]:
+def samples(turns: Any) -> list[float]:
+    batches = itertools.chain.from_iterable(turns)
     return [float(v) for batch in batches for v in (batch if isinstance(batch, Tensor) else batch[0])]
 
 
@@ -33,7 +35,7 @@ SOURCES: dict[str, Any] = {
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_all_ranks_take_equally_many_batches_and_share_no_sample(source: str, world: int) -> None:
+def test_all_ranks_take_equally_many_turns_and_every_sample_once(source: str, world: int) -> None:
     parts = []
     for rank in range(world):
         torch.manual_seed(rank)  # ranks draw dropout apart; the order of the data must not follow
@@ -41,11 +43,29 @@ def test_all_ranks_take_equally_many_batches_and_share_no_sample(source: str, wo
     assert len({len(part) for part in parts}) == 1
     assert len(parts[0]) >= 11 // world
     every = list(itertools.chain.from_iterable(samples(part) for part in parts))
-    # A Dataset is filled up to a multiple of the ranks with repeated samples.
-    extra = -22 % world if source == "dataset" else 0
-    assert len(set(every)) >= len(every) - extra
-    if world == 1:
-        assert sorted(every) == X.tolist()
+    assert sorted(every) == X.tolist()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("share", [1, 2, 5, 8])
+def test_every_sample_is_taken_once_in_the_same_steps_whatever_the_ranks(world: int, share: int) -> None:
+    for num_samples in range(world, 70):
+        orders = [Order(num_samples, share, 5, rank, world) for rank in range(world)]
+        # One batch a step.
+        steps = list(zip(*(order.batches(3, 100) for order in orders), strict=True))
+        every = [index for step in steps for batch in step for index in batch]
+        assert sorted(every) == list(range(num_samples))
+        whole = share * world
+        alone = Order(num_samples, whole, 5, 0, 1).batches(3, 100)
+        for step, expected in zip(steps[:-1], alone, strict=False):
+            assert sorted(itertools.chain.from_iterable(step)) == sorted(expected)
+        sizes = [len(batch) for batch in steps[-1]]
+        assert max(sizes) - min(sizes) <= 1
+        assert min(sizes) >= min(LEAST, share, num_samples // world)
+        # Cut finer, all ranks have as many batches.
+        (num_batches,) = {len(order.batches(3, 2)) for order in orders}
+        assert num_batches <= orders[0].num_batches(2)
+    assert Order(world - 1, share, 5, 0, world).batches(0, 2) == []
 
 
 @pytest.mark.parametrize("source", ["dataset", "shuffling loader"])
@@ -68,17 +88,22 @@ def test_one_function_serves_many_epochs_in_any_order() -> None:
 
 
 def test_plain_batches_keep_their_order_in_every_epoch() -> None:
-    epochs = training_batches(SOURCES["list"], 99, 5, 1, 2)
-    expected = samples(SOURCES["list"][1:10:2])
+    epochs = training_batches(SOURCES["list"], 99, 5, 0, 2)
+    # Five rounds, and the batch that is left over.
+    expected = torch.cat(SOURCES["list"][::2]).tolist()
     assert samples(epochs(0)) == samples(epochs(7)) == expected
 
 
-def test_a_last_batch_of_one_sample_is_left_out() -> None:
-    # BatchNorm raises on it in training mode.
-    counts = [len(batch[0]) for batch in training_batches(TensorDataset(X[:21]), 4, 0, 0, 1)(0)]
-    assert counts == [4] * 5
-    assert [len(b[0]) for b in training_batches(TensorDataset(X[:1]), 4, 0, 0, 1)(0)] == [1]
-    assert len(list(training_batches(TensorDataset(X[:3]), 1, 0, 0, 1)(0))) == 3
+def test_a_last_sample_goes_with_those_before_it() -> None:
+    # BatchNorm raises on a batch of one in training mode.
+    def counts(num_samples: int, size: int) -> list[int]:
+        epochs = training_batches(TensorDataset(X[:num_samples]), size, 0, 0, 1)
+        return [len(batch[0]) for (batch,) in epochs(0)]
+
+    assert counts(21, 4) == [4, 4, 4, 4, 5]
+    assert counts(22, 4) == [4, 4, 4, 4, 4, 2]
+    assert counts(1, 4) == [1]
+    assert counts(3, 1) == [1, 1, 1]
 
 
 @pytest.mark.parametrize("data", [iter([X]), (X for _ in range(2)), zip([X], [X], strict=True)])

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
+import ray.data
 from torch import nn
+from torch.nn import functional as F
 
 from raysearch.artifacts import Storage
 from raysearch.cluster.shipping import register_by_value
+from raysearch.evaluation import training_batches
 from raysearch.training import fine_tune, load_checkpoint
 from tests.support import training_recipes
 from tests.support.patience import HANG_SECONDS, wait_until
@@ -68,11 +74,45 @@ class Normed(Plain):
         self.norm = nn.BatchNorm1d(12)
 
 
-def test_two_workers_with_synchronised_norms_step_as_one(tmp_path):
+def by_name(model, batch):
+    return model(batch["x"])
+
+
+def named_loss(outputs, batch):
+    return F.cross_entropy(outputs, batch["y"])
+
+
+def parquet(folder, num_rows):
+    """Rows in files of odd lengths, and what Ray Data reads of them."""
+    folder.mkdir()
+    x, y = blobs(num_rows, 1)
+    for start in range(0, num_rows, 37):
+        rows = slice(start, start + 37)
+        columns = {"x": pa.array(x[rows].tolist(), pa.list_(pa.float32())), "y": y[rows].numpy()}
+        table = pa.table(columns)
+        pq.write_table(table, folder / f"{start:04d}.parquet", row_group_size=16)
+    return ray.data.read_parquet(str(folder))
+
+
+def test_two_workers_that_stream_parquet_files_step_as_one(tmp_path):
+    data = parquet(tmp_path / "rows", 190)
+    x, y = blobs(128, 2)
     settings = {"kind": Normed, "epochs": 1, "global_batch_size": 32, "sync_batch_norm": True}
-    alone, _ = run(make_recipe(**settings))
-    together, _ = run(make_recipe(num_workers=2, **settings), tmp_path)
+    fields = {"train": data, "validation": [{"x": x, "y": y}], "forward": by_name, "loss": named_loss}
+    fields["metrics"] = {}
+    alone, _ = run(make_recipe(**settings, **fields))
+    together, _ = run(make_recipe(num_workers=2, **settings, **fields), tmp_path / "run")
     assert together.history[1].metrics == pytest.approx(alone.history[1].metrics, rel=1e-3)
+    # Every row once, in steps of the same rows whatever the number of workers.
+    steps = {1: [], 2: []}
+    for world, rows_of_steps in steps.items():
+        ranks = [training_batches(data, 32, 5, rank, world, 32 // world)(0) for rank in range(world)]
+        for turns in zip(*ranks, strict=True):
+            rows = [row for turn in turns for batch in turn for row in batch["x"].tolist()]
+            rows_of_steps.append(sorted(rows))
+    assert steps[1] == steps[2]
+    assert [len(step) for step in steps[1]] == [32] * 5 + [30]
+    assert sorted(itertools.chain.from_iterable(steps[1])) == sorted(blobs(190, 1)[0].tolist())
 
 
 # The last of the suite in its Ray: what Ray keeps of a killed driver is in nobody's way.

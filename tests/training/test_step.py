@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -14,9 +15,12 @@ from raysearch.determinism import reproducible
 from raysearch.errors import ConfigError
 from raysearch.training import fine_tune
 from raysearch.training.context import ProcessContext
-from raysearch.training.feed import Draws, drawn
+from raysearch.training.feed import Draws, drawn, in_one
 from raysearch.training.loop import train
+from raysearch.training.objective import Objective
+from raysearch.training.schedule import Schedule
 from raysearch.training.state import state_bytes
+from raysearch.training.step import Stepper
 from raysearch.training.trial_step import be_as_strict_as_possible
 from tests.support.training_recipes import Plain, Toy, blobs, cross_entropy, make_recipe, trained
 
@@ -59,6 +63,61 @@ def test_ranks_draw_one_order_and_their_own_noise():
     assert noise != other_noise
     assert first != order(0, 1)[0]
     assert order(1, 0) == (second, other_noise)
+
+
+class OneOfTwo(ProcessContext):
+    """A rank of two, whose gradients are looked at before they would be averaged."""
+
+    world = 2
+
+    def __init__(self, rank):
+        super().__init__()
+        self.rank = rank
+
+    def total(self, count):
+        return 8
+
+
+class Watched:
+    """An optimizer that changes nothing."""
+
+    parameters = ()
+
+    def set_factor(self, factor):
+        pass
+
+    def zero_grad(self):
+        pass
+
+    step = zero_grad
+
+
+def gradients(context, *batches):
+    recipe = make_recipe(kind=Plain)
+    objective = Objective(recipe, recipe.build().model, recipe.model)
+    stepper = Stepper(recipe, context, objective, Watched(), Schedule(recipe.settings, 1))
+    (step,) = stepper.steps([list(batches)], 0, 0, 0)
+    assert step.samples == 8
+    return [parameter.grad for parameter in objective.model.parameters()]
+
+
+def test_ranks_with_unequal_shares_average_to_the_gradient_of_all_samples(monkeypatch):
+    monkeypatch.setattr(Objective, "no_sync", nullcontext, raising=False)
+    x, y = blobs(8, 1)
+    expected = gradients(ProcessContext(), (x, y))
+    # The first has a batch that was left over besides its own.
+    first = gradients(OneOfTwo(0), (x[:3], y[:3]), (x[3:5], y[3:5]))
+    second = gradients(OneOfTwo(1), (x[5:], y[5:]))
+    for one, other, whole in zip(first, second, expected, strict=True):
+        torch.testing.assert_close((one + other) / 2, whole)
+
+
+def test_a_rank_with_a_batch_more_runs_as_often_as_the_others():
+    x, y = blobs(8, 1)
+    turns = [[(x[:2], y[:2])], [(x[2:4], y[2:4]), (x[4:], y[4:])], [(x, "texts"), (x, "texts")]]
+    first, (joined,), last = in_one(turns)
+    assert (first, last) == (turns[0], turns[2][:1])
+    assert torch.equal(joined[0], x[2:])
 
 
 def scattered(outputs, batch):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sized
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from raysearch.determinism import GeneratorStates
 from raysearch.errors import ConfigError, TaskError
 from raysearch.evaluation import Batch, batch_size, training_batches
-from raysearch.evaluation.batches import take, tensors_of
+from raysearch.evaluation.batches import is_map_style, take, tensors_of
 from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.preflight.float_model import number, run_checked
 from raysearch.pipeline.samples import check_form
@@ -40,9 +40,10 @@ def check_training(inputs: Inputs, recipe: Recipe) -> None:
     settings = inputs.config.training
     with user_code("reading the training data", "It must give batches like those of the calibration data."):
         batches = training_batches(inputs.task.train, settings.batch_size, inputs.config.seed, 0, 1)
-        batch = next(iter(batches(0)), None)
-    if batch is None:
+        turn = next(iter(batches(0)), None)
+    if turn is None:
         raise TaskError("the training data gave no batch; pass data with at least one batch a worker.")
+    (batch,) = turn
     _check_sizes(inputs)
     with user_code("looking at the first training batch"):
         if not any(tensor.ndim for _, tensor in tensors_of(batch)):
@@ -68,13 +69,16 @@ def _check_sizes(inputs: Inputs) -> None:
     data, settings = inputs.task.train, inputs.config.training
     num_workers = settings.num_workers if inputs.config.cluster.num_workers else 1
     batches = training_batches(data, settings.batch_size, 0, 0, num_workers)
-    if batches.num_batches == 0:
+    if batches.num_turns == 0:
+        units, advice = "batches", "more and smaller batches"
+        if is_map_style(data):
+            units, advice = "samples", "more"
         raise TaskError(
-            f"the training data has fewer batches than training.num_workers, which is {num_workers}: some "
-            f"worker would have none. Give more and smaller batches, or lower training.num_workers."
+            f"the training data has fewer {units} than training.num_workers, which is {num_workers}: some "
+            f"worker would have none. Give {advice}, or lower training.num_workers."
         )
     global_size = settings.global_batch_size
-    if global_size is None or not isinstance(data, Dataset) or not isinstance(data, Sized):
+    if global_size is None or not is_map_style(data):
         return
     if global_size > len(data):
         raise ConfigError(

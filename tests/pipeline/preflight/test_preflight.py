@@ -302,6 +302,8 @@ def test_workers_without_a_batch_and_a_step_larger_than_the_data():
     task = make_task(train=[(X[:5], Y[:5]), (X[5:], Y[5:])])
     text = refuse(task, workers=1, training={"num_workers": 3})
     assert "fewer batches than training.num_workers, which is 3" in text
+    text = refuse(make_task(), workers=1, training={"num_workers": 11})
+    assert "fewer samples than training.num_workers, which is 11" in text
     assert try_task(task, training={"num_workers": 3})
     text = refuse(make_task(), training={"global_batch_size": 11})
     assert "training.global_batch_size is 11, and the training data has 10 samples" in text
