@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -22,6 +23,8 @@ from raysearch.training.context import Tell
 from raysearch.training.loop import train
 from raysearch.training.progress import RUNNING, CheckpointFolder, Progress
 from raysearch.training.recipe import Recipe
+
+_log = logging.getLogger(__name__)
 
 TELL_EVERY_SECONDS = 0.5
 WAITING_SECONDS = 10.0
@@ -146,7 +149,7 @@ def _follow(board: Any, settings: TrainingConfig, tell: Tell, is_over: threading
     Args:
         board: the actor.
         settings: what the workers want.
-        tell: is given what is new.
+        tell: is given what is new, until it fails.
         is_over: set when training ended.
     """
     import ray
@@ -161,16 +164,32 @@ def _follow(board: Any, settings: TrainingConfig, tell: Tell, is_over: threading
         except ray.exceptions.RayError:
             # The board may be lost with its node; training goes on without.
             status = last
+    is_heard = True
         if status is not None and status != last:
-            tell(status)
             last = status
         if ends:
             return
         if last is None and not is_told and time.monotonic() - started > WAITING_SECONDS:
             is_told = True
-            tell(TrainingStatus(message=_waiting(settings)))
+            is_heard = is_heard and _is_told(tell, TrainingStatus(message=_waiting(settings)))
 
 
+def _is_told(tell: Tell, status: TrainingStatus) -> bool:
+    """Tell a status; False where whoever is told fails, which ends no training.
+
+    Args:
+        tell: is given it.
+        status: what is told.
+    """
+    try:
+        tell(status)
+    except Exception as error:
+        _log.warning("training goes on, and nobody is told of it any more: %r", error)
+        return False
+    return True
+
+
+            is_heard = is_heard and _is_told(tell, status)
 def _waiting(settings: TrainingConfig) -> str:
     """What the workers wait for, in numbers."""
     import ray
@@ -275,6 +294,14 @@ class RayContext:
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
 
+    def total(self, count: int) -> int:
+        """The sum of what all ranks count."""
+        if self.world == 1:
+            return count
+        summed = torch.tensor(count, device=self.device)
+        distributed.all_reduce(summed)
+        return int(summed)
+
 
 def _innermost(error: BaseException) -> str:
     """What a worker said, out of the errors that Ray wraps around it."""
@@ -284,11 +311,3 @@ def _innermost(error: BaseException) -> str:
     last = lines[-1].strip() if lines else repr(error)
     # The last line of a traceback names the class with its module, which says nothing to a user.
     return last.removeprefix(f"{TrainingError.__module__}.{TrainingError.__name__}: ")
-    def total(self, count: int) -> int:
-        """The sum of what all ranks count."""
-        if self.world == 1:
-            return count
-        summed = torch.tensor(count, device=self.device)
-        distributed.all_reduce(summed)
-        return int(summed)
-

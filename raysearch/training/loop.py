@@ -106,11 +106,14 @@ class Training:
         if not progress.history:
             self._validate(CALIBRATED)
         if progress.next_epoch:
-            self._schedule.see_epoch_of((progress.step - progress.epoch_steps) // progress.next_epoch)
+            # Checkpoints of before it was kept have epochs of one length.
+            mean_length = (progress.step - progress.epoch_steps) // progress.next_epoch
+            self._schedule.see_epoch_of(progress.last_epoch_steps or mean_length)
         while not (self._schedule.is_over(progress.next_epoch, progress.step) or self._has_stalled()):
             self._train_epoch(progress.next_epoch)
             self._validate(progress.next_epoch)
             progress.next_epoch += 1
+            progress.last_epoch_steps = progress.epoch_steps
             progress.epoch_steps = 0
             if self._has_stalled():
                 progress.remarks.append(

@@ -41,6 +41,7 @@ class Progress:
         best_state: the model's state then, as safetensors bytes.
         settings: those of the last step.
         remarks: what a reader of the result should know of how it went.
+        last_epoch_steps: optimizer steps of the last epoch that is done; 0 before there was one.
     """
 
     next_epoch: int = 0
@@ -52,6 +53,7 @@ class Progress:
     best_state: bytes = b""
     settings: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    last_epoch_steps: int = 0
 
     def to_json(self) -> str:
         """All but the state, as JSON text."""

@@ -10,6 +10,7 @@ import pytest
 from raysearch.artifacts import Storage
 from raysearch.errors import ConfigError
 from raysearch.records import TrainingStatus
+from raysearch.training.launch import _is_told
 from raysearch.training.loggers import check_loggers, logged
 
 OWN = []
@@ -86,6 +87,54 @@ def test_a_cut_training_leaves_its_curves_and_loggers_are_closed(tmp_path):
     assert pq.read_table(tmp_path / "training.parquet").num_rows == 1
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"training/loss" in events.read_bytes()
+
+
+class Failing(Own):
+    """Fails where it is told to."""
+
+    place = ""
+
+    def __init__(self, storage):
+        super().__init__(storage)
+        self.fail_at("start")
+
+    def log(self, status):
+        super().log(status)
+        self.fail_at("log")
+
+    def close(self):
+        super().close()
+        self.fail_at("close")
+
+    def fail_at(self, place):
+        if self.place == place:
+            raise OSError(f"no {place}")
+
+
+@pytest.mark.parametrize(
+    ("place", "called"),
+    [("start", ["uri"]), ("log", ["uri", 1]), ("close", ["uri", 1, 2, "closed"])],
+)
+def test_a_logger_that_fails_ends_no_training(tmp_path, monkeypatch, caplog, place, called):
+    OWN.clear()
+    monkeypatch.setattr(Failing, "place", place)
+    told = []
+    with logged(told.append, (f"{__name__}:Failing",), Storage(tmp_path)) as tell:
+        tell(step(1, 2.0))
+        tell(step(2, 1.5))
+    assert len(told) == 2
+    assert ["uri", *OWN[1:]] == called
+    assert f"Failing' failed, and training goes on without it: OSError('no {place}')" in caplog.text
+    assert pq.read_table(tmp_path / "training.parquet").num_rows == 2
+
+
+def test_a_listener_that_fails_ends_no_training_on_ray(caplog):
+    def failing(status):
+        raise OSError("gone")
+
+    assert not _is_told(failing, step(1, 2.0))
+    assert "nobody is told of it any more: OSError('gone')" in caplog.text
+    assert _is_told(lambda status: None, step(1, 2.0))
 
 
 @pytest.mark.parametrize("name", ["wandb", "raysearch:nothing", "no.such:thing", ":x"])

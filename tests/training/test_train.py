@@ -120,19 +120,24 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, step):
 
 
 class Unmeasured:
-    """Six batches, of which nobody is told before."""
+    """Six batches in the first epoch, and one more in each that follows, of which nobody is told before."""
+
+    epochs = 0
 
     def __iter__(self):
-        return iter([blobs(32, seed) for seed in range(6)])
+        self.epochs += 1
+        return iter([blobs(32, seed) for seed in range(5 + self.epochs)])
 
 
 def test_data_without_a_length_goes_on_bit_for_bit_too(tmp_path):
-    settings = {"epochs": 3, "checkpoint_steps": 4, "train": Unmeasured()}
-    expected = trained(make_recipe(**settings))
+    settings = {"epochs": 3, "checkpoint_steps": 4}
+    expected = trained(make_recipe(**settings, train=Unmeasured()))
     with pytest.raises(KeyboardInterrupt):
-        # In the second epoch, whose schedule knows the length of the first.
-        trained(make_recipe(**settings), Stopping(tmp_path, 9))
-    resumed = trained(make_recipe(**settings), Stopping(tmp_path))
+        # In the third epoch, whose schedule knows the length of the second.
+        trained(make_recipe(**settings, train=Unmeasured()), Stopping(tmp_path, 18))
+    data = Unmeasured()
+    data.epochs = 2
+    resumed = trained(make_recipe(**settings, train=data), Stopping(tmp_path))
     assert state_bytes(resumed.model) == state_bytes(expected.model)
 
 

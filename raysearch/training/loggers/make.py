@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 
 from raysearch.artifacts import Storage
@@ -13,6 +14,8 @@ from raysearch.training.context import Tell
 from raysearch.training.loggers.parquet import ParquetLogger
 from raysearch.training.loggers.protocol import TrainingLogger
 from raysearch.training.loggers.tensorboard import TensorBoardLogger
+
+_log = logging.getLogger(__name__)
 
 LOGGERS: Mapping[str, Callable[[Storage], TrainingLogger]] = {"tensorboard": TensorBoardLogger}
 """Those that have a name of their own."""
@@ -56,21 +59,45 @@ def check_loggers(names: tuple[str, ...], storage: Storage) -> None:
 def logged(tell: Tell, names: tuple[str, ...], storage: Storage) -> Iterator[Tell]:
     """Pass statuses on to a listener, to `training.parquet` and to the loggers of the settings.
 
+    A logger that fails is left out from then on, with a warning: nothing is computed from what it keeps.
+
     Args:
         tell: the listener.
         names: see `training.loggers`.
         storage: the run's folder.
     """
-    with ExitStack() as stack:
-        loggers: list[TrainingLogger] = [ParquetLogger(storage)]
-        loggers.extend(find_logger(name)(storage) for name in names)
-        for logger in loggers:
-            stack.callback(logger.close)
+    loggers: dict[str, TrainingLogger] = {"training.parquet": ParquetLogger(storage)}
+    for name in names:
+        with _going_on(name):
+            loggers[name] = find_logger(name)(storage)
 
-        def tell_all(status: TrainingStatus) -> None:
-            tell(status)
-            if not status.message:
-                for logger in loggers:
-                    logger.log(status)
+    def tell_all(status: TrainingStatus) -> None:
+        tell(status)
+        if status.message:
+            return
+        for name, logger in list(loggers.items()):
+            with _going_on(name, loggers):
+                logger.log(status)
 
+    try:
         yield tell_all
+    finally:
+        for name, logger in loggers.items():
+            with _going_on(name):
+                logger.close()
+
+
+@contextmanager
+def _going_on(name: str, loggers: dict[str, TrainingLogger] | None = None) -> Iterator[None]:
+    """Go on where a logger fails.
+
+    Args:
+        name: of the logger.
+        loggers: from which it is then taken.
+    """
+    try:
+        yield
+    except Exception as error:
+        _log.warning("the training logger '%s' failed, and training goes on without it: %r", name, error)
+        if loggers is not None:
+            del loggers[name]
