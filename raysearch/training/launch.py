@@ -157,6 +157,7 @@ def _follow(board: Any, settings: TrainingConfig, tell: Tell, is_over: threading
     started = time.monotonic()
     last: TrainingStatus | None = None
     is_told = False
+    is_heard = True
     while True:
         ends = is_over.wait(TELL_EVERY_SECONDS)
         try:
@@ -164,9 +165,9 @@ def _follow(board: Any, settings: TrainingConfig, tell: Tell, is_over: threading
         except ray.exceptions.RayError:
             # The board may be lost with its node; training goes on without.
             status = last
-    is_heard = True
         if status is not None and status != last:
             last = status
+            is_heard = is_heard and _is_told(tell, status)
         if ends:
             return
         if last is None and not is_told and time.monotonic() - started > WAITING_SECONDS:
@@ -189,7 +190,6 @@ def _is_told(tell: Tell, status: TrainingStatus) -> bool:
     return True
 
 
-            is_heard = is_heard and _is_told(tell, status)
 def _waiting(settings: TrainingConfig) -> str:
     """What the workers wait for, in numbers."""
     import ray
