@@ -2,7 +2,8 @@
 
 Ray maps numpy arrays straight from its object store, but copies torch tensors through pickle several
 times. A `Shipment` therefore holds every tensor as an array beside the pickled rest. Whoever unpacks it
-gets private, writable copies: arrays in the store are read-only and shared by all workers of a node.
+gets private, writable copies: arrays in the store are read-only and shared by all workers of a node. Large
+arrays of bytes, which codes of weights are, may stay there, so that a node holds them once.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from raysearch.errors import TaskError
 
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DEEPEST_CULPRIT = 8
+_LARGE_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,13 @@ class TensorForm:
 class Shipment:
     """An object taken apart: pickled bytes that refer to tensors by their place in `arrays`.
 
-    The arrays alias the tensors they came from until something copies the shipment.
+    The arrays alias the tensors they came from until something copies the shipment. An array without a form
+    was one.
     """
 
     payload: bytes
     arrays: tuple[np.ndarray, ...]
-    forms: tuple[TensorForm, ...]
+    forms: tuple[TensorForm | None, ...]
 
 
 def dumps(obj: Any, name: str = "the object") -> Shipment:
@@ -79,9 +82,14 @@ def dumps(obj: Any, name: str = "the object") -> Shipment:
         ) from error
 
 
-def loads(shipment: Shipment) -> Any:
-    """Put a shipped object together, with private and writable tensors on the CPU."""
-    return _Unpickler(shipment).load()
+def loads(shipment: Shipment, *, codes_in_place: bool = False) -> Any:
+    """Put a shipped object together, with private and writable tensors on the CPU.
+
+    Args:
+        shipment: what `dumps` gave.
+        codes_in_place: whether large arrays of bytes stay where the shipment has them, read-only.
+    """
+    return _Unpickler(shipment, codes_in_place).load()
 
 
 def register_by_value(module: ModuleType) -> None:
@@ -107,16 +115,21 @@ def _pack(obj: Any) -> Shipment:
 class _Pickler(cloudpickle.CloudPickler):
     def __init__(self, stream: io.BytesIO, protocol: int) -> None:
         super().__init__(stream, protocol=protocol)  # type: ignore[no-untyped-call]
-        self.tensors: list[torch.Tensor] = []
+        self.tensors: list[torch.Tensor | np.ndarray] = []
         self._place: dict[int, int] = {}
 
     def persistent_id(self, obj: Any) -> int | None:
+        if _is_large_bytes(obj):
+            return self._place_of(obj)
         # Subclasses and tensors with attributes of their own go through torch's pickling, which comes
         # back here with the plain tensor inside them.
         if type(obj) not in (torch.Tensor, nn.Parameter) or obj.__dict__:
             return None
         if obj.layout is not torch.strided or obj.is_quantized or obj.is_meta:
             return None
+        return self._place_of(obj)
+
+    def _place_of(self, obj: torch.Tensor | np.ndarray) -> int:
         if id(obj) not in self._place:
             # The list keeps the tensor alive, so its id cannot be given to another one meanwhile.
             self._place[id(obj)] = len(self.tensors)
@@ -125,24 +138,37 @@ class _Pickler(cloudpickle.CloudPickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, shipment: Shipment) -> None:
+    def __init__(self, shipment: Shipment, codes_in_place: bool) -> None:
         super().__init__(io.BytesIO(shipment.payload))
         self._shipment = shipment
-        self._tensors: dict[int, torch.Tensor] = {}
+        self._codes_in_place = codes_in_place
+        self._tensors: dict[int, torch.Tensor | np.ndarray] = {}
 
-    def persistent_load(self, pid: Any) -> torch.Tensor:
+    def persistent_load(self, pid: Any) -> torch.Tensor | np.ndarray:
         if pid not in self._tensors:
-            self._tensors[pid] = _tensor_of(self._shipment.arrays[pid], self._shipment.forms[pid])
+            array, form = self._shipment.arrays[pid], self._shipment.forms[pid]
+            if form is not None:
+                self._tensors[pid] = _tensor_of(array, form)
+            else:
+                self._tensors[pid] = array if self._codes_in_place else array.copy()
         return self._tensors[pid]
 
 
-def _array_of(tensor: torch.Tensor) -> np.ndarray:
+def _is_large_bytes(obj: Any) -> bool:
+    return type(obj) is np.ndarray and obj.dtype in (np.int8, np.uint8) and obj.nbytes >= _LARGE_BYTES
+
+
+def _array_of(tensor: torch.Tensor | np.ndarray) -> np.ndarray:
+    if isinstance(tensor, np.ndarray):
+        return tensor
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     array: np.ndarray = plain.view(_carrier_of(tensor.dtype)).numpy()
     return array
 
 
-def _form_of(tensor: torch.Tensor) -> TensorForm:
+def _form_of(tensor: torch.Tensor | np.ndarray) -> TensorForm | None:
+    if isinstance(tensor, np.ndarray):
+        return None
     # An empty copy on no device tells which strides a dense copy of this tensor has.
     stride = torch.empty_like(tensor, device="meta", memory_format=torch.preserve_format).stride()
     return TensorForm(tensor.dtype, stride, isinstance(tensor, nn.Parameter), tensor.requires_grad)

@@ -99,6 +99,19 @@ def test_what_cannot_travel_is_named():
         dumps(lambda: lock)
 
 
+def test_codes_stay_where_they_are_for_whoever_only_reads():
+    codes = np.arange(2**16, dtype=np.int64).astype(np.int8)
+    codes.flags.writeable = False
+    shipment = dumps({"codes": codes, "again": codes, "small": codes[:8]})
+    assert len(shipment.payload) < 1000
+    arrived = loads(shipment, codes_in_place=True)
+    assert arrived["codes"] is arrived["again"]
+    assert np.shares_memory(arrived["codes"], codes)
+    own = loads(shipment)["codes"]
+    own[0] += 1
+    assert np.array_equal(own[1:], codes[1:])
+
+
 def test_numpy_rides_along():
     arrived = loads(dumps({"labels": np.arange(3)}))
     arrived["labels"][0] = 7
