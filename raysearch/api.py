@@ -127,6 +127,8 @@ def run(
             with before.step("checks"):
                 inputs = with_workers(check_inputs(loaded, settings, texts), address)
             settings = inputs.config
+            # The run has a model of its own now; that of a task that was named is nobody else's.
+            del loaded
             check_loggers(settings.training.loggers, store.storage)
             started: dict[str, Any] = {"task": _task_name(task), "budget": list(texts)}
             if source is not None:

@@ -73,9 +73,10 @@ def observe_rows(weight: Tensor, granularity: Granularity, plan: ObservationPlan
     """
     rows, sizes = scale_rows(weight, granularity), row_sizes(weight.shape, granularity)
     parts = {size: np.flatnonzero(sizes == size) for size in np.unique(sizes)}
-    seen = {size: _observe(rows[places, :size], plan) for size, places in parts.items()}
     if len(parts) == 1:
-        return next(iter(seen.values()))
+        # A view: the rows by their places would be a copy of the weight.
+        return _observe(rows[:, : next(iter(parts))], plan)
+    seen = {size: _observe(rows[places, :size], plan) for size, places in parts.items()}
     order = np.argsort(np.concatenate(list(parts.values())))
     extremes = np.concatenate([part.rows for part in seen.values()], axis=1)[:, order]
     counted = [distribution for part in seen.values() for distribution in part.distributions]

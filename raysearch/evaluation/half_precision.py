@@ -35,9 +35,20 @@ def in_float32(
     """
     if half_type(model) is None:
         return model, data
-    # Not `model.float()`, which would narrow float64 too.
-    model._apply(_widened)  # type: ignore[no-untyped-call]
-    return model, {name: [widened_batch(batch) for batch in batches] for name, batches in data.items()}
+    return widened_model(model), widened_data(data)
+
+
+def widened_model(model: nn.Module) -> nn.Module:
+    """A model with its half-precision tensors in float32, changed in place; every value stays what it is."""
+    if half_type(model) is not None:
+        # Not `model.float()`, which would narrow float64 too.
+        model._apply(_widened)  # type: ignore[no-untyped-call]
+    return model
+
+
+def widened_data(data: Mapping[_Name, list[Batch]]) -> dict[_Name, list[Batch]]:
+    """Name → batches, copied where they hold half precision."""
+    return {name: [widened_batch(batch) for batch in batches] for name, batches in data.items()}
 
 
 def widened_batch(batch: Batch) -> Batch:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from raysearch.evaluation.batches import Batch, map_tensors
 from raysearch.evaluation.data_set import DataSet, shard_name
 from raysearch.evaluation.forward import Forward, Loss, frozen_eval
+from raysearch.evaluation.half_precision import widened_model
 from raysearch.evaluation.joint_divergence import Objective
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
 from raysearch.evaluation.outputs import Judged
@@ -24,7 +25,8 @@ class Replica:
     """A private copy of the float model with its data; shipped to each worker once.
 
     It takes its place on the worker's device when it is unpacked there, or by `place`: the driver that
-    makes it may have no GPU.
+    makes it may have no GPU. A model in half precision is computed in float32, and widened there too, so that
+    no more than its own bytes are shipped.
 
     Attributes:
         model: the float model, in eval mode.
@@ -55,10 +57,11 @@ class Replica:
         self.place()
 
     def place(self) -> Replica:
-        """Move the model to the device; "auto" is decided here."""
+        """Move the model to the device, in float32 at least; "auto" is decided here."""
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model.to(self.device)
+        widened_model(self.model)
         return self
 
     def shard(self, data: DataSet, index: int) -> Batch:

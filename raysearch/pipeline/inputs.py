@@ -23,11 +23,12 @@ from raysearch.evaluation.calls.model_calls import (
 )
 from raysearch.evaluation.forward import OnOwnBatch, check_finite_forward, frozen_eval
 from raysearch.evaluation.half_precision import half_type, in_float32, widened_batch
-from raysearch.evaluation.model.copies import private_copy
+from raysearch.evaluation.model.copies import reading_copy
+from raysearch.evaluation.model.model_hash import hash_model
 from raysearch.evaluation.positions import counted
 from raysearch.export import check_targets
 from raysearch.pipeline.direction import measured_direction
-from raysearch.pipeline.fingerprints import hash_batches, hash_model
+from raysearch.pipeline.fingerprints import hash_batches
 from raysearch.pipeline.objective import fit_objective, objective_fingerprint
 from raysearch.pipeline.samples import Samples, check_form, largest_shard, read_samples
 from raysearch.pipeline.user_code import failed, user_code
@@ -225,7 +226,7 @@ def _check_in_float32(task: Task, batch: Batch) -> None:
     half = half_type(task.model)
     if half is None:
         return
-    model, _ = in_float32(private_copy(task.model), {})
+    model, _ = in_float32(reading_copy(task.model), {})
     try:
         with frozen_eval(model), torch.no_grad():
             task.run(model, widened_batch(batch))

@@ -14,8 +14,8 @@ from raysearch.calibration import adapt_batch_norm, calibrate
 from raysearch.cluster.pool import Pool
 from raysearch.controller import create_controller
 from raysearch.evaluation import Batch, DataSet, Evaluation, Measures, Replica, evaluate_model
-from raysearch.evaluation.half_precision import in_float32
-from raysearch.evaluation.model.copies import private_copy
+from raysearch.evaluation.half_precision import half_type, widened_data
+from raysearch.evaluation.model.copies import private_copy, reading_copy
 from raysearch.evaluation.sampling import random_shards
 from raysearch.export import StrippedModel, export_model
 from raysearch.pipeline.inputs import Inputs
@@ -30,17 +30,18 @@ from raysearch.training import Recipe, load_checkpoint
 
 
 def make_replica(inputs: Inputs, search: list[Batch]) -> Replica:
-    """What each worker holds; a deep copy, so that the user's model is never touched, at least in float32."""
+    """What each worker holds: a model that reads the weights of the run's own, which nobody writes into."""
     shards = {DataSet.CALIBRATION: inputs.samples.calibration, DataSet.SEARCH: search}
     if inputs.samples.traces:
         shards[DataSet.TRACES] = inputs.samples.traces
     if other := inputs.samples.other_than_calibration():
         shards[DataSet.RESPONSES] = other
-    model, data = in_float32(private_copy(inputs.task.model), shards)
+    if half_type(inputs.task.model) is not None:
+        shards = widened_data(shards)
     return Replica(
-        model,
+        reading_copy(inputs.task.model),
         inputs.task.run,
-        data,
+        shards,
         inputs.divergence,
         inputs.task.loss,
         inputs.config.cluster.device,
@@ -171,6 +172,7 @@ def make_objective(inputs: Inputs, ranges: RangeTable, pool: Pool, per_sample: b
         pool,
         Judgement(objective, inputs.task.metrics.get(objective), per_sample),
         cache_bytes=inputs.cache_bytes,
+        on_gpu=inputs.config.cluster.device == "cuda",
     )
 
 

@@ -87,8 +87,14 @@ class AffineForm:
         return AffineForm(self.scale, self.zero_point + amount, low, high, self.granularity)
 
     def values(self, codes: Tensor) -> Tensor:
-        """What codes stand for, float32."""
-        return dequantize(codes, self.scale, self.zero_point, self.granularity)
+        """What codes stand for, float32; the bits of `dequantize`, in the memory of the result alone."""
+        scale, zero_point = self.scale, self.zero_point
+        values = codes.to(scale.dtype, copy=True)
+        blocks = Blocks.of(codes.shape, self.granularity)
+        if blocks is None:
+            return values.sub_(zero_point).mul_(scale)
+        cut = blocks.cut(values)
+        return blocks.join(cut.sub_(blocks.broadcast(zero_point)).mul_(blocks.broadcast(scale)))
 
 
 class _FakeQuantize(torch.autograd.Function):

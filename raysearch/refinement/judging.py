@@ -8,7 +8,7 @@ from torch import nn
 from raysearch.cluster.pool import UnitValue
 from raysearch.controller import create_controller
 from raysearch.evaluation import DataSet, Replica, shard_name
-from raysearch.evaluation.model.copies import private_copy
+from raysearch.evaluation.model.copies import reading_copy
 from raysearch.hooks import put_floats
 from raysearch.records.refinement import Candidate
 from raysearch.records.winner import Winner
@@ -34,7 +34,9 @@ def judge(replica: Replica, work: Work, candidate: Candidate, index: int) -> Uni
 
 def make_model(model: nn.Module, winner: Winner, candidate: Candidate) -> nn.Module:
     """A copy of the float model, quantized as the candidate says."""
-    quantized = private_copy(model)
+    # Latent weights are written over the float ones.
+    own = winner.setup.of_kind("weight").keys() | candidate.floats.keys()
+    quantized = reading_copy(model, own)
     put_floats(quantized, candidate.floats)
     with torch.no_grad():
         create_controller(quantized, winner.setup, candidate.put_into(winner.ranges), winner.assignment)

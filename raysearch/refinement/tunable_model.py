@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raysearch.evaluation.model.copies import private_copy
+from raysearch.evaluation.model.copies import reading_copy
 from raysearch.hooks import put_floats
 from raysearch.hooks.attach import attach_activation, attach_weight, check_weight
 from raysearch.hooks.locations import module_of
@@ -62,7 +62,9 @@ class TunableModel:
         setup, ranges = winner.setup, start.put_into(winner.ranges)
         self._start = start
         self._schemes = winner.assignment.per_point(setup)
-        self.model = private_copy(model).eval().requires_grad_(False)
+        # Codes take the place of the matrices, which nothing writes into.
+        vectors = {key for key, parameter in model.named_parameters() if parameter.ndim <= 1}
+        self.model = reading_copy(model, vectors | start.floats.keys()).eval().requires_grad_(False)
         put_floats(self.model, start.floats)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._activations: dict[str, Quantizer] = {}

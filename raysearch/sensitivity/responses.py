@@ -25,7 +25,7 @@ from raysearch.evaluation.outputs import values_per_sample
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
 from raysearch.sensitivity.rows import row_judge
 from raysearch.sensitivity.sketch import Sketch
-from raysearch.simulation import CACHE_BYTES, same_bits, simulated_model
+from raysearch.simulation import CACHE_BYTES, bits_of, simulated_model
 
 ROWS_LIMIT_BYTES = 2**31
 """Rows of one shard, all options together, that the driver may have to hold."""
@@ -249,10 +249,13 @@ def respond(
         nonlocal differs
         assignment = BitAssignment(dict([option]))
         outputs = forward(replica, assignment, method.data, shard)
+        row = judge.judge(outputs)
         if mode == "check" and option == latest:
             # Whether running all layers gives other outputs than running the later ones alone gave.
-            differs = not same_bits(outputs, model.outputs(replica, assignment, method.data, shard))
-        return judge.judge(outputs)
+            later = bits_of(outputs)
+            del outputs
+            differs = bits_of(model.outputs(replica, assignment, method.data, shard)) != later
+        return row
 
     rows, variances, sums = zip(*(judged(option) for option in options), strict=True)
     return {

@@ -1,7 +1,7 @@
 """A worker's fake-quantized model, with what it keeps between measurements."""
 
 from raysearch.simulation.objective import Judgement, MeasuredObjective
-from raysearch.simulation.simulated_model import SimulatedModel, same_bits, simulated_model
+from raysearch.simulation.simulated_model import SimulatedModel, bits_of, simulated_model
 from raysearch.simulation.weight_cache import CACHE_BYTES, DeployedWeights, WeightCache
 
 __all__ = [
@@ -11,6 +11,6 @@ __all__ = [
     "MeasuredObjective",
     "SimulatedModel",
     "WeightCache",
-    "same_bits",
+    "bits_of",
     "simulated_model",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ class MeasuredObjective:
         pool: runs the units.
         judgement: how outputs are judged, and on what.
         cache_bytes: what a worker may keep of quantized weights; see `SimulatedModel`.
+        on_gpu: whether workers compute on GPUs; it only decides what is measured first.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class MeasuredObjective:
         judgement: Judgement = Judgement(),
         *,
         cache_bytes: int = CACHE_BYTES,
+        on_gpu: bool = False,
     ) -> None:
+        self._on_gpu = on_gpu
         self._shared = (setup, ranges, judgement, cache_bytes)
         self._pool = pool
 
@@ -74,9 +78,8 @@ class MeasuredObjective:
         digests = {number: assignment.digest() for number, assignment in assignments.items()}
         distinct = {digests[number]: assignment for number, assignment in assignments.items()}
         units: dict[Key, tuple[Any, ...]] = {}
-        for digest, assignment in distinct.items():
-            for shard in shards:
-                units[digest, shard] = (assignment, shard)
+        for digest, shard in self._in_turn(distinct, shards):
+            units[digest, shard] = (distinct[digest], shard)
         answers = dict(self._pool.run(measure_values, units, self._shared))
         measured: dict[int, dict[int, tuple[FloatArray, FloatArray]]] = {}
         for number, digest in digests.items():
@@ -85,6 +88,15 @@ class MeasuredObjective:
                 answer = answers[digest, shard]
                 measured[number][shard] = (answer["values"], answer["sizes"])
         return measured
+
+    def _in_turn(self, digests: Iterable[str], shards: Iterable[int]) -> Iterator[tuple[str, int]]:
+        """Shard by shard, since a worker holds the float outputs of the last ones only; on a GPU not.
+
+        There an assignment's weights are what is dear, since codes come from the host.
+        """
+        if self._on_gpu:
+            return product(digests, shards)
+        return ((digest, shard) for shard in shards for digest in digests)
 
 
 def measure_values(

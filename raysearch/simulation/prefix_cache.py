@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch import nn
 
 from raysearch.determinism import GeneratorStates
 from raysearch.simulation.blocks import repeated_blocks
+from raysearch.simulation.parameter_table import ParameterTable
 from raysearch.simulation.recording import Record, Recording, Replay
 
 _log = logging.getLogger(__name__)
@@ -60,16 +61,9 @@ class PrefixCache:
                 module.__dict__["forward"] = self._recordable(module, module.forward)
         for name, quantizer in quantizers.items():
             quantizer.__dict__["forward"] = self._noting_read(name, quantizer.forward)
-        # One module may hold several quantized parameters: it gets one table that watches them all.
-        names: dict[int, dict[str, str]] = {}
-        owners = {id(module): module for sites in weights.values() for module, _ in sites}
         for name, sites in weights.items():
             for module, parameter in sites:
-                names.setdefault(id(module), {})[parameter] = name
-        for key, module in owners.items():
-            module.__dict__["_parameters"] = _WatchedParameters(
-                module._parameters, names[key], self._note_read
-            )
+                ParameterTable.of(module).watch(parameter, partial(self._note_read, name))
 
     def record(
         self,
@@ -222,22 +216,3 @@ class PrefixCache:
             return self._run.call(module, original, args, kwargs)
 
         return forward
-
-
-class _WatchedParameters(dict[str, nn.Parameter | None]):
-    """A module's parameters; tells when one of some names is read, however it is used then."""
-
-    def __init__(
-        self,
-        values: Mapping[str, nn.Parameter | None],
-        names: Mapping[str, str],
-        note_read: Callable[[str], None],
-    ) -> None:
-        super().__init__(values)
-        self._names = names
-        self._note_read = note_read
-
-    def __getitem__(self, key: str) -> nn.Parameter | None:
-        if key in self._names:
-            self._note_read(self._names[key])
-        return super().__getitem__(key)

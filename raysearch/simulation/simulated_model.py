@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,14 @@ from raysearch.quantizer import Quantizer, make_quantizer
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable, Scheme
 from raysearch.records.applicable import check_assignment
 from raysearch.simulation.hook_switch import HookSwitch
+from raysearch.simulation.parameter_table import ParameterTable
 from raysearch.simulation.prefix_cache import PrefixCache
 from raysearch.simulation.weight_cache import CACHE_BYTES, DeployedWeights, WeightCache
 
 _log = logging.getLogger(__name__)
+
+_HASHED_AT_ONCE = 2**18
+"""Values of an output: few, since each is copied."""
 
 FEW_SAMPLES = 2
 """Samples on which the first recording learns which calls the model makes."""
@@ -32,10 +37,11 @@ FEW_SAMPLES = 2
 class SimulatedModel:
     """A copy of the float model that takes any assignment without quantizing a weight twice.
 
-    Its outputs equal those of `create_controller` bit for bit. Weights are put in place of the float ones, so
-    a forward costs no fake-quantization of weights; activations are quantized by the usual hooks, which are
-    on only while their quantizers act. The copy shares the float weights, which are only read. A shard that
-    does not fit in memory is run in pieces, see `run_in_microbatches`.
+    Its outputs equal those of `create_controller` bit for bit. A quantized weight is made when it is read and
+    kept while there is room, so that a forward costs little fake-quantization and no second model is held;
+    activations are quantized by the usual hooks, which are on only while their quantizers act. The copy uses
+    the float weights, which are only read. A shard that does not fit in memory is run in pieces, see
+    `run_in_microbatches`.
 
     Args:
         model: the float model; left as it is.
@@ -66,8 +72,8 @@ class SimulatedModel:
             name: [(self.model.get_submodule(site.module), site.name) for site in point.sites]
             for name, point in points.items()
         }
-        self._float_weights = {name: model.get_parameter(name) for name in points}
-        deployed = DeployedWeights(self._float_weights, setup, ranges)
+        float_weights = {name: model.get_parameter(name) for name in points}
+        deployed = DeployedWeights(float_weights, setup, ranges)
         self._weights = WeightCache(deployed, cache_bytes // 2)
         self._hooks = HookSwitch(self.model, setup, self._activations)
         self._prefix = PrefixCache(self.model, self._sites, self._activations, cache_bytes // 2)
@@ -86,6 +92,8 @@ class SimulatedModel:
         """
         check_assignment(self._setup, self._ranges, assignment)
         schemes = assignment.per_point(self._setup)
+        if schemes != self._schemes:
+            self._weights.forget_last()
         for name in self._sites:
             scheme = schemes.get(name)
             if scheme != self._schemes.get(name):
@@ -204,12 +212,9 @@ class SimulatedModel:
 
     def _put_weight(self, name: str, scheme: Scheme | None) -> None:
         """Put a weight at a scheme in place of the present one; without one the float weight."""
-        weight = self._float_weights[name]
-        if scheme is not None:
-            weight = self._weights.get(name, scheme)
+        maker = None if scheme is None else partial(self._weights.get, name, scheme)
         for module, parameter in self._sites[name]:
-            # Past `setattr`, which would register the parameter anew.
-            module._parameters[parameter] = weight
+            ParameterTable.of(module).answer(parameter, maker)
 
     def _points(self, group: str) -> tuple[str, ...]:
         return self._setup.groups[group].points
@@ -251,6 +256,7 @@ class SimulatedModel:
             return self._forward(replica, batch)
         finally:
             generators.restore()
+            self._weights.end_forward()
 
     def _forward(self, replica: Replica, batch: Batch) -> Judged:
         with torch.no_grad():
@@ -261,6 +267,17 @@ def same_bits(one: Judged, other: Judged) -> bool:
     """Whether two judged outputs are equal, NaN counting as a value."""
     pairs = zip(tensors_of(one), tensors_of(other), strict=True)
     return all(_same_tensor(a, b) for (_, a), (_, b) in pairs)
+
+
+def bits_of(outputs: Judged) -> bytes:
+    """A hash of a judged output by which another is known to be equal: NaN counts as a value, ±0 as one."""
+    digest = blake2b(digest_size=16)
+    for path, tensor in tensors_of(outputs):
+        digest.update(f"{path} {tuple(tensor.shape)}".encode())
+        for part in torch.split(tensor.reshape(-1), _HASHED_AT_ONCE):
+            # Half precision is unknown to numpy; a sum with 0 takes the sign off −0.
+            digest.update((part.double().nan_to_num() + 0.0).cpu().numpy().tobytes())
+    return digest.digest()
 
 
 def _same_tensor(one: Tensor, other: Tensor) -> bool:

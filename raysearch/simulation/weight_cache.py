@@ -65,7 +65,9 @@ class WeightCache:
 
     A weight that comes when there is no room left is made anew at every use, and none is dropped to make
     room for it. Options are measured in the same order over and over, so the least recently used weight is
-    the very one that is needed next: dropping it, as an LRU cache would, would miss every time.
+    the very one that is needed next: dropping it, as an LRU cache would, would miss every time. Only the last
+    one is kept for a layer that reads it twice in a row; on a GPU, where codes come from the host, all since
+    `forget_last` are, while memory is free.
 
     Args:
         source: makes a weight that is not kept.
@@ -76,14 +78,38 @@ class WeightCache:
         self._source = source
         self._free_bytes = limit_bytes
         self._weights: dict[tuple[str, Scheme], nn.Parameter] = {}
+        self._last: dict[tuple[str, Scheme], nn.Parameter] = {}
 
     def get(self, name: str, scheme: Scheme) -> nn.Parameter:
         """One weight at one scheme; see `DeployedWeights.make`."""
         key = (name, scheme)
-        if key in self._weights:
-            return self._weights[key]
+        for table in (self._weights, self._last):
+            if key in table:
+                return table[key]
+        if not self._has_spare(self._source.float_weights[name]):
+            # Before the next one is made: both at once would be twice the memory.
+            self.forget_last()
         weight = nn.Parameter(self._source.make(name, scheme), requires_grad=False)
         if weight.nbytes <= self._free_bytes:
             self._free_bytes -= weight.nbytes
             self._weights[key] = weight
+        else:
+            self._last[key] = weight
         return weight
+
+    def forget_last(self) -> None:
+        """Let go of what is kept for the present assignment alone."""
+        self._last.clear()
+
+    def end_forward(self) -> None:
+        """Let go of the last weight before outputs are judged; on a GPU the assignment's stay."""
+        if not any(weight.is_cuda for weight in self._last.values()):
+            self._last.clear()
+
+    @staticmethod
+    def _has_spare(weight: Tensor) -> bool:
+        """Whether a copy of a weight leaves a quarter of its GPU's memory free."""
+        if not weight.is_cuda:
+            return False
+        free_bytes, all_bytes = torch.cuda.mem_get_info(weight.device)
+        return free_bytes - weight.nbytes > all_bytes / 4

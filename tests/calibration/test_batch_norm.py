@@ -8,7 +8,7 @@ from torch import nn
 
 from raysearch.calibration import adapt_batch_norm, apply_batch_norm
 from raysearch.errors import DataError, StorageError
-from raysearch.pipeline.fingerprints import hash_model
+from raysearch.evaluation.model.model_hash import hash_model
 
 
 class Net(nn.Module):

@@ -17,7 +17,7 @@ from raysearch.config import CalibrationConfig, PlacementConfig
 from raysearch.errors import DataError
 from raysearch.evaluation import Divergence, Replica, default_forward
 from raysearch.evaluation.forward import frozen_eval
-from raysearch.pipeline.fingerprints import hash_model
+from raysearch.evaluation.model.model_hash import hash_model
 from raysearch.placement import place_quantizers
 from raysearch.quantizer import AsymmetricQuantizer, quant_levels
 from raysearch.records import Granularity

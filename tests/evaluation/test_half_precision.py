@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from raysearch.cluster.pool import LocalPool
+from raysearch.cluster.shipping import dumps, loads
 from raysearch.config import SensitivityConfig
 from raysearch.evaluation import DataSet
 from raysearch.evaluation.batches import on_device
@@ -58,6 +59,17 @@ def test_responses_of_a_bfloat16_model_are_those_of_its_weights_in_float32() -> 
         for each in (replica, exact)
     )
     assert np.array_equal(one.gram, other.gram)
+
+
+def test_a_half_precision_model_is_widened_where_it_is_unpacked() -> None:
+    replica = make_replica("relu")
+    replica.model.to(torch.bfloat16)
+    values = copy.deepcopy(replica.model.state_dict())
+    shipment = dumps(replica)
+    assert {form.dtype for form in shipment.forms if form and form.is_parameter} == {torch.bfloat16}
+    for name, value in loads(shipment).model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, values[name].float())
 
 
 def test_a_batch_that_is_where_it_should_be_is_not_copied() -> None:

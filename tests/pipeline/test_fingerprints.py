@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from raysearch.pipeline.fingerprints import hash_batches, hash_model, versions
+from raysearch.evaluation.model.model_hash import hash_model
+from raysearch.pipeline.fingerprints import hash_batches, versions
 
 
 def test_a_models_hash_sees_values_names_and_buffers():

@@ -41,6 +41,14 @@ def test_a_run_adapts_batch_norm_to_its_assignment_and_leaves_the_teacher_alone(
     assert torch.equal(stripped.norm.running_var, built.running_var)
 
 
+def test_a_replica_reads_the_weights_of_the_run_where_they_are():
+    inputs = check_inputs(make_untrained_task(), load_config(), ["avg_bits<=4"])
+    replica = make_replica(inputs, [])
+    assert replica.model is not inputs.task.model
+    for one, other in zip(replica.model.parameters(), inputs.task.model.parameters(), strict=True):
+        assert one.data_ptr() == other.data_ptr()
+
+
 def test_batch_norm_is_left_alone_by_default_and_reads_no_more_than_there_is():
     inputs, _, _, recipe = recipe_with(0)
     assert recipe.floats == {}

@@ -15,7 +15,7 @@ from raysearch.cluster.shipping import register_by_value
 from raysearch.config import ClusterConfig, SensitivityConfig
 from raysearch.errors import DataError
 from raysearch.evaluation import DataSet, WorkerCache
-from raysearch.pipeline.fingerprints import hash_model
+from raysearch.evaluation.model.model_hash import hash_model
 from raysearch.records import BitAssignment, SensitivityTable
 from raysearch.sensitivity import measure_sensitivity
 from raysearch.simulation import Judgement, MeasuredObjective

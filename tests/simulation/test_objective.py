@@ -167,3 +167,21 @@ def test_batches_that_do_not_fit_together_are_drawn_whole(change):
     assert not single
     assert len(shards) == 2
     assert all(any(shard is batch for batch in data) for shard in shards)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_units_come_shard_by_shard_and_on_a_gpu_assignment_by_assignment(case, on_gpu):
+    replica, setup, ranges = case
+    keys = []
+
+    class Noting(LocalPool):
+        def run(self, function, units, shared=()):
+            keys.extend(units)
+            return super().run(function, units, shared)
+
+    judgement = Judgement(data=DataSet.CALIBRATION)
+    measure = MeasuredObjective(setup, ranges, Noting(replica), judgement, on_gpu=on_gpu)
+    measure({index: BitAssignment.extreme(setup, index - 1) for index in range(2)}, [0, 1])
+    places = [digest if on_gpu else shard for digest, shard in keys]
+    assert places == [places[0]] * 2 + [places[2]] * 2
+    assert len(set(keys)) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from raysearch.placement import place_quantizers
 from raysearch.quantizer import SymmetricQuantizer
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 from raysearch.sensitivity.perturbation import measure_perturbations
+from raysearch.simulation import DeployedWeights, WeightCache, bits_of
 from raysearch.simulation.simulated_model import SimulatedModel, simulated_model
 from tests.support import model_zoo
 from tests.support.small_replicas import make_ranges, make_replica, make_setup
@@ -126,6 +128,38 @@ def test_beyond_the_limit_weights_are_made_anew_and_the_bits_stay(quantizations)
     assert "head.weight" in poor
 
 
+def test_of_a_whole_assignment_one_weight_is_there_at_a_time(monkeypatch):
+    replica, setup, ranges = make_case("digits", weights_only=True)
+    make, get, weights, alive = DeployedWeights.make, WeightCache.get, [], []
+
+    def counted(self, name, scheme):
+        alive.append(sum(weight() is not None for weight in weights))
+        return make(self, name, scheme)
+
+    def noted(self, name, scheme):
+        weight = get(self, name, scheme)
+        weights.append(weakref.ref(weight))
+        return weight
+
+    monkeypatch.setattr(DeployedWeights, "make", counted)
+    monkeypatch.setattr(WeightCache, "get", noted)
+    twin = SimulatedModel(replica.model, setup, ranges, 0)
+    twin.outputs(replica, BitAssignment.extreme(setup, 0), "calibration", 0)
+    assert alive == [0] * len(setup.of_kind("weight"))
+    assert not any(weight() is not None for weight in weights)
+
+
+def test_where_a_gpu_has_room_the_weights_of_an_assignment_are_made_once(quantizations, monkeypatch):
+    replica, setup, ranges = make_case("digits")
+    monkeypatch.setattr(WeightCache, "_has_spare", staticmethod(lambda weight: True))
+    monkeypatch.setattr(WeightCache, "end_forward", lambda self: None)
+    twin = SimulatedModel(replica.model, setup, ranges, 0)
+    for index in (0, -1, 0):
+        for shard in (0, 1):
+            twin.outputs(replica, BitAssignment.extreme(setup, index), "calibration", shard)
+    assert len(quantizations) == 3 * len(setup.of_kind("weight"))
+
+
 def test_the_float_model_is_shared_and_untouched():
     replica, setup, ranges = make_case("digits")
     before = copy.deepcopy(replica.model.state_dict())
@@ -138,6 +172,15 @@ def test_the_float_model_is_shared_and_untouched():
     assert {p.data_ptr() for p in twin.model.parameters() if p.numel() > 1} <= own | {
         p.data_ptr() for module in twin._activations.values() for p in module.parameters()
     }
+
+
+def test_the_hash_of_outputs_tells_what_equality_does():
+    nan, one = float("nan"), {"a": torch.tensor([0.0, 1.0, float("nan")])}
+    assert bits_of(one) == bits_of({"a": torch.tensor([-0.0, 1.0, nan])})
+    others = [torch.tensor([0.0, 1.0, 2.0]), torch.tensor([[0.0, 1.0, nan]]), torch.tensor([0.0, 1.0])]
+    assert all(bits_of({"a": other}) != bits_of(one) for other in others)
+    half = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
+    assert bits_of(half) == bits_of(half.clone()) != bits_of(half + 1)
 
 
 def test_what_does_not_fit_is_refused_and_nothing_changes():

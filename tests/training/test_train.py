@@ -10,7 +10,7 @@ import torch
 
 from raysearch.artifacts import Storage
 from raysearch.errors import ConfigError, DataError, StorageError, TaskError, TrainingError
-from raysearch.pipeline.fingerprints import hash_model
+from raysearch.evaluation.model.model_hash import hash_model
 from raysearch.records import EpochMetrics
 from raysearch.training import fine_tune, load_checkpoint
 from raysearch.training.context import ProcessContext

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,6 +43,27 @@ def private_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
             f"keep what cannot be copied (files, locks, connections, generators) out of the model."
         ) from error
     return twin
+
+
+def reading_copy(model: nn.Module, own: Collection[str] = ()) -> nn.Module:
+    """A private copy that reads its weights where the model's are, for whoever only runs it.
+
+    Its parameters are objects of its own, so their flags and gradients are too; only the memory is shared.
+    Weights of an embedding that are scaled down while it is read (`max_norm`) are copied.
+
+    Args:
+        model: it is left as it is.
+        own: names of parameters that the copy may write into.
+    """
+    written = {id(parameter) for name, parameter in model.named_parameters() if name in own}
+    for module in model.modules():
+        if getattr(module, "max_norm", None) is not None:
+            written.update(id(parameter) for parameter in module.parameters(recurse=False))
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter and id(parameter) not in written:
+            memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
+    return private_copy(model, memo)
 
 
 def _holder(model: nn.Module) -> str:

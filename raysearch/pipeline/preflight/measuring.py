@@ -11,7 +11,7 @@ from raysearch.errors import UnitError
 from raysearch.evaluation import DataSet, Replica, batch_size
 from raysearch.evaluation.batches import take
 from raysearch.evaluation.half_precision import in_float32
-from raysearch.evaluation.model.copies import private_copy
+from raysearch.evaluation.model.copies import reading_copy
 from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.user_code import failed
 from raysearch.sensitivity.traces import measure_traces
@@ -30,7 +30,7 @@ def check_derivatives(inputs: Inputs) -> None:
     settings = inputs.config.sensitivity
     shard = (inputs.samples.traces or inputs.samples.calibration)[0]
     few = take(shard, 0, min(batch_size(shard), FEW))
-    model, data = in_float32(private_copy(inputs.task.model), {DataSet.CALIBRATION: [few]})
+    model, data = in_float32(reading_copy(inputs.task.model), {DataSet.CALIBRATION: [few]})
     replica = Replica(model, inputs.task.run, data, inputs.divergence, inputs.task.loss)
     # One round, whatever its error.
     once = settings.model_copy(update={"relative_error": 1e9, "importance_draws": 0})

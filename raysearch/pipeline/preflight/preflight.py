@@ -13,7 +13,7 @@ from raysearch.errors import DataError
 from raysearch.evaluation import Batch, batch_size
 from raysearch.evaluation.batches import take
 from raysearch.evaluation.half_precision import in_float32
-from raysearch.evaluation.model.copies import private_copy
+from raysearch.evaluation.model.copies import reading_copy
 from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.preflight.files import check_files
 from raysearch.pipeline.preflight.float_model import check_float_model
@@ -72,7 +72,7 @@ def _rough_ranges(inputs: Inputs) -> RangeTable:
 def _extremes(inputs: Inputs, batches: list[Batch]) -> RangeTable:
     num_samples = sum(batch_size(batch) for batch in batches)
     settings = CalibrationConfig(num_samples=num_samples, weights="min_max", activations="min_max")
-    model, data = in_float32(private_copy(inputs.task.model), {"": batches})
+    model, data = in_float32(reading_copy(inputs.task.model), {"": batches})
     advice = "It is run there with observers at what its layers read."
     with unit_errors("the model's calibration", advice), warnings.catch_warnings():
         # What is to be said of ranges is said where the run calibrates.
