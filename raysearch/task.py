@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl
 
 from torch import nn
@@ -24,6 +24,7 @@ from raysearch.evaluation.batches import host_copy
 from raysearch.evaluation.calls.call_form import in_order
 from raysearch.evaluation.measure import RESERVED
 from raysearch.evaluation.metric import MetricFunction, as_metric
+from raysearch.evaluation.model.model_source import ModelFactory, called
 from raysearch.evaluation.model.private_model import private_model, refuse_compiled, unwrapped
 from raysearch.evaluation.positions import Positions
 
@@ -37,7 +38,9 @@ class Task:
     A *batch* is a tensor, or a tuple, list or dict of tensors; dimension 0 of each tensor counts samples.
 
     Attributes:
-        model: the float model, an `nn.Module`. It is never changed; raysearch works on copies.
+        model: the float model, an `nn.Module`. It is never changed; raysearch works on copies. Or a function
+            without arguments that gives it: it is called here and on every worker, so that weights are read
+            from files that all nodes have and are not sent to them. What it gives must be the same each time.
         example_inputs: the arguments of one call of the model: a tuple by place, or a dict by name, which
             becomes a tuple in the order of the forward's arguments; dimension 0 is the batch. The graph is
             captured and exported with them; sizes that differ between the data's batches stay open.
@@ -62,6 +65,7 @@ class Task:
             positions of a sample count. Outputs are judged at these alone, and second moments are taken of
             what layers read there. Default: all.
         settings: nested settings that suit the task, in place of the defaults; what a run sets itself wins.
+        factory: the function that `model` was given as; not to be set.
 
     Raises:
         TaskError: a field is of the wrong type.
@@ -86,11 +90,17 @@ class Task:
     settings: Mapping[str, Any] = field(default_factory=dict)
     positions: Positions | None = None
     test: Any = None
+    factory: ModelFactory | None = None
 
     def __post_init__(self) -> None:
+        model: object = self.model
+        if not isinstance(model, nn.Module) and callable(model):
+            self.factory = cast(ModelFactory, model)
+            self.model = called(self.factory)
         if not isinstance(self.model, nn.Module):
             raise TaskError(
-                f"Task(model=...) is a {type(self.model).__name__}; it must be a torch.nn.Module."
+                f"Task(model=...) is a {type(self.model).__name__}; it must be a torch.nn.Module, or a "
+                f"function that gives one."
             )
         if isinstance(self.example_inputs, Mapping):
             self.example_inputs = in_order(

@@ -15,7 +15,9 @@ from raysearch.task import private_task
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"model": "resnet"}, "nn.Module"),
+        ({"model": "resnet"}, "nn.Module, or a function that gives one"),
+        ({"model": lambda: "resnet"}, r"function Task\(model=...\) gave a str"),
+        ({"model": lambda: nn.Linear(2, "2")}, r"function Task\(model=...\) failed: TypeError"),
         ({"example_inputs": torch.zeros(1)}, "tuple"),
         ({"calibration": None}, "calibration"),
         ({"loss": 3}, "loss"),

@@ -15,6 +15,7 @@ from raysearch.evaluation.forward import Forward, Loss, frozen_eval
 from raysearch.evaluation.half_precision import widened_model
 from raysearch.evaluation.joint_divergence import Objective
 from raysearch.evaluation.microbatch import MicrobatchState, run_in_microbatches
+from raysearch.evaluation.model.model_source import ModelSource
 from raysearch.evaluation.outputs import Judged
 from raysearch.evaluation.positions import counted
 from raysearch.evaluation.worker_cache import WorkerCache
@@ -35,6 +36,7 @@ class Replica:
         divergence: the label-free objective.
         loss: (outputs, batch) → scalar, or None for label-free.
         device: where the worker computes: "cpu", "cuda", or "auto" (CUDA where there is one).
+        source: makes the model where the replica is unpacked; None: the model is shipped.
         cache: what is kept between units; never shipped.
     """
 
@@ -44,16 +46,22 @@ class Replica:
     divergence: Objective
     loss: Loss | None = None
     device: str = "cpu"
+    source: ModelSource | None = None
     cache: WorkerCache = field(default_factory=WorkerCache)
 
     def __post_init__(self) -> None:
         self.model.eval()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "cache": WorkerCache()}
+        state = {**self.__dict__, "cache": WorkerCache()}
+        if self.source is not None:
+            del state["model"]
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        if self.source is not None:
+            self.model = self.source.make().eval()
         self.place()
 
     def place(self) -> Replica:

@@ -25,6 +25,7 @@ from raysearch.evaluation.forward import OnOwnBatch, check_finite_forward, froze
 from raysearch.evaluation.half_precision import half_type, in_float32, widened_batch
 from raysearch.evaluation.model.copies import reading_copy
 from raysearch.evaluation.model.model_hash import hash_model
+from raysearch.evaluation.model.model_source import ModelSource
 from raysearch.evaluation.positions import counted
 from raysearch.export import check_targets
 from raysearch.pipeline.direction import measured_direction
@@ -80,6 +81,14 @@ class Inputs:
     fingerprints: Mapping[str, str]
     notes: tuple[str, ...] = ()
     open_dims: OpenDims = field(default_factory=dict)
+
+    @property
+    def source(self) -> ModelSource | None:
+        """Where workers get the model from; None: it is shipped to them."""
+        task = self.task
+        if task.factory is None:
+            return None
+        return ModelSource(task.factory, task.example_inputs, self.fingerprints["model"])
 
     @property
     def search(self) -> SearchConfig:

@@ -45,6 +45,7 @@ def make_replica(inputs: Inputs, search: list[Batch]) -> Replica:
         inputs.divergence,
         inputs.task.loss,
         inputs.config.cluster.device,
+        inputs.source,
     )
 
 

@@ -74,7 +74,29 @@ def private_model(model: nn.Module, example_inputs: tuple[Any, ...]) -> nn.Modul
     for module in reversed(list(plain.modules())):
         if _inside(module) is not None:
             memo[id(module)] = private_copy(unwrapped(module), memo)
-    twin = private_copy(plain, memo).cpu()
+    return _prepared(private_copy(plain, memo), example_inputs)
+
+
+def own_model(model: nn.Module, example_inputs: tuple[Any, ...]) -> nn.Module:
+    """What `private_model` gives, of a model that nobody else has: it is copied only to take wrappers off.
+
+    Args:
+        model: it is changed.
+        example_inputs: positional arguments of one forward.
+
+    Raises:
+        TaskError: see `private_model`.
+        CaptureError: see `private_model`.
+    """
+    if any(_inside(module) is not None for module in model.modules()):
+        return private_model(model, example_inputs)
+    refuse_compiled(model)
+    _refuse_meta(model)
+    return _prepared(model, example_inputs)
+
+
+def _prepared(model: nn.Module, example_inputs: tuple[Any, ...]) -> nn.Module:
+    twin = model.cpu()
     make_plain_weights(twin)
     for module in twin.modules():
         written = getattr(type(module).forward, "_torchdynamo_orig_callable", None)

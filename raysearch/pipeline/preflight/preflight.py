@@ -87,8 +87,12 @@ def check_travel(inputs: Inputs) -> None:
         TaskError: names what cannot be packed.
     """
     task = inputs.task
-    parts = {"forward": task.forward, "loss": task.loss, "metrics": dict(task.metrics), "model": task.model}
+    model = task.factory or task.model
+    parts = {"forward": task.forward, "loss": task.loss, "metrics": dict(task.metrics), "model": model}
     if trains(inputs):
         parts["train"] = task.train
     for name, part in parts.items():
         dumps(part, f"Task({name}=...)")
+    if inputs.source is not None:
+        # Whether a second call gives the same weights, as every worker needs.
+        inputs.source.make()

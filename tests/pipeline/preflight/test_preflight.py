@@ -1,5 +1,6 @@
 """What would fail after the search is refused before it, by name."""
 
+import copy
 import functools
 import sqlite3
 
@@ -340,6 +341,15 @@ def test_data_that_cannot_travel_is_told_where_it_must():
     assert "Task(train=...).connection, a Connection, cannot be shipped" in refuse(task, workers=1)
     assert try_task(task)
     assert try_task(task, workers=1, training={"epochs": 0})
+
+
+def test_a_model_function_that_gives_other_weights_each_time_is_refused_where_workers_call_it():
+    no_training = {"epochs": 0}
+    drawn = make_task(model=Net)
+    assert "gave another model than when" in refuse(drawn, workers=1, training=no_training)
+    assert try_task(drawn, training=no_training)
+    same = make_task(model=functools.partial(copy.deepcopy, Net()))
+    assert try_task(same, workers=1, training=no_training)
 
 
 def test_a_target_that_cannot_be_written_loaded_or_run_is_named(monkeypatch):
