@@ -61,9 +61,13 @@ class Shape:
     width: int
     blocks: int
 
+    def __str__(self) -> str:
+        return f"{self.words:,} words, width {self.width} and {self.blocks} blocks"
+
 
 TIMED = (Shape(8_000, 128, 4), Shape(32_000, 128, 4))
-WEIGHED = Shape(32_000, 512, 8)
+WEIGHED = (Shape(32_000, 512, 8),)
+TINY = Shape(64, 128, 1)
 
 
 class Decoder(nn.Module):
@@ -162,6 +166,8 @@ def peak_bytes() -> int:
 
 def weigh(shape: Shape, stage: str, folder: Path) -> None:
     """A process's own work: one stage, after which it prints its peak."""
+    # What is imported when a model is captured is no part of any.
+    prepare(TINY)
     base = peak_bytes()
     replica, setup = prepare(shape)
     model = sum(parameter.nbytes for parameter in replica.model.parameters())
@@ -183,16 +189,18 @@ def weigh(shape: Shape, stage: str, folder: Path) -> None:
     print(json.dumps({"base": base, "model": model, "placed": placed, "peak": peak_bytes()}))
 
 
-def weighed(shape: Shape, stages: tuple[str, ...]) -> list[str]:
-    """Rows of the table of peaks, a process a stage."""
+def weighed(index: int, stages: tuple[str, ...]) -> list[str]:
+    """Rows of the table of peaks, a process a stage, of one of the shapes that are weighed."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for stage in stages:
             command = [sys.executable, "-m", "benchmarks.decoder_cost", "--stage", stage, "--folder", folder]
+            command += ["--shape", str(index)]
             answer = subprocess.run(command, check=True, capture_output=True, text=True)
             sizes = json.loads(answer.stdout.splitlines()[-1])
             placed, peak = ((sizes[name] - sizes["base"]) / sizes["model"] for name in ("placed", "peak"))
-            rows.append(f"| {stage} | {sizes['model'] / 1e6:.0f} | {placed:.2f} | {peak:.2f} |")
+            megabytes = f"{sizes['model'] / 1e6:.0f}"
+            rows.append(f"| {stage} | {megabytes} | {placed:.2f} | {peak:.2f} |")
             print(rows[-1], flush=True)
     return rows
 
@@ -200,6 +208,7 @@ def weighed(shape: Shape, stages: tuple[str, ...]) -> list[str]:
 def page(times: list[str], peaks: list[str], date: str) -> str:
     """The page of results."""
     head = "\n".join(times)
+    shapes = " and ".join(str(shape) for shape in WEIGHED)
     return f"""\
 # What a decoder costs
 
@@ -221,7 +230,7 @@ language model keeps 64 MiB, and makes weights anew that do not fit.
 
 ## Memory
 
-A Llama of {WEIGHED.words:,} words, width {WEIGHED.width} and {WEIGHED.blocks} blocks. Peak resident size of
+A Llama of {shapes}. Peak resident size of
 a process that does one stage, less Python and its libraries, over the bytes of the float model; placed: after
 capturing and placing, before the stage. The driver's part of a stage runs in the same process. Of rounding
 `benchmarks/results/rounding.md` has the peaks.
@@ -236,18 +245,20 @@ def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", choices=STAGES)
+    parser.add_argument("--shape", type=int, default=0)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--date", default=datetime.datetime.now(tz=datetime.UTC).date().isoformat())
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.stage:
-        weigh(WEIGHED, options.stage, options.folder)
+        weigh(WEIGHED[options.shape], options.stage, options.folder)
         return
     times = []
     for shape in TIMED:
         times.append(timed(shape))
         print(times[-1], flush=True)
-    text = page(times, weighed(WEIGHED, STAGES), options.date)
+    peaks = [row for index in range(len(WEIGHED)) for row in weighed(index, STAGES)]
+    text = page(times, peaks, options.date)
     print(text)
     RESULT.write_text(text)
 

@@ -12,7 +12,8 @@ import copy
 import datetime
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,13 @@ from torch import Tensor, nn
 
 import raysearch
 from benchmarks.fashion import FloatArray
-from benchmarks.problems.driven_run import byte_budget, drive_run
+from benchmarks.problems.driven_run import drive_run, uniform_bytes
 from benchmarks.problems.language_cases import Case, gemma, tiny_lm
-from benchmarks.problems.peer_scores import first_order, higgs, least, next_token_loss
+from benchmarks.problems.peer_scores import copy_to_quantize, first_order, higgs, least, next_token_loss
 from benchmarks.responses import processor
+from raysearch.artifacts import RunStore, UnitLog
 from raysearch.cluster.pool import LocalPool
+from raysearch.cluster.resuming import ResumingPool
 from raysearch.config import load_config
 from raysearch.controller import create_controller
 from raysearch.hooks import put_floats
@@ -38,7 +41,7 @@ from raysearch.pipeline.stages import (
     search_shards,
     strip_checkpoint,
 )
-from raysearch.records import BitAssignment, RangeTable, Refinement
+from raysearch.records import BitAssignment, Option, RangeTable, Refinement, parse_budgets
 from raysearch.search import Race, search_assignment
 from raysearch.training import fine_tune
 
@@ -68,7 +71,7 @@ SECTION = """## {title}
 {counts} windows of {tokens} tokens; {trials} trials; {epochs} epochs of training.
 
 {table}
-
+{missing}
 Ours minus the others with the same rounding, KL × 1000 over the same test windows:
 
 {margins}
@@ -109,22 +112,20 @@ class Judge:
 
     def __init__(self, case: Case, folder: Path) -> None:
         self.windows = case.windows["test"]
-        path = folder / "float.npy"
-        if not path.exists():
-            vocabulary = log_probabilities(case.task.model, self.windows[:1]).shape[-1]
-            shape = (*self.windows.shape, vocabulary)
-            kept = np.lib.format.open_memmap(path.with_suffix(".part"), "w+", np.float32, shape)
-            for index, ids in enumerate(self.windows):
-                kept[index] = log_probabilities(case.task.model, ids[None])[0].numpy()
-            kept.flush()
-            path.with_suffix(".part").rename(path)
-        self.float_outputs = np.load(path, mmap_mode="r")
+        # A file a window: over a large vocabulary all of them would be most of the memory.
+        self.paths = [folder / f"float-{index}.npy" for index in range(len(self.windows))]
+        for path, ids in zip(self.paths, self.windows, strict=True):
+            if not path.exists():
+                outputs = log_probabilities(case.task.model, ids[None])
+                part = path.with_suffix(".part.npy")
+                np.save(part, outputs.numpy())
+                part.rename(path)
 
     def __call__(self, model: nn.Module | None) -> Cell:
         """A model's cell; None: the float model's."""
         divergences, losses = [], []
-        for index, ids in enumerate(self.windows):
-            expected = torch.from_numpy(np.array(self.float_outputs[index : index + 1]))
+        for path, ids in zip(self.paths, self.windows, strict=True):
+            expected = torch.from_numpy(np.load(path))
             outputs = expected if model is None else log_probabilities(model, ids[None])
             losses.append(float(next_token_loss(outputs, ids[None]).double().mean()))
             divergences.append(float((expected.exp() * (expected - outputs)).double().sum(-1).mean()))
@@ -139,25 +140,39 @@ def log_probabilities(model: nn.Module, ids: Tensor) -> Tensor:
     return logits.log_softmax(-1)
 
 
+def share_weights(model: nn.Module, original: nn.Module) -> None:
+    """Hold the weights of a model and its copy once; nothing here writes into them."""
+    for name, weight in original.named_parameters():
+        model.get_parameter(name).data = weight.data
+
+
 class Study:
-    """A model with all that is measured of it, and its choices at one size.
+    """A model with all that is measured of it, and its choices at one size, the first one at first.
 
     Args:
         case: the model, its text and settings.
         run: gave ranges, codes and the sensitivity table.
-        size: the uniform scheme whose bytes are the budget.
+        folder: keeps what is the same for all sizes; the run's is beside it, in "runs".
     """
 
-    def __init__(self, case: Case, run: raysearch.SavedRun, size: str) -> None:
-        task = case.task
-        config = load_config(overrides=case.config)
-        budget = byte_budget(task, case.config, size)
-        self.case, self.size = case, size
-        self.inputs: Inputs = check_inputs(task, config, [budget])
+    def __init__(self, case: Case, run: raysearch.SavedRun, folder: Path) -> None:
+        self.case, self.folder = case, folder
         self.setup, self.table, _ = run.load_sensitivity()
         self.ranges: RangeTable = run.ranges()
+        self.inputs: Inputs = check_inputs(case.task, load_config(overrides=case.config), ["avg_bits<=8"])
+        share_weights(self.inputs.task.model, case.task.model)
         self.shards, self.per_sample = search_shards(self.inputs)
-        self.pool = LocalPool(make_replica(self.inputs, self.shards).place())
+        self.turn_to(case.sizes[0])
+
+    def turn_to(self, size: str) -> None:
+        """Take the bytes of a uniform scheme as the budget."""
+        self.size = size
+        budget = uniform_bytes(self.inputs.setup, size)
+        self.inputs = replace(self.inputs, budgets=parse_budgets([budget]))
+
+    def pool(self) -> LocalPool:
+        """A pool of its own for whoever needs one, so that nothing of it is held while models are judged."""
+        return LocalPool(make_replica(self.inputs, self.shards).place())
 
     def uniform(self) -> BitAssignment:
         """All weights at the size's own scheme."""
@@ -169,29 +184,44 @@ class Study:
         if method == "weight error":
             return least(self.setup, budgets, higgs(self.setup, table))
         if method == "first order":
-            batches = self.case.windows["calibration"][: self.case.scored].split(1)
-            scores = first_order(self.case.task.model, self.setup, self.ranges, batches)
-            return least(self.setup, budgets, scores)
+            return least(self.setup, budgets, self.first_order_scores())
         return self.uniform() if method != OURS else self.search()
 
+    def first_order_scores(self) -> dict[Option, float]:
+        """Option → score; measured once for all sizes."""
+        options = self.setup.options()
+        path = self.folder / "first_order.npy"
+        if not path.exists():
+            batches = self.case.windows["calibration"][: self.case.scored].split(1)
+            scores = first_order(self.case.task.model, self.setup, self.ranges, batches)
+            np.save(path, [scores[option] for option in options])
+        return dict(zip(options, np.load(path).tolist(), strict=True))
+
     def search(self) -> BitAssignment:
-        """The search of a run."""
-        objective = make_objective(self.inputs, self.ranges, self.pool, self.per_sample)
+        """The search of a run; kept, since it takes longest."""
+        path = self.folder / f"{self.size}-search.json"
+        if path.exists():
+            return BitAssignment(json.loads(path.read_text()))
+        log = UnitLog(RunStore(self.folder.parent / "runs", self.case.name))
+        pool = ResumingPool(self.pool(), log, f"search-{self.size}", lambda done, total: None)
+        objective = make_objective(self.inputs, self.ranges, pool, self.per_sample)
         race = Race(objective, len(self.shards))
         result = search_assignment(self.table, self.setup, self.inputs.budgets, race, self.inputs.search)
         best = result.best
         print(f"{self.size}: {best.source} of {len(result.trials)} trials, {best.value:.4f}", flush=True)
+        path.write_text(json.dumps(best.assignment.as_json))
         return best.assignment
 
     def refine(self, assignment: BitAssignment) -> Refinement:
         """The refinement of a run."""
-        record = refine_winner(self.inputs, self.ranges, assignment, lambda part: self.pool, len(self.shards))
+        pool = self.pool()
+        record = refine_winner(self.inputs, self.ranges, assignment, lambda part: pool, len(self.shards))
         print(record.describe(), flush=True)
         return record
 
     def deployed(self, assignment: BitAssignment, ranges: RangeTable) -> nn.Module:
         """The quantized model, by the codes in these ranges."""
-        model = copy.deepcopy(self.case.task.model)
+        model = copy_to_quantize(self.case.task.model, self.setup)
         create_controller(model, self.setup, ranges, assignment)
         return model.eval()
 
@@ -216,6 +246,13 @@ class Study:
         print(result, flush=True)
         ranges = record.put_into(self.ranges)
         return strip_checkpoint(self.inputs, ranges, assignment, saved[result.checkpoint])
+
+
+def measured_run(case: Case, storage: Path) -> raysearch.SavedRun:
+    """The run that measures what every option does; what it does after that is not needed."""
+    if (storage / case.name / "sensitivity.parquet").exists():
+        return raysearch.load_run(case.name, storage)
+    return drive_run(case.task, case.measuring, storage, case.name, case.sizes[0])
 
 
 @dataclass(frozen=True)
@@ -246,8 +283,8 @@ class Pieces:
         return BitAssignment(json.loads(str(np.load(self.path(size, row))["assignment"])))
 
 
-def measure(study: Study, judge: Judge, pieces: Pieces) -> None:
-    """Every cell of a size that is not there yet."""
+def measure_chosen(study: Study, judge: Judge, pieces: Pieces) -> None:
+    """Every cell of a size that is not there yet, of what is chosen and rounded."""
     size = study.size
     for row in (FLOAT, NEAREST, *RIVALS, OURS):
         if pieces.has(size, row):
@@ -255,6 +292,11 @@ def measure(study: Study, judge: Judge, pieces: Pieces) -> None:
         assignment = study.choose(row)
         # No model is held while the next one is chosen.
         pieces.save(size, row, judge(study.model_of(row, assignment)), assignment)
+
+
+def measure_tuned(study: Study, judge: Judge, pieces: Pieces) -> None:
+    """Every cell of a size that is not there yet, of what is refined and trained after that."""
+    size = study.size
     measure_refined(study, judge, pieces, OURS, REFINED)
     if study.inputs.task.train is not None and not pieces.has(size, TRAINED):
         assignment = pieces.assignment(size, OURS)
@@ -283,6 +325,14 @@ def table_of(case: Case, pieces: Pieces) -> str:
         if any(pieces.has(size, row) for size in case.sizes):
             lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def missing_of(case: Case, pieces: Pieces) -> str:
+    """A sentence on the cells that are not measured; "" where none is missing."""
+    rows = (FLOAT, NEAREST, *RIVALS, OURS, REFINED)
+    lacking = {size: [row for row in rows if not pieces.has(size, row)] for size in case.sizes}
+    texts = [f"at {size} {'; '.join(rows)}" for size, rows in lacking.items() if rows]
+    return f"\nNot measured: {', '.join(texts)}.\n" if texts else ""
 
 
 def margins_of(case: Case, pieces: Pieces) -> str:
@@ -325,6 +375,7 @@ def section_of(case: Case, pieces: Pieces) -> str:
         trials=case.config["search"]["num_trials"],
         epochs=case.config.get("training", {}).get("epochs", 0),
         table=table_of(case, pieces),
+        missing=missing_of(case, pieces),
         margins=margins_of(case, pieces),
         mixtures=mixtures_of(case, pieces),
     )
@@ -336,7 +387,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("tiny_lm", "gemma"), default="tiny_lm")
     parser.add_argument("--folder", type=Path, default=Path("examples/gemma_270m/model"), help="Gemma's")
     parser.add_argument("--pieces", type=Path, default=Path("build/language_models"), help="folder of cells")
-    parser.add_argument("--minutes", type=float, default=60, help="begin no further size after so many")
+    parser.add_argument("--minutes", type=float, default=60, help="then no further size is begun")
     parser.add_argument("--date", default=datetime.datetime.now(tz=datetime.UTC).date().isoformat())
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -344,11 +395,13 @@ def main() -> None:
     case = tiny_lm() if options.model == "tiny_lm" else gemma(options.folder)
     pieces = Pieces(options.pieces / case.name)
     pieces.folder.mkdir(parents=True, exist_ok=True)
-    run = drive_run(case.task, case.measuring, options.pieces / "runs", case.name, case.sizes[0])
+    run = measured_run(case, options.pieces / "runs")
     judge = Judge(case, pieces.folder)
-    for size in case.sizes:
+    study = Study(case, run, pieces.folder)
+    for measure, size in product((measure_chosen, measure_tuned), case.sizes):
         if time.monotonic() - start < 60 * options.minutes:
-            measure(Study(case, run, size), judge, pieces)
+            study.turn_to(size)
+            measure(study, judge, pieces)
     missing = [size for size in case.sizes if not pieces.has(size, REFINED)]
     if missing:
         print(f"not all is measured yet at {', '.join(missing)}; run again")

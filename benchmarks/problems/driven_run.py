@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import raysearch
+from raysearch.records import CostModel
 
 
 def drive_run(
@@ -31,9 +32,14 @@ def drive_run(
 
 
 def byte_budget(task: raysearch.Task, config: Mapping[str, Any], scheme: int | str) -> str:
-    """No more bytes than all weights at this scheme."""
-    setup, costs = raysearch.inspect(task, config)
-    size = costs.costs(raysearch.BitAssignment.uniform(setup, scheme))["size"]
+    """No more bytes than all weights of a task at this scheme."""
+    setup, _ = raysearch.inspect(task, config)
+    return uniform_bytes(setup, scheme)
+
+
+def uniform_bytes(setup: raysearch.QuantizerSetup, scheme: int | str) -> str:
+    """No more bytes than all weights of a setup at this scheme."""
+    size = CostModel(setup).costs(raysearch.BitAssignment.uniform(setup, scheme))["size"]
     return f"size<={size:.0f}B"
 
 

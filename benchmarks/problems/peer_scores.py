@@ -71,7 +71,7 @@ def first_order(
     schemes = sorted({scheme for group in setup.groups.values() for scheme in group.schemes})
     for scheme in schemes:
         weights = deployed_weights(model, setup, ranges, BitAssignment.uniform(setup, scheme))
-        scored = copy.deepcopy(model).requires_grad_(False)
+        scored = copy_to_quantize(model, setup).requires_grad_(False)
         parameters = {}
         for name, point in points.items():
             parameters[name] = weight_of(scored, point)
@@ -94,11 +94,17 @@ def first_order(
     }
 
 
+def copy_to_quantize(model: nn.Module, setup: QuantizerSetup) -> nn.Module:
+    """A copy with quantizable weights of its own; the others, of which an embedding is most, are shared."""
+    changed = {id(weight_of(model, point)) for point in setup.of_kind("weight").values()}
+    return copy.deepcopy(model, {id(p): p for p in model.parameters() if id(p) not in changed})
+
+
 def deployed_weights(
     model: nn.Module, setup: QuantizerSetup, ranges: RangeTable, assignment: BitAssignment
 ) -> dict[str, Tensor]:
     """Quantizer id → the weight as it is deployed."""
-    quantized = copy.deepcopy(model)
+    quantized = copy_to_quantize(model, setup)
     create_controller(quantized, setup, ranges, assignment)
     with torch.no_grad():
         return {name: weight_of(quantized, point).clone() for name, point in setup.of_kind("weight").items()}
