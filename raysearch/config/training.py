@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raysearch.config.section import Section
 from raysearch.errors import ConfigError
@@ -47,6 +47,8 @@ class TrainingConfig(Section):
         checkpoint_minutes: minutes between two checkpoints within an epoch, at most.
         loggers: where curves go besides `training.parquet`: "tensorboard", or "module:factory" of your own.
         num_workers: Ray Train workers; without `global_batch_size` the samples of a step depend on them.
+        min_workers: with how many of them training goes on while the cluster has no more, growing again when
+            it has; None: it waits for all.
         cpus_per_worker: CPUs a worker reserves.
         use_gpu: one GPU a worker, NCCL instead of gloo; None: where the fleet computes on GPUs.
         threads: torch threads of a worker.
@@ -73,10 +75,26 @@ class TrainingConfig(Section):
     checkpoint_minutes: float = Field(10.0, gt=0)
     loggers: tuple[str, ...] = ()
     num_workers: int = Field(1, ge=1)
+    min_workers: int | None = Field(None, ge=1)
     cpus_per_worker: float = Field(1.0, gt=0)
     use_gpu: bool | None = None
     threads: int = Field(1, ge=1)
     max_failures: int = Field(2, ge=0)
+
+    @model_validator(mode="after")
+    def _check_min_workers(self) -> TrainingConfig:
+        if self.min_workers is None:
+            return self
+        if self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers is {self.min_workers}, more than num_workers, {self.num_workers}")
+        if self.global_batch_size is None:
+            raise ValueError(
+                "min_workers lets the number of workers change within a training; set global_batch_size, so "
+                "that a step stays what it is"
+            )
+        for num_workers in range(self.min_workers, self.num_workers):
+            self.share_of_one(num_workers)
+        return self
 
     @property
     def is_off(self) -> bool:
@@ -90,8 +108,8 @@ class TrainingConfig(Section):
             epochs: passes over the training data.
             steps: optimizer steps in place of epochs.
         """
-        length = {"epochs": epochs, "steps": steps, "patience": None, "num_workers": 1, "loggers": ()}
-        return self.model_copy(update=length)
+        length = {"epochs": epochs, "steps": steps, "patience": None, "loggers": ()}
+        return self.model_copy(update={**length, "num_workers": 1, "min_workers": None})
 
     def share_of_one(self, num_workers: int) -> int | None:
         """Samples of an optimizer step that one of so many workers sees; None: one batch.
@@ -134,5 +152,6 @@ LATER = (
     "sync_batch_norm",
     "patience",
     "loggers",
+    "min_workers",
 )
 """Settings that runs from before they existed lack."""

@@ -137,9 +137,10 @@ def pool_session(config: Config, address: str, trains: bool = False) -> Iterator
             settings = shared_gpus(settings, num_gpus)
         if trains:
             training = settled.training
-            session.check_workers(training.num_workers, "CPU", training.cpus_per_worker)
+            least = training.min_workers or training.num_workers
+            session.check_workers(least, "CPU", training.cpus_per_worker)
             if training.use_gpu:
-                session.check_workers(training.num_workers, "GPU", 1.0)
+                session.check_workers(least, "GPU", 1.0)
         # On one machine a single worker computes what this process does, and its start costs more.
         trains_on_ray = not session.is_embedded or config.training.num_workers > 1
         # On an embedded Ray there is nobody to give workers back to.

@@ -47,6 +47,7 @@ LONG_TRAINING_ONLY = (
     "training.checkpoint_steps",
     "training.checkpoint_minutes",
     "training.num_workers",
+    "training.min_workers",
     "training.cpus_per_worker",
     "training.use_gpu",
     "training.max_failures",

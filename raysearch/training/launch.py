@@ -62,7 +62,7 @@ def train_on_ray(recipe: Recipe, storage: Storage, tell: Tell) -> Progress:
     settings = recipe.settings
     shipped = ray.put(dumps(recipe, "the training recipe"))
     scaling = ScalingConfig(
-        num_workers=settings.num_workers,
+        num_workers=group_size(settings),  # type: ignore[arg-type]
         use_gpu=bool(settings.use_gpu),
         resources_per_worker={"CPU": settings.cpus_per_worker},
     )
@@ -94,6 +94,13 @@ def train_on_ray(recipe: Recipe, storage: Storage, tell: Tell) -> Progress:
     if latest is None:
         raise TrainingError("Ray Train ended without a checkpoint; see its log in the run's folder.")
     return latest[0]
+
+
+def group_size(settings: TrainingConfig) -> int | tuple[int, int]:
+    """How many workers Ray Train is asked for; with the least and the most of them it changes the number."""
+    if settings.min_workers in (None, settings.num_workers):
+        return settings.num_workers
+    return settings.min_workers, settings.num_workers
 
 
 @contextmanager
@@ -287,13 +294,6 @@ class RayContext:
         distributed.all_gather_object(gathered, values)
         return gathered
 
-    def share_buffers(self, model: nn.Module) -> None:
-        """Give every rank the buffers of rank 0: each has statistics of its own batches."""
-        if self.world == 1:
-            return
-        for buffer in model.buffers():
-            distributed.broadcast(buffer, 0)
-
     def total(self, count: int) -> int:
         """The sum of what all ranks count."""
         if self.world == 1:
@@ -301,6 +301,13 @@ class RayContext:
         summed = torch.tensor(count, device=self.device)
         distributed.all_reduce(summed)
         return int(summed)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank the buffers of rank 0: each has statistics of its own batches."""
+        if self.world == 1:
+            return
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, 0)
 
 
 def _innermost(error: BaseException) -> str:
