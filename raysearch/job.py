@@ -17,12 +17,14 @@ from raysearch.artifacts import (
     Storage,
     codecs,
     current_status,
+    has_keys,
     new_run_id,
     resolve_run,
     retrieve,
     valid_run_id,
 )
 from raysearch.cluster.jobs import LOOPBACK, JobRequest, JobsClient, JobState
+from raysearch.cluster.upload import EXCLUDES, read_upload
 from raysearch.errors import ConfigError, JobError, StorageError
 from raysearch.records import TERMINAL_STATES, RunStatus, parse_budgets
 
@@ -45,12 +47,15 @@ class Job:
         address: the cluster's dashboard; None asks the folder alone, which knows neither logs nor a job that
             ended without a word.
         token_file: file with the cluster's token, if it is not in one of the usual places.
+        ca_file: the authority by which the certificate of an https address is checked (PEM); by default those
+            that are usual.
     """
 
     run_id: str
     storage: str
     address: str | None = None
     token_file: str | None = None
+    ca_file: str | None = None
 
     def status(self) -> RunStatus:
         """The run's status from its folder, and with an address also the cluster's word on it.
@@ -161,12 +166,16 @@ class Job:
                 f"the job of the run '{self.run_id}' is asked for, and no cluster is named; give the address "
                 "of its dashboard, such as http://HEAD:8265."
             )
-        return JobsClient(self.address, self.token_file)
+        return JobsClient(self.address, self.token_file, self.ca_file or True)
 
     def _status_of(self, job: JobState) -> RunStatus:
         states = {"SUCCEEDED": "done", "STOPPED": "cancelled", "FAILED": "failed"}
         state = states.get(job.status, "running")
         return RunStatus(self.run_id, state, stage=f"job {job.status.lower()}", message=job.message)
+
+
+def _silent(text: str) -> None:
+    """Tell nobody."""
 
 
 def submit(
@@ -181,11 +190,14 @@ def submit(
     run_id: str | None = None,
     resume: bool = False,
     working_dir: str | os.PathLike[str] | None = None,
+    exclude: Sequence[str] = (),
     python: str = "python",
     pip: Sequence[str] = (),
     env_vars: Mapping[str, str] | None = None,
     shared_fs: bool = False,
     token_file: str | None = None,
+    ca_file: str | None = None,
+    tell: Callable[[str], None] = _silent,
 ) -> Job:
     """Start `raysearch run` on a Ray cluster.
 
@@ -204,15 +216,18 @@ def submit(
         resume: go on with the run `run_id`.
         working_dir: folder to upload; default: the current folder if the task file is below it, else the
             task file's folder.
+        exclude: what of it stays here besides what a .gitignore names, as patterns of one.
         python: the interpreter on the head's PATH that has raysearch.
         pip: requirements to install for the job.
         env_vars: variables for the job; anyone who can see the cluster can read them.
         shared_fs: the local folder `storage` is one that all nodes share.
         token_file: file with the cluster's token.
+        ca_file: see `Job`.
+        tell: is given how much is uploaded, before it is.
 
     Raises:
-        ConfigError: the storage cannot be reached from the cluster, a path is wrong, or the settings are more
-            than a command line holds.
+        ConfigError: the storage cannot be reached from the cluster, a path is wrong, the working directory is
+            too large or has links that lead out of it, or the settings are more than a command line holds.
         BudgetError: the budget cannot be read.
         JobError: the cluster refuses the job or cannot be reached.
     """
@@ -237,9 +252,14 @@ def submit(
     _check_length(command)
     # The cluster remembers the job that is resumed, so the new one needs a name of its own.
     job_id = f"{name}-{new_run_id()}" if resume else name
-    request = JobRequest(command, name, job_id, folder, env_vars or {}, pip)
-    JobsClient(address, token_file).submit(request)
-    return Job(name, location, address, token_file)
+    client = JobsClient(address, token_file, ca_file or True)
+    excludes = (*EXCLUDES, *exclude)
+    if folder is not None:
+        upload = read_upload(folder, excludes)
+        upload.check()
+        tell(upload.describe())
+    client.submit(JobRequest(command, name, job_id, folder, excludes, env_vars or {}, pip))
+    return Job(name, location, address, token_file, ca_file)
 
 
 def _check_length(command: Sequence[str]) -> None:
@@ -261,6 +281,12 @@ def _storage_uri(storage: str | os.PathLike[str], address: str, shared_fs: bool)
         shared_fs: whether a folder of this machine is the same one on all nodes.
     """
     place = Storage(storage)
+    if has_keys(place.uri):
+        raise ConfigError(
+            f"the storage {place.shown()} has keys in its URI, which would be read in the cluster's jobs, "
+            "process lists and logs. Leave them out; credentials belong to the nodes (a service account, "
+            "an instance profile, or the environment that Ray was started in)."
+        )
     if place.is_local:
         check_reach(
             f"the storage '{storage}'", address, shared_fs, "an object store such as s3://bucket/runs"

@@ -4,7 +4,7 @@ from raysearch.artifacts import codecs
 from raysearch.artifacts.bulletin import Bulletin
 from raysearch.artifacts.driver_log import DRIVER_LOG, driver_log
 from raysearch.artifacts.listing import ListedRun, list_runs
-from raysearch.artifacts.location import DEFAULT_STORAGE, redact
+from raysearch.artifacts.location import DEFAULT_STORAGE, has_keys, redact
 from raysearch.artifacts.owner import current_status, owned
 from raysearch.artifacts.retrieve import copy_run, hash_file, retrieve
 from raysearch.artifacts.run_id import new_run_id, valid_run_id
@@ -24,6 +24,7 @@ __all__ = [
     "copy_run",
     "current_status",
     "driver_log",
+    "has_keys",
     "hash_file",
     "list_runs",
     "new_run_id",

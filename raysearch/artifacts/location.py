@@ -53,6 +53,17 @@ def redact(uri: str) -> str:
     return f"{match.group(0)}{bare_host}{slash}{path.rstrip('/')}"
 
 
+def has_keys(uri: str) -> bool:
+    """Whether a URI carries a user or password.
+
+    Example:
+        >>> has_keys("s3://key:secret@bucket/runs"), has_keys("s3://bucket/runs?region=x")
+        (True, False)
+    """
+    match = _SCHEME.match(uri)
+    return match is not None and "@" in uri[match.end() :].split("/")[0]
+
+
 def read_location(location: str | os.PathLike[str]) -> tuple[str, str]:
     """The scheme of a location, and its absolute path (local) or its URI as given (anything else).
 

@@ -12,7 +12,7 @@ from raysearch.artifacts import codecs
 from raysearch.artifacts.codecs import Codec
 from raysearch.artifacts.location import check_name
 from raysearch.artifacts.run_store import RUN_FILE, RunStore, resolve_run
-from raysearch.artifacts.seals import SEALS_FILE
+from raysearch.artifacts.seals import MOST_SEALS_BYTES, SEALS_FILE
 from raysearch.errors import StorageError
 from raysearch.records import ExportedFile, RunStatus
 
@@ -52,7 +52,7 @@ def copy_run(store: RunStore, to: str | os.PathLike[str]) -> Path:
     target = Path(to).expanduser().absolute()
     _claim(target, store)
     if store.has(SEALS_FILE):
-        _write(target, SEALS_FILE, store.storage.read_bytes(SEALS_FILE))
+        _write(target, SEALS_FILE, store.storage.read_bytes(SEALS_FILE, MOST_SEALS_BYTES))
     for file in manifest.files:
         _fetch(store, target, file)
     # result.json comes last, as in the run itself: where it is, everything else is.
@@ -161,6 +161,9 @@ def _fetch(store: RunStore, target: Path, file: ExportedFile) -> None:
             for chunk in store.storage.read_chunks(name):
                 digest.update(chunk)
                 size += sink.write(chunk)
+                # One that goes on and on must not fill the disk.
+                if size > file.size_bytes:
+                    break
         if size != file.size_bytes:
             raise _differs(store, name, "size", f"{size} bytes", f"{file.size_bytes} bytes")
         if digest.hexdigest() != file.sha256:

@@ -29,6 +29,9 @@ _CANNOT_BE_COMPUTED = (
     "Copy the run again, or start it anew with another --run-id: nothing else says what it was started with."
 )
 
+MOST_JSON_BYTES = 256 << 20
+"""Of a record that is text: parsed it takes many times as much memory."""
+
 _PAUSES = (0.05, 0.2, 1.0)
 """Seconds after which a record of an object store that looks damaged is read again."""
 
@@ -129,7 +132,7 @@ class RunStore:
             raise StorageError(
                 f"there is no run '{self.run_id}': {self.uri} {why}. Check the run id and --storage."
             )
-        data = self.storage.read_bytes(RUN_FILE)
+        data = self.storage.read_bytes(RUN_FILE, MOST_JSON_BYTES)
         if self._sealed:
             self._seals.check(RUN_FILE, data, _CANNOT_BE_COMPUTED)
         record = read_run_record(data, self.storage.shown(RUN_FILE))
@@ -229,7 +232,8 @@ class RunStore:
         """
         files: list[SavedFile] = []
         for name in codec.files:
-            data = self.storage.read_bytes(name)
+            most = MOST_JSON_BYTES if name.endswith(".json") else None
+            data = self.storage.read_bytes(name, most)
             if codec.sealed and self._sealed:
                 self._seals.check(name, data, _CAN_BE_COMPUTED)
             files.append(SavedFile(data, self.storage.shown(name)))

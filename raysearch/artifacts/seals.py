@@ -15,6 +15,8 @@ SEALS_FILE = "seals.json"
 
 _DIGEST_BYTES = 16
 
+MOST_SEALS_BYTES = 64 << 20
+
 
 def seal_of(data: bytes) -> str:
     """BLAKE2b of a file's content, 128 bits in hexadecimal digits."""
@@ -103,7 +105,7 @@ class Seals:
         shown = self._storage.shown(SEALS_FILE)
         if not self._storage.exists(SEALS_FILE):
             raise DamagedFileError(f"{shown} is missing: nothing says that the run's files are whole. {_WAY}")
-        data = self._storage.read_bytes(SEALS_FILE)
+        data = self._storage.read_bytes(SEALS_FILE, MOST_SEALS_BYTES)
         try:
             record = from_json(data, shown)
         except StorageError as error:

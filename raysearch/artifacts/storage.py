@@ -82,15 +82,24 @@ class Storage:
             )
         return Path(self.uri, check_name(name)) if name else Path(self.uri)
 
-    def read_bytes(self, name: str) -> bytes:
+    def read_bytes(self, name: str, most: int | None = None) -> bytes:
         """The whole content of a file.
 
+        Args:
+            name: of the file.
+            most: bytes that it may have; none of a larger one are read.
+
         Raises:
-            StorageError: it is missing or cannot be read.
+            StorageError: it is missing, too large, or cannot be read.
         """
 
         def read() -> bytes:
             with self._filesystem.open_input_file(self._path(name)) as stream:
+                if most is not None and stream.size() > most:
+                    raise StorageError(
+                        f"{self.shown(name)} has {stream.size():,} bytes, and raysearch writes {most:,} at "
+                        "most: it is not read. Whoever wrote it, do not use this folder."
+                    )
                 return cast(bytes, stream.read())
 
         return self._done("read", name, read)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ from raysearch.cli.command import Show, command
 from raysearch.cli.options import (
     DEFAULT_KIND,
     BudgetOption,
+    CaOption,
     ConfigOption,
     DataOption,
     DropOption,
@@ -65,12 +67,16 @@ def submit(
     working_dir: Annotated[
         str | None, typer.Option(help="folder to upload; the task file lies in it")
     ] = None,
+    exclude: Annotated[
+        list[str], typer.Option(help="pattern of files that are not uploaded, as in a .gitignore")
+    ] = [],
     python: Annotated[str, typer.Option(help="interpreter on the head that has raysearch")] = "python",
     pip: Annotated[list[str], typer.Option(help="requirement to install for the job")] = [],
     shared_fs: Annotated[
         bool, typer.Option("--shared-fs", help="all nodes share the storage folder")
     ] = False,
     token_file: TokenOption = None,
+    ca_file: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Start a run on a Ray cluster; prints the run id."""
@@ -86,10 +92,13 @@ def submit(
             run_id=run_id,
             resume=resume,
             working_dir=working_dir,
+            exclude=exclude,
             python=python,
             pip=pip,
             shared_fs=shared_fs,
             token_file=token_file,
+            ca_file=ca_file,
+            tell=partial(typer.echo, err=True),
         )
         show(
             {"run_id": job.run_id, "storage": job.storage, "address": job.address},
@@ -104,11 +113,12 @@ def status(
     address: MaybeHead = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="go on showing it until the run ends")] = False,
     token_file: TokenOption = None,
+    ca_file: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """State, stage and progress of a run."""
     with command(as_json) as show:
-        job = Job(run, storage, address, token_file)
+        job = Job(run, storage, address, token_file, ca_file)
         _show_status(_watched(job, None) if watch else job.status(), show)
 
 
@@ -119,11 +129,12 @@ def wait(
     address: MaybeHead = None,
     timeout: Annotated[float | None, typer.Option(help="seconds")] = None,
     token_file: TokenOption = None,
+    ca_file: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Wait until a run ends; exit code 0 only when it is done."""
     with command(as_json) as show:
-        end = _watched(Job(run, storage, address, token_file), timeout)
+        end = _watched(Job(run, storage, address, token_file, ca_file), timeout)
         _show_status(end, show)
     if end.state != "done":
         raise typer.Exit(1)
@@ -145,11 +156,12 @@ def logs(
     storage: StorageOption = DEFAULT_STORAGE,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the job ends")] = False,
     token_file: TokenOption = None,
+    ca_file: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What a run's job printed; without --address what its driver logged in the run's folder."""
     with command(as_json) as show:
-        job = Job(run, storage, address, token_file)
+        job = Job(run, storage, address, token_file, ca_file)
         if follow and not as_json:
             for piece in job.follow():
                 sys.stdout.write(piece)
@@ -165,11 +177,12 @@ def cancel(
     address: HeadOption,
     storage: StorageOption = DEFAULT_STORAGE,
     token_file: TokenOption = None,
+    ca_file: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Stop a run's job; finished work is kept."""
     with command(as_json) as show:
-        _show_status(Job(run, storage, address, token_file).cancel(), show)
+        _show_status(Job(run, storage, address, token_file, ca_file).cancel(), show)
 
 
 def _show_status(status: RunStatus, show: Show) -> None:

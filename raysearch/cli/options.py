@@ -87,6 +87,9 @@ HeadOption = Annotated[str, typer.Option("--address", help="the cluster's dashbo
 MaybeHead = Annotated[
     str | None, typer.Option("--address", help="the cluster's dashboard, to ask its job too")
 ]
+CaOption = Annotated[
+    str | None, typer.Option("--ca-file", help="authority to check an https address by (PEM)")
+]
 TokenOption = Annotated[str | None, typer.Option("--token-file", help="file with the cluster's token")]
 
 

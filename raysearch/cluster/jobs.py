@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from raysearch.cluster.auth import auth_headers, find_token
+from raysearch.cluster.upload import EXCLUDES
 from raysearch.errors import ConfigError, JobError
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8265
-EXCLUDES = (".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", "/runs")
-"""What stays at home when a working directory is uploaded, as patterns of a .gitignore."""
-
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Names of this machine."""
 
@@ -63,7 +61,8 @@ class JobRequest:
         entrypoint: the command and its arguments; quoted for the shell that runs it.
         run_id: the run that the job works on; `JobsClient.find` finds the job by it.
         job_id: names the job; "" is the run's name. Two jobs of a cluster cannot have the same.
-        working_dir: a folder to upload and run in, without `EXCLUDES` and what its .gitignore names.
+        working_dir: a folder to upload and run in, without what its .gitignore names.
+        excludes: what else stays at home, as patterns of a .gitignore.
         env_vars: for the job and its workers. Anyone who can see the cluster can read them.
         pip: requirements to install for the job.
     """
@@ -72,6 +71,7 @@ class JobRequest:
     run_id: str
     job_id: str = ""
     working_dir: str | Path | None = None
+    excludes: Sequence[str] = EXCLUDES
     env_vars: Mapping[str, str] = field(default_factory=dict)
     pip: Sequence[str] = ()
 
@@ -84,7 +84,7 @@ class JobRequest:
         """The same in the words of Ray's own client."""
         runtime_env: dict[str, Any] = {}
         if self.working_dir is not None:
-            runtime_env |= {"working_dir": str(self.working_dir), "excludes": list(EXCLUDES)}
+            runtime_env |= {"working_dir": str(self.working_dir), "excludes": list(self.excludes)}
         if self.env_vars:
             runtime_env["env_vars"] = dict(self.env_vars)
         if self.pip:
@@ -114,6 +114,14 @@ class JobsClient:
     address: str
     token_file: str | Path | None = None
     verify: bool | str = True
+
+    def __post_init__(self) -> None:
+        # `requests` would tell of it in a traceback, after the connection.
+        if isinstance(self.verify, str) and not Path(self.verify).is_file():
+            raise ConfigError(
+                f"--ca-file names {self.verify}, which is no file; give the certificate (PEM) of the "
+                "authority that signed the cluster's."
+            )
 
     def submit(self, request: JobRequest) -> str:
         """Start a job.
@@ -224,6 +232,12 @@ class JobsClient:
                 "its file by token_file"
             ) from error
         except OSError as error:
+            # Ray says only that it failed.
+            if "CERTIFICATE_VERIFY_FAILED" in f"{error} {error.__context__}":
+                raise JobError(
+                    f"the certificate of {url} is not trusted. Name the authority that signed it by "
+                    "--ca-file FILE (PEM); to go on without a check is not offered"
+                ) from error
             raise JobError(
                 f"no Ray dashboard answers at {url}: {error}. Check the address (the dashboard's port is "
                 "8265 by default) and that the cluster is up; a cluster in Kubernetes needs a port-forward "

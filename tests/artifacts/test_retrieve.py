@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from raysearch.artifacts import RunStore, Storage, codecs, hash_file, retrieve
+from raysearch.artifacts import RunStore, Storage, codecs, hash_file, retrieve, run_store, storage
 from raysearch.artifacts.seals import Seals
 from raysearch.errors import StorageError
 from raysearch.records import RunStatus
@@ -66,6 +66,17 @@ def test_a_truncated_file_is_found(done, tmp_path):
     data = done.storage.read_bytes("model/onnx/model.onnx")
     done.storage.write_bytes("model/onnx/model.onnx", data[:-1])
     with pytest.raises(StorageError, match=r"onnx/model\.onnx differs .*size is 255 bytes, .*256 bytes"):
+        retrieve("run-1", tmp_path / "runs", tmp_path / "out")
+
+
+def test_files_beyond_any_measure_are_not_read(done, tmp_path, monkeypatch):
+    path = done.storage.local_path("model/model.safetensors")
+    path.write_bytes(path.read_bytes() * 10)
+    monkeypatch.setattr(storage, "CHUNK_BYTES", 500)
+    with pytest.raises(StorageError, match="its size is 4500 bytes"):
+        retrieve("run-1", tmp_path / "runs", tmp_path / "out")
+    monkeypatch.setattr(run_store, "MOST_JSON_BYTES", 100)
+    with pytest.raises(StorageError, match=r"run.json has [\d,]+ bytes, and raysearch writes 100 at most"):
         retrieve("run-1", tmp_path / "runs", tmp_path / "out")
 
 

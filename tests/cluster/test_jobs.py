@@ -1,10 +1,17 @@
+import datetime
+import ipaddress
 import os
+import ssl
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from raysearch.cluster import jobs
 from raysearch.cluster.auth import auth_environment
@@ -90,6 +97,45 @@ def test_a_token_that_ray_remembers_of_another_cluster_is_not_sent(tmp_path, mon
             JobsClient(f"127.0.0.1:{server.server_port}").state("run-1")
         server.shutdown()
     assert server.tokens == [None]
+
+
+def self_signed(folder):
+    """A certificate that no authority has signed but itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    kinds = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(key.private_bytes(*kinds))
+    (folder / "ca.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    return folder / "ca.pem", folder / "key.pem"
+
+
+def test_a_certificate_is_checked_by_the_authority_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYSEARCH_TOKEN", "secret")
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with HTTPServer(("127.0.0.1", 0), Locked) as server:
+        server.tokens = []
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        address = f"https://127.0.0.1:{server.server_port}"
+        with pytest.raises(JobError, match=r"certificate .* is not trusted.*--ca-file FILE"):
+            JobsClient(address).state("run-1")
+        assert server.tokens == [], "nothing is said to whom nobody vouches for"
+        with pytest.raises(JobError, match="wants a token"):
+            JobsClient(address, verify=str(certificate)).state("run-1")
+        server.shutdown()
+    assert server.tokens == ["Bearer secret"]
+    with pytest.raises(ConfigError, match=r"--ca-file names .*none.pem, which is no file"):
+        JobsClient(address, verify=str(tmp_path / "none.pem"))
 
 
 @pytest.mark.ray
