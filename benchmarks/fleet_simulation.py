@@ -1,9 +1,10 @@
 """A discrete-event model of a fleet: what the pool's rules cost on more workers than there are here.
 
-Modelled: workers that become ready after a start-up time; one driver that hands out units one after another;
-up to `depth` units on their way to a worker; nodes that are slower than others; workers that die at a given
-rate, whose units go back to the front of the queue and run again after a replacement has started. Not
-modelled: bandwidth of the storage, and a scheduler that grants workers late.
+Modelled: workers that become ready after a start-up time; one driver that hands out messages one after
+another, each of as many units as the pool's own rule says; up to `depth` of them on their way to a worker;
+nodes that are slower than others; workers that die at a given rate, whose units go back to the front of the
+queue and run again after a replacement has started. Not modelled: bandwidth of the storage, and a scheduler
+that grants workers late.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from raysearch.cluster.messages import portion
+
 WORKERS_PER_NODE = 8
+UNIT_TIMEOUT = 600.0
+"""The default of `cluster.unit_timeout_seconds`."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,9 @@ class FleetModel:
 
     Attributes:
         num_workers: workers, `WORKERS_PER_NODE` on a node.
-        depth: units in flight per worker.
-        driver_seconds: of the driver per unit: send, take in, write to disk.
+        depth: messages in flight per worker.
+        driver_seconds: of the driver per unit: pack, take in, write to disk.
+        message_seconds: of the driver per message, however many units it holds.
         startup_seconds: (least, most) until a worker is ready, drawn evenly; for replacements too.
         failures_per_hour: deaths per worker-hour.
         detection_seconds: until a death is noticed.
@@ -37,6 +43,7 @@ class FleetModel:
     num_workers: int
     depth: int = 2
     driver_seconds: float = 0.0
+    message_seconds: float = 0.0
     startup_seconds: tuple[float, float] = (0.0, 0.0)
     failures_per_hour: float = 0.0
     detection_seconds: float = 0.0
@@ -59,7 +66,7 @@ class _Worker:
     slowness: float
     life: int = 0
     is_alive: bool = False
-    on_the_way: deque[int] = field(default_factory=deque)
+    on_the_way: deque[list[int]] = field(default_factory=deque)
     arrived: int = 0
     is_busy: bool = False
 
@@ -79,6 +86,8 @@ class _Simulation:
         self.events: list[tuple[float, int, str, int, int]] = []
         self.count = self.deaths = self.sent = self.done = 0
         self.driver_free = 0.0
+        # What the driver has measured of a unit, as the pool does.
+        self.unit_seconds = 0.0
 
     def at(self, time: float, kind: str, number: int) -> None:
         self.count += 1
@@ -100,7 +109,7 @@ class _Simulation:
         return Outcome(now, efficiency, self.deaths, self.sent - self.done - self.unanswered())
 
     def unanswered(self) -> int:
-        return sum(len(worker.on_the_way) for worker in self.workers)
+        return sum(len(message) for worker in self.workers for message in worker.on_the_way)
 
     def startup(self) -> float:
         return float(self.rng.uniform(*self.fleet.startup_seconds))
@@ -113,7 +122,8 @@ class _Simulation:
 
     def fail(self, now: float, number: int) -> None:
         old = self.workers[number]
-        self.queue.extendleft(reversed(old.on_the_way))
+        lost = [unit for message in old.on_the_way for unit in message]
+        self.queue.extendleft(reversed(lost))
         self.workers[number] = _Worker(old.slowness, old.life + 1)
         self.hungry.discard(number)
         self.deaths += 1
@@ -127,11 +137,19 @@ class _Simulation:
                     return
                 worker = self.workers[number]
                 if len(worker.on_the_way) == load:
-                    worker.on_the_way.append(self.queue.popleft())
-                    self.sent += 1
-                    self.driver_free = max(now, self.driver_free) + self.fleet.driver_seconds
+                    message = self.next_message()
+                    worker.on_the_way.append(message)
+                    self.sent += len(message)
+                    cost = self.fleet.message_seconds + len(message) * self.fleet.driver_seconds
+                    self.driver_free = max(now, self.driver_free) + cost
                     self.at(self.driver_free, "arrive", number)
         self.hungry = {n for n in self.hungry if len(self.workers[n].on_the_way) < self.fleet.depth}
+
+    def next_message(self) -> list[int]:
+        workers = len(self.workers)
+        slots = workers * self.fleet.depth
+        size = portion(len(self.queue) - 1, slots, workers, self.unit_seconds, UNIT_TIMEOUT / 10)
+        return [self.queue.popleft() for _ in range(size)]
 
     def arrive(self, now: float, number: int) -> None:
         self.workers[number].arrived += 1
@@ -141,14 +159,18 @@ class _Simulation:
         worker = self.workers[number]
         if worker.arrived and not worker.is_busy:
             worker.is_busy = True
-            self.at(now + self.seconds[worker.on_the_way[0]] * worker.slowness, "finish", number)
+            self.at(now + self.takes(worker), "finish", number)
+
+    def takes(self, worker: _Worker) -> float:
+        return sum(self.seconds[unit] for unit in worker.on_the_way[0]) * worker.slowness
 
     def finish(self, now: float, number: int) -> None:
         worker = self.workers[number]
-        worker.on_the_way.popleft()
+        each = self.takes(worker) / len(worker.on_the_way[0])
+        self.unit_seconds = each if not self.unit_seconds else 0.8 * self.unit_seconds + 0.2 * each
+        self.done += len(worker.on_the_way.popleft())
         worker.arrived -= 1
         worker.is_busy = False
-        self.done += 1
         self.hungry.add(number)
         self.start(now, number)
 

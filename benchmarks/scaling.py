@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from benchmarks.fleet_simulation import FleetModel, simulate
 from raysearch import Task
 from raysearch.artifacts import RunStore, UnitLog
 from raysearch.calibration import calibrate
+from raysearch.cluster import messages
 from raysearch.cluster.pool import LocalPool, Pool
 from raysearch.cluster.ray_pool import RayPool
 from raysearch.cluster.resuming import ResumingPool
@@ -41,6 +43,8 @@ RESULTS = Path(__file__).parent / "results"
 WORKERS = (1, 8, 64, 256, 1000)
 UNIT_SECONDS = (1.0, 5.0, 30.0)
 UNITS_PER_WORKER = 200
+PLACES = ("pool alone", "with the unit log on disk")
+SIZES = {"one a message": 1, "together": messages.MOST_IN_MESSAGE}
 FLEET: dict[str, Any] = {
     "startup_seconds": (30.0, 90.0),
     "failures_per_hour": 0.01,
@@ -66,7 +70,8 @@ too is the machine's share of the loss: two cores then give no more than the cei
 
 ## Through the driver, measured
 
-{units} no-op units a round on 2 actors, which share the cores with the driver.
+{units} no-op units a round on 2 actors, which share the cores with the driver: one a message, and as many
+as the pool's rule sends together (`raysearch/cluster/messages.py`).
 
 {driver}
 
@@ -74,17 +79,19 @@ too is the machine's share of the loss: two cores then give no more than the cei
 
 Not measured: a discrete-event model (`fleet_simulation.py`) of {per_worker} units a worker. Unit times
 are drawn from those of the traces above, with the stragglers of a busy machine among them, and scaled to
-the median of the case. The driver takes {driver_ms:.2f} ms a unit, one after another: its CPU time with
-the log, above. Assumed: start-up in 30–90 s, one death in 100 worker-hours, noticed after 30 s, its
-units run again; one node of 8 workers in ten is 1.3 times slower; depth 2. Efficiency is useful work at
-normal speed / (workers · time to the last answer), start-up included.
+the median of the case. The driver takes {message_ms:.2f} ms a message and {driver_ms:.2f} ms a unit, one
+after another: its CPU time with the log, above. Assumed: start-up in 30–90 s, one death in 100 worker-hours,
+noticed after 30 s, its units run again; one node of 8 workers in ten is 1.3 times slower; depth 2. Efficiency
+is useful work at normal speed / (workers · time to the last answer), start-up included.
 
 {curves}
 
 ![efficiency over workers](scaling.png)
 
-One driver hands out {rate:.0f} units a second, so {workers} workers starve with units below
-{shortest:.1f} s. With short units the run itself is short, and the start-up is most of what is lost.
+With short units the run itself is short: {per_worker} units of 1 s take {per_worker} s, and the start-up of
+30–90 s is most of what is lost. The same without any start-up, deaths and slow nodes as before:
+
+{warm_curves}
 """
 
 
@@ -132,7 +139,7 @@ class Stages:
     """The trace and the response stage on one model, over any pool."""
 
     def __init__(self) -> None:
-        self.inputs = check_inputs(task(), Config(), ("avg_bits<=4",))
+        self.inputs = check_inputs(task(), Config().settled(has_gpus=False), ("avg_bits<=4",))
         self.shards = len(self.inputs.samples.calibration)
         local = LocalPool(self.replica())
         self.ranges: RangeTable = calibrate(self.inputs.setup, local, self.shards)
@@ -178,9 +185,11 @@ def measure_stages(rounds: int) -> dict[str, dict[int, list[dict[str, Any]]]]:
     return found
 
 
-def measure_driver(num_units: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Case → (units a second, CPU milliseconds of the driver per unit) of each round, with no-op units."""
-    found: dict[str, list[tuple[float, float]]] = {"pool alone": [], "with the unit log on disk": []}
+def measure_driver(num_units: int, rounds: int) -> dict[str, list[tuple[float, float, float]]]:
+    """Case → (units a second, driver's CPU ms per unit, units a message) of each round, with no-op units."""
+    found: dict[str, list[tuple[float, float, float]]] = {
+        f"{place}, {size}": [] for place in PLACES for size in SIZES
+    }
     units: dict[tuple[str | int, ...], tuple[int]] = {(n,): (n,) for n in range(num_units)}
     with (
         contextlib.closing(RayPool(None, ClusterConfig(workers=2))) as pool,
@@ -190,25 +199,57 @@ def measure_driver(num_units: int, rounds: int) -> dict[str, list[tuple[float, f
         store = RunStore(folder, "run")
         store.create({}, {}, {})
         for number in range(rounds):
-            logged = ResumingPool(pool, UnitLog(store), f"round-{number}", lambda done, total: None)
-            pools: tuple[Pool, ...] = (pool, logged)
-            for name, used in zip(found, pools, strict=True):
-                wall, cpu = time.monotonic(), time.process_time()
-                assert sum(1 for _ in used.run(nothing, units)) == num_units
-                wall, cpu = time.monotonic() - wall, time.process_time() - cpu
-                found[name].append((num_units / wall, cpu / num_units * 1e3))
+            for size, most in SIZES.items():
+                stage = f"round-{number}-{most}"
+                logged = ResumingPool(pool, UnitLog(store), stage, lambda done, total: None)
+                pools: tuple[Pool, ...] = (pool, logged)
+                for place, used in zip(PLACES, pools, strict=True):
+                    with mock.patch.object(messages, "MOST_IN_MESSAGE", most), counted(pool) as sent:
+                        wall, cpu = time.monotonic(), time.process_time()
+                        assert sum(1 for _ in used.run(nothing, units)) == num_units
+                        wall, cpu = time.monotonic() - wall, time.process_time() - cpu
+                    row = (num_units / wall, cpu / num_units * 1e3, num_units / len(sent))
+                    found[f"{place}, {size}"].append(row)
     return found
 
 
-def simulated(shape: np.ndarray, driver_seconds: float) -> dict[str, dict[int, float]]:
-    """Case → workers → efficiency; unit times are drawn from measured ones, scaled to the case's median."""
+@contextlib.contextmanager
+def counted(pool: RayPool) -> Iterator[list[Any]]:
+    """The messages that a pool sends meanwhile."""
+    sent: list[Any] = []
+    send = pool._next_keys
+
+    def next_keys(batch: Any) -> Any:
+        sent.append(send(batch))
+        return sent[-1]
+
+    with mock.patch.object(pool, "_next_keys", next_keys):
+        yield sent
+
+
+def driver_costs(driver: Mapping[str, list[tuple[float, float, float]]]) -> tuple[float, float]:
+    """Seconds of the driver's CPU (a message, a unit), from the least of both sizes of messages."""
+    alone, together = (min(driver[f"{PLACES[1]}, {size}"], key=lambda row: row[1]) for size in SIZES)
+    message = max(0.0, (alone[1] - together[1]) / (1 - 1 / together[2]))
+    return message / 1e3, (alone[1] - message) / 1e3
+
+
+def simulated(shape: np.ndarray, costs: tuple[float, float], **options: Any) -> dict[str, dict[int, float]]:
+    """Case → workers → efficiency; unit times are drawn from measured ones, scaled to the case's median.
+
+    Args:
+        shape: measured unit times.
+        costs: of the driver, see `driver_costs`.
+        options: of the fleet in place of `FLEET`'s.
+    """
     curves: dict[str, dict[int, float]] = {}
     for median in UNIT_SECONDS:
         curve = curves[f"units of {median:g} s"] = {}
         for workers in WORKERS:
             drawn = np.random.default_rng(0).choice(shape, UNITS_PER_WORKER * workers)
             units = (drawn * median / np.median(shape)).tolist()
-            fleet = FleetModel(workers, driver_seconds=driver_seconds, **FLEET)
+            driver = {"message_seconds": costs[0], "driver_seconds": costs[1]}
+            fleet = FleetModel(workers, **{**FLEET, **driver, **options})
             curve[workers] = simulate(units, fleet).efficiency
     return curves
 
@@ -258,11 +299,17 @@ def stage_lines(found: Mapping[str, Mapping[int, list[dict[str, Any]]]]) -> list
     return lines
 
 
-def driver_lines(found: Mapping[str, list[tuple[float, float]]]) -> list[str]:
-    lines = ["| no-op units | units/s, best | median | driver CPU ms a unit, least |", "|---|---|---|---|"]
+def driver_lines(found: Mapping[str, list[tuple[float, float, float]]]) -> list[str]:
+    lines = [
+        "| no-op units | units/s, best | median | driver CPU ms a unit, least | units a message |",
+        "|---|---|---|---|---|",
+    ]
     for name, rounds in found.items():
-        rates, cpus = zip(*rounds, strict=True)
-        lines.append(f"| {name} | {max(rates):.0f} | {statistics.median(rates):.0f} | {min(cpus):.2f} |")
+        rates, cpus, sizes = zip(*rounds, strict=True)
+        lines.append(
+            f"| {name} | {max(rates):.0f} | {statistics.median(rates):.0f} | {min(cpus):.2f} | "
+            f"{statistics.mean(sizes):.1f} |"
+        )
     return lines
 
 
@@ -286,8 +333,9 @@ def main() -> None:
         stages = measure_stages(options.rounds)
         driver = measure_driver(options.units, 3)
     shape = np.array([wall for run in stages["traces"][1] for wall, _ in run["units"]])
-    driver_seconds = min(cpu for _, cpu in driver["with the unit log on disk"]) / 1e3
-    curves = simulated(shape, driver_seconds)
+    costs = driver_costs(driver)
+    curves = simulated(shape, costs)
+    warm = simulated(shape, costs, startup_seconds=(0.0, 0.0))
     RESULTS.mkdir(exist_ok=True)
     draw(curves, RESULTS / "scaling.png")
     page = PAGE.format(
@@ -302,10 +350,10 @@ def main() -> None:
         driver="\n".join(driver_lines(driver)),
         curves="\n".join(curve_lines(curves)),
         per_worker=UNITS_PER_WORKER,
-        driver_ms=driver_seconds * 1e3,
-        rate=1 / driver_seconds,
+        message_ms=costs[0] * 1e3,
+        driver_ms=costs[1] * 1e3,
+        warm_curves="\n".join(curve_lines(warm)),
         workers=WORKERS[-1],
-        shortest=WORKERS[-1] * driver_seconds,
     )
     (RESULTS / "scaling.md").write_text(page)
     print(page)

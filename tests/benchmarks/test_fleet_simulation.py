@@ -36,6 +36,13 @@ def test_tiny_units_are_bound_by_the_driver(fleet):
     assert outcome.seconds == pytest.approx(5.0, rel=1e-6)
 
 
+def test_units_that_travel_together_spare_the_driver(fleet):
+    # A driver of 1 ms a message and .2 ms a unit gives 833 units a second one by one, and 1,000 are wanted.
+    options = {"driver_seconds": 0.0002, "message_seconds": 0.001}
+    outcome = fleet.simulate([1.0] * 20_000, fleet.FleetModel(1000, **options))
+    assert outcome.efficiency > 0.85
+
+
 def test_depth_two_hides_the_driver_and_depth_one_does_not(fleet):
     hidden = fleet.simulate([1.0] * 40, fleet.FleetModel(1, depth=2, driver_seconds=0.25))
     shown = fleet.simulate([1.0] * 40, fleet.FleetModel(1, depth=1, driver_seconds=0.25))
