@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.support.object_store import ObjectStore, started_store
 from tests.support.patience import started_ray
 from tests.support.process_watch import ProcessWatch
 from tests.support.ray_head import Head, started_head
@@ -85,6 +86,13 @@ def ray_cluster() -> Iterator[None]:
     """
     with started_ray("local", 2, num_train_workers=5, object_store_bytes=80 << 20):
         yield
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """An S3 server with one bucket, in this process, for the whole suite."""
+    with started_store() as store:
+        yield store
 
 
 @pytest.fixture(scope="session")

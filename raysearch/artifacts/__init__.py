@@ -5,6 +5,7 @@ from raysearch.artifacts.bulletin import Bulletin
 from raysearch.artifacts.driver_log import DRIVER_LOG, driver_log
 from raysearch.artifacts.listing import ListedRun, list_runs
 from raysearch.artifacts.location import DEFAULT_STORAGE, has_keys, redact
+from raysearch.artifacts.outage import OUTAGE_SECONDS
 from raysearch.artifacts.owner import current_status, owned
 from raysearch.artifacts.retrieve import copy_run, hash_file, retrieve
 from raysearch.artifacts.run_id import new_run_id, valid_run_id
@@ -15,6 +16,7 @@ from raysearch.artifacts.unit_log import UnitLog
 __all__ = [
     "DEFAULT_STORAGE",
     "DRIVER_LOG",
+    "OUTAGE_SECONDS",
     "Bulletin",
     "ListedRun",
     "RunStore",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from raysearch.artifacts import Storage
+from raysearch.artifacts import OUTAGE_SECONDS, Storage
 from raysearch.cluster.shipping import dumps, loads
 from raysearch.config import TrainingConfig
 from raysearch.determinism import set_reproducible
@@ -218,7 +218,7 @@ def _worker(config: dict[str, Any]) -> Any:
     recipe: Recipe = loads(ray.get(config["recipe"][0]))
     torch.set_num_threads(recipe.settings.threads)
     set_reproducible(recipe.deterministic, warn_only=True)
-    storage = Storage(config["folder"])
+    storage = Storage(config["folder"], OUTAGE_SECONDS)
     if storage.exists(FAILED):
         return storage.read_bytes(FAILED).decode()
     context = RayContext(storage, config["board"])

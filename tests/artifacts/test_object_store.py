@@ -10,13 +10,6 @@ from raysearch.errors import StorageError
 from raysearch.pipeline.progress import Progress
 from raysearch.records import RunStatus
 from tests.support import pool_units
-from tests.support.object_store import started_store
-
-
-@pytest.fixture(scope="module")
-def object_store():
-    with started_store() as store:
-        yield store
 
 
 @pytest.fixture
@@ -99,7 +92,7 @@ def test_what_another_try_cannot_mend_is_told_at_once(object_store, monkeypatch)
 def test_a_record_that_is_replaced_while_it_is_read_is_read_again(in_bucket, monkeypatch):
     in_bucket.save(codecs.STATUS, RunStatus("run", "running", "search"))
     contents = [b'{"run_id": "run", "sta', in_bucket.storage.read_bytes("status.json")]
-    monkeypatch.setattr(in_bucket.storage, "read_bytes", lambda name: contents.pop(0))
+    monkeypatch.setattr(in_bucket.storage, "read_bytes", lambda name, most: contents.pop(0))
     assert in_bucket.load(codecs.STATUS).stage == "search"
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import raysearch
+from raysearch.artifacts import Storage
 from tests.support import toy_task
 from tests.support.command_line import QUICK, TOY, document, run_command
 from tests.support.patience import HANG_SECONDS, wait_until
@@ -19,8 +20,8 @@ SETS = [part for text in [*QUICK, "training.epochs=1"] for part in ("--set", tex
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_search_is_submitted_watched_and_retrieved(ray_head, tmp_path):
-    storage = tmp_path / "runs"
+def test_a_search_in_a_bucket_is_submitted_watched_and_retrieved(ray_head, object_store, tmp_path):
+    storage = object_store.uri("runs")
     head = ["--address", ray_head.address, "--token-file", ray_head.token_file, "--storage", storage]
     process = run_command(
         "submit", f"{TOY}:make_task", "--budget", "avg_bits<=3.5", "--run-id", "job", *head, *SETS,
@@ -28,6 +29,7 @@ def test_a_search_is_submitted_watched_and_retrieved(ray_head, tmp_path):
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert process.stdout.strip() == "job"
+    assert process.stderr.startswith("uploads ")
 
     early = document(run_command("status", "job", *head, "--json"))
     assert early["state"] in ("running", "done")
@@ -37,6 +39,7 @@ def test_a_search_is_submitted_watched_and_retrieved(ray_head, tmp_path):
     assert document(waited)["state"] == "done"
     assert "search" in logs.stdout
 
+    assert not [name for name in Storage(storage).list() if "/units/" in name]
     folder = raysearch.retrieve("job", storage, tmp_path / "here")
     model = raysearch.load_model(folder / "model")
     images, labels = toy_task.data(64, 2).tensors

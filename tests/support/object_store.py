@@ -6,8 +6,6 @@ import urllib.request
 from collections import Counter
 
 import pytest
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 KEYS = {
     "AWS_ACCESS_KEY_ID": "key",
@@ -16,13 +14,6 @@ KEYS = {
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 """What a client of it needs in its environment."""
-
-
-class Silent(WSGIRequestHandler):
-    """Writes no log."""
-
-    def log(self, *arguments):
-        pass
 
 
 class ObjectStore:
@@ -35,6 +26,14 @@ class ObjectStore:
     """
 
     def __init__(self):
+        # Half a second's import, for the tests that need it.
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import WSGIRequestHandler, make_server
+
+        class Silent(WSGIRequestHandler):
+            def log(self, *arguments):
+                """Write no log."""
+
         self.requests = Counter()
         self.failures = 0
         self.refusal = "503 Slow Down"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from raysearch.cluster.jobs import JobsClient
 from raysearch.errors import JobError
+from tests.support import object_store
 from tests.support.patience import wait_until
 
 
@@ -84,6 +85,8 @@ def started_head():
     command += [f"--{name}={value}" for name, value in options.items()]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    # As operators do it: the nodes have the keys of the bucket, and no run carries them.
+    environment |= object_store.KEYS
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token_file)}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
