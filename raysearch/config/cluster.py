@@ -25,7 +25,8 @@ class ClusterConfig(Section):
         threads: torch and BLAS threads of a worker.
         device: where a worker computes; "auto" takes GPUs where the cluster, or this machine, has any.
         deterministic: whether an operation without a deterministic implementation is refused.
-        cache_bytes: what a worker may keep between forwards.
+        cache_bytes: what a worker may keep between forwards; None: 1 GiB, and of a language model a quarter of
+            its weights at most.
         unit_timeout_seconds: after which a unit counts as hung, and is given to another worker.
         startup_timeout_seconds: after which a worker that has its CPUs and is not ready is replaced, and a
             cluster that can never hold one is an error.
@@ -39,7 +40,7 @@ class ClusterConfig(Section):
     threads: int = Field(1, ge=1)
     device: Literal["cpu", "cuda", "auto"] = "auto"
     deterministic: bool = True
-    cache_bytes: int = Field(2**30, ge=0)
+    cache_bytes: int | None = Field(None, ge=0)
     unit_timeout_seconds: float = Field(600.0, gt=0)
     startup_timeout_seconds: float = Field(300.0, gt=0)
 

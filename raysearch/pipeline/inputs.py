@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from raysearch.calibration import choose_rules
-from raysearch.config import CalibrationConfig, ClusterConfig, Config, SearchConfig
+from raysearch.config import CalibrationConfig, Config, SearchConfig
 from raysearch.errors import BudgetError, ConfigError, RaysearchError, TaskError
 from raysearch.evaluation import Batch, Objective
 from raysearch.evaluation.batches import is_changed, own_batch, tensors_of
@@ -45,6 +45,7 @@ from raysearch.records import (
     parse_budgets,
 )
 from raysearch.search import check_budgets, check_minimized, check_sampler
+from raysearch.simulation import CACHE_BYTES
 from raysearch.task import Task, private_task
 
 FORWARD_ADVICE = (
@@ -98,18 +99,19 @@ class Inputs:
 
     @property
     def cache_bytes(self) -> int:
-        """What a worker may keep between forwards: of a language model a quarter of its weights by default.
+        """What a worker may keep between forwards: as set, or of a language model a quarter of its weights.
 
         Weights are most of such a model, and fake-quantized ones are as large; of its outputs before the
         quantized layer one tensor a block is enough, see `PrefixCache`.
         """
         limit = self.config.cluster.cache_bytes
-        is_default = limit == ClusterConfig.model_fields["cache_bytes"].default
-        if self.samples.largest_shard is None or not is_default:
+        if limit is not None:
             return limit
+        if self.samples.largest_shard is None:
+            return CACHE_BYTES
         # As workers hold them, in float32.
         num_bytes = 4 * sum(parameter.numel() for parameter in self.task.model.parameters())
-        return min(limit, max(LEAST_CACHE_BYTES, num_bytes // 4))
+        return min(CACHE_BYTES, max(LEAST_CACHE_BYTES, num_bytes // 4))
 
 
 def place_task(task: Task, config: Config) -> QuantizerSetup:
