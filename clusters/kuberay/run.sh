@@ -7,4 +7,4 @@ if raysearch status "$RUN_ID" --storage "$STORAGE" > /dev/null 2>&1; then
     RESUME=(--resume)
 fi
 exec raysearch run "$TASK" --address auto --storage "$STORAGE" --budget "$BUDGET" --run-id "$RUN_ID" \
-    --workers "$WORKERS" --set cluster.device=cuda --set training.use_gpu=true "${RESUME[@]}"
+    --workers "$WORKERS" "${RESUME[@]}"

@@ -40,6 +40,10 @@ class RaySession:
     resources: Mapping[str, float]
     most: Mapping[str, float] | None = None
 
+    def may_have(self, resource: str) -> bool:
+        """Whether the cluster has, or may grow to have, any of a resource: "CPU" or "GPU"."""
+        return self.resources.get(resource, 0.0) > 0 or (self.most or {}).get(resource, 0.0) > 0
+
     def check_workers(self, num_workers: int, resource: str, each: float) -> None:
         """Refuse workers that the cluster can never hold together.
 

@@ -25,8 +25,8 @@ class ClusterConfig(Section):
         threads: torch and BLAS threads of a worker.
         device: where a worker computes; "auto" takes GPUs where the cluster, or this machine, has any.
         deterministic: whether an operation without a deterministic implementation is refused.
-        cache_bytes: what a worker may keep between forwards; None: 1 GiB, and of a language model a quarter of
-            its weights at most.
+        cache_bytes: what a worker may keep between forwards; None: 1 GiB, and of a language model a quarter
+            of its weights at most.
         unit_timeout_seconds: after which a unit counts as hung, and is given to another worker.
         startup_timeout_seconds: after which a worker that has its CPUs and is not ready is replaced, and a
             cluster that can never hold one is an error.

@@ -131,7 +131,7 @@ def pool_session(config: Config, address: str, trains: bool = False) -> Iterator
     ) as session:
         num_gpus = int(session.resources.get("GPU", 0))
         # A torch that was built without CUDA cannot use them, whatever the machines have.
-        settled = config.settled(num_gpus > 0 and torch.version.cuda is not None)
+        settled = config.settled(session.may_have("GPU") and torch.version.cuda is not None)
         settings = settled.cluster
         if session.is_embedded:
             settings = shared_gpus(settings, num_gpus)

@@ -99,3 +99,10 @@ def test_workers_that_the_cluster_can_never_hold_are_refused_with_the_numbers():
     with pytest.raises(PoolError, match="has 4 and can grow to 8"):
         growing.check_workers(9, "CPU", 1.0)
     RaySession(False, {"CPU": 4.0}).check_workers(9, "CPU", 1.0)
+
+
+def test_gpus_that_an_autoscaler_may_bring_count():
+    assert RaySession(False, {"CPU": 4.0, "GPU": 1.0}).may_have("GPU")
+    assert RaySession(False, {"CPU": 4.0}, {"CPU": 64.0, "GPU": 8.0}).may_have("GPU")
+    assert not RaySession(False, {"CPU": 4.0}, {"CPU": 8.0}).may_have("GPU")
+    assert not RaySession(True, {"CPU": 4.0}).may_have("GPU")
