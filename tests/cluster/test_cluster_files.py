@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,13 @@ def test_the_image_has_the_ray_that_is_pinned():
     text = (CLUSTERS / "kuberay" / "Dockerfile").read_text()
     assert f"FROM rayproject/ray:{pinned('ray')}-py311-gpu" in text
     assert f"REGISTRY/raysearch:{pinned('ray')}-py311" in text
+
+
+@pytest.mark.process
+def test_the_image_is_built_as_a_linter_wants_it():
+    linter = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([linter, CLUSTERS / "kuberay" / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["on-premises", "aws"])
