@@ -120,6 +120,7 @@ def pool_session(config: Config, address: str, trains: bool = False) -> Iterator
             )
         yield PoolSession(settled, partial(_open_local_pool, deterministic=cluster.deterministic), False)
         return
+    from raysearch.cluster.nodes import check_nodes
     from raysearch.cluster.ray_pool import IDLE_SECONDS, RayPool
     from raysearch.cluster.session import ray_session
 
@@ -129,6 +130,8 @@ def pool_session(config: Config, address: str, trains: bool = False) -> Iterator
         cpus_per_worker=max(cluster.cpus_per_worker, config.training.cpus_per_worker),
         num_train_workers=config.training.num_workers,
     ) as session:
+        if not session.is_embedded:
+            check_nodes()
         num_gpus = int(session.resources.get("GPU", 0))
         # A torch that was built without CUDA cannot use them, whatever the machines have.
         settled = config.settled(session.may_have("GPU") and torch.version.cuda is not None)
