@@ -159,7 +159,10 @@ class EarlierRun:
             if stage is SEARCH and trial is not None:
                 record = replace(record, best=trial)
             if stage is SEARCH and self.store.has(codecs.LEAST_COST):
-                store.save(codecs.LEAST_COST, self.store.load(codecs.LEAST_COST))
+                least = self.store.load(codecs.LEAST_COST)
+                if trial is not None:
+                    least = least.taken(trial.costs[least.kind], trial.value)
+                store.save(codecs.LEAST_COST, least)
             store.save(stage.record, record)
         number = None if trial is None else trial.number
         store.save(codecs.REUSED, Reused(self.store.run_id, tuple(stage.name for stage in fitting), number))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from raysearch.errors import ConfigError, StorageError
+from raysearch.errors import ConfigError
 from raysearch.records.costs.text import cost
 
 _EXPRESSION = re.compile(r"^\s*(.+?)\s*=\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%?)\s*$")
@@ -96,6 +96,7 @@ class LeastCost:
         drop: how much worse that is; at most `allowed`.
         trained_drop: the same of the trained model on the whole validation data; None before it is known.
         direction: "maximize" or "minimize", which way the metric gets better; "" in records of before.
+        is_taken: whether a user chose the assignment among the trials, so that a lesser cost may be known.
     """
 
     kind: str
@@ -108,9 +109,25 @@ class LeastCost:
     drop: float
     trained_drop: float | None = None
     direction: str = ""
+    is_taken: bool = False
+
+    def taken(self, cost: float, value: float) -> LeastCost:
+        """The same of another trial that a user chose in place of the cheapest.
+
+        Args:
+            cost: the trial's.
+            value: the trial's, of the metric.
+        """
+        # Records of before do not name the direction.
+        maximize = self.direction == "maximize" or (
+            not self.direction and self.drop == drop_of(self.value, self.float_value, True)
+        )
+        drop = drop_of(value, self.float_value, maximize)
+        return replace(self, cost=cost, value=value, drop=drop, is_taken=True)
 
     def describe(self) -> str:
         """One sentence for people."""
+        which = f"The {self.kind} of the chosen trial" if self.is_taken else f"The least {self.kind} found"
         change = "rise" if self.direction == "minimize" else "drop"
         after = (
             ""
@@ -119,7 +136,7 @@ class LeastCost:
         )
         over = self.trained_drop is not None and self.trained_drop > self.allowed
         return (
-            f"The least {self.kind} found with {self.max_drop} is {cost(self.kind, self.cost)}: "
+            f"{which} with {self.max_drop} is {cost(self.kind, self.cost)}: "
             f"{self.metric} is {self.value:.6g} on the search's samples before training, "
             f"{self.float_value:.6g} for the float model, a {change} of {self.drop:.6g} of "
             f"{self.allowed:.6g} allowed{after}"
@@ -128,16 +145,17 @@ class LeastCost:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        values = asdict(self)
+        # Records of before lack it.
+        if not self.is_taken:
+            del values["is_taken"]
+        return values
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LeastCost:
         """Read what `as_dict` gave.
 
         Raises:
-            StorageError: a field is missing or unknown.
+            TypeError: a field is missing or unknown.
         """
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise StorageError(f"least_cost.json is damaged: {error}.") from error
+        return cls(**data)
