@@ -32,6 +32,12 @@ def spec_of(model: str, data: Sequence[str], kind: str, options: Sequence[str] =
     if not data:
         raise ConfigError(f"--model '{model}' needs data to go with it; give --data FILE.")
     arguments = {"model": _absolute(model), "data": os.pathsep.join(map(_absolute, data)), "kind": kind}
+    for path in data:
+        if os.pathsep in path:
+            raise ConfigError(
+                f"--data '{path}' has a '{os.pathsep}' in its name, which parts paths in the name of a task; "
+                f"rename it, or give a link to it."
+            )
     known = option_names(kind)
     for text in options:
         name, separator, value = text.partition("=")

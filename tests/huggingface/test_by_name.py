@@ -44,6 +44,11 @@ def test_options_that_do_not_fit_are_refused(llama, corpus, options, part):
         spec_of(str(llama), [str(corpus)], "causal-lm", options)
 
 
+def test_a_path_that_would_be_parted_is_refused(llama):
+    with pytest.raises(ConfigError, match="has a ':' in its name"):
+        spec_of(str(llama), ["texts/a:b.txt"], "causal-lm")
+
+
 def test_every_kind_may_be_asked_for_what_it_takes():
     for kind in TASK_KINDS:
         assert {"trust_remote_code", "allow_pickle"} <= set(option_names(kind))
