@@ -196,8 +196,13 @@ def load_task(spec: str | Task) -> Task:
 
 
 def _from_file(location: str) -> types.ModuleType:
-    path = Path(location).expanduser().resolve()
-    if not path.is_file():
+    try:
+        path = Path(location).expanduser().resolve()
+        is_file = path.is_file()
+    # A NUL, no UTF-8, a name too long, a user without a home.
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TaskError(f"the task file {location!r:.200} cannot be looked up: {error}.") from error
+    if not is_file:
         raise TaskError(f"the task file '{location}' does not exist (looked at {path}).")
     name = f"raysearch_task_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -71,6 +71,7 @@ def read_location(location: str | os.PathLike[str]) -> tuple[str, str]:
         StorageError: the scheme is unknown, or a file:// URI names another machine.
     """
     text = os.fspath(location)
+    check_text(text)
     match = _SCHEME.match(text)
     if match is None:
         return "file", os.path.abspath(os.path.expanduser(text))
@@ -79,6 +80,25 @@ def read_location(location: str | os.PathLike[str]) -> tuple[str, str]:
         return scheme, _file_path(text)
     _check_scheme(scheme, text)
     return scheme, text
+
+
+def check_text(location: object) -> None:
+    """Refuse what no storage takes as a name: bytes, a NUL, and what is no UTF-8.
+
+    Raises:
+        StorageError: it is such a name.
+    """
+    if isinstance(location, str) and "\0" not in location and _is_utf8(location):
+        return
+    raise StorageError(
+        f"{location!r:.200} cannot name a folder: a location is text in UTF-8 without a NUL. Rename the "
+        "folder, or give another."
+    )
+
+
+def _is_utf8(text: str) -> bool:
+    # What cannot be written becomes question marks.
+    return text.encode(errors="replace").decode() == text
 
 
 def open_filesystem(scheme: str, uri: str) -> tuple[Any, str]:
@@ -111,7 +131,10 @@ def _in_few_requests(scheme: str, uri: str) -> str:
 
 
 def _file_path(uri: str) -> str:
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise StorageError(f"'{uri}' is no URI: {error}; write it as file:///data/runs.") from error
     if not parts.path.strip("/") and not parts.netloc:
         raise StorageError(f"'{uri}' names no folder; write it as file:///data/runs.")
     if parts.netloc not in ("", "localhost"):

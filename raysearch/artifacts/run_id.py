@@ -7,7 +7,7 @@ import re
 import secrets
 from datetime import UTC, datetime
 
-from raysearch.artifacts.location import is_uri
+from raysearch.artifacts.location import check_text, is_uri
 from raysearch.errors import StorageError
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -49,6 +49,7 @@ def split_run(run: str | os.PathLike[str], storage: str | os.PathLike[str] | Non
         StorageError: a bare run id comes without a storage, or the folder's name is no run id.
     """
     text = os.fspath(run)
+    check_text(text)
     if is_uri(text):
         address, question_mark, options = text.partition("?")
         parent, _, name = address.rstrip("/").rpartition("/")

@@ -6,15 +6,19 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from raysearch.config.placement import PlacementConfig
-from raysearch.config.section import read_section
+from raysearch.config.section import complaint, read_section
 from raysearch.errors import ConfigError
+from raysearch.records.typed_json import shown
 from raysearch.unknown_keys import refuse_unknown
 
 ROOT_KEYS = ("input_info", "target_device", "compression", "log_dir")
@@ -48,6 +52,90 @@ _HARMLESS = {
     "overflow_fix": "disable", "quantize_outputs": False, "quantize_inputs": True, "validate_scopes": True,
     "export_to_onnx_standard_ops": True,
 }  # fmt: skip
+
+
+MOST_ELEMENTS = 2**28
+"""Of an example input: a GiB of float32."""
+
+Number = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class KindForm(TypedDict, total=False):
+    """`weights`, `activations`, and what a scope overrides."""
+
+    bits: Number
+    mode: str
+    signed: bool
+    per_channel: bool
+    logarithm_scale: bool
+
+
+class RangeForm(TypedDict, total=False):
+    """`initializer.range`."""
+
+    num_init_samples: Number
+    type: str
+    params: dict[str, float]
+
+
+class PrecisionForm(TypedDict, total=False):
+    """`initializer.precision`, as far as it says where quantizers go; `init_precision` reads the rest."""
+
+    type: str
+    bits: list[Number]
+
+
+class NormForm(TypedDict, total=False):
+    """`initializer.batchnorm_adaptation`."""
+
+    num_bn_adaptation_samples: Number
+
+
+def _no_list(value: Any) -> Any:
+    if isinstance(value, list):
+        raise ValueError(
+            "a list is not supported; give one type here, and per-scope estimators by raysearch's own "
+            "calibration.overrides"
+        )
+    return value
+
+
+class InitializerForm(TypedDict, total=False):
+    """`compression.initializer`."""
+
+    range: Annotated[RangeForm, BeforeValidator(_no_list)]
+    precision: PrecisionForm
+    batchnorm_adaptation: NormForm
+
+
+class OverridesForm(TypedDict, total=False):
+    """`compression.scope_overrides`."""
+
+    weights: dict[str, KindForm]
+    activations: dict[str, KindForm]
+
+
+class SectionForm(TypedDict, total=False):
+    """`compression`."""
+
+    algorithm: str
+    initializer: InitializerForm
+    weights: KindForm
+    activations: KindForm
+    scope_overrides: OverridesForm
+    ignored_scopes: str | list[str]
+    target_scopes: str | list[str]
+    preset: str
+    params: dict[str, Any]
+
+
+class InputForm(TypedDict, total=False):
+    """One entry of `input_info`."""
+
+    sample_size: list[Annotated[int, Field(ge=1, lt=2**31)]]
+    type: str
+    filler: str
+    keyword: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +175,7 @@ def read_nncf_config(source: Mapping[str, Any] | str | Path) -> NncfConfig:
     device = str(data.get("target_device", "ANY")).upper()
     refuse_unknown([device], WIDTHS, "target_device")
     section = _section(data.get("compression", {"algorithm": "quantization"}))
+    _check(SectionForm, section, "compression")
     for key, value in section.items():
         if key in REFUSED and value != _HARMLESS[key]:
             raise ConfigError(f"compression.{key} = {value!r} is not supported: {REFUSED[key]}.")
@@ -99,11 +188,6 @@ def read_nncf_config(source: Mapping[str, Any] | str | Path) -> NncfConfig:
     norm = dict(initializer.get("batchnorm_adaptation", {}))
     refuse_unknown(norm, ("num_bn_adaptation_samples",), "batchnorm_adaptation")
     ranges = initializer.get("range", {})
-    if not isinstance(ranges, Mapping):
-        raise ConfigError(
-            "initializer.range as a list is not supported: give one type here, and per-scope estimators by "
-            "raysearch's own calibration.overrides."
-        )
     refuse_unknown(ranges, RANGE_KEYS, "initializer.range")
     searched = _searched_widths(precision_type, precision, device)
     return NncfConfig(
@@ -164,9 +248,27 @@ def _load(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     if isinstance(source, Mapping):
         return dict(source)
     try:
-        return dict(json.loads(Path(source).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"the NNCF configuration '{source}' cannot be read: {error}.") from error
+        data = json.loads(Path(source).read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"the NNCF configuration '{source}' cannot be read: {error!r:.300}.") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"the NNCF configuration '{source}' is {shown(data)}; it must be a JSON object.")
+    return data
+
+
+def _check(form: Any, value: Any, where: str) -> None:
+    """Refuse values of other types than a form has; keys that it does not have are looked at elsewhere.
+
+    Raises:
+        ConfigError: names the first key, its value, and what is allowed.
+    """
+    try:
+        TypeAdapter(form).validate_python(value)
+    except ValidationError as error:
+        entry = error.errors(include_url=False)[0]
+        key = ".".join([where, *(str(part) for part in entry["loc"])])
+        text = f"{key:.200} is {shown(entry['input'])}: {complaint(entry)}."
+        raise ConfigError(text) from error
 
 
 def _section(value: Any) -> dict[str, Any]:
@@ -174,10 +276,12 @@ def _section(value: Any) -> dict[str, Any]:
         if len(value) != 1:
             raise ConfigError("compression lists several algorithms; raysearch does 'quantization' alone.")
         value = value[0]
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"compression is {shown(value)}; it must be a mapping, or a list of one.")
     section = dict(value)
     if section.get("algorithm", "quantization") != "quantization":
         raise ConfigError(
-            f"compression.algorithm is {section['algorithm']!r}; raysearch does 'quantization'."
+            f"compression.algorithm is {shown(section['algorithm'])}; raysearch does 'quantization'."
         )
     refuse_unknown(section, SECTION_KEYS, "compression")
     return section
@@ -240,7 +344,8 @@ def _texts(value: Any) -> list[str]:
 
 
 def _inputs(info: Any) -> tuple[Tensor, ...]:
-    entries = [info] if isinstance(info, Mapping) else list(info)
+    entries = [info] if isinstance(info, Mapping) else info
+    _check(list[InputForm], entries, "input_info")
     tensors: list[Tensor] = []
     for entry in entries:
         refuse_unknown(entry, ("sample_size", "type", "filler", "keyword"), "input_info")
@@ -248,7 +353,14 @@ def _inputs(info: Any) -> tuple[Tensor, ...]:
             raise ConfigError(
                 "input_info.keyword is not supported: give example_inputs as positional arguments."
             )
+        if "sample_size" not in entry:
+            raise ConfigError("input_info has no sample_size; give the shape of an input with its batch.")
         size = [int(s) for s in entry["sample_size"]]
+        if prod(size) > MOST_ELEMENTS:
+            raise ConfigError(
+                f"input_info.sample_size is {shown(size)} with {prod(size):,} values; an example has at most "
+                f"{MOST_ELEMENTS:,}. One sample is enough."
+            )
         dtype = torch.int64 if entry.get("type", "float") == "long" else torch.float32
         # 1 may be no index of a small table; 0 is one of every table.
         is_zero = entry.get("filler") == "zeros" or dtype == torch.int64

@@ -38,10 +38,15 @@ def load_config(
     data: dict[str, Any] = {}
     if path is not None:
         try:
-            data = tomllib.loads(Path(path).read_text())
+            data = tomllib.loads(Path(path).read_bytes().decode())
         except OSError as error:
             raise ConfigError(f"the config file '{path}' cannot be read: {error.strerror}.") from error
-        except tomllib.TOMLDecodeError as error:
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"the config file '{path}' is no UTF-8, as TOML is: {error}. Save it in that encoding."
+            ) from error
+        # Of numbers of thousands of digits and of values nested as deep, Python says so in its own way.
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"the config file '{path}' is not TOML: {error}.") from error
     for text in assignments:
         key, separator, value = text.partition("=")
@@ -103,7 +108,7 @@ def _over(data: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -137,9 +142,9 @@ def _explain(error: ValidationError) -> str:
         if entry["type"] == "extra_forbidden":
             near = nearest_names(where, _keys_beside(path))
             hint = f"; the nearest known one is '{near[0]}'" if near else ""
-            parts.append(f"the setting '{where}' is unknown{hint}")
+            parts.append(f"the setting '{where:.200}' is unknown{hint}")
         else:
-            parts.append(f"the setting '{where}' is {entry['input']!r}: {complaint(entry)}")
+            parts.append(f"the setting '{where:.200}' is {entry['input']!r:.200}: {complaint(entry)}")
     return "; ".join(parts) + "."
 
 

@@ -157,7 +157,7 @@ def test_our_own_configuration():
         (config(overflow_fix="enable"), "'enable' is not supported: .*7-bit"),
         (config("NPU", preset="mixed"), "preset is not for target_device 'NPU'"),
         (config("ANY", weights={"bits": 4}), "'ANY' admits 8 bits for a weight"),
-        (config(initializer={"range": []}), "as a list is not supported"),
+        (config(initializer={"range": []}), "a list is not supported"),
         (config(scope_overrides={"weights": {"stem": {"bits": 9}}}), r"compression: overrides\.stem.*is 9: "),
         ({"compression": {"algorithm": "pruning"}}, "raysearch does 'quantization'"),
     ],

@@ -96,10 +96,11 @@ def number(value: object, what: str) -> float:
                 f"{what} has shape {tuple(value.shape)}; it must be a scalar, a mean over the batch "
                 f"(`reduction='mean'`, or `.mean()`)."
             )
-        return float(value.detach())
+        value = value.detach()
     try:
         return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
+    # The last two of a complex tensor or one without values, and of a whole number that no float holds.
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TaskError(
             f"{what} gives a {type(value).__name__}; it must give a number, a mean over the batch."
         ) from error
