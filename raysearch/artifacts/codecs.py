@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from raysearch.artifacts.tables import from_arrow, from_json, from_parquet, to_arrow, to_parquet
+from raysearch.artifacts.tables import from_arrow, from_parquet, to_arrow, to_parquet
 from raysearch.errors import StorageError
 from raysearch.records import (
     ExportManifest,
@@ -33,6 +33,7 @@ from raysearch.records import (
     trials_from_table,
     trials_to_table,
 )
+from raysearch.records.typed_json import read_json
 
 T = TypeVar("T")
 
@@ -97,20 +98,23 @@ def _text_codec(
 
 
 def _dict_codec(
-    name: str, to_dict: Callable[[T], dict[str, Any]], from_dict: Callable[[dict[str, Any]], T]
+    name: str, form: Any, to_dict: Callable[[T], dict[str, Any]], from_dict: Callable[[dict[str, Any]], T]
 ) -> Codec[T]:
-    """A record that is one file with a JSON object."""
+    """A record that is one file with a JSON object.
+
+    Args:
+        name: the file.
+        form: what must be in the object, see `read_json`.
+        to_dict: record → object.
+        from_dict: object → record.
+    """
 
     def write(record: T) -> tuple[bytes, ...]:
         return (json.dumps(to_dict(record), indent=1).encode(),)
 
     def read(files: Sequence[SavedFile]) -> T:
         data, shown = files[0]
-        values = from_json(data, shown)
-        try:
-            return from_dict(values)
-        except (KeyError, TypeError) as error:
-            raise StorageError(f"{shown} is damaged: {error!r}.") from error
+        return from_dict(read_json(form, data, shown))
 
     return Codec((name,), write, read)
 
@@ -122,18 +126,13 @@ def object_codec(name: str, record_type: type[T]) -> Codec[T]:
         name: the file.
         record_type: the dataclass; a value of another type than its field's is refused.
     """
-    hints = get_type_hints(record_type)
 
     def write(record: T) -> tuple[bytes, ...]:
         return (json.dumps(vars(record), indent=1).encode(),)
 
     def read(files: Sequence[SavedFile]) -> T:
         data, shown = files[0]
-        values = from_json(data, shown)
-        for field, hint in hints.items():
-            if type(values.get(field)) is not hint:
-                raise StorageError(f"{shown} is damaged: '{field}' is {values.get(field)!r:.50}.")
-        return record_type(**values)
+        return record_type(**read_json(record_type, data, shown))
 
     return Codec((name,), write, read, sealed=False)
 
@@ -185,7 +184,7 @@ def _read_sensitivity(files: Sequence[SavedFile]) -> SensitivityTable:
 
 def _fingerprint(table: pa.Table) -> str:
     metadata: Mapping[bytes, bytes] = table.schema.metadata or {}
-    return metadata.get(b"fingerprint", b"").decode()
+    return metadata.get(b"fingerprint", b"").decode(errors="replace")
 
 
 def _write_trials(trials: tuple[SearchTrial, ...]) -> tuple[bytes, ...]:
@@ -228,16 +227,16 @@ TRIALS = Codec(("trials.parquet",), _write_trials, _read_trials)
 SEARCH = Codec(("trials.parquet", "front.parquet", "best.json"), _write_search, _read_search)
 REFINEMENT = Codec(("refinement.safetensors",), _write_refinement, _read_refinement)
 """Of a run whose winner was refined."""
-LEAST_COST = _dict_codec("least_cost.json", LeastCost.as_dict, LeastCost.from_dict)
-FINALISTS = _dict_codec("finalists.json", Finalists.as_dict, Finalists.from_dict)
+LEAST_COST = _dict_codec("least_cost.json", LeastCost, LeastCost.as_dict, LeastCost.from_dict)
+FINALISTS = _dict_codec("finalists.json", Finalists, Finalists.as_dict, Finalists.from_dict)
 """Of a run whose best assignments were trained shortly."""
 FINE_TUNE = _text_codec("finetune.json", FineTuneResult.to_json, FineTuneResult.from_json)
-REUSED = _dict_codec("reused.json", asdict, Reused.from_dict)
+REUSED = _dict_codec("reused.json", Reused, asdict, Reused.from_dict)
 """Of a run that started from another."""
-METRICS = _dict_codec("metrics.json", _metrics_to_dict, _metrics_from_dict)
+METRICS = _dict_codec("metrics.json", Metrics, _metrics_to_dict, _metrics_from_dict)
 MANIFEST = _text_codec("model/manifest.json", ExportManifest.to_json, ExportManifest.from_json)
 REPORT = _text_codec("report.html", str, str, sealed=False)
-RESULT = _dict_codec("result.json", RunResult.to_dict, RunResult.from_dict)
+RESULT = _dict_codec("result.json", RunResult, RunResult.to_dict, RunResult.from_dict)
 """The last file of a run: its presence says that the run is complete."""
 
 RECORDS: tuple[Codec[Any], ...] = (

@@ -15,6 +15,7 @@ STARTED = ("task", "budget", "start_from")
 """What a run's configuration says beside its settings."""
 
 _UNSET = object()
+_WAY = "Copy the run again, or start it anew with another --run-id."
 
 
 def run_record_bytes(
@@ -48,9 +49,10 @@ def read_run_record(data: bytes, shown: str) -> dict[str, Any]:
     try:
         record = from_json(data, shown)
     except StorageError as error:
-        raise StorageError(f"{error} Copy the run again, or start it anew with another --run-id.") from error
+        raise StorageError(f"{error} {_WAY}") from error
     version = record.get("schema_version")
-    if not isinstance(version, int) or not isinstance(record.get("config"), dict):
+    config = record.get("config")
+    if type(version) is not int or not isinstance(config, dict):
         raise StorageError(
             f"{shown} was not written by raysearch: it lacks a schema version or a config. "
             "Check the storage and the run id."
@@ -60,6 +62,16 @@ def read_run_record(data: bytes, shown: str) -> dict[str, Any]:
             f"{shown} has schema version {version}; this raysearch reads up to {SCHEMA_VERSION}. "
             "Update raysearch: pip install -U raysearch."
         )
+    task, budget = config.get("task"), config.get("budget")
+    is_budget = isinstance(budget, list) and all(isinstance(text, str) for text in budget)
+    if not isinstance(task, str) or not is_budget:
+        raise StorageError(
+            f"{shown} is damaged: a run's config has its task, a text, and its budget, a list of texts; "
+            f"these are {task!r:.60} and {budget!r:.60}. {_WAY}"
+        )
+    for name in ("fingerprints", "versions"):
+        if not isinstance(record.get(name, {}), dict):
+            raise StorageError(f"{shown} is damaged: {name} is {record[name]!r:.60}, no mapping. {_WAY}")
     return record
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from raysearch.errors import StorageError
 from raysearch.records.results import EpochMetrics
 from raysearch.records.search import SearchResult, SearchTrial
 
@@ -116,13 +117,20 @@ class Finalists:
         """Read what JSON made of it.
 
         Raises:
-            KeyError, TypeError: it is none.
+            StorageError: there is no finalist, or one lacks what they are compared by.
         """
         entries = []
         for entry in values["entries"]:
             history = tuple(EpochMetrics(**epoch) for epoch in entry["history"])
             entries.append(Finalist(**{**entry, "history": history}))
-        return cls(**{**values, "entries": tuple(entries)})
+        record = cls(**{**values, "entries": tuple(entries)})
+        metrics = [epoch.metrics for entry in record.entries for epoch in entry.history]
+        if not metrics or any(record.monitor not in values for values in metrics):
+            raise StorageError(
+                f"finalists.json is damaged: nothing says the {record.monitor:.50} of each of its "
+                f"{len(record.entries)} finalists."
+            )
+        return record
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""

@@ -14,6 +14,7 @@ from safetensors.numpy import load, save
 
 from raysearch.errors import PlacementError, StorageError
 from raysearch.records.scheme import Scheme
+from raysearch.records.typed_tables import checked_array
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
@@ -110,13 +111,56 @@ class RangeTable:
             tensors = load(data)
             ranges: dict[tuple[str, Scheme], QuantizerRange] = {}
             for key in sorted(tensors):
-                point, text, field = key.rsplit("|", 2)
+                name, _, field = key.rpartition("|")
                 if field == "scale":
-                    ranges[point, Scheme.of(text)] = QuantizerRange(
-                        tensors[key],
-                        tensors[f"{point}|{text}|zero_point"],
-                        bool(tensors[f"{point}|{text}|signed"][0]),
-                    )
-        except (SafetensorError, PlacementError, KeyError, ValueError, IndexError) as error:
-            raise StorageError(f"ranges.safetensors is damaged: {error}.") from error
+                    point, _, text = name.rpartition("|")
+                    scale, zero_point = stored_range(tensors, name)
+                    signed = checked_array(tensors, f"{name}|signed", (np.uint8,), 1)
+                    if signed.tolist() not in ([0], [1]):
+                        raise ValueError(f"'{name:.200}|signed' is {signed[:2].tolist()}; it is 0 or 1")
+                    ranges[point, Scheme.of(text)] = QuantizerRange(scale, zero_point, bool(signed[0]))
+            if 3 * len(ranges) != len(tensors):
+                raise ValueError(f"{len(tensors)} arrays are no {len(ranges)} ranges of three each")
+        except (SafetensorError, PlacementError, ValueError) as error:
+            raise StorageError(f"ranges.safetensors is damaged: {str(error).rstrip('.'):.300}.") from error
         return cls(ranges)
+
+
+def stored_range(tensors: Mapping[str, np.ndarray], name: str) -> tuple[FloatArray, IntArray]:
+    """Scale and zero point under the names `…|scale` and `…|zero_point` of a file.
+
+    Args:
+        tensors: of the file.
+        name: what stands before.
+
+    Raises:
+        ValueError: one is missing, or of another type or length.
+    """
+    scale = checked_array(tensors, f"{name}|scale", (np.float32,), 1)
+    zero_point = checked_array(tensors, f"{name}|zero_point", (np.int32,), 1)
+    if not scale.size or scale.shape != zero_point.shape:
+        raise ValueError(f"'{name:.200}' has {scale.size} scales and {zero_point.size} zero points")
+    return scale, zero_point
+
+
+def check_codes(codes: CodeArray, scheme: Scheme, name: str) -> None:
+    """Refuse codes that a bit-width does not have.
+
+    Args:
+        codes: as they are stored: int8 when they are signed, else uint8.
+        scheme: says the bit-width.
+        name: whose codes they are, for messages.
+
+    Raises:
+        ValueError: one is outside the grid.
+    """
+    if not codes.size:
+        raise ValueError(f"'{name:.200}' has no codes")
+    num_levels = 2**scheme.num_bits
+    least = -num_levels // 2 if codes.dtype == np.int8 else 0
+    lowest, highest = int(codes.min()), int(codes.max())
+    if lowest < least or highest >= least + num_levels:
+        raise ValueError(
+            f"'{name:.200}' has codes from {lowest} to {highest}; {scheme.in_words} have {least} to "
+            f"{least + num_levels - 1}"
+        )

@@ -12,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+from typing_extensions import TypedDict
 
 from raysearch.errors import PlacementError, StorageError
-from raysearch.records.ranges import QuantizerRange, RangeTable
+from raysearch.records.ranges import QuantizerRange, RangeTable, check_codes, stored_range
 from raysearch.records.scheme import Scheme
+from raysearch.records.typed_json import Count, read_json
+from raysearch.records.typed_tables import checked_array
 
 PLAIN = "plain"
 """The candidate by which the rounding table goes as it is."""
@@ -112,20 +115,36 @@ class Refinement:
         """
         try:
             tensors = load(data)
-            info = json.loads(tensors[_INFO].tobytes())
+            text = checked_array(tensors, _INFO, (np.uint8,), 1).tobytes()
+            info = read_json(_InfoForm, text, "its info")
             ranges = {}
             for name, signed in info["signed"].items():
-                point, text = name.removeprefix(f"{_RANGE}|").rsplit("|", 1)
-                scale, zero_point = tensors[f"{name}|scale"], tensors[f"{name}|zero_point"]
-                codes = tensors.get(f"{name}|codes")
-                ranges[point, Scheme.of(text)] = QuantizerRange(scale, zero_point, bool(signed), codes)
+                point, _, scheme = name.removeprefix(f"{_RANGE}|").rpartition("|")
+                ranges[point, Scheme.of(scheme)] = _range_from(tensors, name, signed)
             prefix = f"{_FLOAT}|"
             floats = {
                 key.removeprefix(prefix): array for key, array in tensors.items() if key.startswith(prefix)
             }
-            best = Candidate(str(info["name"]), ranges, floats)
-            return cls(best, info["divergences"], info["errors"], int(info["num_samples"]))
-        except (SafetensorError, PlacementError, KeyError, ValueError, TypeError, AttributeError) as error:
+            best = Candidate(info["name"], ranges, floats)
+            return cls(best, info["divergences"], info["errors"], info["num_samples"])
+        except (SafetensorError, PlacementError, StorageError, ValueError) as error:
             raise StorageError(
-                f"refinement.safetensors is damaged: {error!r:.300}. Delete it and run with --resume."
+                f"refinement.safetensors is damaged: {str(error).rstrip('.'):.300}."
             ) from error
+
+
+class _InfoForm(TypedDict):
+    name: str
+    signed: dict[str, bool]
+    divergences: dict[str, float]
+    errors: dict[str, float]
+    num_samples: Count
+
+
+def _range_from(tensors: Mapping[str, np.ndarray], name: str, signed: bool) -> QuantizerRange:
+    scale, zero_point = stored_range(tensors, name)
+    if f"{name}|codes" not in tensors:
+        return QuantizerRange(scale, zero_point, signed)
+    codes = checked_array(tensors, f"{name}|codes", (np.int8 if signed else np.uint8,))
+    check_codes(codes, Scheme.of(name.rpartition("|")[2]), name)
+    return QuantizerRange(scale, zero_point, signed, codes)

@@ -6,9 +6,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from raysearch.errors import StorageError
+from raysearch.records.typed_json import Count, read_json
 
 
 @dataclass(frozen=True)
@@ -86,19 +89,29 @@ class FineTuneResult:
         Raises:
             StorageError: the text is damaged.
         """
-        try:
-            data = json.loads(text)
-            history = tuple(EpochMetrics(e["epoch"], e["metrics"]) for e in data["history"])
-            return cls(
-                data["checkpoint"],
-                data["best_epoch"],
-                data["monitor"],
-                history,
-                data["skipped"],
-                tuple(data.get("remarks", ())),
+        data = read_json(cls, text, "finetune.json")
+        history = tuple(EpochMetrics(**entry) for entry in data["history"])
+        result = cls(**{**data, "history": history, "remarks": tuple(data.get("remarks", ()))})
+        _check_history(result)
+        return result
+
+
+def _check_history(result: FineTuneResult) -> None:
+    """Refuse a result whose best epoch or monitored metric its own history does not have."""
+    if not result.history:
+        return
+    for entry in result.history:
+        if result.monitor not in entry.metrics:
+            raise StorageError(
+                f"finetune.json is damaged: monitor is '{result.monitor:.50}', which the epoch {entry.epoch} "
+                f"does not have; it has {', '.join(entry.metrics)}."
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"finetune.json is damaged: {error!r}.") from error
+    epochs = [entry.epoch for entry in result.history]
+    if result.best_epoch not in epochs:
+        raise StorageError(
+            f"finetune.json is damaged: best_epoch is {result.best_epoch}, and its history has "
+            f"{min(epochs)} to {max(epochs)}."
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,7 @@ class ExportedFile:
 
     path: str
     sha256: str
-    size_bytes: int
+    size_bytes: Count
 
 
 @dataclass(frozen=True)
@@ -122,9 +135,9 @@ class LayerFlips:
     """
 
     name: str
-    num_flips: int
-    num_codes: int
-    max_steps: int
+    num_flips: Count
+    num_codes: Count
+    max_steps: Count
 
     @property
     def rate(self) -> float:
@@ -151,7 +164,7 @@ class TargetCheck:
     max_abs_difference: float
     mean_abs_difference: float
     agreement: float
-    num_samples: int
+    num_samples: Count
     layers: tuple[LayerFlips, ...] = ()
 
 
@@ -173,7 +186,7 @@ class ExportManifest:
 
     files: tuple[ExportedFile, ...]
     checks: tuple[TargetCheck, ...]
-    weights_bytes: int
+    weights_bytes: Count
     costs: Mapping[str, float]
     notes: tuple[str, ...] = ()
     size_ratios: Mapping[str, float] = field(default_factory=dict)
@@ -191,35 +204,32 @@ class ExportManifest:
             StorageError: the text is damaged, or of a newer schema.
         """
         try:
-            data = json.loads(text)
-            version = data["schema_version"]
+            # First: of a newer schema the other keys are not known.
+            version = read_json(dict[str, Any], text, "manifest.json").get("schema_version", 1)
             if version != 1:
                 raise StorageError(
                     f"manifest.json has schema version {version!r:.50}; this raysearch reads 1. Update it "
                     f"with `pip install --upgrade raysearch`."
                 )
-            files = tuple(_file_from(entry) for entry in data["files"])
-            checks = tuple(_check_from(entry) for entry in data["checks"])
-            return cls(
-                files,
-                checks,
-                data["weights_bytes"],
-                data["costs"],
-                tuple(data["notes"]),
-                data.get("size_ratios", {}),
-                data.get("latency", {}),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise StorageError(
-                f"manifest.json is damaged: {error!r:.300}. Retrieve or export the model again."
-            ) from error
+            data = read_json(_ManifestForm, text, "manifest.json")
+        except StorageError as error:
+            raise StorageError(f"{error} Retrieve or export the model again.") from error
+        del data["schema_version"]
+        data["files"] = tuple(ExportedFile(**entry) for entry in data["files"])
+        data["checks"] = tuple(_check_from(entry) for entry in data["checks"])
+        data["notes"] = tuple(data["notes"])
+        return cls(**data)
 
 
-def _file_from(entry: Mapping[str, Any]) -> ExportedFile:
-    file = ExportedFile(**entry)
-    if type(file.path) is not str or type(file.sha256) is not str or type(file.size_bytes) is not int:
-        raise ValueError(f"{dict(entry)!r:.200} is no entry of a file")
-    return file
+class _ManifestForm(TypedDict):
+    schema_version: int
+    files: list[ExportedFile]
+    checks: list[TargetCheck]
+    weights_bytes: Count
+    costs: dict[str, float]
+    notes: list[str]
+    size_ratios: NotRequired[dict[str, float]]
+    latency: NotRequired[dict[str, float]]
 
 
 def _check_from(entry: Mapping[str, Any]) -> TargetCheck:

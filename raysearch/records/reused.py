@@ -28,10 +28,7 @@ class Reused:
         Raises:
             KeyError, TypeError: it is none.
         """
-        trial = values["trial"]
-        if not (trial is None or type(trial) is int):
-            raise TypeError(f"'trial' is {trial!r:.50}")
-        return cls(str(values["run_id"]), tuple(map(str, values["stages"])), trial)
+        return cls(**{**values, "stages": tuple(values["stages"])})
 
     def describe(self) -> str:
         """One sentence for the notes of the result.

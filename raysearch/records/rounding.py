@@ -7,17 +7,20 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+from typing_extensions import TypedDict
 
 from raysearch.errors import PlacementError, StorageError
 from raysearch.records.granularity import Granularity
-from raysearch.records.ranges import QuantizerRange, RangeTable
+from raysearch.records.ranges import QuantizerRange, RangeTable, check_codes, stored_range
 from raysearch.records.scheme import Scheme
+from raysearch.records.typed_json import read_json
+from raysearch.records.typed_tables import checked_array
 
 _INFO = "info"
 
@@ -233,11 +236,23 @@ class RoundingTable:
         """
         try:
             tensors = load(data)
-            info = json.loads(tensors[_INFO].tobytes())
-            weights = {_key_from(name): _weight_from(name, entry, tensors) for name, entry in info.items()}
-        except (SafetensorError, PlacementError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise StorageError(f"the rounding table is damaged: {error!r:.300}.") from error
+            info = checked_array(tensors, _INFO, (np.uint8,), 1).tobytes()
+            entries = read_json(dict[str, _WeightForm], info, "its info")
+            weights = {_key_from(name): _weight_from(name, entry, tensors) for name, entry in entries.items()}
+            if len(tensors) != 1 + 3 * len(weights):
+                raise ValueError(f"{len(tensors) - 1} arrays are no {len(weights)} weights of three each")
+        except (SafetensorError, PlacementError, StorageError, ValueError) as error:
+            raise StorageError(f"rounding.safetensors is damaged: {str(error).rstrip('.'):.300}.") from error
         return cls(weights)
+
+
+class _WeightForm(TypedDict):
+    signed: bool
+    granularity: Granularity
+    errors: tuple[float | None, float | None]
+    mean_moment: NotRequired[float | None]
+    method: str
+    notes: list[str]
 
 
 def _statement(kind: str, notes: Mapping[str, str]) -> str:
@@ -261,16 +276,19 @@ def _number_from(value: float | None) -> float:
 
 
 def _key_from(name: str) -> tuple[str, Scheme]:
-    point, scheme = name.rsplit("|", 1)
+    point, _, scheme = name.rpartition("|")
     return point, Scheme.of(scheme)
 
 
 def _weight_from(name: str, entry: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> RoundedWeight:
     before, after, mean_moment = map(_number_from, (*entry["errors"], entry.get("mean_moment")))
+    codes = checked_array(tensors, f"{name}|codes", (np.int8, np.uint8))
+    check_codes(codes, _key_from(name)[1], name)
+    scale, zero_point = stored_range(tensors, name)
     return RoundedWeight(
-        codes=tensors[f"{name}|codes"],
-        scale=tensors[f"{name}|scale"],
-        zero_point=tensors[f"{name}|zero_point"],
+        codes=codes,
+        scale=scale,
+        zero_point=zero_point,
         signed=bool(entry["signed"]),
         granularity=Granularity(**entry["granularity"]),
         error_nearest=before,

@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from html import escape
-from types import NoneType
 from typing import Any
 
 from raysearch.errors import StorageError
 from raysearch.records.costs.text import cost, cost_name, number
+from raysearch.records.typed_json import Count, read_json
 
 TERMINAL_STATES = ("done", "failed", "cancelled")
+STATES = ("running", *TERMINAL_STATES)
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class RunStatus:
     run_id: str
     state: str
     stage: str = ""
-    done: int = 0
-    total: int = 0
+    done: Count = 0
+    total: Count = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     updated: float = 0.0
     message: str = ""
@@ -62,37 +63,12 @@ class RunStatus:
         Raises:
             StorageError: the text is damaged.
         """
-        try:
-            status = cls(**json.loads(text))
-            _check_status(status)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise StorageError(f"status.json is damaged: {error!r:.300}.") from error
+        status = cls(**read_json(cls, text, "status.json"))
+        if status.state not in STATES:
+            raise StorageError(
+                f"status.json is damaged: state is '{status.state:.50}'; known: {', '.join(STATES)}."
+            )
         return status
-
-
-_STATUS_TYPES: dict[str, tuple[type, ...]] = {
-    "run_id": (str,),
-    "state": (str,),
-    "stage": (str,),
-    "done": (int,),
-    "total": (int,),
-    "seconds": (dict,),
-    "updated": (int, float),
-    "message": (str,),
-    "rate": (int, float),
-    "remaining_seconds": (int, float, NoneType),
-    "details": (dict,),
-}
-
-
-def _check_status(status: RunStatus) -> None:
-    for name, types in _STATUS_TYPES.items():
-        value = getattr(status, name)
-        if not isinstance(value, types) or isinstance(value, bool):
-            raise TypeError(f"'{name}' is {value!r:.50}")
-    for stage, seconds in status.seconds.items():
-        if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
-            raise TypeError(f"the seconds of '{stage}' are {seconds!r:.50}")
 
 
 @dataclass(frozen=True)
@@ -172,7 +148,7 @@ class RunResult:
         """Read what `to_dict` gave, and JSON made lists of.
 
         Raises:
-            KeyError, TypeError: it is no result.
+            TypeError: it is no result.
         """
         lists = {name: tuple(values.get(name, ())) for name in ("budget", "notes", "front", "finalists")}
         return cls(**{**values, **lists})

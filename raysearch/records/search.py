@@ -7,13 +7,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NotRequired
 
 import pyarrow as pa
+from typing_extensions import TypedDict
 
 from raysearch.errors import PlacementError, StorageError
 from raysearch.records.assignment import BitAssignment
 from raysearch.records.setup import QuantizerSetup
+from raysearch.records.typed_json import Count, read_json
+from raysearch.records.typed_tables import checked_table
 
 _SCHEMA = pa.schema(
     [
@@ -195,27 +198,52 @@ class SearchResult:
         Raises:
             StorageError: best.json is damaged or names a trial that the table lacks.
         """
-        try:
-            data = json.loads(best)
-            every = trials_from_table(trials)
-            winner = next(trial for trial in every if trial.number == data["trial"])
-            # JSON knows no NaN: a correlation or a gap that does not exist is null.
-            agreement = {name: _number_or_nan(value) for name, value in data.get("agreement", {}).items()}
-            return cls(
-                best=winner,
-                trials=every,
-                front=trials_from_table(front),
-                lower_bound=data["lower_bound"],
-                reasons=data["best_value_by_source"],
-                agreement=agreement,
-                objective=data.get("objective", "divergence"),
-                maximize=data.get("maximize", False),
-                front_cost=data.get("front_cost", "size"),
-                surrogate=data.get("surrogate", ""),
-                gap=_number_or_nan(data.get("gap")),
+        data = read_json(_BestForm, best, "best.json")
+        every = trials_from_table(trials)
+        numbered = {trial.number: trial for trial in every}
+        number = data["trial"]
+        if number not in numbered or not numbered[number].is_complete:
+            raise StorageError(
+                f"best.json is damaged: its trial {number} is no complete one of the {len(every)} in "
+                f"trials.parquet."
             )
-        except (ValueError, KeyError, TypeError, StopIteration) as error:
-            raise StorageError(f"best.json is damaged: {error!r}.") from error
+        winner = numbered[number]
+        if winner.assignment.as_json != data["assignment"]:
+            raise StorageError(f"best.json is damaged: trial {number} has another assignment.")
+        # JSON knows no NaN: a correlation or a gap that does not exist is null.
+        agreement = {name: _number_or_nan(value) for name, value in data.get("agreement", {}).items()}
+        return cls(
+            best=winner,
+            trials=every,
+            front=trials_from_table(front, "front.parquet"),
+            lower_bound=data["lower_bound"],
+            reasons=data["best_value_by_source"],
+            agreement=agreement,
+            objective=data.get("objective", "divergence"),
+            maximize=data.get("maximize", False),
+            front_cost=data.get("front_cost", "size"),
+            surrogate=data.get("surrogate", ""),
+            gap=_number_or_nan(data.get("gap")),
+        )
+
+
+class _BestForm(TypedDict):
+    assignment: dict[str, int | str]
+    costs: dict[str, float]
+    excess: dict[str, float]
+    value: float
+    predicted: float
+    trial: Count
+    source: str
+    surrogate: NotRequired[str]
+    lower_bound: float
+    gap: NotRequired[float | None]
+    objective: NotRequired[str]
+    maximize: NotRequired[bool]
+    front_cost: NotRequired[str]
+    best_value_by_source: dict[str, float]
+    better_by: NotRequired[dict[str, float]]
+    agreement: NotRequired[dict[str, float | None]]
 
 
 def _number_or_nan(value: float | None) -> float:
@@ -244,31 +272,39 @@ def _row_of(trial: SearchTrial) -> dict[str, Any]:
     }
 
 
-def trials_from_table(table: pa.Table) -> tuple[SearchTrial, ...]:
-    """Read what `trials_to_table` wrote.
+def trials_from_table(table: pa.Table, file: str = "trials.parquet") -> tuple[SearchTrial, ...]:
+    """Read what `trials_to_table` wrote; `file` is what messages call it.
 
     Raises:
-        StorageError: a column is missing or holds no JSON.
+        StorageError: a column is missing, of another type, or holds no JSON of its form.
     """
-    try:
-        return tuple(_trial_of({**_ADDED, **row}) for row in table.to_pylist())
-    except (KeyError, ValueError, TypeError, AttributeError, PlacementError) as error:
-        raise StorageError(f"trials.parquet is damaged: {error!r}.") from error
+    checked_table(table, _SCHEMA, file, _ADDED)
+    trials: list[SearchTrial] = []
+    for row in table.to_pylist():
+        try:
+            trials.append(_trial_of({**_ADDED, **row}))
+        except (ValueError, StorageError, PlacementError) as error:
+            text = str(error).rstrip(".")
+            raise StorageError(f"{file} is damaged in the trial {row['number']}: {text:.300}.") from error
+    return tuple(trials)
 
 
 def _trial_of(row: Mapping[str, Any]) -> SearchTrial:
-    # The keys of a JSON object are texts.
-    rounds = {int(num_samples): mean for num_samples, mean in json.loads(row["rounds"]).items()}
-    return SearchTrial(
+    rounds = read_json(dict[str, float], row["rounds"], "rounds")
+    trial = SearchTrial(
         number=row["number"],
-        assignment=BitAssignment(json.loads(row["assignment"])),
-        costs=json.loads(row["costs"]),
-        excess=json.loads(row["excess"]),
+        assignment=BitAssignment(read_json(dict[str, int | str], row["assignment"], "assignment")),
+        costs=read_json(dict[str, float], row["costs"], "costs"),
+        excess=read_json(dict[str, float], row["excess"], "excess"),
         value=row["value"],
         predicted=row["predicted"],
         source=row["source"],
         state=TrialState(row["state"]),
         num_samples=row["num_samples"],
-        rounds=rounds,
-        system_attrs=json.loads(row["system_attrs"]),
+        # The keys of a JSON object are texts.
+        rounds={int(num_samples): mean for num_samples, mean in rounds.items()},
+        system_attrs=read_json(dict[str, Any], row["system_attrs"], "system_attrs"),
     )
+    if trial.number < 0 or (not trial.has_failed and not math.isfinite(trial.value)):
+        raise ValueError(f"the value of a trial that is {trial.state} is {trial.value}")
+    return trial

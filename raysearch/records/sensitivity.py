@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysearch.errors import PlacementError, StorageError
 from raysearch.records.scheme import Scheme
+from raysearch.records.typed_tables import checked_table
 
 Option = tuple[str, Scheme]
 """A group id and one of its schemes."""
@@ -143,33 +145,69 @@ class SensitivityTable:
         Raises:
             StorageError: a table lacks a column, or the tables belong to different measurements.
         """
+        checked_table(traces, _schema(Trace), "traces.parquet")
+        added = ("second_moment", "scheme")
+        checked_table(effects, _schema(OptionEffect).append(_SCHEME), "sensitivity.parquet", added)
+        checked_table(gram, _GRAM, "responses.arrow", ("scheme",))
         try:
-            fingerprints = {table.schema.metadata[b"fingerprint"].decode() for table in (traces, effects)}
-            found_traces = [Trace(**row) for row in traces.to_pylist()]
-            found_effects = [_effect_from(row) for row in effects.to_pylist()]
-            size = len(found_effects)
+            fingerprints = {_fingerprint(table) for table in (traces, effects)}
+            named = {row["point"]: Trace(**row) for row in traces.to_pylist()}
+            measured = [_effect_from(row) for row in effects.to_pylist()]
             # Tables of earlier versions lack it.
             sketch_error = float((gram.schema.metadata or {}).get(b"sketch_error", b"nan"))
-            matrix = np.array(gram.column("gram").to_pylist(), dtype=np.float64).reshape(size, size)
-        except (KeyError, TypeError, ValueError, PlacementError) as error:
-            raise StorageError(f"the sensitivity tables are damaged: {error}.") from error
+            matrix = _matrix(gram, [(effect.group, effect.scheme) for effect in measured])
+        except (ValueError, PlacementError) as error:
+            raise StorageError(f"the sensitivity tables are damaged: {str(error).rstrip('.')}.") from error
         if len(fingerprints) != 1:
             raise StorageError(
                 f"traces and sensitivity belong to different measurements: {sorted(fingerprints)}."
             )
+        if len(named) != traces.num_rows:
+            raise StorageError("traces.parquet is damaged: it has several traces of one weight.")
         return cls(
-            {trace.point: trace for trace in found_traces},
-            {(effect.group, effect.scheme): effect for effect in found_effects},
+            named,
+            {(effect.group, effect.scheme): effect for effect in measured},
             matrix,
             fingerprints.pop(),
             sketch_error,
         )
 
 
+def _fingerprint(table: pa.Table) -> str:
+    metadata: Mapping[bytes, bytes] = table.schema.metadata or {}
+    if b"fingerprint" not in metadata:
+        raise ValueError("a table says nothing of its measurement (fingerprint)")
+    return metadata[b"fingerprint"].decode()
+
+
+def _matrix(gram: pa.Table, options: Sequence[Option]) -> npt.NDArray[np.float64]:
+    """K of a table whose rows are of these options, as it lies in the table's memory.
+
+    Raises:
+        ValueError: the rows are of other options, or not as many numbers as there are rows.
+    """
+    size = len(options)
+    schemes = gram.column("scheme" if "scheme" in gram.column_names else "num_bits").to_pylist()
+    rows = list(zip(gram.column("group").to_pylist(), map(Scheme.of, schemes), strict=True))
+    if rows != list(options) or len(set(rows)) != size:
+        raise ValueError("the rows of responses.arrow are of other options than those of sensitivity.parquet")
+    column = gram.column("gram").combine_chunks()
+    lengths = set(pc.unique(pc.list_value_length(column)).to_pylist())
+    if lengths - {size} or column.values.null_count:
+        raise ValueError(f"rows of responses.arrow have {sorted(lengths)[:3]} numbers where {size} are due")
+    numbers: npt.NDArray[np.float64] = column.flatten().to_numpy()
+    return numbers.reshape(size, size)
+
+
 def _effect_from(row: Mapping[str, Any]) -> OptionEffect:
     values = dict(row)
     num_bits = values.pop("num_bits")
-    return OptionEffect(**{"scheme": num_bits, **values})
+    effect = OptionEffect(**{"scheme": num_bits, **values})
+    if effect.num_bits != num_bits or effect.kind not in ("weight", "activation"):
+        raise ValueError(
+            f"'{effect.group:.100}' at {effect.scheme} has {num_bits} bits and the kind '{effect.kind:.20}'"
+        )
+    return effect
 
 
 def _with_schemes(table: pa.Table, schemes: Sequence[Scheme]) -> pa.Table:
@@ -181,6 +219,18 @@ def _with_schemes(table: pa.Table, schemes: Sequence[Scheme]) -> pa.Table:
 
 def _rows(record: type, values: Iterable[Any], fingerprint: str) -> pa.Table:
     entries = [_entry(value) for value in values]
+    schema = _schema(record).with_metadata({"fingerprint": fingerprint})
+    return pa.Table.from_pylist(entries, schema=schema)
+
+
+_SCHEME = pa.field("scheme", pa.string())
+_GRAM = pa.schema(
+    [("group", pa.string()), ("num_bits", pa.int64()), ("gram", pa.list_(pa.float64())), _SCHEME]
+)
+
+
+def _schema(record: type) -> pa.Schema:
+    """A column a field; of a scheme its bit-width."""
     types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
     columns = []
     for field in fields(record):
@@ -188,7 +238,7 @@ def _rows(record: type, values: Iterable[Any], fingerprint: str) -> pa.Table:
             columns.append(("num_bits", pa.int64()))
         else:
             columns.append((field.name, types[str(field.type)]))
-    return pa.Table.from_pylist(entries, schema=pa.schema(columns, metadata={"fingerprint": fingerprint}))
+    return pa.schema(columns)
 
 
 def _entry(value: Any) -> dict[str, Any]:

@@ -6,14 +6,21 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypeVar
+
+from typing_extensions import TypedDict
 
 from raysearch.errors import ConfigError, PlacementError, StorageError
 from raysearch.records.coverage import Coverage
 from raysearch.records.granularity import Granularity
 from raysearch.records.latency import LatencyProfile
 from raysearch.records.point import QuantizationPoint, QuantizerSpec, Site
+from raysearch.records.scale_format import SCALE_FORMATS
 from raysearch.records.scheme import Scheme
+from raysearch.records.typed_json import Count, read_json
+
+MOST_ELEMENTS = 2**48
+"""Of one tensor: more than any machine holds."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,10 @@ class LiveTensor:
     """
 
     name: str
-    num_elements: int
+    num_elements: Count
     point: str
-    first: int
-    last: int
+    first: Count
+    last: Count
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,8 @@ class StoredTensor:
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
-    num_bytes: int
+    shape: tuple[Count, ...]
+    num_bytes: Count
     is_quantizer: bool = False
 
 
@@ -186,17 +193,16 @@ class QuantizerSetup:
             StorageError: the text is no quantizer setup.
         """
         try:
-            data = json.loads(text)
+            data = read_json(_SetupForm, text, "setup.json")
             points = [_point_from(entry) for entry in data["points"]]
             groups = [_group_from(entry) for entry in data["groups"]]
             pairs = {
                 name: tuple((int(w), int(a)) for w, a in allowed)
                 for name, allowed in data.get("pairs", {}).items()
             }
-            named, grouped = {point.id: point for point in points}, {group.id: group for group in groups}
-            return cls(
-                named,
-                grouped,
+            setup = cls(
+                _by_id(points),
+                _by_id(groups),
                 pairs,
                 tuple(map(str, data.get("unsupported", ()))),
                 tuple(LiveTensor(**entry) for entry in data.get("tensors", ())),
@@ -204,8 +210,98 @@ class QuantizerSetup:
                 tuple(map(_stored_from, data["stored"])) if "stored" in data else None,
                 Coverage.from_dict(data["coverage"]) if "coverage" in data else None,
             )
-        except (ValueError, KeyError, TypeError, ConfigError, PlacementError) as error:
-            raise StorageError(f"setup.json is damaged: {error}.") from error
+            _check_fits(setup)
+            return setup
+        except (ValueError, ConfigError, PlacementError) as error:
+            raise StorageError(f"setup.json is damaged: {str(error).rstrip('.')}.") from error
+
+
+class _PointForm(TypedDict):
+    id: str
+    kind: Literal["weight", "activation"]
+    sites: list[Site]
+    shape: list[Count]
+    axis: NotRequired[int | None]
+    macs: Count
+    input_point: NotRequired[str]
+    spec: NotRequired[QuantizerSpec | None]
+    group_axis: NotRequired[int]
+    group_size: NotRequired[int]
+    scale_format: NotRequired[str]
+
+
+class _GroupForm(TypedDict):
+    id: str
+    points: list[str]
+    bit_widths: NotRequired[list[int]]
+    schemes: NotRequired[list[int | str]]
+    reason: NotRequired[str]
+
+
+class _SetupForm(TypedDict):
+    points: list[_PointForm]
+    groups: list[_GroupForm]
+    pairs: NotRequired[dict[str, list[tuple[int, int]]]]
+    unsupported: NotRequired[list[str]]
+    tensors: NotRequired[list[LiveTensor]]
+    latency: NotRequired[LatencyProfile]
+    stored: NotRequired[list[StoredTensor]]
+    coverage: NotRequired[Coverage]
+
+
+Named = TypeVar("Named", QuantizationPoint, QuantizerGroup)
+
+
+def _by_id(entries: Iterable[Named]) -> dict[str, Named]:
+    named: dict[str, Named] = {}
+    for entry in entries:
+        if entry.id in named:
+            raise ValueError(f"'{entry.id:.100}' is in it twice")
+        named[entry.id] = entry
+    return named
+
+
+def _check_fits(setup: QuantizerSetup) -> None:
+    """Refuse a setup whose parts name each other wrongly, or of which nothing can be made.
+
+    Raises:
+        ValueError: names the part.
+        PlacementError: an axis does not exist.
+    """
+    if not setup.groups:
+        raise ValueError("it has no groups, so nothing would be quantized")
+    activations = setup.of_kind("activation")
+    for point in setup.points.values():
+        _check_point(point)
+        if point.input_point and point.input_point not in activations:
+            raise ValueError(
+                f"'{point.id:.100}' has the input_point '{point.input_point:.100}', no activation"
+            )
+    for group in setup.groups.values():
+        kinds = {setup.points[name].kind for name in group.points}
+        if len(kinds) != 1 or not group.schemes:
+            raise ValueError(f"the group '{group.id:.100}' needs schemes, and points of one kind")
+    for name in setup.pairs:
+        if name not in setup.points:
+            raise ValueError(f"pairs name '{name:.100}', which is no point")
+    for tensor in setup.tensors:
+        if tensor.point and tensor.point not in activations:
+            raise ValueError(
+                f"the tensor '{tensor.name:.100}' has the point '{tensor.point:.100}', no activation"
+            )
+
+
+def _check_point(point: QuantizationPoint) -> None:
+    point.granularity.normalized(point.shape, point.id)
+    if not point.sites:
+        raise ValueError(f"the point '{point.id:.100}' has no sites")
+    if not 0 < point.num_elements <= MOST_ELEMENTS:
+        raise ValueError(f"the point '{point.id:.100}' has {point.num_elements} elements")
+    if point.scale_format not in SCALE_FORMATS:
+        raise ValueError(
+            f"the point '{point.id:.100}' has the scale_format '{point.scale_format:.50}'; known: "
+            f"{', '.join(SCALE_FORMATS)}"
+        )
 
 
 def _group_to_json(group: QuantizerGroup) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tests.support.run_records import (
     make_setup,
 )
 
-CONFIG = {"task": "tasks:digits", "search": {"num_trials": 64, "seed": 0}, "budgets": ["avg_bits<=4"]}
+CONFIG = {"task": "tasks:digits", "search": {"num_trials": 64, "seed": 0}, "budget": ["avg_bits<=4"]}
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from raysearch.records.rounding import RoundedWeight, RoundingTable
 from raysearch.records.scheme import Scheme
 from tests.support.run_records import make_fine_tune, make_result, make_search, make_sensitivity, make_setup
 
-CONFIG = {"task": "tasks:digits", "search": {"num_trials": 64, "seed": 0}, "budgets": ["avg_bits<=4"]}
+CONFIG = {"task": "tasks:digits", "search": {"num_trials": 64, "seed": 0}, "budget": ["avg_bits<=4"]}
 
 LEAST_COST = LeastCost("size", 120.0, "loss", "loss=1%", 0.01, 0.5, 0.502, 0.002)
 FINALISTS = Finalists(
@@ -163,8 +163,8 @@ def test_a_run_json_that_cannot_be_used_is_refused(tmp_path, content, message):
         ({"search": {"num_trials": 32, "seed": 0}}, "search.num_trials is 64 in the run and 32 now"),
         ({"search": {"seed": 0}}, "search.num_trials is 64 in the run and not set now"),
         ({"new": {"a": None}}, r'new is not set in the run and {"a": null} now'),
-        ({"budgets": ["avg_bits<=3"]}, r'budgets.0 is "avg_bits<=4" in the run and "avg_bits<=3" now'),
-        ({"budgets": []}, r'budgets is \["avg_bits<=4"\] in the run and \[\] now'),
+        ({"budget": ["avg_bits<=3"]}, r'budget.0 is "avg_bits<=4" in the run and "avg_bits<=3" now'),
+        ({"budget": []}, r'budget is \["avg_bits<=4"\] in the run and \[\] now'),
     ],
 )
 def test_the_first_field_that_differs_is_named(store, change, message):

@@ -17,6 +17,7 @@ from raysearch.records import (
     FineTuneResult,
     LatencyProfile,
     LayerFlips,
+    LeastCost,
     LiveTensor,
     QuantizerRange,
     QuantizerSetup,
@@ -39,7 +40,7 @@ from tests.support.small_records import (
     small_trials,
 )
 
-FINE_TUNE = FineTuneResult("best.safetensors", 1, "loss", (EpochMetrics(-1, {"loss": 2.0}),), "")
+FINE_TUNE = FineTuneResult("best.safetensors", -1, "loss", (EpochMetrics(-1, {"loss": 2.0}),), "")
 MANIFEST = ExportManifest(
     (ExportedFile("a.onnx", "00ff", 12),),
     (TargetCheck("onnx", "onnxruntime 1.22", 1e-7, 1e-8, 1.0, 16, (LayerFlips("fc.input", 1, 400, 1),)),),
@@ -326,3 +327,13 @@ def test_a_training_that_moved_away_from_the_float_model_says_so():
     result = FineTuneResult("best.safetensors", 0, "loss", entries, remarks=("went on",))
     assert [note for note in result.notes() if note] == ["went on"]
     assert FineTuneResult.from_json(result.to_json()) == result
+
+
+@pytest.mark.parametrize("direction", ["maximize", ""])
+def test_the_least_cost_of_another_trial_is_that_trial(direction):
+    least = LeastCost("size", 90.0, "accuracy", "accuracy=1%", 0.01, 0.75, 0.5, 0.25, direction=direction)
+    assert "is_taken" not in least.as_dict()
+    taken = least.taken(120.0, 0.625)
+    assert (taken.cost, taken.value, taken.drop) == (120.0, 0.625, 0.125)
+    assert taken.describe().startswith("The size of the chosen trial with accuracy=1% is 120")
+    assert LeastCost.from_dict(taken.as_dict()) == taken

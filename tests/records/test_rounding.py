@@ -13,11 +13,12 @@ from raysearch.records.rounding import RoundedWeight, RoundingTable
 from raysearch.records.scheme import Scheme
 
 
-def rounded(shape=(4, 6), granularity=None, signed=True, seed=0, **changes):
+def rounded(shape=(4, 6), granularity=None, signed=True, seed=0, num_bits=4, **changes):
     generator = np.random.default_rng(seed)
     granularity = granularity or Granularity.per_channel(0)
     count = granularity.num_scales(shape)
-    low, high = (-8, 8) if signed else (0, 16)
+    low = -(2 ** (num_bits - 1)) if signed else 0
+    high = low + 2**num_bits
     fields = {
         "codes": generator.integers(low, high, shape).astype(np.int8 if signed else np.uint8),
         "scale": generator.uniform(0.1, 1, count).astype(np.float32),
@@ -36,8 +37,10 @@ def rounded(shape=(4, 6), granularity=None, signed=True, seed=0, **changes):
 TABLE = RoundingTable(
     {
         ("a.weight", Scheme(4)): rounded(),
-        ("a.weight", Scheme(2)): rounded(seed=1, notes=("damping raised", "two")),
-        ("b|odd.weight", Scheme(3)): rounded((2, 3, 1, 2), PER_TENSOR, seed=2, error_nearest=math.nan),
+        ("a.weight", Scheme(2)): rounded(seed=1, num_bits=2, notes=("damping raised", "two")),
+        ("b|odd.weight", Scheme(3)): rounded(
+            (2, 3, 1, 2), PER_TENSOR, seed=2, num_bits=3, error_nearest=math.nan
+        ),
         ("b|odd.weight", Scheme.of("4g4a")): rounded((3, 6), Granularity.per_group(4), signed=False, seed=3),
         ("c", Scheme(8)): rounded((3, 2, 4), Granularity.per_channel(1), seed=4),
     }

@@ -1,0 +1,23 @@
+"""The short form of `make chaos`: what it draws here it draws anew, and more of, there."""
+
+from tests.chaos.record_files import fuzz_records
+from tests.chaos.tally import Tally
+from tests.chaos.texts import INPUTS, fuzz_texts
+
+
+def assert_clean(tally, kinds):
+    """Nothing but errors of raysearch came out, and damage was told in every kind of input."""
+    assert tally.escaped == []
+    assert {kind for kind, outcome in tally.counts if outcome == "named"} >= set(kinds)
+
+
+def test_readers_of_records_give_one_kind_of_error():
+    tally = Tally()
+    fuzz_records(tally, 800, seed=0)
+    assert_clean(tally, {"setup.json", "best.json", "trials.parquet", "responses.arrow"})
+
+
+def test_readers_of_texts_give_errors_of_raysearch_alone(tmp_path):
+    tally = Tally()
+    fuzz_texts(tally, 60, seed=0, scratch=tmp_path)
+    assert_clean(tally, INPUTS)
