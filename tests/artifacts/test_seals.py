@@ -1,42 +1,8 @@
-import random
-
 import pytest
 
 from raysearch.artifacts import RunStore, codecs
 from raysearch.artifacts.seals import Seals
 from raysearch.errors import DamagedFileError, StorageError
-
-SEALED = [record for record in codecs.RECORDS if record.sealed and record is not codecs.MANIFEST]
-
-
-def damages(data, draw):
-    """The same content damaged in the ways that disks, networks and editors damage files."""
-    place = draw.randrange(len(data))
-    flipped = bytearray(data)
-    flipped[place] ^= 1 << draw.randrange(8)
-    yield bytes(flipped)
-    yield data[:place]
-    yield data + b"\0"
-    yield data[:place] + draw.randbytes(8) + data[place + 8 :]
-
-
-def test_no_damage_to_a_record_is_believed(done):
-    draw = random.Random(0)
-    for record in SEALED:
-        if not done.has(record):
-            continue
-        for name in record.files:
-            data = done.storage.read_bytes(name)
-            for _ in range(5):
-                for damaged in damages(data, draw):
-                    done.storage.write_bytes(name, damaged)
-                    if damaged == data:
-                        continue
-                    with pytest.raises(DamagedFileError, match=rf"{name} is damaged") as error:
-                        done.load(record)
-                    assert error.value.files == (name,)
-            done.storage.write_bytes(name, data)
-        done.load(record)
 
 
 def test_a_state_of_training_and_run_json_are_sealed_too(done):

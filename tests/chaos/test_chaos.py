@@ -1,6 +1,8 @@
 """The short form of `make chaos`: what it draws here it draws anew, and more of, there."""
 
+from tests.chaos.damage import damage_finished
 from tests.chaos.record_files import fuzz_records
+from tests.chaos.runs import sealed_copy
 from tests.chaos.tally import Tally
 from tests.chaos.texts import INPUTS, fuzz_texts
 
@@ -19,5 +21,11 @@ def test_readers_of_records_give_one_kind_of_error():
 
 def test_readers_of_texts_give_errors_of_raysearch_alone(tmp_path):
     tally = Tally()
-    fuzz_texts(tally, 60, seed=0, scratch=tmp_path)
+    fuzz_texts(tally, 40, seed=0, scratch=tmp_path)
     assert_clean(tally, INPUTS)
+
+
+def test_no_damage_to_any_file_of_a_run_is_believed(tmp_path):
+    tally = Tally()
+    damage_finished(tally, sealed_copy(tmp_path), 30, seed=0, questions=("records", "retrieve"))
+    assert_clean(tally, {"finished: records", "finished: retrieve"})
