@@ -63,7 +63,7 @@ def copy_run(store: RunStore, to: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _whole_files(store: RunStore, record: Codec[Any]) -> list[tuple[str, bytes]]:
+def _whole_files(store: RunStore, record: Codec[Any]) -> list[tuple[str, bytes | memoryview]]:
     """The files of a record that can be read: what was damaged is not handed out."""
     files = store.read_files(record)
     store.understand(record, files)
@@ -132,7 +132,7 @@ def _inside(target: Path, name: str) -> Path:
     return path
 
 
-def _write(target: Path, name: str, data: bytes) -> None:
+def _write(target: Path, name: str, data: bytes | memoryview) -> None:
     path = _inside(target, name)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -18,7 +18,7 @@ _DIGEST_BYTES = 16
 MOST_SEALS_BYTES = 64 << 20
 
 
-def seal_of(data: bytes) -> str:
+def seal_of(data: bytes | memoryview) -> str:
     """BLAKE2b of a file's content, 128 bits in hexadecimal digits."""
     return blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
 
@@ -45,7 +45,7 @@ class Seals:
         """Start the seals of a new run, which has no files yet."""
         self._write({})
 
-    def announce(self, contents: Mapping[str, bytes]) -> None:
+    def announce(self, contents: Mapping[str, bytes | memoryview]) -> None:
         """Note what is about to be written; call `settle` when it is there.
 
         Args:
@@ -61,7 +61,7 @@ class Seals:
             digests[name] = (*earlier, digest)
         self._write(digests)
 
-    def settle(self, contents: Mapping[str, bytes]) -> None:
+    def settle(self, contents: Mapping[str, bytes | memoryview]) -> None:
         """Forget the hashes of what was overwritten; the file changes with the next `announce`."""
         digests = dict(self._load())
         digests.update({name: (seal_of(data),) for name, data in contents.items()})
@@ -72,7 +72,7 @@ class Seals:
         gone = set(names)
         self._write({name: digest for name, digest in self._load().items() if name not in gone})
 
-    def check(self, name: str, data: bytes, advice: str) -> None:
+    def check(self, name: str, data: bytes | memoryview, advice: str) -> None:
         """Refuse a file that is not as it was written.
 
         Args:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
-from pyarrow import ArrowException
+from pyarrow import ArrowException, memory_map
 from pyarrow import fs as arrow_fs
 
 from raysearch.artifacts.location import check_name, open_filesystem, read_location, redact
@@ -104,6 +104,26 @@ class Storage:
 
         return self._done("read", name, read)
 
+    def map_bytes(self, name: str) -> bytes | memoryview:
+        """The content of a file; of a local one the pages of the disk's cache, and not a copy of them.
+
+        Files are replaced and never changed, so what is mapped stays as it is.
+
+        Raises:
+            StorageError: it is missing or cannot be read.
+        """
+        if not self.is_local:
+            return self.read_bytes(name)
+
+        def read() -> bytes | memoryview:
+            # Nothing cannot be mapped.
+            if not os.path.getsize(self._path(name)):
+                return b""
+            with memory_map(self._path(name)) as stream:
+                return memoryview(stream.read_buffer())
+
+        return self._done("read", name, read)
+
     def read_chunks(self, name: str) -> Iterator[bytes]:
         """The content of a file piece by piece, for files that may be larger than memory.
 
@@ -121,7 +141,7 @@ class Storage:
             yield chunk
             offset += len(chunk)
 
-    def write_bytes(self, name: str, data: bytes, *, durable: bool = True) -> None:
+    def write_bytes(self, name: str, data: bytes | memoryview, *, durable: bool = True) -> None:
         """Write a file whole: a reader sees the old content or the new one, never a part.
 
         Args:
@@ -223,7 +243,9 @@ class Storage:
             waited = f" (asked again for {seconds:.0f} seconds)" if seconds else ""
             raise StorageError(f"cannot {action} {self.shown(name)}{waited}: {error}") from error
 
-    def _write(self, name: str, contents: Callable[[], Iterable[bytes]], *, durable: bool) -> None:
+    def _write(
+        self, name: str, contents: Callable[[], Iterable[bytes | memoryview]], *, durable: bool
+    ) -> None:
         """See `write_bytes`; `contents` gives the pieces, from the first one each time it is called."""
         path = self._path(check_name(name))
         folder, _, leaf = path.rpartition("/")

@@ -18,15 +18,15 @@ def to_parquet(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def to_arrow(table: pa.Table) -> bytes:
+def to_arrow(table: pa.Table) -> memoryview:
     """A table in the Arrow IPC file format: float64 as it lies in memory, fast to map and read."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    return bytes(sink.getvalue())
+    return memoryview(sink.getvalue())
 
 
-def from_parquet(data: bytes, shown: str) -> pa.Table:
+def from_parquet(data: bytes | memoryview, shown: str) -> pa.Table:
     """Read what `to_parquet` wrote; `shown` names the file in messages.
 
     Raises:
@@ -40,7 +40,7 @@ def from_parquet(data: bytes, shown: str) -> pa.Table:
         raise _damaged(shown, error) from error
 
 
-def from_arrow(data: bytes, shown: str) -> pa.Table:
+def from_arrow(data: bytes | memoryview, shown: str) -> pa.Table:
     """Read what `to_arrow` wrote; `shown` names the file in messages.
 
     Raises:

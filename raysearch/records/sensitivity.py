@@ -16,6 +16,9 @@ from raysearch.errors import PlacementError, StorageError
 from raysearch.records.scheme import Scheme
 from raysearch.records.typed_tables import checked_table
 
+MOST_IN_CHUNK = 2**31 - 1
+"""Numbers of K that stand in one chunk of its table."""
+
 Option = tuple[str, Scheme]
 """A group id and one of its schemes."""
 
@@ -125,7 +128,7 @@ class SensitivityTable:
 
     def gram_table(self) -> pa.Table:
         """One row an option: its group, width, and row of K as a list; the sketch's error as metadata."""
-        rows = pa.array(list(self.gram), type=pa.list_(pa.float64()))
+        rows = _lists(self.gram)
         names = [group for group, _ in self.effects]
         schemes = [effect.scheme for effect in self.effects.values()]
         widths = [scheme.num_bits for scheme in schemes]
@@ -191,12 +194,27 @@ def _matrix(gram: pa.Table, options: Sequence[Option]) -> npt.NDArray[np.float64
     rows = list(zip(gram.column("group").to_pylist(), map(Scheme.of, schemes), strict=True))
     if rows != list(options) or len(set(rows)) != size:
         raise ValueError("the rows of responses.arrow are of other options than those of sensitivity.parquet")
-    column = gram.column("gram").combine_chunks()
+    column = gram.column("gram")
     lengths = set(pc.unique(pc.list_value_length(column)).to_pylist())
-    if lengths - {size} or column.values.null_count:
+    chunks = [chunk.flatten() for chunk in column.chunks]
+    if lengths - {size} or any(chunk.null_count for chunk in chunks):
         raise ValueError(f"rows of responses.arrow have {sorted(lengths)[:3]} numbers where {size} are due")
-    numbers: npt.NDArray[np.float64] = column.flatten().to_numpy()
+    # One chunk is a view of the file; only a matrix of more than 46,000 options has several.
+    parts = [chunk.to_numpy() for chunk in chunks] or [np.empty(0)]
+    numbers: npt.NDArray[np.float64] = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return numbers.reshape(size, size)
+
+
+def _lists(matrix: npt.NDArray[np.float64]) -> pa.ChunkedArray:
+    """The rows of a matrix as lists, whose numbers are those in memory; no list knows more than 2³¹."""
+    num_rows, size = matrix.shape
+    step = max(1, MOST_IN_CHUNK // max(1, size))
+    chunks = []
+    for first in range(0, num_rows, step):
+        part = np.ascontiguousarray(matrix[first : first + step])
+        offsets = np.arange(len(part) + 1, dtype=np.int32) * np.int32(size)
+        chunks.append(pa.ListArray.from_arrays(offsets, pa.array(part.ravel())))
+    return pa.chunked_array(chunks, type=pa.list_(pa.float64()))
 
 
 def _effect_from(row: Mapping[str, Any]) -> OptionEffect:

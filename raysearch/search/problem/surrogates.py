@@ -103,15 +103,31 @@ def make_surrogate(name: str, table: SensitivityTable, space: OptionSpace) -> Su
     costs[space.valid] = _scores(name, effects)
     gram = None
     if name == "response":
-        order = {option: index for index, option in enumerate(table.effects)}
-        rows = np.array([order[option] for option in space.setup.options()])
-        flat = np.flatnonzero(space.valid.ravel())
-        gram = np.zeros((space.valid.size, space.valid.size))
-        gram[np.ix_(flat, flat)] = table.gram[np.ix_(rows, rows)]
+        gram = _by_flat_index(table, space)
         costs = 0.5 * np.diag(gram).reshape(space.valid.shape).copy()
-        if not np.isfinite(gram).all():
+        if not _is_finite(gram):
             raise DataError("the responses hold values that are not finite; measure the sensitivity again.")
     return Surrogate(name, space, costs, gram)
+
+
+def _by_flat_index(table: SensitivityTable, space: OptionSpace) -> FloatArray:
+    """K by flat index, 0 where padded; the table's own memory where it is that already."""
+    options = space.setup.options()
+    is_in_order = tuple(table.effects) == options
+    if is_in_order and space.valid.all():
+        return table.gram
+    gram = np.zeros((space.valid.size, space.valid.size))
+    flat = np.flatnonzero(space.valid.ravel())
+    order = {option: index for index, option in enumerate(table.effects)}
+    rows = np.array([order[option] for option in options])
+    # Row by row: all at once would take the memory of K once more.
+    for place, row in zip(flat, rows, strict=True):
+        gram[place, flat] = table.gram[row, rows]
+    return gram
+
+
+def _is_finite(gram: FloatArray) -> bool:
+    return all(bool(np.isfinite(row).all()) for row in gram)
 
 
 def _check_fisher(table: SensitivityTable) -> None:

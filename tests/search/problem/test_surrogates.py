@@ -25,6 +25,16 @@ def fisher_table(setup, seed=0, **options):
     return replace(table, traces={n: replace(t, estimator="fisher") for n, t in table.traces.items()})
 
 
+def test_responses_without_padding_are_the_memory_of_the_table():
+    setup = make_setup(3, weight_bits=(4, 8), activation_bits=(4, 8))
+    table = make_table(setup)
+    assert np.shares_memory(make_surrogate("response", table, OptionSpace(setup)).gram, table.gram)
+    uneven = make_setup(3, weight_bits=(2, 4, 8), activation_bits=(4, 8))
+    table = make_table(uneven)
+    padded = make_surrogate("response", table, OptionSpace(uneven))
+    assert np.array_equal(padded.gram[padded.gram != 0], table.gram[table.gram != 0])
+
+
 def test_the_quadratic_form_is_the_sum_over_pairs():
     setup = make_setup(3, activation_bits=(4, 8))
     table, space = make_table(setup), OptionSpace(setup)
