@@ -37,6 +37,8 @@ from raysearch.records.typed_json import read_json
 
 T = TypeVar("T")
 
+Content = bytes | memoryview
+
 Metrics = Mapping[str, Mapping[str, float]]
 """Model ("float" or "quantized") → metric → value."""
 
@@ -45,17 +47,17 @@ class SavedFile(NamedTuple):
     """A file of a record as it was read.
 
     Attributes:
-        data: its whole content.
+        data: its whole content; a view of the disk's cache where a record is read in place.
         shown: its location, as messages give it.
     """
 
-    data: bytes
+    data: bytes | memoryview
     shown: str
 
     @property
     def text(self) -> str:
         """The content as text; damaged characters are replaced, and then fail where the text is parsed."""
-        return self.data.decode(errors="replace")
+        return bytes(self.data).decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Codec(Generic[T]):
     """
 
     files: tuple[str, ...]
-    write: Callable[[T], tuple[bytes, ...]]
+    write: Callable[[T], tuple[Content, ...]]
     read: Callable[[Sequence[SavedFile]], T]
     sealed: bool = True
 
@@ -114,7 +116,7 @@ def _dict_codec(
 
     def read(files: Sequence[SavedFile]) -> T:
         data, shown = files[0]
-        return from_dict(read_json(form, data, shown))
+        return from_dict(read_json(form, bytes(data), shown))
 
     return Codec((name,), write, read)
 
@@ -132,7 +134,7 @@ def object_codec(name: str, record_type: type[T]) -> Codec[T]:
 
     def read(files: Sequence[SavedFile]) -> T:
         data, shown = files[0]
-        return record_type(**read_json(record_type, data, shown))
+        return record_type(**read_json(record_type, bytes(data), shown))
 
     return Codec((name,), write, read, sealed=False)
 
@@ -142,7 +144,7 @@ def _write_ranges(ranges: RangeTable) -> tuple[bytes, ...]:
 
 
 def _read_ranges(files: Sequence[SavedFile]) -> RangeTable:
-    return RangeTable.from_bytes(files[0].data)
+    return RangeTable.from_bytes(bytes(files[0].data))
 
 
 def _write_rounding(table: RoundingTable) -> tuple[bytes, ...]:
@@ -150,7 +152,7 @@ def _write_rounding(table: RoundingTable) -> tuple[bytes, ...]:
 
 
 def _read_rounding(files: Sequence[SavedFile]) -> RoundingTable:
-    return RoundingTable.from_bytes(files[0].data)
+    return RoundingTable.from_bytes(bytes(files[0].data))
 
 
 def _write_refinement(record: Refinement) -> tuple[bytes, ...]:
@@ -158,10 +160,10 @@ def _write_refinement(record: Refinement) -> tuple[bytes, ...]:
 
 
 def _read_refinement(files: Sequence[SavedFile]) -> Refinement:
-    return Refinement.from_bytes(files[0].data)
+    return Refinement.from_bytes(bytes(files[0].data))
 
 
-def _write_sensitivity(table: SensitivityTable) -> tuple[bytes, ...]:
+def _write_sensitivity(table: SensitivityTable) -> tuple[Content, ...]:
     # The fingerprint goes into the Gram matrix's table as well, so that no mixture of two runs can be read.
     gram = table.gram_table()
     gram = gram.replace_schema_metadata({**gram.schema.metadata, "fingerprint": table.fingerprint})
@@ -195,6 +197,11 @@ def _read_trials(files: Sequence[SavedFile]) -> tuple[SearchTrial, ...]:
     return trials_from_table(from_parquet(*files[0]))
 
 
+def trials_codec(name: str) -> Codec[tuple[SearchTrial, ...]]:
+    """Some trials as one file."""
+    return Codec((name,), _write_trials, _read_trials)
+
+
 def _write_search(result: SearchResult) -> tuple[bytes, ...]:
     front = to_parquet(trials_to_table(result.front))
     return *_write_trials(result.trials), front, result.to_json().encode()
@@ -222,8 +229,8 @@ ROUNDING = Codec(("rounding.safetensors",), _write_rounding, _read_rounding)
 SENSITIVITY = Codec(
     ("responses.arrow", "traces.parquet", "sensitivity.parquet"), _write_sensitivity, _read_sensitivity
 )
-TRIALS = Codec(("trials.parquet",), _write_trials, _read_trials)
-"""The trials of a search that still runs; `SEARCH` holds them too, once it is done."""
+TRIALS = trials_codec("trials.parquet")
+"""The trials of a search, without the rest of `SEARCH`."""
 SEARCH = Codec(("trials.parquet", "front.parquet", "best.json"), _write_search, _read_search)
 REFINEMENT = Codec(("refinement.safetensors",), _write_refinement, _read_refinement)
 """Of a run whose winner was refined."""

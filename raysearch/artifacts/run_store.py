@@ -232,8 +232,10 @@ class RunStore:
         """
         files: list[SavedFile] = []
         for name in codec.files:
+            # The Gram matrix may be larger than what memory has room for twice.
+            is_large = name.endswith(".arrow")
             most = MOST_JSON_BYTES if name.endswith(".json") else None
-            data = self.storage.read_bytes(name, most)
+            data = self.storage.map_bytes(name) if is_large else self.storage.read_bytes(name, most)
             if codec.sealed and self._sealed:
                 self._seals.check(name, data, _CAN_BE_COMPUTED)
             files.append(SavedFile(data, self.storage.shown(name)))
@@ -278,7 +280,7 @@ class RunStore:
             self._is_sealed = self.storage.exists(SEALS_FILE)
         return self._is_sealed
 
-    def _write(self, contents: Mapping[str, bytes]) -> None:
+    def _write(self, contents: Mapping[str, bytes | memoryview]) -> None:
         """Write files in this order, sealed where the run is."""
         if self._sealed:
             self._seals.announce(contents)
@@ -304,9 +306,12 @@ class RunStore:
             self._seals.check(path, data, _CAN_BE_COMPUTED)
         return data
 
-    def save_file(self, name: str, source: Path) -> None:
-        """Write a file that is no record, such as the journal for Optuna's dashboard."""
-        self._write({name: source.read_bytes()})
+    def delete_folder(self, name: str) -> None:
+        """Delete a folder of the run with its files, and their seals."""
+        files = self.storage.list(name)
+        self.storage.delete_dir(name)
+        if files and self._sealed:
+            self._seals.forget(files)
 
     def save_model(self, folder: Path) -> None:
         """Copy the files of an export into `model/`, `manifest.json` last; what an older one left goes."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from raysearch.artifacts import DEFAULT_STORAGE, ListedRun, list_runs
+from raysearch.artifacts import DEFAULT_STORAGE, ListedRun, list_runs, resolve_run
 from raysearch.cli import console
 from raysearch.cli.choices import PLACE, export_targets, listing, surrogates
 from raysearch.cli.command import command
@@ -135,6 +135,21 @@ def _trial_facts(trial: SearchTrial) -> dict[str, Any]:
         "costs": dict(trial.costs),
         "assignment": trial.assignment.as_json,
     }
+
+
+@app.command()
+def journal(
+    run: RunArgument,
+    to: Annotated[str, typer.Option("--to", help="local file")] = "study.journal",
+    storage: StorageOption = DEFAULT_STORAGE,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the trials of a search as a journal for `optuna-dashboard`."""
+    from raysearch.pipeline.journal import save_journal
+
+    with command(as_json) as show:
+        path = save_journal(resolve_run(run, storage), to)
+        show({"journal": str(path)}, lambda out: out.print(str(path)))
 
 
 @app.command()

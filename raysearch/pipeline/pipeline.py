@@ -14,6 +14,7 @@ from torch import nn
 
 from raysearch.artifacts import RunStore, UnitLog, codecs
 from raysearch.artifacts.codecs import Codec, Metrics
+from raysearch.artifacts.trial_blocks import TrialBlocks
 from raysearch.cluster.pool import Pool
 from raysearch.determinism import pinned_threads
 from raysearch.errors import DamagedFileError
@@ -57,7 +58,6 @@ from raysearch.search import (
     TrialLog,
     minimize_cost,
     search_assignment,
-    write_journal,
 )
 from raysearch.sensitivity import measure_sensitivity
 from raysearch.training import fine_tune, forget_checkpoints
@@ -124,6 +124,7 @@ class Pipeline:
         self.on_ray = on_ray
         self._shards, self._per_sample = search_shards(inputs)
         self._log = UnitLog(store)
+        self._trials = TrialBlocks(store)
 
         def open_fleet() -> Pool:
             return open_pool(make_replica(inputs, self._shards), progress.remark)
@@ -144,6 +145,7 @@ class Pipeline:
             rounded = ranges = self._round(self._complete(CALIBRATION, self._calibrate))
             table = self._complete(SENSITIVITY, self._measure, ranges)
             search = self._complete(SEARCH, self._search, table, ranges)
+            self._trials.clear()
             finalists = self._compare_finalists(ranges, search)
             assignment = chosen_trial(search, finalists).assignment
             refinement = self._refine(ranges, assignment)
@@ -243,22 +245,19 @@ class Pipeline:
 
         race = Race(measure, len(self._shards), settings.racing_error, settings.maximize)
         if settings.minimized_kind is not None:
-            result = self._least_cost(table, race)
-        else:
-            result = search_assignment(
-                table,
-                self.inputs.setup,
-                self.inputs.budgets,
-                race,
-                settings,
-                seed=self.inputs.config.seed,
-                log=TrialLog(self._earlier_trials(), self._save_trials),
-            )
-        self._save_journal(result, settings.front_kind)
-        return result
+            return self._least_cost(table, race)
+        return search_assignment(
+            table,
+            self.inputs.setup,
+            self.inputs.budgets,
+            race,
+            settings,
+            seed=self.inputs.config.seed,
+            log=TrialLog(self._earlier_trials(), self._save_trials),
+        )
 
     def _save_trials(self, trials: tuple[SearchTrial, ...]) -> None:
-        self.store.save(codecs.TRIALS, trials)
+        self._trials.save(trials)
         values = [trial.value for trial in trials if trial.is_complete]
         if values:
             search = self.inputs.search
@@ -267,7 +266,9 @@ class Pipeline:
 
     def _earlier_trials(self) -> tuple[SearchTrial, ...]:
         """What an interrupted search measured; empty when no batch was finished yet."""
-        return self._saved(codecs.TRIALS) or ()
+        trials = self._trials.load(self._set_aside)
+        # Earlier versions wrote all trials into one file after every batch.
+        return trials or self._saved(codecs.TRIALS) or ()
 
     def _least_cost(self, table: SensitivityTable, race: Race) -> SearchResult:
         result, least = minimize_cost(
@@ -281,21 +282,6 @@ class Pipeline:
         )
         self.store.save(codecs.LEAST_COST, least)
         return result
-
-    def _save_journal(self, result: SearchResult, front: str | None) -> None:
-        """Write the trials as Optuna's journal, for its dashboard."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "study.journal"
-            write_journal(
-                path,
-                result.trials,
-                self.inputs.setup,
-                self.inputs.budgets,
-                objective=result.objective,
-                maximize=result.maximize,
-                front=front,
-            )
-            self.store.save_file("study.journal", path)
 
     def _train(
         self, ranges: RangeTable, assignment: BitAssignment, refinement: Refinement | None

@@ -223,7 +223,7 @@ class Progress:
 
     def _write(self) -> None:
         (data,) = codecs.STATUS.write(self._status)
-        self._bulletin.write(data)
+        self._bulletin.write(bytes(data))
 
     def _record(self, state: str, stage: str, done: int, total: int, message: str) -> RunStatus:
         seconds = dict(self.seconds)

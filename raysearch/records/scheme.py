@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import total_ordering
+from functools import lru_cache, total_ordering
 
 from raysearch.errors import PlacementError
 from raysearch.records.block_types import BLOCK_TYPES, SCHEME_TYPES
@@ -68,28 +68,7 @@ class Scheme:
         Raises:
             PlacementError: it stands for none; says how a scheme is written.
         """
-        if isinstance(value, Scheme):
-            return value
-        if type(value) is int:
-            return cls(value)
-        name = str(value).lower()
-        if name in SCHEME_TYPES:
-            block_type = SCHEME_TYPES[name]
-            return cls(block_type.num_bits, block_type.group_size, block_type=name)
-        if name in BLOCK_TYPES:
-            raise PlacementError(
-                f"'{value}' has a minimum for each group, which no scheme holds; use one of "
-                f"{', '.join(SCHEME_TYPES)}."
-            )
-        match = _FORM.fullmatch(str(value))
-        if isinstance(value, bool) or match is None:
-            raise PlacementError(
-                f"'{value}' is no scheme. Write a bit-width, `g` and a group size where inputs share scales "
-                f"in groups, and `a` for asymmetric: 4, 4g64 or 3g32a; or a type of GGUF: "
-                f"{', '.join(SCHEME_TYPES)}."
-            )
-        num_bits, group_size, mode = match.groups()
-        return cls(int(num_bits), int(group_size or 0), mode == "a")
+        return value if isinstance(value, Scheme) else _scheme_of(value)
 
     @property
     def is_plain(self) -> bool:
@@ -154,3 +133,28 @@ class Scheme:
         groups = f"g{self.group_size}" if self.group_size else ""
         mode = "a" if self.is_asymmetric else ""
         return f"{self.num_bits}{groups}{mode}"
+
+
+# A saved search names each scheme a million times. Of the same type, since True is no 1.
+@lru_cache(maxsize=1024, typed=True)
+def _scheme_of(value: int | str) -> Scheme:
+    if type(value) is int:
+        return Scheme(value)
+    name = str(value).lower()
+    if name in SCHEME_TYPES:
+        block_type = SCHEME_TYPES[name]
+        return Scheme(block_type.num_bits, block_type.group_size, block_type=name)
+    if name in BLOCK_TYPES:
+        raise PlacementError(
+            f"'{value}' has a minimum for each group, which no scheme holds; use one of "
+            f"{', '.join(SCHEME_TYPES)}."
+        )
+    match = _FORM.fullmatch(str(value))
+    if isinstance(value, bool) or match is None:
+        raise PlacementError(
+            f"'{value}' is no scheme. Write a bit-width, `g` and a group size where inputs share scales "
+            f"in groups, and `a` for asymmetric: 4, 4g64 or 3g32a; or a type of GGUF: "
+            f"{', '.join(SCHEME_TYPES)}."
+        )
+    num_bits, group_size, mode = match.groups()
+    return Scheme(int(num_bits), int(group_size or 0), mode == "a")

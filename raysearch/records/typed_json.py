@@ -47,7 +47,9 @@ def read_json(form: Any, text: str | bytes, file: str) -> Any:
     """
     try:
         values = json.loads(text, parse_int=_integer)
-        _adapter(form).validate_json(json.dumps([values]), strict=True)
+        # In a list, as `_adapter` has the form.
+        text = f"[{text}]" if isinstance(text, str) else b"[%b]" % text
+        _adapter(form).validate_json(text, strict=True)
         return values
     except ValidationError as error:
         raise StorageError(f"{file} is damaged: {_complaints(error)}.") from error

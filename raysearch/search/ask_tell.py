@@ -100,6 +100,9 @@ class BatchSearch:
         self._schedule = Schedule({}, 0)
         # Choices, as bytes → what was measured of them.
         self._measured: dict[bytes, Measured] = {}
+        # The choices of the told trials, and the number of the last one that was new.
+        self._told: set[bytes] = set()
+        self._last_new = -1
         self._distributions = make_distributions(self._space)
         feasible = solver.feasible_choices(SMALL_SPACE)
         self._num_feasible = math.inf if feasible is None else len(feasible)
@@ -135,7 +138,8 @@ class BatchSearch:
             self._measured.setdefault(choices.tobytes(), measured)
         batch_size = self._settings.batch_size
         num_complete = len(previous) // batch_size * batch_size
-        self.trials = previous[:num_complete]
+        for trial in previous[:num_complete]:
+            self._add(trial)
         with quiet_optuna():
             for trial in self.trials:
                 frozen = freeze_trial(trial, self._distributions, self._settings.front_kind)
@@ -179,11 +183,17 @@ class BatchSearch:
     def _is_over(self) -> bool:
         if len(self.trials) >= self._schedule.num_trials:
             return True
-        keys = [self._key(trial.assignment) for trial in self.trials]
-        if len(set(keys)) >= self._num_feasible:
+        if len(self._told) >= self._num_feasible:
             return True
         recent = max(PATIENCE, 2 * self._settings.batch_size)
-        return len(keys) > recent and set(keys[-recent:]) <= set(keys[:-recent])
+        return len(self.trials) > recent and self._last_new < len(self.trials) - recent
+
+    def _add(self, trial: SearchTrial) -> None:
+        key = self._key(trial.assignment)
+        if key not in self._told:
+            self._told.add(key)
+            self._last_new = len(self.trials)
+        self.trials.append(trial)
 
     def _ask(self, count: int, with_starts: bool = True) -> Batch:
         """The next trials of the study with their assignments; none of the batch knows another's value."""
@@ -236,7 +246,7 @@ class BatchSearch:
         """Tell the study the values of a batch, and whoever listens the trials so far."""
         with quiet_optuna():
             for trial, assignment in batch:
-                self.trials.append(self._tell_one(trial, assignment))
+                self._add(self._tell_one(trial, assignment))
         if self._log.on_batch is not None:
             self._log.on_batch(tuple(self.trials))
 

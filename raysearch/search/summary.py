@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -66,13 +66,17 @@ def completed(trials: Sequence[SearchTrial]) -> list[SearchTrial]:
 
 def best_of(trials: Sequence[SearchTrial], maximize: bool = False) -> SearchTrial:
     """The best measured value; equal ones by size, then by number."""
-    return ranked(trials, maximize)[0]
+    return min(trials, key=_rank(maximize))
 
 
 def ranked(trials: Sequence[SearchTrial], maximize: bool = False) -> list[SearchTrial]:
     """Best measured value first; equal ones by size, then by number."""
+    return sorted(trials, key=_rank(maximize))
+
+
+def _rank(maximize: bool) -> Callable[[SearchTrial], tuple[float, float, int]]:
     sign = -1 if maximize else 1
-    return sorted(trials, key=lambda trial: (sign * trial.value, trial.costs["size"], trial.number))
+    return lambda trial: (sign * trial.value, trial.costs["size"], trial.number)
 
 
 def measured_front(

@@ -50,7 +50,7 @@ def test_the_folder_is_the_one_of_the_architecture(finished):
     expected = {
         "run.json", "status.json", "setup.json", "ranges.safetensors", "rounding.safetensors",
         "sensitivity.parquet",
-        "traces.parquet", "responses.arrow", "trials.parquet", "study.journal", "front.parquet", "best.json",
+        "traces.parquet", "responses.arrow", "trials.parquet", "front.parquet", "best.json",
         "finetune.json", "metrics.json", "result.json", "report.html", "checkpoints/best.safetensors",
         "model/model.safetensors", "model/config.json", "model/manifest.json", "model/model.onnx",
     }  # fmt: skip
