@@ -44,6 +44,7 @@ from raysearch.records import (
     excesses,
     parse_budgets,
 )
+from raysearch.records.sensitivity import MOST_OPTIONS
 from raysearch.search import check_budgets, check_minimized, check_sampler
 from raysearch.simulation import CACHE_BYTES
 from raysearch.task import Task, private_task
@@ -187,6 +188,13 @@ def _check_setup(setup: QuantizerSetup, budgets: Sequence[Budget], config: Confi
     """What can be said of the settings once the quantizers are placed."""
     search = config.search
     check_budgets(budgets, setup)
+    num_options = len(setup.options())
+    if num_options > MOST_OPTIONS:
+        raise ConfigError(
+            f"the model has {num_options:,} options (the schemes of all groups), whose interactions would "
+            f"take {8 * num_options**2 / 2**30:.0f} GiB; at most {MOST_OPTIONS:,} are searched. Allow fewer "
+            "schemes (placement.weight_bit_widths, placement.weight_schemes), or pin layers (placement.pins)."
+        )
     for text in broken_promises(budgets, setup):
         warnings.warn(text, stacklevel=4)
     if search.minimized_kind is not None:

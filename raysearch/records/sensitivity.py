@@ -16,8 +16,8 @@ from raysearch.errors import PlacementError, StorageError
 from raysearch.records.scheme import Scheme
 from raysearch.records.typed_tables import checked_table
 
-MOST_IN_CHUNK = 2**31 - 1
-"""Numbers of K that stand in one chunk of its table."""
+MOST_OPTIONS = 46_340
+"""K of more has more numbers than the lists of a table count; it would take 16 GiB."""
 
 Option = tuple[str, Scheme]
 """A group id and one of its schemes."""
@@ -205,16 +205,11 @@ def _matrix(gram: pa.Table, options: Sequence[Option]) -> npt.NDArray[np.float64
     return numbers.reshape(size, size)
 
 
-def _lists(matrix: npt.NDArray[np.float64]) -> pa.ChunkedArray:
-    """The rows of a matrix as lists, whose numbers are those in memory; no list knows more than 2³¹."""
+def _lists(matrix: npt.NDArray[np.float64]) -> pa.ListArray:
+    """The rows of a matrix as lists, whose numbers are those in memory."""
     num_rows, size = matrix.shape
-    step = max(1, MOST_IN_CHUNK // max(1, size))
-    chunks = []
-    for first in range(0, num_rows, step):
-        part = np.ascontiguousarray(matrix[first : first + step])
-        offsets = np.arange(len(part) + 1, dtype=np.int32) * np.int32(size)
-        chunks.append(pa.ListArray.from_arrays(offsets, pa.array(part.ravel())))
-    return pa.chunked_array(chunks, type=pa.list_(pa.float64()))
+    offsets = pa.array(np.arange(num_rows + 1) * size, pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(matrix).ravel()))
 
 
 def _effect_from(row: Mapping[str, Any]) -> OptionEffect:

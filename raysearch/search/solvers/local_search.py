@@ -13,6 +13,12 @@ from raysearch.search.solvers.budget_solver import BudgetSolver
 
 MAX_MOVES = 2000
 
+ROWS_AT_ONCE = 4096
+"""Rows of K whose chosen entries are copied together."""
+
+MAX_SWAPPED = 4096
+"""Options that are tried as one side of a swap; in a larger space those whose own change is least."""
+
 ROUNDING = 1e-12
 """Gains below this share of the greatest cost are rounding errors, and no reason to move."""
 
@@ -74,7 +80,7 @@ class _Descent:
         self._valid = space.valid.ravel()
         self._group_of = np.repeat(space.rows, space.num_columns)
         self._column_of = np.tile(np.arange(space.num_columns), len(space.rows))
-        self._field = gram[:, space.flat(start)].sum(axis=1)
+        self._field = _row_sums(gram, space.flat(start))
         greatest = max(float(np.abs(self._diagonal).max()), float(np.abs(linear).max()), 1e-300)
         self._least_gain = ROUNDING * greatest
 
@@ -107,8 +113,8 @@ class _Descent:
         """A wider option of one group and a narrower one of another that together lower f most and fit."""
         now = self._space.flat(self.choices)
         current = self.choices[self._group_of]
-        up = np.flatnonzero(self._valid & (self._column_of > current))
-        down = np.flatnonzero(self._valid & (self._column_of < current))
+        up = _likeliest(np.flatnonzero(self._valid & (self._column_of > current)), changes)
+        down = _likeliest(np.flatnonzero(self._valid & (self._column_of < current)), changes)
         if not len(up) or not len(down):
             return []
         up_group = self._group_of[up]
@@ -127,6 +133,20 @@ class _Descent:
             total[grown > limit.room(self.choices)] = np.inf
         row, column = divmod(int(np.argmin(total)), len(down))
         return [int(up[row]), int(down[column])] if total[row, column] < -self._least_gain else []
+
+
+def _row_sums(gram: FloatArray, columns: IntArray) -> FloatArray:
+    """Σ over some columns of every row, without a copy of all those entries."""
+    starts = range(0, len(gram), ROWS_AT_ONCE)
+    return np.concatenate([gram[start : start + ROWS_AT_ONCE, columns].sum(axis=1) for start in starts])
+
+
+def _likeliest(options: IntArray, changes: FloatArray) -> IntArray:
+    """Those whose own change is least, in their order, where there are too many to try all pairs."""
+    if len(options) <= MAX_SWAPPED:
+        return options
+    best = np.argsort(changes[options], kind="stable")[:MAX_SWAPPED]
+    return options[np.sort(best)]
 
 
 def _add_couplings(grown: IntArray, limit: Limit, choices: IntArray, up: IntArray, down: IntArray) -> None:

@@ -19,6 +19,8 @@ SLOW_ROUNDS = 4
 """Rounds where each is a mixed-integer program."""
 MAX_OPTIONS = 2000
 """Of more options only the bound of the cross terms: K's eigenvalues alone would take minutes."""
+ROWS_AT_ONCE = MAX_OPTIONS
+"""Rows of K that are looked at together."""
 MAX_FIELD = 2**25
 """Numbers that the branch-and-bound holds at most, for all partial assignments together."""
 
@@ -83,8 +85,10 @@ def bound_cross_terms(surrogate: Surrogate, solver: BudgetSolver) -> float:
     the right side is additive (Gilmore 1962, Lawler 1963). With K ≥ 0 it is at least the diagonal's optimum.
     """
     gram, valid = _gram(surrogate), surrogate.space.valid
-    least = _least_with_other_groups(gram, valid)
-    costs = 0.5 * (np.diag(gram) + least.sum(axis=1)).reshape(valid.shape)
+    # Piece by piece: the least interactions of all options at once take as much memory as K.
+    starts = range(0, len(gram), ROWS_AT_ONCE)
+    sums = [_least_with_other_groups(gram, valid, start).sum(axis=1) for start in starts]
+    costs = 0.5 * (np.diag(gram) + np.concatenate(sums)).reshape(valid.shape)
     return solver.lower_bound(np.where(valid, costs, 0.0))
 
 
@@ -177,12 +181,19 @@ def _gram(surrogate: Surrogate) -> FloatArray:
     return surrogate.gram
 
 
-def _least_with_other_groups(gram: FloatArray, valid: BoolArray) -> FloatArray:
-    """[P, L]: each option's least interaction with every other group; 0 with its own."""
-    blocks = gram.reshape(len(gram), *valid.shape)
+def _least_with_other_groups(gram: FloatArray, valid: BoolArray, start: int = 0) -> FloatArray:
+    """Each option's least interaction with every other group, 0 with its own: [P, L], at most `ROWS_AT_ONCE`.
+
+    Args:
+        gram: K.
+        valid: which of its entries are no padding.
+        start: the first option.
+    """
+    rows = gram[start : start + ROWS_AT_ONCE]
+    blocks = rows.reshape(len(rows), *valid.shape)
     least: FloatArray = np.where(valid, blocks, np.inf).min(axis=2)
-    own_group = np.arange(len(valid)).repeat(valid.shape[1])
-    least[np.arange(len(own_group)), own_group] = 0.0
+    own_group = np.arange(start, start + len(rows)) // valid.shape[1]
+    least[np.arange(len(rows)), own_group] = 0.0
     return least
 
 

@@ -15,6 +15,7 @@ from raysearch.search import (
     make_surrogate,
     surrogate_agreement,
 )
+from raysearch.search.solvers import local_search, quadratic
 from raysearch.search.solvers.local_search import descend
 from tests.support.search_problems import every_assignment, make_setup, make_table
 
@@ -179,3 +180,18 @@ def test_descent_ends_in_a_feasible_local_optimum(seed, kind, name):
     rise = np.sort((two - end), axis=1)
     swaps = two[(rise[:, 0] < 0) & (rise[:, -1] > 0)]
     assert all(score(end) <= score(choices) + 1e-9 for choices in swaps)
+
+
+def test_large_spaces_are_looked_at_in_pieces_with_the_same_answer(monkeypatch):
+    setup = make_setup(6, activation_bits=(4, 8))
+    space = OptionSpace(setup)
+    surrogate = make_surrogate("response", make_table(setup), space)
+    solver = BudgetSolver(space, make_limits(space, parse_budgets(["avg_bits<=4"]), CostModel(setup)))
+    whole = descend(surrogate, solver, space.lowest), quadratic.bound_cross_terms(surrogate, solver)
+    monkeypatch.setattr(local_search, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(quadratic, "ROWS_AT_ONCE", 5)
+    pieces = descend(surrogate, solver, space.lowest), quadratic.bound_cross_terms(surrogate, solver)
+    assert pieces[0].tolist() == whole[0].tolist()
+    assert pieces[1] == whole[1]
+    monkeypatch.setattr(local_search, "MAX_SWAPPED", 2)
+    assert solver.is_feasible(descend(surrogate, solver, space.lowest))
