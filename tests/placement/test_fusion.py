@@ -13,7 +13,7 @@ from raysearch.placement import place_quantizers
 from raysearch.placement.capture import capture
 from raysearch.placement.fusion import STRUCTURES, find_fusions
 from raysearch.records import BitAssignment, QuantizerSetup
-from tests.zoo.families import ENCODER, LLAMA, WORDS, family
+from tests.zoo.families import ENCODER, LLAMA, family
 
 IDS = (torch.randint(3, 20, (2, 6), generator=torch.Generator().manual_seed(0)),)
 
@@ -23,6 +23,7 @@ LINEAR_ATTENTION = {
     "linear_value_head_dim": 4, "layer_types": ["linear_attention"], "use_cache": False,
 }  # fmt: skip
 LATENT = {"q_lora_rank": 6, "kv_lora_rank": 4, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4}
+WORDS = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 T5 = {**WORDS, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 2, "num_heads": 2}
 
 QKV = "layers.0.self_attn: q_proj k_proj v_proj"
