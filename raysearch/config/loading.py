@@ -58,6 +58,8 @@ def load_config(
         return Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
+    except UnicodeError as error:
+        raise ConfigError(f"a setting is no text that UTF-8 can hold: {error}.") from error
 
 
 def with_search(config: Config, **values: Any) -> Config:

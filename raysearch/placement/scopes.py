@@ -12,6 +12,9 @@ from raysearch.records import QuantizationPoint
 from raysearch.unknown_keys import nearest_names
 
 EXPRESSION = "re:"
+_REPEATED_TWICE = re.compile(r"\((?:\?:)?((?:\\.|\[[^\]]*\]|[^\\()|])[*+])\??\)[*+{]")
+"""`(.*)*` and its like: a group of nothing but a repeat, which is repeated."""
+
 _TARGETS, _IGNORED = "placement.target_scopes", "placement.ignored_scopes"
 
 
@@ -51,9 +54,15 @@ def matcher(pattern: str, option: str) -> Callable[[str], object]:
     """
     if not pattern.startswith(EXPRESSION):
         return lambda name: fnmatchcase(name, pattern)
+    doubled = _REPEATED_TWICE.search(pattern)
+    if doubled is not None:
+        raise PlacementError(
+            f"{option} has '{pattern}', where '{doubled.group()}' repeats what repeats already: each letter "
+            f"of a name would double the time. Repeat it once, as in '{doubled.group(1)}'."
+        )
     try:
         return re.compile(pattern.removeprefix(EXPRESSION)).search
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise PlacementError(
             f"{option} has '{pattern}', which is no regular expression: {error}. Mend it, or write a name or "
             f"a glob without '{EXPRESSION}'."

@@ -123,7 +123,7 @@ class Refinement:
                 ranges[point, Scheme.of(scheme)] = _range_from(tensors, name, signed)
             prefix = f"{_FLOAT}|"
             floats = {
-                key.removeprefix(prefix): array for key, array in tensors.items() if key.startswith(prefix)
+                key.removeprefix(prefix): tensors[key] for key in sorted(tensors) if key.startswith(prefix)
             }
             best = Candidate(info["name"], ranges, floats)
             return cls(best, info["divergences"], info["errors"], info["num_samples"])

@@ -68,7 +68,10 @@ class Scheme:
         Raises:
             PlacementError: it stands for none; says how a scheme is written.
         """
-        return value if isinstance(value, Scheme) else _scheme_of(value)
+        if isinstance(value, Scheme):
+            return value
+        # Whatever else it is, its text is looked at: what is remembered must be able to be a key.
+        return _scheme_of(value if isinstance(value, int | str) else str(value))
 
     @property
     def is_plain(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from raysearch.errors import RaysearchError
 
 SLOW_SECONDS = 5.0
+"""Of the processor, which no other process of the machine takes away."""
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Tally:
     Attributes:
         counts: (kind, outcome) → number; outcomes are "named" (an error of raysearch), "read", and "escaped".
         escaped: what else came out, for the one who mends it.
-        slowest: kind → the most seconds that one input took.
+        slowest: kind → the most CPU seconds that one input took.
     """
 
     counts: collections.Counter[tuple[str, str]] = field(default_factory=collections.Counter)
@@ -37,7 +38,7 @@ class Tally:
             shown: the input, for the one who looks for it.
             action: reads it.
         """
-        began = time.perf_counter()
+        began = time.process_time()
         value = None
         try:
             with warnings.catch_warnings():
@@ -55,7 +56,7 @@ class Tally:
             self.escaped.append(
                 f"{kind}, {shown:.150}: {type(error).__name__}: {error!s:.150} at {ours[-1:]}"
             )
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         self.slowest[kind] = max(seconds, self.slowest.get(kind, 0.0))
         if seconds > SLOW_SECONDS:
             self.escaped.append(f"{kind}, {shown:.150}: {seconds:.1f} seconds")

@@ -90,6 +90,8 @@ def test_a_scope_may_be_a_regular_expression() -> None:
     setup = place(pins={r"re:^block\.(depth|point)wise\.weight$": 4})
     pinned = [name for name in setup.points if setup.group_of(name).bit_widths == (4,)]
     assert pinned == ["block.depthwise.weight", "block.pointwise.weight"]
+    with pytest.raises(PlacementError, match=r"'\(\[a-z\]\+\)\*' repeats.*as in '\[a-z\]\+'"):
+        place(pins={"re:([a-z]+)*$": 4})
     with pytest.raises(PlacementError, match=r"placement.pins has 're:\('.*no regular expression"):
         place(pins={"re:(": 4})
 

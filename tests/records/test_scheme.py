@@ -80,3 +80,9 @@ def test_the_nearest_scheme_is_the_same_one_else_of_the_nearest_width(scheme, ot
     least = min(abs(other.num_bits - scheme.num_bits) for other in others)
     assert abs(scheme.nearest(others).num_bits - scheme.num_bits) == least
     assert scheme.nearest(others) == scheme.nearest(others[::-1])
+
+
+@pytest.mark.parametrize("value", [[], {}, None, 4.0, True, [4]])
+def test_what_is_no_scheme_is_refused_whatever_its_type(value):
+    with pytest.raises(PlacementError, match="is no scheme"):
+        Scheme.of(value)
