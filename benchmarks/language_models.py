@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import raysearch
-from benchmarks.fashion import FloatArray
 from benchmarks.problems.driven_run import drive_run, uniform_bytes
 from benchmarks.problems.language_cases import Case, gemma, tiny_lm
-from benchmarks.problems.peer_scores import copy_to_quantize, first_order, higgs, least, next_token_loss
+from benchmarks.problems.language_judge import Cell, Judge, with_error
+from benchmarks.problems.peer_scores import copy_to_quantize, first_order, higgs, least
 from benchmarks.responses import processor
 from raysearch.artifacts import RunStore, UnitLog
 from raysearch.cluster.pool import LocalPool
@@ -50,7 +50,7 @@ PAGE = """\
 # Language models: which layers take which scheme
 
 {date}, {machine}, torch {torch}, one thread. Made by `python -m benchmarks.language_models`;
-with `--model gemma` it measures Gemma 3 270M, whose part stands here once all of it was measured.
+with `--model gemma --folder …` it measures Gemma 3 270M (`examples/gemma_270m`).
 
 Only weights are quantized; embedding and head stay float. At each size all methods take from the same options
 within the bytes of a uniform scheme (`size<=…B`, scales counted) and are deployed with the same codes (GPTQ
@@ -83,61 +83,6 @@ How many layers take each scheme:
 FLOAT, NEAREST, UNIFORM = "float", "uniform, nearest", "uniform"
 UNIFORM_REFINED, OURS, REFINED, TRAINED = "uniform, refined", "ours", "ours, refined", "ours, trained"
 RIVALS = (UNIFORM, "weight error", "first order")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What a model does to the test text.
-
-    Attributes:
-        divergences: KL of next-token probabilities to the float model's, a mean a window.
-        losses: cross-entropy of the next token, a mean a window.
-    """
-
-    divergences: FloatArray
-    losses: FloatArray
-
-    def __str__(self) -> str:
-        return f"{np.exp(self.losses.mean()):.2f} | {with_error(self.divergences, '.2f')}"
-
-
-def with_error(values: FloatArray, form: str) -> str:
-    """The mean × 1000 and its standard error over windows."""
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    return f"{1000 * values.mean():{form}} ± {1000 * error:.2f}"
-
-
-class Judge:
-    """Measures models on the test windows; the float model's outputs are kept on disk."""
-
-    def __init__(self, case: Case, folder: Path) -> None:
-        self.windows = case.windows["test"]
-        # A file a window: over a large vocabulary all of them would be most of the memory.
-        self.paths = [folder / f"float-{index}.npy" for index in range(len(self.windows))]
-        for path, ids in zip(self.paths, self.windows, strict=True):
-            if not path.exists():
-                outputs = log_probabilities(case.task.model, ids[None])
-                part = path.with_suffix(".part.npy")
-                np.save(part, outputs.numpy())
-                part.rename(path)
-
-    def __call__(self, model: nn.Module | None) -> Cell:
-        """A model's cell; None: the float model's."""
-        divergences, losses = [], []
-        for path, ids in zip(self.paths, self.windows, strict=True):
-            expected = torch.from_numpy(np.load(path))
-            outputs = expected if model is None else log_probabilities(model, ids[None])
-            losses.append(float(next_token_loss(outputs, ids[None]).double().mean()))
-            divergences.append(float((expected.exp() * (expected - outputs)).double().sum(-1).mean()))
-        return Cell(np.array(divergences), np.array(losses))
-
-
-def log_probabilities(model: nn.Module, ids: Tensor) -> Tensor:
-    """Of the next token, [windows, tokens, vocabulary]."""
-    with torch.no_grad():
-        outputs = model(ids)
-    logits: Tensor = getattr(outputs, "logits", outputs)
-    return logits.log_softmax(-1)
 
 
 def share_weights(model: nn.Module, original: nn.Module) -> None:
@@ -331,7 +276,7 @@ def missing_of(case: Case, pieces: Pieces) -> str:
     """A sentence on the cells that are not measured; "" where none is missing."""
     rows = (FLOAT, NEAREST, *RIVALS, OURS, REFINED)
     lacking = {size: [row for row in rows if not pieces.has(size, row)] for size in case.sizes}
-    texts = [f"at {size} {'; '.join(rows)}" for size, rows in lacking.items() if rows]
+    texts = [f"{size} ({'; '.join(rows)})" for size, rows in lacking.items() if rows]
     return f"\nNot measured: {', '.join(texts)}.\n" if texts else ""
 
 
@@ -381,8 +326,17 @@ def section_of(case: Case, pieces: Pieces) -> str:
     )
 
 
+def write_page(case: Case, pieces: Pieces, date: str) -> None:
+    """The page of the sections of all models that were measured, this one's made anew."""
+    folder = pieces.folder.parent
+    (folder / f"{case.name}.md").write_text(section_of(case, pieces))
+    sections = [path.read_text() for path in sorted(folder.glob("*.md"), reverse=True)]
+    text = "\n".join(sections).rstrip()
+    RESULT.write_text(PAGE.format(date=date, machine=processor(), torch=torch.__version__, sections=text))
+
+
 def main() -> None:
-    """Measure what is not there yet; write the page from the sections of all models that were measured."""
+    """Measure what is not there yet; the page is written after each size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("tiny_lm", "gemma"), default="tiny_lm")
     parser.add_argument("--folder", type=Path, default=Path("examples/gemma_270m/model"), help="Gemma's")
@@ -398,23 +352,13 @@ def main() -> None:
     run = measured_run(case, options.pieces / "runs")
     judge = Judge(case, pieces.folder)
     study = Study(case, run, pieces.folder)
+    write_page(case, pieces, options.date)
     for measure, size in product((measure_chosen, measure_tuned), case.sizes):
         if time.monotonic() - start < 60 * options.minutes:
             study.turn_to(size)
             measure(study, judge, pieces)
-    missing = [size for size in case.sizes if not pieces.has(size, REFINED)]
-    if missing:
-        print(f"not all is measured yet at {', '.join(missing)}; run again")
-    (options.pieces / f"{case.name}.md").write_text(section_of(case, pieces))
-    sections = [path.read_text() for path in sorted(options.pieces.glob("*.md"), reverse=True)]
-    text = PAGE.format(
-        date=options.date,
-        machine=processor(),
-        torch=torch.__version__,
-        sections="\n".join(sections).rstrip(),
-    )
-    RESULT.write_text(text)
-    print(text)
+            write_page(case, pieces, options.date)
+    print(RESULT.read_text())
 
 
 if __name__ == "__main__":
