@@ -60,9 +60,9 @@ class TestRayPool(PoolContract):
             yield lambda replica: empty_pool if replica is None else stack.enter_context(open_pool(replica))
 
 
-@pytest.mark.parametrize(("workers", "depth"), [(1, 1), (3, 2)])
-def test_the_number_of_workers_changes_nothing(reference, workers, depth):
-    with open_pool(pool_units.small_model(), workers=workers, depth=depth) as pool:
+def test_the_number_of_workers_changes_nothing(reference):
+    """Of one worker, one message at a time, the test of units that travel together says it."""
+    with open_pool(pool_units.small_model(), workers=3, depth=2) as pool:
         assert as_lists(pool.run(pool_units.trace, pool_units.trace_units(), (1.0,))) == reference
 
 
