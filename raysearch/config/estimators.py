@@ -45,11 +45,15 @@ PER_SAMPLE: tuple[str, ...] = tuple(name for name, entry in ESTIMATORS.items() i
 """Those that see single samples."""
 
 
+NO_TRACES = "none"
+"""Stands in `sensitivity.estimator` for no traces."""
+
+
 def _check_name(name: str) -> str:
-    if name not in ESTIMATORS:
-        raise ValueError(f"no trace estimator; known: {', '.join(ESTIMATORS)}")
+    if name not in (*ESTIMATORS, NO_TRACES):
+        raise ValueError(f"no trace estimator; known: {', '.join(ESTIMATORS)}, or {NO_TRACES}")
     return name
 
 
 EstimatorName = Annotated[str, AfterValidator(_check_name)]
-"""One of `ESTIMATORS`."""
+"""One of `ESTIMATORS`, or "none"."""

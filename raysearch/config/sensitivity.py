@@ -18,7 +18,8 @@ class SensitivityConfig(Section):
     """How traces and responses are measured.
 
     Attributes:
-        estimator: how traces are drawn.
+        estimator: how traces are drawn; "none": there are none, and nothing is differentiated. Surrogates
+            that are made of traces cannot be used then.
         relative_error: a weight's draws end when its standard error over probes is this share of its trace.
         max_draws: the most draws per weight and shard.
         draw_chunk: draws in a unit of work; part of the method, not of the cluster. None: what suits the

@@ -12,6 +12,7 @@ from torch import nn
 
 from raysearch.calibration import choose_rules
 from raysearch.config import CalibrationConfig, Config, SearchConfig
+from raysearch.config.estimators import NO_TRACES
 from raysearch.errors import BudgetError, ConfigError, RaysearchError, TaskError
 from raysearch.evaluation import Batch, Objective
 from raysearch.evaluation.batches import is_changed, own_batch, tensors_of
@@ -366,6 +367,12 @@ def _check_surrogate(config: Config) -> None:
             f"search.surrogate is 'fisher', which needs traces of the Fisher matrix, but the traces are "
             f"measured by '{estimator}'. Set sensitivity.estimator to 'fisher', or search.surrogate to "
             f"'hawq'."
+        )
+    if config.search.surrogate in ("hawq", "second-moment") and estimator == NO_TRACES:
+        raise ConfigError(
+            f"search.surrogate is '{config.search.surrogate}', which is made of traces, but "
+            f"sensitivity.estimator is '{NO_TRACES}'. Name an estimator, or set search.surrogate to "
+            f"'response'."
         )
     if config.search.surrogate == "second-moment" and config.rounding.method == "nearest":
         raise ConfigError(

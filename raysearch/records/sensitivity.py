@@ -61,7 +61,8 @@ class OptionEffect:
         scheme: the scheme; a bit-width or a text stands for its scheme.
         kind: "weight" or "activation".
         perturbation: ‖Q(W) − W‖² summed over the group's weights; 0 for activations.
-        omega: Σ max(trace, 0)·‖Q(W) − W‖² over the group's weights (HAWQ-V2); 0 for activations.
+        omega: Σ max(trace, 0)·‖Q(W) − W‖² over the group's weights (HAWQ-V2); 0 for activations, NaN where
+            no traces were measured.
         response: ½·K_qq, the second-order increase of the divergence from this option alone.
         divergence: the measured divergence of this option alone, mean per sample.
         second_moment: Σ max(trace, 0)·tr(ΔW H ΔWᵀ)/mean diag(H) over the group's weights with the codes that
@@ -91,7 +92,7 @@ class SensitivityTable:
     """All measurements of one float model, independent of any budget.
 
     Attributes:
-        traces: quantizer id → trace, weights only.
+        traces: quantizer id → trace, weights only; empty where none were measured.
         effects: option → effect, in the order of the setup's options.
         gram: K, shape [num_options, num_options], float64, symmetric and positive semi-definite;
             K_qr = mean over samples of δ_qᵀ Λ δ_r, in the order of `effects`.

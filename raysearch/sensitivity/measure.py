@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 from raysearch.cluster.pool import Pool
+from raysearch.config.estimators import NO_TRACES
 from raysearch.config.sensitivity import SensitivityConfig
 from raysearch.evaluation import DataSet
 from raysearch.records import OptionEffect, QuantizerSetup, RangeTable, Scheme, SensitivityTable, Trace
@@ -46,8 +47,10 @@ def measure_sensitivity(
     Returns:
         The table, without a fingerprint: what it is of is known to the caller.
     """
-    data = DataSet.TRACES if num_shards.get(DataSet.TRACES) else DataSet.CALIBRATION
-    traces = measure_traces(setup, pool("traces"), num_shards[data], settings, data=data, seed=seed)
+    traces: dict[str, Trace] = {}
+    if settings.estimator != NO_TRACES:
+        data = DataSet.TRACES if num_shards.get(DataSet.TRACES) else DataSet.CALIBRATION
+        traces = measure_traces(setup, pool("traces"), num_shards[data], settings, data=data, seed=seed)
     for text in trace_warnings(traces, settings.relative_error):
         warnings.warn(text, stacklevel=2)
     # Ω is of nearest codes, as HAWQ has it: codes that make up for each other lie further from the weights.
@@ -66,7 +69,7 @@ def measure_sensitivity(
     )
     effects = {}
     for index, (group, scheme) in enumerate(setup.options()):
-        weights = [point for point in setup.groups[group].points if point in traces]
+        weights = [point for point in setup.groups[group].points if (point, scheme) in perturbations]
         effects[group, scheme] = OptionEffect(
             group=group,
             scheme=scheme,
@@ -86,7 +89,9 @@ def _omega(
     weights: Sequence[str],
     scheme: Scheme,
 ) -> float:
-    """HAWQ-V2's Ω of an option: Σ over its weights of t_l ‖Q(W_l) − W_l‖²."""
+    """HAWQ-V2's Ω of an option: Σ over its weights of t_l ‖Q(W_l) − W_l‖²; NaN without traces."""
+    if weights and not traces:
+        return math.nan
     # A negative trace is noise or negative curvature; rounding a weight never lowers the loss for sure.
     return sum(max(traces[point].value, 0.0) * perturbations[point, scheme] for point in weights)
 
@@ -96,9 +101,10 @@ def _second_moment(
 ) -> float:
     """Ω of the codes that rounding chose, each direction of an error weighed by what is read along it.
 
-    NaN where nothing was rounded, or of a weight of which nothing is known and that the loss depends on.
+    NaN where nothing was rounded, or of a weight of which nothing is known and that the loss depends on; or
+    without traces.
     """
-    if not ranges.rounded:
+    if not ranges.rounded or (weights and not traces):
         return math.nan
     total = 0.0
     for point in weights:

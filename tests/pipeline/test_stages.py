@@ -122,3 +122,10 @@ def test_second_moments_are_not_asked_of_nearest_rounding():
     settings = {"search": {"surrogate": "second-moment"}, "rounding": {"method": "nearest"}}
     with pytest.raises(ConfigError, match=r"rounding\.method is 'nearest'.*surrogate to 'hawq'"):
         check_inputs(make_untrained_task(), load_config(overrides=settings), ["avg_bits<=4"])
+
+
+@pytest.mark.parametrize("surrogate", ["hawq", "second-moment"])
+def test_surrogates_made_of_traces_need_traces(surrogate):
+    settings = {"search": {"surrogate": surrogate}, "sensitivity": {"estimator": "none"}}
+    with pytest.raises(ConfigError, match=rf"'{surrogate}', which is made of traces.*'response'"):
+        check_inputs(make_untrained_task(), load_config(overrides=settings), ["avg_bits<=4"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import replace
 
 import pytest
@@ -215,3 +216,17 @@ def test_a_negative_trace_weighs_nothing():
     )
     assert table.traces["head.weight"].value < 0
     assert all(table.effects["head.weight", bits].omega == 0 for bits in (2, 3, 4, 8))
+
+
+def test_without_traces_the_rest_of_the_table_is_the_same(local):
+    setup, ranges, table, _ = local
+    pool = LocalPool(make_replica("conv"))
+    settings = SensitivityConfig(**METHOD, estimator="none")
+    bare = measure_sensitivity(setup, ranges, lambda part: pool, {DataSet.CALIBRATION: 3}, settings, seed=11)
+    assert bare.traces == {}
+    assert bare.gram.tobytes() == table.gram.tobytes()
+    for option, effect in bare.effects.items():
+        assert effect.perturbation == table.effects[option].perturbation
+        assert math.isnan(effect.omega) == (effect.kind == "weight")
+    again = SensitivityTable.from_tables(bare.traces_table(), bare.effects_table(), bare.gram_table())
+    assert again.traces == {}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from raysearch.cluster.pool import LocalPool
+from raysearch.config.estimators import NO_TRACES
 from raysearch.errors import UnitError
 from raysearch.evaluation import DataSet, Replica, batch_size
 from raysearch.evaluation.batches import take
@@ -28,6 +29,8 @@ def check_derivatives(inputs: Inputs) -> None:
         DataError: a derivative is not finite.
     """
     settings = inputs.config.sensitivity
+    if settings.estimator == NO_TRACES:
+        return
     shard = (inputs.samples.traces or inputs.samples.calibration)[0]
     few = take(shard, 0, min(batch_size(shard), FEW))
     model, data = in_float32(reading_copy(inputs.task.model), {DataSet.CALIBRATION: [few]})

@@ -157,8 +157,8 @@ def _scores(name: str, effects: list[OptionEffect]) -> FloatArray:
             raise DataError(
                 f"the surrogate 'second-moment' needs what rounding learns of the layers' inputs; "
                 f"nothing is known of '{effect.group}' at {effect.scheme.in_words}: its weights were rounded "
-                f"to nearest, or by an earlier version. Set rounding.method to 'gptq' and start a run anew, "
-                f"or choose the surrogate 'hawq'."
+                f"to nearest, or by an earlier version, or no traces were measured. Set rounding.method to "
+                f"'gptq' and start a run anew, or choose the surrogate 'hawq'."
             )
         if not np.isfinite(score):
             raise DataError(
