@@ -181,7 +181,7 @@ def weight_ranges(
     point = setup.points[point_id]
     rule = rules[point_id]
     site = point.sites[0]
-    weight = replica.model.get_parameter(f"{site.module}.{site.name}" if site.module else site.name)
+    weight = replica.weight(f"{site.module}.{site.name}" if site.module else site.name)
     # What schemes make of the point: those with the same scales and mode share what is observed.
     observations: dict[QuantizationPoint, Observed] = {}
     fields: dict[str, npt.NDArray[np.generic]] = {}

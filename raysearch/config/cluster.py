@@ -27,6 +27,9 @@ class ClusterConfig(Section):
         deterministic: whether an operation without a deterministic implementation is refused.
         cache_bytes: what a worker may keep between forwards; None: 1 GiB, and of a language model a quarter
             of its weights at most.
+        replica: what a worker holds of the float model: "whole", or "block", one block at a time, which it
+            reads from the run's storage with the hidden states that enter it. For weights alone; the results
+            are the same. This process holds the whole model in any case.
         unit_timeout_seconds: after which a unit counts as hung, and is given to another worker.
         startup_timeout_seconds: after which a worker that has its CPUs and is not ready is replaced, and a
             cluster that can never hold one is an error.
@@ -41,6 +44,7 @@ class ClusterConfig(Section):
     device: Literal["cpu", "cuda", "auto"] = "auto"
     deterministic: bool = True
     cache_bytes: int | None = Field(None, ge=0)
+    replica: Literal["whole", "block"] = "whole"
     unit_timeout_seconds: float = Field(600.0, gt=0)
     startup_timeout_seconds: float = Field(300.0, gt=0)
 

@@ -72,6 +72,10 @@ class Replica:
         widened_model(self.model)
         return self
 
+    def weight(self, name: str) -> Tensor:
+        """A float weight by the name of its parameter."""
+        return self.model.get_parameter(name).detach()
+
     def shard(self, data: DataSet, index: int) -> Batch:
         """One shard on the worker's device."""
         return map_tensors(self.shards[data][index], lambda tensor: tensor.to(self.device))

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from raysearch.blockwise import Chain
 from raysearch.calibration import choose_rules
-from raysearch.config import CalibrationConfig, Config, SearchConfig
-from raysearch.config.estimators import NO_TRACES
+from raysearch.config import Config, SearchConfig
 from raysearch.errors import BudgetError, ConfigError, RaysearchError, TaskError
 from raysearch.evaluation import Batch, Objective
 from raysearch.evaluation.batches import is_changed, own_batch, tensors_of
@@ -29,10 +29,12 @@ from raysearch.evaluation.model.model_hash import hash_model
 from raysearch.evaluation.model.model_source import ModelSource
 from raysearch.evaluation.positions import counted
 from raysearch.export import check_targets
+from raysearch.pipeline.blockwise import chain_of, check_settings
 from raysearch.pipeline.direction import measured_direction
 from raysearch.pipeline.fingerprints import hash_batches
 from raysearch.pipeline.objective import fit_objective, objective_fingerprint
 from raysearch.pipeline.samples import Samples, check_form, largest_shard, read_samples
+from raysearch.pipeline.settings_checks import check_against_task
 from raysearch.pipeline.user_code import failed, user_code
 from raysearch.placement import place_quantizers
 from raysearch.records import (
@@ -46,7 +48,7 @@ from raysearch.records import (
     parse_budgets,
 )
 from raysearch.records.sensitivity import MOST_OPTIONS
-from raysearch.search import check_budgets, check_minimized, check_sampler
+from raysearch.search import check_budgets, check_minimized
 from raysearch.simulation import CACHE_BYTES
 from raysearch.task import Task, private_task
 
@@ -73,6 +75,7 @@ class Inputs:
         fingerprints: hashes of the model, the samples and the setup.
         notes: what a reader of the result should know of how it was judged.
         open_dims: dimensions of the example inputs, besides the batch, whose size differs between batches.
+        chain: the model's blocks, where workers hold one of them at a time.
     """
 
     task: Task
@@ -84,6 +87,7 @@ class Inputs:
     fingerprints: Mapping[str, str]
     notes: tuple[str, ...] = ()
     open_dims: OpenDims = field(default_factory=dict)
+    chain: Chain | None = None
 
     @property
     def source(self) -> ModelSource | None:
@@ -148,10 +152,11 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     """
     # From cheap to dear, so that a mistake is told before a long wait: texts, the graph, the data, a forward.
     parsed = _read_budgets(budgets, config.search)
-    _check_settings(task, config)
+    check_against_task(task, config)
     task = private_task(task)
     setup = _place(task, config)
     _check_setup(setup, parsed, config, task.model)
+    check_settings(task, setup, config)
     samples = read_samples(task, config)
     check_form(task, samples.calibration[0], "calibration")
     samples = samples.cut(largest_shard(task, samples.calibration[0], config.objective))
@@ -161,6 +166,7 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
         task = replace(task, example_inputs=form.example_inputs)
     task = _checked_forward(task, samples.calibration[0])
     objective = fit_objective(task, config.objective, samples.calibration[0])
+    chain = chain_of(task, config, objective.divergence, samples.calibration[0])
     fingerprints = _make_fingerprints(task, samples, setup, config.search)
     detail = objective_fingerprint(objective.divergence, config.objective)
     if detail:
@@ -175,6 +181,7 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
         fingerprints,
         objective.notes,
         form.open_dims,
+        chain,
     )
 
 
@@ -314,87 +321,3 @@ def _check_enqueued(
             f"search.enqueue[{index}] exceeds the budget {', '.join(exceeded)}; lower some of its widths or "
             "leave it out."
         )
-
-
-def _check_settings(task: Task, config: Config) -> None:
-    """What can be said of the settings before anything is computed."""
-    check_sampler(config.search.sampler)
-    _check_measured(task, config.search)
-    _check_batch_norm_samples(config.calibration)
-    _check_surrogate(config)
-    _check_loss(task, config)
-    _check_finalists(task, config)
-    # Refuses a global batch that the workers cannot share.
-    config.training.share_of_one(config.training.num_workers)
-
-
-def _check_finalists(task: Task, config: Config) -> None:
-    """Refuse to train finalists where nothing is trained."""
-    count = config.search.finalists_trained
-    if count and (task.train is None or config.training.is_off):
-        reason = "the Task has no training data" if task.train is None else "training.epochs is 0"
-        raise ConfigError(
-            f"search.finalists_trained is {count}, but {reason}, so nothing is trained; set it to 0."
-        )
-
-
-def _measured_key(search: SearchConfig) -> str:
-    """The setting that names what trials are measured by."""
-    return "search.objective" if search.drop is None else "search.max_drop"
-
-
-def _check_measured(task: Task, search: SearchConfig) -> None:
-    choices = ("divergence", "loss", *task.metrics)
-    if search.measured not in choices:
-        raise ConfigError(
-            f"{_measured_key(search)} names '{search.measured}'; known for this task: {', '.join(choices)}."
-        )
-    measured_direction(task.metrics, search)
-
-
-def _check_batch_norm_samples(calibration: CalibrationConfig) -> None:
-    if calibration.batch_norm_samples > calibration.num_samples:
-        raise ConfigError(
-            f"calibration.batch_norm_samples is {calibration.batch_norm_samples}, and "
-            f"calibration.num_samples only {calibration.num_samples}; raise the latter."
-        )
-
-
-def _check_surrogate(config: Config) -> None:
-    estimator = config.sensitivity.estimator
-    if config.search.surrogate == "fisher" and estimator != "fisher":
-        raise ConfigError(
-            f"search.surrogate is 'fisher', which needs traces of the Fisher matrix, but the traces are "
-            f"measured by '{estimator}'. Set sensitivity.estimator to 'fisher', or search.surrogate to "
-            f"'hawq'."
-        )
-    if config.search.surrogate in ("hawq", "second-moment") and estimator == NO_TRACES:
-        raise ConfigError(
-            f"search.surrogate is '{config.search.surrogate}', which is made of traces, but "
-            f"sensitivity.estimator is '{NO_TRACES}'. Name an estimator, or set search.surrogate to "
-            f"'response'."
-        )
-    if config.search.surrogate == "second-moment" and config.rounding.method == "nearest":
-        raise ConfigError(
-            "search.surrogate is 'second-moment', which needs the second moments that rounding takes, but "
-            "rounding.method is 'nearest'. Set rounding.method to 'gptq', or search.surrogate to 'hawq'."
-        )
-
-
-def _check_loss(task: Task, config: Config) -> None:
-    """Refuse settings that need the task's loss where it has none."""
-    if task.loss is not None:
-        return
-    trains_on_loss = config.training.objective == "loss" and task.train is not None
-    needs_loss = {
-        _measured_key(config.search): config.search.measured == "loss",
-        "training.objective": trains_on_loss,
-        "sensitivity.trace_loss": config.sensitivity.trace_loss == "loss",
-        "sensitivity.estimator": config.sensitivity.estimator == "fisher",
-    }
-    for key, is_needed in needs_loss.items():
-        if is_needed:
-            value = "fisher" if key == "sensitivity.estimator" else "loss"
-            raise ConfigError(
-                f"{key} is '{value}', but the Task has no loss; give Task(loss=...) or change it."
-            )

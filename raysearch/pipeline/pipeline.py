@@ -15,6 +15,7 @@ from torch import nn
 from raysearch.artifacts import RunStore, UnitLog, codecs
 from raysearch.artifacts.codecs import Codec, Metrics
 from raysearch.artifacts.trial_blocks import TrialBlocks
+from raysearch.blockwise import StoredRanges, pass_blocks
 from raysearch.cluster.pool import Pool
 from raysearch.determinism import pinned_threads
 from raysearch.errors import DamagedFileError
@@ -26,17 +27,19 @@ from raysearch.pipeline.pools import Fleet, OpenPool
 from raysearch.pipeline.progress import Progress
 from raysearch.pipeline.result import StageRecords, save_result
 from raysearch.pipeline.stages import (
+    BLOCKS,
+    block_files,
     calibrate_ranges,
     evaluate_both,
     export,
     has_own_responses,
     make_objective,
     make_recipe,
-    make_replica,
     refine_winner,
     round_calibrated,
     search_shards,
     strip_checkpoint,
+    worker_replica,
 )
 from raysearch.records import (
     BitAssignment,
@@ -103,6 +106,9 @@ TRAINING = Stage("training", codecs.FINE_TUNE)
 EVALUATION = Stage("evaluation", codecs.METRICS)
 EXPORT = Stage("export", codecs.MANIFEST)
 
+STATES = "states"
+"""The part of each stage in which hidden states are made, where workers hold one block at a time."""
+
 
 class Pipeline:
     """One run: its inputs, its folder, its progress, and the fleet that its stages share.
@@ -125,9 +131,10 @@ class Pipeline:
         self._shards, self._per_sample = search_shards(inputs)
         self._log = UnitLog(store)
         self._trials = TrialBlocks(store)
+        self._files = block_files(store)
 
         def open_fleet() -> Pool:
-            return open_pool(make_replica(inputs, self._shards), progress.remark)
+            return open_pool(worker_replica(inputs, self._shards, self._files), progress.remark)
 
         self._fleet = Fleet(open_fleet, self._log, progress)
 
@@ -139,6 +146,21 @@ class Pipeline:
         with pinned_threads(self.inputs.config.cluster.threads):
             return self._run_stages()
 
+    def _pass_blocks(self, data: DataSet, num_shards: int) -> None:
+        """Where workers hold one block at a time: have the float hidden states that they start from."""
+        if self.inputs.chain is None:
+            return
+        # The files say what is there; a unit that was logged in an earlier try says nothing.
+        self._log.clear(STATES)
+        pass_blocks(self._fleet.pool(STATES), self.inputs.chain, self._files, data, num_shards)
+        self._log.clear(STATES)
+
+    def _sent(self, ranges: RangeTable) -> RangeTable:
+        """Ranges as workers are sent them: where they hold one block at a time, they read them with it."""
+        if self.inputs.chain is None or isinstance(ranges, StoredRanges):
+            return ranges
+        return StoredRanges.store(ranges, self.inputs.chain, self._files)
+
     def _run_stages(self) -> RunResult:
         with closing(self._fleet):
             self.store.save(codecs.SETUP, self.inputs.setup)
@@ -149,6 +171,7 @@ class Pipeline:
             finalists = self._compare_finalists(ranges, search)
             assignment = chosen_trial(search, finalists).assignment
             refinement = self._refine(ranges, assignment)
+        self.store.storage.delete_dir(BLOCKS)
         # The fleet is released before training, which may need its CPUs and GPUs.
         training, checkpoint = self._train(ranges, assignment, refinement)
         if refinement is not None:
@@ -205,11 +228,20 @@ class Pipeline:
         return self._complete(ROUNDING, self._round_weights, ranges).put_into(ranges)
 
     def _round_weights(self, ranges: RangeTable) -> RoundingTable:
+        self._pass_blocks(DataSet.CALIBRATION, len(self.inputs.samples.calibration))
         return round_calibrated(self.inputs, ranges, self._fleet.pool("rounding"))
 
     def _measure(self, ranges: RangeTable) -> SensitivityTable:
+        ranges = self._sent(ranges)
         samples = self.inputs.samples
         other = samples.other_than_calibration()
+        num_shards = {
+            DataSet.CALIBRATION: len(samples.calibration),
+            DataSet.TRACES: len(samples.traces),
+            DataSet.RESPONSES: len(other) if has_own_responses(self.inputs, self.store) else 0,
+        }
+        of_responses = DataSet.RESPONSES if num_shards[DataSet.RESPONSES] else DataSet.CALIBRATION
+        self._pass_blocks(of_responses, num_shards[of_responses])
 
         def part_pool(part: str) -> Pool:
             return self._fleet.pool(f"sensitivity-{part}")
@@ -218,11 +250,7 @@ class Pipeline:
             self.inputs.setup,
             ranges,
             part_pool,
-            {
-                DataSet.CALIBRATION: len(samples.calibration),
-                DataSet.TRACES: len(samples.traces),
-                DataSet.RESPONSES: len(other) if has_own_responses(self.inputs, self.store) else 0,
-            },
+            num_shards,
             self.inputs.config.sensitivity,
             seed=self.inputs.config.seed,
             cache_bytes=self.inputs.cache_bytes,
@@ -239,6 +267,9 @@ class Pipeline:
             assignments: Mapping[int, BitAssignment], shards: Sequence[int]
         ) -> Mapping[int, Mapping[int, ShardValues]]:
             # The fleet starts with the first measurement: a resumed search may have none left.
+            nonlocal ranges
+            ranges = self._sent(ranges)
+            self._pass_blocks(DataSet.SEARCH, len(self._shards))
             pool = self._fleet.pool("search")
             objective = make_objective(self.inputs, ranges, pool, self._per_sample)
             return objective(assignments, shards)

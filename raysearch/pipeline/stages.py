@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.artifacts import RunStore, codecs
+from raysearch.blockwise import BlockFiles, BlockReplica, Chain, without_weights
 from raysearch.calibration import adapt_batch_norm, calibrate
 from raysearch.cluster.pool import Pool
 from raysearch.controller import create_controller
 from raysearch.evaluation import Batch, DataSet, Evaluation, Measures, Replica, evaluate_model
-from raysearch.evaluation.half_precision import half_type, widened_data
+from raysearch.evaluation.half_precision import half_type, widened_data, widened_model
 from raysearch.evaluation.model.copies import private_copy, reading_copy
 from raysearch.evaluation.sampling import random_shards
 from raysearch.export import StrippedModel, export_model
@@ -31,22 +32,75 @@ from raysearch.training import Recipe, load_checkpoint
 
 def make_replica(inputs: Inputs, search: list[Batch]) -> Replica:
     """What each worker holds: a model that reads the weights of the run's own, which nobody writes into."""
-    shards = {DataSet.CALIBRATION: inputs.samples.calibration, DataSet.SEARCH: search}
-    if inputs.samples.traces:
-        shards[DataSet.TRACES] = inputs.samples.traces
-    if other := inputs.samples.other_than_calibration():
-        shards[DataSet.RESPONSES] = other
-    if half_type(inputs.task.model) is not None:
-        shards = widened_data(shards)
     return Replica(
         reading_copy(inputs.task.model),
         inputs.task.run,
-        shards,
+        make_shards(inputs, search),
         inputs.divergence,
         inputs.task.loss,
         inputs.config.cluster.device,
         inputs.source,
     )
+
+
+def worker_replica(inputs: Inputs, search: list[Batch], files: BlockFiles) -> Replica:
+    """What each worker of a run holds: the whole model, or one block at a time.
+
+    Args:
+        inputs: the run's.
+        search: the shards that trials are measured on.
+        files: the run's, where workers hold one block at a time.
+    """
+    if inputs.chain is None:
+        return make_replica(inputs, search)
+    return make_block_replica(inputs, search, inputs.chain, files)
+
+
+BLOCKS = "units/blocks"
+"""Where the weights of each part and the hidden states are, below the run's folder, while it runs."""
+
+
+def block_files(store: RunStore) -> BlockFiles:
+    """What travels between workers that hold one block at a time."""
+    return BlockFiles(store.storage.child(BLOCKS))
+
+
+def make_block_replica(inputs: Inputs, search: list[Batch], chain: Chain, files: BlockFiles) -> BlockReplica:
+    """What each worker holds where that is one block at a time; writes the weights that it reads.
+
+    Args:
+        inputs: the run's.
+        search: the shards that trials are measured on.
+        chain: the model's blocks.
+        files: the run's.
+    """
+    files.write_weights(inputs.task.model)
+    return BlockReplica(
+        widened_model(without_weights(inputs.task.model)),
+        inputs.task.run,
+        make_shards(inputs, search),
+        inputs.divergence,
+        inputs.task.loss,
+        inputs.config.cluster.device,
+        chain=chain,
+        files=files,
+    )
+
+
+def make_shards(inputs: Inputs, search: list[Batch]) -> dict[DataSet, list[Batch]]:
+    """The data that each worker holds.
+
+    Args:
+        inputs: the run's.
+        search: the shards that trials are measured on.
+    """
+    shards = {DataSet.CALIBRATION: inputs.samples.calibration, DataSet.SEARCH: search}
+    if inputs.samples.traces:
+        shards[DataSet.TRACES] = inputs.samples.traces
+    if other := inputs.samples.other_than_calibration():
+        shards[DataSet.RESPONSES] = other
+    # A model in half precision is computed in float32.
+    return shards if half_type(inputs.task.model) is None else widened_data(shards)
 
 
 def search_shards(inputs: Inputs) -> tuple[list[Batch], bool]:
@@ -73,7 +127,9 @@ def round_calibrated(inputs: Inputs, ranges: RangeTable, pool: Pool) -> Rounding
     """
     num_shards = len(inputs.samples.calibration)
     settings = inputs.config.rounding
-    return round_weights(inputs.setup, ranges, pool, num_shards, settings, inputs.config.seed)
+    return round_weights(
+        inputs.setup, ranges, pool, num_shards, settings, inputs.config.seed, chain=inputs.chain
+    )
 
 
 def make_ranges(inputs: Inputs, pool: Pool) -> RangeTable:

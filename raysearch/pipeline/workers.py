@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from dataclasses import replace
 
 import torch
@@ -93,8 +94,16 @@ def machine_bytes() -> int:
 
 
 def worker_bytes(inputs: Inputs) -> int:
-    """About what an actor takes: the float model, its quantized weights, caches, and the process itself."""
+    """About what an actor takes: the float model, its quantized weights, caches, and the process itself.
+
+    Where it holds one part of the model, that is of the largest, and there are no caches.
+    """
     num_weights = sum(parameter.numel() for parameter in inputs.task.model.parameters())
+    if inputs.chain is not None:
+        num_of_part: Counter[int] = Counter()
+        for name, parameter in inputs.task.model.named_parameters():
+            num_of_part[inputs.chain.part_of(name)] += parameter.numel()
+        return 8 * max(num_of_part.values()) + WORKER_BYTES
     return 8 * num_weights + inputs.cache_bytes + WORKER_BYTES
 
 

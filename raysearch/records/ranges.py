@@ -80,6 +80,11 @@ class RangeTable:
         """The table without what rounding put in its place."""
         return RangeTable(self.ranges)
 
+    def of(self, point: str) -> RangeTable:
+        """The ranges of one quantizer."""
+        ranges = {key: value for key, value in self.ranges.items() if key[0] == point}
+        return RangeTable(ranges, {key: value for key, value in self.rounded.items() if key[0] == point})
+
     def to_bytes(self) -> bytes:
         """The calibrated ranges in the safetensors format; `from_bytes` reads them back."""
         tensors: dict[str, np.ndarray] = {}

@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 import torch
 
+from raysearch.blockwise import Chain
 from raysearch.cluster.pool import Key, Pool, UnitValue, in_order
 from raysearch.config.rounding import RoundingConfig
 from raysearch.evaluation import Replica
@@ -16,6 +17,7 @@ from raysearch.quantizer import point_levels, storable_range
 from raysearch.records import QuantizationPoint, QuantizerSetup, RangeTable
 from raysearch.records.rounding import RoundedWeight, RoundingTable
 from raysearch.records.scheme import Scheme
+from raysearch.rounding.block_moments import by_part, observe_block_moments
 from raysearch.rounding.gptq import round_gptq
 from raysearch.rounding.guided_moments import observe_guided_moments
 from raysearch.rounding.nearest import round_nearest
@@ -62,6 +64,7 @@ def round_weights(
     num_shards: int,
     settings: RoundingConfig,
     seed: int = 0,
+    chain: Chain | None = None,
 ) -> RoundingTable:
     """Round every weight to each of its schemes.
 
@@ -92,21 +95,29 @@ def round_weights(
         num_shards: how many shards there are.
         settings: method and how it is done.
         seed: the run's seed; only guided moments are drawn.
+        chain: the blocks, where the pool's replicas hold one of them at a time; each part is then a wave, its
+            moments taken of the hidden states that enter it, which are in the replicas' files.
 
     Raises:
         DataError: what a weight reads is NaN or infinite; names the weight.
     """
     points = setup.of_kind("weight")
-    targets = {name: make_targets(setup, ranges, point) for name, point in points.items()}
-    work = Work(points, targets, settings)
     waves = [tuple(points)] if settings.method == "nearest" else in_waves(points)
+    if chain is not None:
+        waves = by_part(chain, points)
     parts: dict[tuple[str, Scheme], list[tuple[RowSlice, RoundedWeight]]] = {}
     for names in waves:
+        # Of these alone: scales of small groups are a good part of a model.
+        targets = {name: make_targets(setup, ranges, points[name]) for name in names}
+        work = Work({name: points[name] for name in names}, targets, settings)
         units: dict[Key, tuple[object, ...]] = {}
         if settings.method == "nearest":
             units = {("weights", name): ((RowSlice(name),), (), 1) for name in names}
         else:
-            moments = take_moments(pool, names, num_shards, settings, seed, is_only=len(waves) == 1)
+            if chain is None:
+                moments = take_moments(pool, names, num_shards, settings, seed, is_only=len(waves) == 1)
+            else:
+                moments = _block_moments(pool, names, num_shards, settings)
             units = _units(work, {name: points[name] for name in names}, moments)
         for key, value in in_order(pool.run(round_unit, units, (work,)), units):
             table = RoundingTable.from_bytes(value["table"].tobytes())
@@ -177,7 +188,7 @@ def round_unit(
                 notes = (*notes, UNGUIDED)
         for rows in slices:
             name = rows.name
-            weight = replica.model.get_parameter(name).detach()
+            weight = replica.weight(name)
             every = Problem(work.points[name], weight, work.targets[name], inputs, num_samples, notes)
             problem = rows_by_block(rows.of(every))
             rounded = round_gptq(problem, work.settings) if needs_inputs else round_nearest(problem)
@@ -216,6 +227,17 @@ def take_moments(
         answers = pool.run(observe_guided_moments, units, (names, seed))
     else:
         answers = pool.run(observe_moments, units, (names,))
+    return merge_moments(Moments.from_value(value) for _, value in in_order(answers, units))
+
+
+def _block_moments(pool: Pool, names: tuple[str, ...], num_shards: int, settings: RoundingConfig) -> Moments:
+    """The second moments of the weights of one part, in the units and the order of `take_moments`."""
+    step = settings.unit_shards
+    units: dict[Key, tuple[object, ...]] = {
+        ("block moments", first, names[0]): (first, min(first + step, num_shards))
+        for first in range(0, num_shards, step)
+    }
+    answers = pool.run(observe_block_moments, units, (names,))
     return merge_moments(Moments.from_value(value) for _, value in in_order(answers, units))
 
 

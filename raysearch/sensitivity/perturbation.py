@@ -20,8 +20,10 @@ def measure_perturbations(
         ranges: calibrated ranges.
         pool: its replicas hold the float model.
     """
-    units: dict[Key, tuple[object, ...]] = {(name,): (name,) for name in setup.of_kind("weight")}
-    errors = dict(pool.run(perturb, units, (setup, ranges)))
+    units: dict[Key, tuple[object, ...]] = {
+        (name,): (name, ranges.of(name)) for name in setup.of_kind("weight")
+    }
+    errors = dict(pool.run(perturb, units, (setup,)))
     return {
         (name, scheme): float(errors[name,][str(scheme)])
         for name in setup.of_kind("weight")
@@ -29,16 +31,16 @@ def measure_perturbations(
     }
 
 
-def perturb(replica: Replica, setup: QuantizerSetup, ranges: RangeTable, name: str) -> UnitValue:
+def perturb(replica: Replica, setup: QuantizerSetup, name: str, ranges: RangeTable) -> UnitValue:
     """Unit: the squared error of one weight at each of its schemes, keyed by the scheme.
 
     Args:
         replica: holds the float weights.
         setup: points and groups.
-        ranges: calibrated ranges.
         name: the weight.
+        ranges: its calibrated ranges.
     """
-    weight = replica.model.get_parameter(name).detach()
+    weight = replica.weight(name)
     deployed = DeployedWeights({name: weight}, setup, ranges)
     errors = {}
     for scheme in setup.group_of(name).schemes:

@@ -1,5 +1,6 @@
 """A worker's fake-quantized model, with what it keeps between measurements."""
 
+from raysearch.simulation.blocks import repeated_blocks
 from raysearch.simulation.objective import Judgement, MeasuredObjective
 from raysearch.simulation.simulated_model import SimulatedModel, bits_of, simulated_model
 from raysearch.simulation.weight_cache import CACHE_BYTES, DeployedWeights, WeightCache
@@ -12,5 +13,6 @@ __all__ = [
     "SimulatedModel",
     "WeightCache",
     "bits_of",
+    "repeated_blocks",
     "simulated_model",
 ]

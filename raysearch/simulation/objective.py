@@ -15,7 +15,6 @@ from torch import Tensor
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.errors import ConfigError
 from raysearch.evaluation import DataSet, Judged, Replica, batch_size, run_in_microbatches, shard_name
-from raysearch.evaluation.forward import frozen_eval
 from raysearch.records import BitAssignment, QuantizerSetup, RangeTable
 from raysearch.simulation.simulated_model import simulated_model
 from raysearch.simulation.weight_cache import CACHE_BYTES
@@ -128,7 +127,6 @@ def measure_values(
         TaskError: a loss or a metric is wanted, and outputs of pieces cannot be put together.
     """
     model = simulated_model(replica, setup, ranges, cache_bytes)
-    name = shard_name(judgement.data, shard)
     if judgement.objective == "divergence":
         outputs = model.outputs(replica, assignment, judgement.data, shard)
         return _divergences(replica, outputs, judgement, shard)
@@ -136,14 +134,8 @@ def measure_values(
     if judge is None:
         raise ConfigError(f"the objective is '{judgement.objective}', but the Task has no such function.")
     batch = replica.shard(judgement.data, shard)
-    model.apply(assignment)
-    with frozen_eval(model.model), torch.no_grad():
-        raw_outputs = run_in_microbatches(
-            lambda part: replica.forward(model.model, part),
-            batch,
-            replica.microbatches("forward"),
-            name=name,
-        )
+    raw_outputs = model.raw_outputs(replica, assignment, judgement.data, shard)
+    with torch.no_grad():
         value = float(judge(raw_outputs, batch))
     return {"values": np.array([value]), "sizes": np.array([float(batch_size(batch))])}
 

@@ -7,19 +7,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from raysearch.blockwise import BlockReplica
 from raysearch.determinism import GeneratorStates
 from raysearch.evaluation import Batch, DataSet, Judged, Replica, batch_size, shard_name
 from raysearch.evaluation.batches import take, tensors_of
+from raysearch.evaluation.forward import frozen_eval
 from raysearch.evaluation.microbatch import is_out_of_memory, run_in_microbatches
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.hooks.attach import check_weight
 from raysearch.quantizer import Quantizer, make_quantizer
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable, Scheme
 from raysearch.records.applicable import check_assignment
+from raysearch.simulation.blockwise_model import BlockwiseModel
 from raysearch.simulation.hook_switch import HookSwitch
 from raysearch.simulation.parameter_table import ParameterTable
 from raysearch.simulation.prefix_cache import PrefixCache
@@ -127,6 +131,18 @@ class SimulatedModel:
         self._compare(replica, data, index)
         self.apply(assignment)
         return self._run(replica, data, index)
+
+    def raw_outputs(self, replica: Replica, assignment: BitAssignment, data: DataSet, index: int) -> Any:
+        """What the model itself gives under an assignment on one shard; arguments as those of `outputs`."""
+        batch = replica.shard(data, index)
+        self.apply(assignment)
+        with frozen_eval(self.model), torch.no_grad():
+            return run_in_microbatches(
+                lambda part: replica.forward(self.model, part),
+                batch,
+                replica.microbatches("forward"),
+                name=shard_name(data, index),
+            )
 
     def record(self, replica: Replica, options: Sequence[Option], data: DataSet, index: int) -> None:
         """Keep of a shard's float forward what `later_outputs` of these options needs; see `PrefixCache`.
@@ -300,7 +316,7 @@ class _Entry:
     setup: QuantizerSetup
     ranges: RangeTable
     key: str
-    model: SimulatedModel
+    model: SimulatedModel | BlockwiseModel
 
 
 @dataclass
@@ -312,7 +328,7 @@ class _Slot:
 
 def simulated_model(
     replica: Replica, setup: QuantizerSetup, ranges: RangeTable, cache_bytes: int = CACHE_BYTES
-) -> SimulatedModel:
+) -> SimulatedModel | BlockwiseModel:
     """The simulated model of a worker; kept between calls for one setup, ranges and limit.
 
     Cost: nothing for the objects of the last call, one hash for others with the same content, else one copy
@@ -333,6 +349,10 @@ def simulated_model(
     if entry is not None and entry.key == key:
         entry.setup, entry.ranges = setup, ranges
         return entry.model
-    model = SimulatedModel(replica.model, setup, ranges, cache_bytes)
+    model: SimulatedModel | BlockwiseModel
+    if isinstance(replica, BlockReplica):
+        model = BlockwiseModel(replica, setup, ranges)
+    else:
+        model = SimulatedModel(replica.model, setup, ranges, cache_bytes)
     slot.entry = _Entry(setup, ranges, key, model)
     return model
