@@ -99,7 +99,7 @@ def _damage_member(holder: Any, draw: random.Random, odd: Sequence[Any]) -> None
             holder[draw.choice((*ODD_KEYS, f"{key}.x", f"{key}x"))] = holder.pop(key)
         elif action < 0.3 and isinstance(holder, list):
             holder.append(copy.deepcopy(member))
-        elif action < 0.4 and type(member) in (int, float):
+        elif action < 0.4 and type(member) in (int, float) and abs(member) < 2**60:
             holder[key] = member + draw.choice((-1, 1, 7, -0.5))
         else:
             holder[key] = copy.deepcopy(draw.choice(odd))
