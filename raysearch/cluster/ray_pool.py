@@ -302,6 +302,8 @@ class RayPool:
             raise self._fleet.nowhere_to_run(str(error)) from error
         if self._fleet.is_overdue(member):
             limit = self._unit_timeout if member.is_ready else self._startup_timeout
+            if not batch.num_finished and not any(other.is_ready for other in self._fleet.members):
+                raise self._fleet.nowhere_to_run(f"no worker was ready within {limit:g} seconds")
             self._replace(member, batch, TimeoutError(f"no answer in {limit:g} seconds"))
 
     def _take(self, member: Member, batch: _Batch) -> None:

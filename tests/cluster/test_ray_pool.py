@@ -142,6 +142,17 @@ def test_an_impossible_request_says_what_there_is():
         list(pool.run(pool_units.double, {("a",): (1,)}))
 
 
+def test_a_model_that_no_worker_gets_ready_in_time_is_not_tried_again():
+    with open_pool(None, gpus_per_worker=50, device="cuda", startup_timeout_seconds=1) as pool:
+        batch = pool._start(pool_units.double, {("a",): (1,)}, ())
+        (member,) = pool._fleet.members
+        # As if its process were there.
+        member.has_place = True
+        member.clock -= 2
+        with pytest.raises(PoolError, match=r"no worker was ready within 1 seconds.*takes long to build"):
+            pool._receive(member, batch, set())
+
+
 def test_a_fleet_takes_what_is_free_waits_for_more_and_gives_back_what_it_does_not_use(caplog):
     clock, told = SteppedClock(), []
     # All CPUs but one: there is room for a single worker.
