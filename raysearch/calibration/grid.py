@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raysearch.quantizer import point_levels
-from raysearch.quantizer.quantizer import SMALLEST_SCALE
+from raysearch.quantizer import SMALLEST_SCALE, point_levels
 from raysearch.records import QuantizationPoint, QuantizerRange
 
 FloatArray = npt.NDArray[np.float64]

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from raysearch.hooks.checkpoints import resume_checkpoints, suspend_checkpoints
 from raysearch.hooks.functions import EAGER_CALLS, IN_PLACE, Call, CallMode, counts, plain_arguments
+from raysearch.quantizer import Quantizer
 
 CallKey = tuple[str, str, int, int]
 """Owner module, kind, occurrence, operand."""
@@ -141,13 +142,15 @@ def tap_calls(model: nn.Module, tap: CallTap) -> list[RemovableHandle]:
     """Attach a tap to a model.
 
     Every module is hooked: a call of one that is not would be counted as its parent's and shift what comes
-    after. That holds for quantizers too, whose arithmetic is no part of the model's.
+    after. Quantizers alone are not: no function mode sees what they do.
 
     Returns:
         Handles whose `remove` takes the tap off again.
     """
     handles = []
     for owner, module in list(model.named_modules()):
+        if isinstance(module, Quantizer):
+            continue
         is_root = module is model
         enter, leave = _Enter(tap, owner, is_root), _Leave(tap, is_root)
         # First of all hooks: a later one may raise, and Leave then runs; it must find what Enter did.

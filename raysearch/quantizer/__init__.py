@@ -1,15 +1,10 @@
 """One quantizer: integer levels, affine maths, symmetric and asymmetric; tensors in, tensors out."""
 
-from raysearch.quantizer.affine import AffineForm, dequantize, fake_quantize, quantize
+from raysearch.quantizer.affine import SMALLEST_SCALE, AffineForm, dequantize, fake_quantize, quantize
 from raysearch.quantizer.factory import make_quantizer, point_levels, successor
 from raysearch.quantizer.latent import latent_weight
 from raysearch.quantizer.levels import MAX_BITS, MIN_BITS, grid_levels, quant_levels, spec_levels
-from raysearch.quantizer.quantizer import (
-    SMALLEST_SCALE,
-    AsymmetricQuantizer,
-    Quantizer,
-    SymmetricQuantizer,
-)
+from raysearch.quantizer.quantizer import AsymmetricQuantizer, Quantizer, SymmetricQuantizer
 from raysearch.quantizer.reference import (
     asymmetric_from_min_max,
     symmetric_from_min_max,

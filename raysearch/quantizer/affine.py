@@ -11,6 +11,10 @@ from torch.autograd.function import FunctionCtx
 
 from raysearch.quantizer.blocks import Blocks
 from raysearch.records.granularity import PER_TENSOR, Granularity
+from raysearch.records.scale_format import SCALE_FORMATS
+
+SMALLEST_SCALE = SCALE_FORMATS["float32"].smallest
+"""Keeps a learned scale away from 0, where the forward would hide it and the codes mean nothing."""
 
 ZeroPoint = int | Tensor
 """Code of the value 0: a number for all elements, or a tensor of integers shaped like the scale."""
@@ -98,38 +102,61 @@ class AffineForm:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Any, high: Any, gamma: float) -> Tensor:
-        _FakeQuantize._keep(ctx, x, scale, low, high, gamma)
-        return _values(x, scale, low, high)
+    """By a step, or with `smallest` by max(|scale|, smallest): one node in place of three."""
 
     @staticmethod
-    def _keep(ctx: Any, x: Tensor, scale: Tensor, low: Any, high: Any, gamma: float) -> None:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, low: Any, high: Any, gamma: float, smallest: float | None
+    ) -> Tensor:
+        step = scale if smallest is None else scale.abs().clamp_min_(smallest)
+        _FakeQuantize._keep(ctx, (x, scale, step), low, high, gamma, smallest)
+        return _values(x, step, low, high)
+
+    @staticmethod
+    def _keep(
+        ctx: Any, saved: tuple[Tensor, ...], low: Any, high: Any, gamma: float, smallest: float | None
+    ) -> None:
         # Bounds per channel are tensors; saved with the others, so that nothing is kept alive by the graph.
         tensors = (low, high) if isinstance(low, Tensor) else ()
-        ctx.save_for_backward(x, scale, *tensors)
-        ctx.bounds = (None if tensors else (low, high), gamma)
+        ctx.save_for_backward(*saved, *tensors)
+        ctx.bounds = (None if tensors else (low, high), gamma, smallest)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, *tensors = ctx.saved_tensors
-        bounds, gamma = ctx.bounds
+        x, scale, step, *tensors = ctx.saved_tensors
+        bounds, gamma, smallest = ctx.bounds
         low, high = tensors if bounds is None else bounds
+        has_graph = torch.is_grad_enabled()
+        if has_graph and smallest is not None:
+            step = scale.abs().clamp_min(smallest)
         # While a graph of the gradient is built, nothing may change in place.
-        derive = _gradients if tensors or torch.is_grad_enabled() else _gradients_in_place
-        return derive(x, scale, low, high, gamma, grad, ctx.needs_input_grad[1])
+        derive = _gradients if tensors or has_graph else _gradients_in_place
+        passed, slope = derive(x, step, low, high, gamma, grad, ctx.needs_input_grad[1])
+        if slope is not None and smallest is not None:
+            slope = slope * _sign_beyond(scale.detach(), smallest)
+        return passed, slope, None, None, None, None
+
+
+def _sign_beyond(scale: Tensor, smallest: float) -> Tensor:
+    """The derivative of max(|scale|, smallest): the sign of a scale, 0 where |scale| < smallest."""
+    # What is shrunk to 0 includes the bound itself, which is therefore the next number below.
+    below = smallest * (1 - torch.finfo(scale.dtype).eps / 2)
+    return torch.nn.functional.hardshrink(scale, below).sgn_()
 
 
 class _TransformableFakeQuantize(_FakeQuantize):
     # torch.func and the compiler want the two halves apart; apart, torch binds the signature anew at every
     # call, which costs more than the arithmetic on a small weight.
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, low: Any, high: Any, gamma: float) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        x: Tensor, scale: Tensor, low: Any, high: Any, gamma: float, smallest: float | None
+    ) -> Tensor:
         return _values(x, scale, low, high)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _FakeQuantize._keep(ctx, *inputs)
+        x, scale, *rest = inputs
+        _FakeQuantize._keep(ctx, (x, scale, scale), *rest)
 
 
 def _values(x: Tensor, scale: Tensor, low: Any, high: Any) -> Tensor:
@@ -144,7 +171,7 @@ def _bounds(zero_point: ZeroPoint, quant_min: int, quant_max: int) -> tuple[Any,
 
 def _gradients(
     x: Tensor, scale: Tensor, low: Any, high: Any, gamma: float, grad: Tensor, with_scale: bool
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor, Tensor | None]:
     """The gradients by operations that autograd can differentiate again."""
     v = x / scale
     rounded = torch.round(v)
@@ -155,12 +182,12 @@ def _gradients(
         # Selected, not multiplied: with a tiny scale v overflows, and 0·inf would be NaN.
         slope = levels - torch.where(inside, v, torch.zeros_like(v))
         grad_scale = gamma * (grad * slope).sum_to_size(scale.shape)
-    return grad * inside, grad_scale, None, None, None
+    return grad * inside, grad_scale
 
 
 def _gradients_in_place(
     x: Tensor, scale: Tensor, low: Any, high: Any, gamma: float, grad: Tensor, with_scale: bool
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor, Tensor | None]:
     """The same in a third of the time: three temporaries, and a mask without booleans.
 
     hardtanh's backward selects between two bounds, strictly. rne takes a tie to the even side, so the tie
@@ -172,11 +199,11 @@ def _gradients_in_place(
     above = (high + 0.5) * (1.0 if high % 2 else above_one)
     passed = torch.ops.aten.hardtanh_backward(grad, v, below, above)
     if not with_scale:
-        return passed, None, None, None, None
+        return passed, None
     # m·v selected, not multiplied: with a tiny scale v overflows, and 0·inf would be NaN.
     slope = torch.ops.aten.hardtanh_backward(v, v, below, above)
     slope.sub_(v.round_().clamp_(low, high)).mul_(grad)
-    return passed, slope.sum_to_size(scale.shape).mul_(-gamma), None, None, None
+    return passed, slope.sum_to_size(scale.shape).mul_(-gamma)
 
 
 def fake_quantize(
@@ -201,7 +228,7 @@ def fake_quantize(
 
     Args:
         x: any shape, floating point.
-        scale: positive; of groups in the shape of their scales, else broadcastable to x.
+        scale: s, positive; of groups in the shape of their scales, else broadcastable to x.
         zero_point: code of the value 0; a number, or an integer tensor of the scale's shape.
         quant_min: lowest code.
         quant_max: highest code.
@@ -210,13 +237,63 @@ def fake_quantize(
 
     Source: Esser et al., Learned Step Size Quantization, ICLR 2020, equations 1–5.
     """
+    return _fake_quantized(x, scale, (zero_point, quant_min, quant_max), gamma, granularity, None)
+
+
+def fake_quantize_by_magnitude(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: ZeroPoint,
+    quant_min: int,
+    quant_max: int,
+    gamma: float = 1.0,
+    granularity: Granularity = PER_TENSOR,
+) -> Tensor:
+    """`fake_quantize` by the step max(|scale|, `SMALLEST_SCALE`), with the gradient of `scale` itself.
+
+    Args:
+        x: any shape, floating point.
+        scale: of any sign; of groups in the shape of their scales, else broadcastable to x.
+        zero_point: code of the value 0; a number, or an integer tensor of the scale's shape.
+        quant_min: lowest code.
+        quant_max: highest code.
+        gamma: LSQ's gradient scale, 1/√(N·Q).
+        granularity: which inputs form groups; all that it is read for.
+    """
+    levels = (zero_point, quant_min, quant_max)
+    return _fake_quantized(x, scale, levels, gamma, granularity, SMALLEST_SCALE)
+
+
+def _fake_quantized(
+    x: Tensor,
+    scale: Tensor,
+    levels: tuple[ZeroPoint, int, int],
+    gamma: float,
+    granularity: Granularity,
+    smallest: float | None,
+) -> Tensor:
+    """See `fake_quantize` and `fake_quantize_by_magnitude`.
+
+    Args:
+        x: any shape, floating point.
+        scale: the step, or the parameter of which it is the magnitude.
+        levels: zero point, lowest and highest code.
+        gamma: LSQ's gradient scale.
+        granularity: which inputs form groups.
+        smallest: the least step of a magnitude; None: `scale` is the step.
+    """
     blocks = Blocks.of(x.shape, granularity)
     if blocks is not None:
-        scale, zero_point = blocks.broadcast(scale), blocks.broadcast(zero_point)
-        return blocks.join(fake_quantize(blocks.cut(x), scale, zero_point, quant_min, quant_max, gamma))
-    low, high = _bounds(zero_point, quant_min, quant_max)
-    function = _TransformableFakeQuantize if _is_transformed() else _FakeQuantize
-    result: Tensor = function.apply(x, scale, low, high, gamma)  # type: ignore[no-untyped-call]
+        scale, levels = blocks.broadcast(scale), (blocks.broadcast(levels[0]), *levels[1:])
+        cut = _fake_quantized(blocks.cut(x), scale, levels, gamma, PER_TENSOR, smallest)
+        return blocks.join(cut)
+    low, high = _bounds(*levels)
+    function: Any = _FakeQuantize
+    if _is_transformed():
+        function = _TransformableFakeQuantize
+        if smallest is not None:
+            scale, smallest = scale.abs().clamp_min(smallest), None
+    result: Tensor = function.apply(x, scale, low, high, gamma, smallest)
     return result
 
 

@@ -10,15 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from raysearch.errors import ExportError, PlacementError, StorageError
-from raysearch.quantizer.affine import AffineForm, fake_quantize, quantize
+from raysearch.quantizer.affine import AffineForm, fake_quantize, fake_quantize_by_magnitude, quantize
 from raysearch.quantizer.levels import MAX_BITS, MIN_BITS, spec_levels
 from raysearch.quantizer.scale_formats import storable_through
 from raysearch.records import QuantizerRange, QuantizerSpec
 from raysearch.records.granularity import PER_TENSOR, Granularity
-from raysearch.records.scale_format import SCALE_FORMATS
-
-SMALLEST_SCALE = SCALE_FORMATS["float32"].smallest
-"""Keeps a learned scale away from 0, where the forward would hide it and the codes mean nothing."""
 
 Kind = Literal["weight", "activation"]
 
@@ -170,10 +166,22 @@ class Quantizer(nn.Module):
             return x
         if self.kind == "activation" and torch.onnx.is_in_onnx_export():
             return self._onnx(x)
+        if torch.compiler.is_compiling():
+            return self._fake_quantized(x)
+        # Function modes, such as the one that sees a model's calls, look at every operation and attribute;
+        # a quantizer's own are no part of the model's.
+        with torch._C.DisableTorchFunction():
+            return self._fake_quantized(x)
+
+    def _fake_quantized(self, x: Tensor) -> Tensor:
         values = x.float()
-        scale, gamma = self.effective_scale(), self.gradient_scale(values)
         low, high = self.levels
-        quantized = fake_quantize(values, scale, self.zero_point, low, high, gamma, self.granularity)
+        gamma = self.gradient_scale(values)
+        is_plain = not self.logarithmic and not self.frozen and self.scale_format == "float32"
+        scale = self.scale if is_plain else self.effective_scale()
+        # One node of the graph in place of three: most scales are such.
+        quantize_by = fake_quantize_by_magnitude if is_plain else fake_quantize
+        quantized = quantize_by(values, scale, self.zero_point, low, high, gamma, self.granularity)
         return quantized.to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:

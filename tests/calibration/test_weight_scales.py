@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from raysearch.calibration.weights import min_max_scale, mse_affine, mse_scale
-from raysearch.quantizer import SymmetricQuantizer, quant_levels
-from raysearch.quantizer.quantizer import SMALLEST_SCALE
+from raysearch.quantizer import SMALLEST_SCALE, SymmetricQuantizer, quant_levels
 from raysearch.records import Granularity, QuantizerRange
 
 BITS = (2, 3, 4, 5, 6, 7, 8)

@@ -7,8 +7,13 @@ import pytest
 import torch
 
 from raysearch.errors import StorageError
-from raysearch.quantizer import AsymmetricQuantizer, SymmetricQuantizer, make_quantizer
-from raysearch.quantizer.quantizer import SMALLEST_SCALE
+from raysearch.quantizer import (
+    SMALLEST_SCALE,
+    AsymmetricQuantizer,
+    SymmetricQuantizer,
+    fake_quantize,
+    make_quantizer,
+)
 from raysearch.records import Granularity, QuantizationPoint, QuantizerRange
 from tests.support.quantized_models import WIDTHS
 
@@ -148,3 +153,28 @@ def test_the_default_compiler_gives_the_same_bits_at_any_batch_size() -> None:
             values.append((y.detach(), given.grad))
         assert torch.equal(values[0][0], values[1][0])
         assert torch.equal(values[0][1], values[1][1])
+
+
+@pytest.mark.parametrize("kind", ["weight", "activation"])
+def test_a_scale_gets_the_gradient_of_its_magnitude_beyond_the_smallest(kind: str) -> None:
+    """Bit for bit that of the operations one by one, at either sign and at the bound itself."""
+    torch.manual_seed(5)
+    smallest = SMALLEST_SCALE
+    values = torch.tensor([0.1, -0.1, smallest, -smallest, smallest / 2, -smallest / 2, 0.0])
+    quantizer = SymmetricQuantizer((7, 4), Granularity(0), kind="weight")
+    if kind == "activation":
+        quantizer = AsymmetricQuantizer((7, 4), Granularity(0), kind="activation")
+    with torch.no_grad():
+        quantizer.scale.copy_(values.reshape(7, 1))
+    x = torch.randn(7, 4).requires_grad_()
+    grad = torch.randn(7, 4)
+    quantizer(x).backward(grad)
+    got = x.grad, quantizer.scale.grad
+    low, high = quantizer.levels
+    gamma = quantizer.gradient_scale(x)
+    y = fake_quantize(x, quantizer.effective_scale(), quantizer.zero_point, low, high, gamma)
+    expected = torch.autograd.grad(y, (x, quantizer.scale), grad)
+    for one, other in zip(got, expected, strict=True):
+        assert one is not None
+        assert torch.equal(one, other)
+    assert torch.equal(quantizer.scale.grad[4:], torch.zeros(3, 1))
