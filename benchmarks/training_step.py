@@ -100,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--date", default=datetime.datetime.now(tz=datetime.UTC).date().isoformat())
+    parser.add_argument("--note", default="", help="what a reader should know of the machine")
     options = parser.parse_args()
     torch.set_num_threads(1)
     heading = f"{options.date}, {processor()}, one thread, torch {torch.__version__}."
@@ -108,7 +109,7 @@ def main() -> None:
         "",
         heading,
         f"CPU time, {options.pairs} interleaved pairs in one process; weights 4 bits, activations 8, all",
-        "scales learned. Made by `python -m benchmarks.training_step`.",
+        f"scales learned. Made by `python -m benchmarks.training_step`.{options.note and ' '}{options.note}",
         "",
         "| net | quantizers | float, ms | quantized, ms | ratio (median of pairs) | quartiles | aim |",
         "|---|---|---|---|---|---|---|",

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from raysearch.config.section import Section
 from raysearch.errors import ConfigError
 
-TrainingObjective = Literal["auto", "loss", "distill"]
+TrainingObjective = Literal["auto", "loss", "distill", "mixed"]
 """What `training.objective` may say."""
 
 Precision = Literal["float32", "bfloat16"]
@@ -35,11 +35,22 @@ class TrainingConfig(Section):
             fake quantization in float32.
         batch_norm_freeze_after: share of the training after which BatchNorm keeps its statistics; 0: it
             keeps those that training starts with, 1: never.
+        batch_norm_samples: training samples over which BatchNorm's statistics are taken anew before each
+            validation, and kept with the best state; 0: they run along with training.
         sync_batch_norm: whether BatchNorm takes the statistics of all workers' samples.
         patience: epochs without a better validation after which training stops; None: it never does.
         max_grad_norm: a gradient whose norm over all parameters is greater is shortened to it; None: none is.
-        objective: "loss" (the task's), "distill" (the divergence to the float model), or "auto" (the
-            task's loss where it has one, else "distill").
+        objective: "loss" (the task's), "distill" (the divergence to the float model), "mixed" (both), or
+            "auto" (the task's loss where it has one, else "distill").
+        distill_weight: weight of the divergence in "mixed"; the loss has the rest of 1.
+        feature_weight: weight, beside the objective, of how far the outputs of repeated blocks are from the
+            float model's: ‖h − h⁰‖² / ‖h⁰‖², a mean over blocks; 0: they are free.
+        scale_freeze_after: share of the training after which the quantizers' scales stay; 1: never.
+        activations_after: share of the training after which activations are quantized; before it weights
+            alone are. Whatever is validated is quantized whole.
+        dampening: how strongly weights are drawn to the level that they round to, which keeps them from
+            swinging between two; 1: in the middle between two levels by a whole learning rate. It rises from
+            0 along a cosine.
         gradient_checkpointing: whether a repeated block keeps its input alone, and is run a second time in
             the backward pass: less memory for a third more time, and the same values.
         checkpoint_steps: steps between two checkpoints within an epoch; None: by time alone. There is one
@@ -67,9 +78,15 @@ class TrainingConfig(Section):
     ema_decay: float = Field(0.0, ge=0, lt=1)
     precision: Precision = "float32"
     batch_norm_freeze_after: float = Field(1.0, ge=0, le=1)
+    batch_norm_samples: int = Field(0, ge=0)
     sync_batch_norm: bool = False
     patience: int | None = Field(None, ge=1)
     objective: TrainingObjective = "auto"
+    distill_weight: float = Field(0.5, gt=0, lt=1)
+    feature_weight: float = Field(0.0, ge=0)
+    scale_freeze_after: float = Field(1.0, ge=0, le=1)
+    activations_after: float = Field(0.0, ge=0, lt=1)
+    dampening: float = Field(0.0, ge=0)
     gradient_checkpointing: bool = False
     checkpoint_steps: int | None = Field(None, ge=1)
     checkpoint_minutes: float = Field(10.0, gt=0)
@@ -153,5 +170,11 @@ LATER = (
     "patience",
     "loggers",
     "min_workers",
+    "batch_norm_samples",
+    "distill_weight",
+    "feature_weight",
+    "scale_freeze_after",
+    "activations_after",
+    "dampening",
 )
 """Settings that runs from before they existed lack."""

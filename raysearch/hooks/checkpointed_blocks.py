@@ -51,24 +51,32 @@ def checkpoint_blocks(model: nn.Module) -> tuple[str, ...]:
     return tuple(blocks)
 
 
-def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Name → block, as `checkpoint_blocks` takes them, none inside another."""
+def repeated_blocks(model: nn.Module, *, with_batch_norm: bool = False) -> dict[str, nn.Module]:
+    """Name → block, as `checkpoint_blocks` takes them, none inside another.
+
+    Args:
+        model: whose blocks are looked for.
+        with_batch_norm: whether a block may hold a BatchNorm.
+    """
     blocks: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         is_inside = any(name.startswith(f"{outer}.") for outer in blocks)
         if is_inside or not isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential):
             continue
-        children = [(key, child) for key, child in module.named_children() if _is_block(child)]
+        children = [
+            (key, child) for key, child in module.named_children() if _is_block(child, with_batch_norm)
+        ]
         counts = Counter(type(child) for _, child in children)
         prefix = f"{name}." if name else ""
         blocks.update({prefix + key: child for key, child in children if counts[type(child)] > 1})
     return blocks
 
 
-def _is_block(module: nn.Module) -> bool:
+def _is_block(module: nn.Module, with_batch_norm: bool) -> bool:
     has_parts = any(True for _ in module.children())
     trains = any(parameter.requires_grad for parameter in module.parameters())
-    return has_parts and trains and not any(isinstance(part, _BatchNorm) for part in module.modules())
+    may_stand = with_batch_norm or not any(isinstance(part, _BatchNorm) for part in module.modules())
+    return has_parts and trains and may_stand
 
 
 class _Checkpointed:

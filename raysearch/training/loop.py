@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from raysearch.artifacts.run_record import first_difference
+from raysearch.calibration import adapt_batch_norm, apply_batch_norm
 from raysearch.errors import TrainingError
-from raysearch.evaluation import training_batches
+from raysearch.evaluation import Batch, training_batches
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.records import EpochMetrics, TrainingStatus
 from raysearch.seeding import derive_seed
 from raysearch.training.average import Average
 from raysearch.training.context import Context
-from raysearch.training.feed import in_one
+from raysearch.training.feed import Draws, drawn, in_one
 from raysearch.training.norms import synchronise
 from raysearch.training.objective import Objective
 from raysearch.training.optimizer import Optimizer
+from raysearch.training.phases import Phases
 from raysearch.training.progress import CALIBRATED, Progress
 from raysearch.training.recipe import Recipe
 from raysearch.training.schedule import Schedule
@@ -81,6 +84,7 @@ class Training:
         self._optimizer = Optimizer(controller, settings)
         self.progress = Progress(settings=settings.fixed())
         self._average = Average(self.model, settings.ema_decay)
+        self._phases = Phases(controller, settings)
         self._resume()
         if settings.sync_batch_norm:
             synchronise(self.model, context.world)
@@ -88,7 +92,10 @@ class Training:
             be_as_strict_as_possible(recipe, self._teacher, context.device)
         objective = context.prepare(
             Objective(recipe, self.model, self._teacher),
-            lambda: leaves_parameters_unused(recipe, self._teacher, context.device),
+            lambda: (
+                Phases.leave_unused(settings)
+                or leaves_parameters_unused(recipe, self._teacher, context.device)
+            ),
         )
         self._buffers = Buffers(self.model)
         seed = derive_seed(recipe.seed, "training", "order")
@@ -97,7 +104,7 @@ class Training:
             recipe.train, settings.batch_size, seed, context.rank, context.world, share
         )
         self._schedule = Schedule(settings, self._batches.num_turns)
-        self._stepper = Stepper(recipe, context, objective, self._optimizer, self._schedule)
+        self._stepper = Stepper(recipe, context, objective, self._optimizer, self._schedule, self._phases)
         self._saved_at = time.monotonic()
 
     def run(self) -> Progress:
@@ -131,10 +138,7 @@ class Training:
 
     def _train_epoch(self, epoch: int) -> None:
         progress = self.progress
-        turns = self._batches(epoch)
-        if self._recipe.settings.sync_batch_norm:
-            turns = in_one(turns)
-        steps = self._stepper.steps(turns, epoch, progress.step, progress.epoch_steps)
+        steps = self._stepper.steps(self._turns(epoch), epoch, progress.step, progress.epoch_steps)
         for step in steps:
             progress.step += 1
             progress.epoch_steps += 1
@@ -152,12 +156,32 @@ class Training:
         self._schedule.see_epoch_of(progress.epoch_steps)
         self._buffers.put_back_remade()
 
+    def _turns(self, epoch: int) -> Iterable[list[Batch]]:
+        """The batches of an epoch, as this rank takes them."""
+        turns = self._batches(epoch)
+        return in_one(turns) if self._recipe.settings.sync_batch_norm else turns
+
     def _validate(self, epoch: int) -> None:
         """Evaluate the model as it is after an epoch, and keep its state if it is the best so far."""
-        self._context.share_buffers(self.model)
-        with self._average.in_force():
+        with self._phases.whole(), self._average.in_force():
+            self._take_statistics(epoch)
+            self._context.share_buffers(self.model)
             self._judge(epoch)
         self._tell(epoch)
+
+    def _take_statistics(self, epoch: int) -> None:
+        """Take BatchNorm's statistics anew over the epoch's first samples, where that is asked for."""
+        settings = self._recipe.settings
+        freeze_after = settings.batch_norm_freeze_after
+        # 1 is never, also at the very end.
+        is_frozen = freeze_after < 1 and self._schedule.share(self.progress.step) >= freeze_after
+        if epoch == CALIBRATED or not settings.batch_norm_samples or is_frozen:
+            return
+        turns = drawn(self._turns(epoch), Draws(self._recipe.seed, epoch, self._context.rank))
+        batches = itertools.chain.from_iterable(turns)
+        samples = settings.batch_norm_samples
+        statistics = adapt_batch_norm(self.model, batches, self._recipe.forward, samples, cumulative=True)
+        apply_batch_norm(self.model, statistics)
 
     def _judge(self, epoch: int) -> None:
         progress, monitor = self.progress, self._recipe.monitor
@@ -200,7 +224,8 @@ class Training:
         if self._context.rank:
             return
         self._buffers.put_back_remade()
-        state = state_tensors(self.model)
+        with self._phases.whole():
+            state = state_tensors(self.model)
         for name, parameter in self.model.named_parameters():
             if not bool(parameter.isfinite().all()):
                 raise TrainingError(

@@ -62,15 +62,17 @@ class Recipe:
         return create_controller(model, self.setup, self.ranges, self.assignment)
 
     @property
-    def objective(self) -> Literal["loss", "distill"]:
+    def objective(self) -> Literal["loss", "distill", "mixed"]:
         """The objective in force.
 
         Raises:
-            ConfigError: "loss" is set, but the task has none.
+            ConfigError: "loss" or "mixed" is set, but the task has none.
         """
         objective = self.settings.objective
-        if objective == "loss" and self.loss is None:
-            raise ConfigError("training.objective is 'loss', but the Task has no loss; set it to 'distill'.")
+        if objective in ("loss", "mixed") and self.loss is None:
+            raise ConfigError(
+                f"training.objective is '{objective}', but the Task has no loss; set it to 'distill'."
+            )
         if objective == "auto":
             return "distill" if self.loss is None else "loss"
         return objective
@@ -78,4 +80,4 @@ class Recipe:
     @property
     def monitor(self) -> str:
         """The validation metric that chooses the best epoch; lower is better."""
-        return "loss" if self.objective == "loss" else "divergence"
+        return "divergence" if self.objective == "distill" else "loss"

@@ -15,8 +15,8 @@ from raysearch.evaluation import Batch, batch_size
 from raysearch.evaluation.batches import check_finite, map_tensors
 from raysearch.training.context import Context
 from raysearch.training.feed import Draws, drawn, in_steps
-from raysearch.training.norms import batch_norms
 from raysearch.training.optimizer import Optimizer
+from raysearch.training.phases import Phases
 from raysearch.training.recipe import Recipe
 from raysearch.training.schedule import Schedule
 
@@ -49,17 +49,24 @@ class Stepper:
         objective: the objective of a batch, wrapped for the group.
         optimizer: of its parameters.
         schedule: of the learning rates.
+        phases: of the model.
     """
 
     def __init__(
-        self, recipe: Recipe, context: Context, objective: nn.Module, optimizer: Optimizer, schedule: Schedule
+        self,
+        recipe: Recipe,
+        context: Context,
+        objective: nn.Module,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        phases: Phases,
     ) -> None:
         self._recipe = recipe
         self._context = context
         self._objective = objective
         self._optimizer = optimizer
         self._schedule = schedule
-        self._norms = batch_norms(objective)
+        self._phases = phases
 
     def steps(self, turns: Iterable[list[Batch]], epoch: int, step: int, first: int) -> Iterator[Step]:
         """Take the steps of an epoch, one each time that the next is asked for.
@@ -81,11 +88,12 @@ class Stepper:
             if place_in_epoch == 0:
                 self._schedule.see_step_of(len(parts))
             if place_in_epoch >= first:
-                if self._schedule.share(step) >= self._recipe.settings.batch_norm_freeze_after:
-                    for norm in self._norms:
-                        norm.eval()
+                share = self._schedule.share(step)
+                self._phases.enter(share)
                 self._optimizer.set_factor(self._schedule.factor(step))
-                yield self._take(parts, draws, epoch, index)
+                taken = self._take(parts, draws, epoch, index)
+                self._phases.dampen(share, self._optimizer.learning_rate)
+                yield taken
                 step += 1
             index += len(parts)
 

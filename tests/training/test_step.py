@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from raysearch.config import TrainingConfig
@@ -18,6 +18,7 @@ from raysearch.training.context import ProcessContext
 from raysearch.training.feed import Draws, drawn, in_one
 from raysearch.training.loop import train
 from raysearch.training.objective import Objective
+from raysearch.training.phases import Phases
 from raysearch.training.schedule import Schedule
 from raysearch.training.state import state_bytes
 from raysearch.training.step import Stepper
@@ -82,6 +83,7 @@ class Watched:
     """An optimizer that changes nothing."""
 
     parameters = ()
+    learning_rate = 0.1
 
     def set_factor(self, factor):
         pass
@@ -94,8 +96,10 @@ class Watched:
 
 def gradients(context, *batches):
     recipe = make_recipe(kind=Plain)
-    objective = Objective(recipe, recipe.build().model, recipe.model)
-    stepper = Stepper(recipe, context, objective, Watched(), Schedule(recipe.settings, 1))
+    controller = recipe.build()
+    objective = Objective(recipe, controller.model, recipe.model)
+    schedule, phases = Schedule(recipe.settings, 1), Phases(controller, recipe.settings)
+    stepper = Stepper(recipe, context, objective, Watched(), schedule, phases)
     (step,) = stepper.steps([list(batches)], 0, 0, 0)
     assert step.samples == 8
     return [parameter.grad for parameter in objective.model.parameters()]
@@ -249,3 +253,23 @@ def test_autocast_trains_with_parameters_in_float32():
     single = trained(make_recipe(epochs=1))
     for one, other in zip(half.model.parameters(), single.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.02)
+
+
+def test_features_of_blocks_are_compared_with_the_float_models():
+    torch.manual_seed(3)
+    recipe = make_recipe(kind=Blocks, bits=8, feature_weight=2.0)
+    teacher, batch = recipe.model, blobs(16, 4)
+    controller = recipe.build()
+    objective = Objective(recipe, controller.model.eval(), teacher)
+    outputs: list[Tensor] = []
+    for block in (*teacher.blocks, *controller.model.blocks):
+        block.register_forward_hook(lambda module, args, output: outputs.append(output.detach()))
+    value = objective(batch)
+    # The student runs first.
+    student, float_ones = outputs[:2], outputs[2:]
+    ratios = [((a - b).norm() / b.norm()) ** 2 for a, b in zip(student, float_ones, strict=True)]
+    loss = cross_entropy(controller.model(batch[0]), batch)
+    assert value.item() == pytest.approx((loss + 2 * sum(ratios) / 2).item(), rel=1e-5)
+    value.backward()
+    with pytest.raises(ConfigError, match="feature_weight is set, but Toy has no repeated blocks"):
+        Objective(make_recipe(feature_weight=1.0), make_recipe().build().model, make_recipe().model)
