@@ -69,6 +69,8 @@ def _to_bytes(ranges: dict[tuple[str, Scheme], QuantizerRange]) -> bytes:
         tensors[f"{key}|signed"] = np.array([value.signed], dtype=np.uint8)
         if value.codes is not None:
             tensors[f"{key}|codes"] = np.asarray(value.codes, order="C")
+        if value.minimum is not None:
+            tensors[f"{key}|minimum"] = np.asarray(value.minimum, order="C")
     return bytes(save(tensors))
 
 
@@ -84,5 +86,6 @@ def _from_bytes(data: bytes) -> dict[tuple[str, Scheme], QuantizerRange]:
                 tensors[f"{start}|zero_point"],
                 bool(tensors[f"{start}|signed"][0]),
                 tensors.get(f"{start}|codes"),
+                minimum=tensors.get(f"{start}|minimum"),
             )
     return ranges

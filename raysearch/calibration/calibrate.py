@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,13 @@ from raysearch.calibration.observer import Collected, ObservationPlan, Observer,
 from raysearch.calibration.ranges import Observed, Rule, find_range, warn_of_clipping, warn_of_zeros
 from raysearch.calibration.rules import choose_rules
 from raysearch.calibration.statistics import Statistics
-from raysearch.calibration.weights import min_max_scale, mse_affine, mse_scale, observe_rows
+from raysearch.calibration.weights import (
+    min_max_scale,
+    mse_affine,
+    mse_minimum,
+    mse_scale,
+    observe_rows,
+)
 from raysearch.cluster.pool import Key, LocalPool, Pool, UnitValue
 from raysearch.config.calibration import CalibrationConfig
 from raysearch.errors import DataError
@@ -196,6 +203,8 @@ def weight_ranges(
             fields[f"{scheme}|scale"] = value.scale
             fields[f"{scheme}|zero_point"] = value.zero_point
             fields[f"{scheme}|signed"] = np.array([value.signed])
+            if value.minimum is not None:
+                fields[f"{scheme}|minimum"] = value.minimum
     return fields
 
 
@@ -218,6 +227,8 @@ def _weight_range(
     point: QuantizationPoint, weight: Tensor, observations: Observed, rule: Rule, bits: int
 ) -> QuantizerRange:
     spec = point.grid_spec
+    if spec.mode == "minimum":
+        return _range_with_minima(point, weight, observations, rule, bits)
     if rule.is_reference or rule.estimator not in ("mse", "min_max") or _needs_counts(point, weight):
         return find_range(point, observations, rule, bits)
     if spec.mode == "asymmetric":
@@ -232,12 +243,28 @@ def _weight_range(
     return QuantizerRange(scale, np.zeros(scale.shape, np.int32), signed)
 
 
+def _range_with_minima(
+    point: QuantizationPoint, weight: Tensor, observations: Observed, rule: Rule, bits: int
+) -> QuantizerRange:
+    """Scales and minima; of estimators other than "mse" those of the asymmetric grid that they lead to."""
+    if rule.estimator == "mse":
+        levels = levels_of(point, bits, signed=False)
+        return mse_minimum(weight, point.granularity, levels, point.scale_format)
+    asymmetric = replace(point, spec=replace(point.grid_spec, mode="asymmetric"))
+    value = find_range(asymmetric, observations, rule, bits)
+    minimum = value.scale * value.zero_point.astype(np.float32)
+    return replace(value, zero_point=np.zeros_like(value.zero_point), minimum=minimum)
+
+
 def _unpack(point: QuantizationPoint, value: UnitValue, scheme: Scheme) -> QuantizerRange:
     scale = np.asarray(value[f"{scheme}|scale"], np.float32)
     if not np.isfinite(scale).all():
         raise DataError(f"the weight '{point.id}' has a scale that is not finite at {scheme.in_words}.")
     zero_point = np.asarray(value[f"{scheme}|zero_point"], np.int32)
-    return QuantizerRange(scale, zero_point, bool(value[f"{scheme}|signed"][0]))
+    minimum = value.get(f"{scheme}|minimum")
+    if minimum is not None:
+        minimum = np.asarray(minimum, np.float32)
+    return QuantizerRange(scale, zero_point, bool(value[f"{scheme}|signed"][0]), minimum=minimum)
 
 
 def _part(value: UnitValue, point_id: str) -> dict[str, npt.NDArray[np.generic]]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -31,6 +31,7 @@ from raysearch.records import (
     QuantizerSetup,
     QuantizerSpec,
 )
+from raysearch.records.point import Mode
 
 
 def create_compressed_model(
@@ -204,6 +205,6 @@ def _with_kinds(setup: QuantizerSetup, settings: NncfConfig) -> QuantizerSetup:
 
 def _spec(point: QuantizationPoint, values: Mapping[str, Any]) -> QuantizerSpec:
     default = point.grid_spec
-    mode: Literal["symmetric", "asymmetric"] = values.get("mode", default.mode)
+    mode: Mode = values.get("mode", default.mode)
     signed = values.get("signed", default.signed) if mode == "symmetric" else None
     return QuantizerSpec(mode=mode, signed=signed, logarithm_scale=bool(values.get("logarithm_scale", False)))

@@ -144,16 +144,19 @@ def _assignment_from_json(values: Mapping[str, int | str]) -> BitAssignment:
 
 
 def _ranges_to_json(table: RangeTable) -> list[dict[str, Any]]:
-    return [
-        {
+    entries: list[dict[str, Any]] = []
+    for (point, scheme), value in table.ranges.items():
+        entry: dict[str, Any] = {
             "point": point,
             "num_bits": scheme.as_json,
             "scale": value.scale.tolist(),
             "zero_point": value.zero_point.tolist(),
             "signed": bool(value.signed),
         }
-        for (point, scheme), value in table.ranges.items()
-    ]
+        if value.minimum is not None:
+            entry["minimum"] = value.minimum.tolist()
+        entries.append(entry)
+    return entries
 
 
 def _ranges_from_json(entries: list[dict[str, Any]]) -> RangeTable:
@@ -162,7 +165,8 @@ def _ranges_from_json(entries: list[dict[str, Any]]) -> RangeTable:
         for entry in entries:
             scale = np.array(entry["scale"], np.float32)
             zero_point = np.array(entry["zero_point"], np.int32)
-            value = QuantizerRange(scale, zero_point, bool(entry["signed"]))
+            minimum = np.array(entry["minimum"], np.float32) if "minimum" in entry else None
+            value = QuantizerRange(scale, zero_point, bool(entry["signed"]), minimum=minimum)
             ranges[entry["point"], Scheme.of(entry["num_bits"])] = value
     except (KeyError, TypeError, ValueError, PlacementError) as error:
         raise StorageError(f"the ranges of the controller state are damaged: {error}.") from error

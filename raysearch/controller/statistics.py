@@ -103,6 +103,7 @@ def _count_schemes(
 _COUNTERS = (
     "symmetric",
     "asymmetric",
+    "minimum",
     "signed",
     "unsigned",
     "per_tensor",

@@ -19,7 +19,7 @@ from raysearch.records import Granularity, QuantizationPoint, QuantizerSetup, Si
 
 
 class Dequantize(nn.Module):
-    """Parametrization of a stripped weight: int8 codes q → (q − z)·scale, in the dtype the weight had.
+    """Parametrization of a stripped weight: int8 codes q → (q − z)·scale − minimum, in the dtype it had.
 
     While exporting to ONNX it emits DequantizeLinear, so that the file holds the codes.
 
@@ -31,22 +31,25 @@ class Dequantize(nn.Module):
     Attributes:
         scale: float32, shape [1, …, C, …, 1], of groups [1, …, C, …, groups, …, 1], or [1].
         zero_point: int8, shape of `scale`; None means 0 everywhere: a symmetric signed weight.
+        minimum: float32, shape of `scale`; None but of weights with minima.
         num_bits: width of the codes.
         granularity: which elements share a scale.
         scale_format: form in which the scales are stored.
         dtype: of the weight.
-        is_symmetric: whether the zero points follow from the width alone.
+        is_symmetric: whether the zero points follow from the width alone, with minima or without.
     """
 
     scale: Tensor
     zero_point: Tensor | None
+    minimum: Tensor | None
 
     def __init__(self, quantizer: Quantizer, grid: AffineForm, dtype: torch.dtype) -> None:
         super().__init__()
-        self.is_symmetric = quantizer.mode == "symmetric"
+        self.is_symmetric = quantizer.mode != "asymmetric"
         plain = self.is_symmetric and quantizer.signed
         self.register_buffer("scale", grid.scale)
         self.register_buffer("zero_point", None if plain else grid.zero_point.to(torch.int8))
+        self.register_buffer("minimum", grid.minimum)
         self.dtype = dtype
         self.num_bits = quantizer.num_bits
         self.granularity = grid.granularity
@@ -57,7 +60,7 @@ class Dequantize(nn.Module):
         if torch.onnx.is_in_onnx_export():
             return self._onnx(codes).to(self.dtype)
         zero_point = 0 if self.zero_point is None else self.zero_point
-        return dequantize(codes, self.scale, zero_point, self.granularity).to(self.dtype)
+        return dequantize(codes, self.scale, zero_point, self.granularity, self.minimum).to(self.dtype)
 
     def _onnx(self, codes: Tensor) -> Tensor:
         axis, scale = self.granularity.axis, self.scale
@@ -97,9 +100,11 @@ class StrippedWeight:
         granularity: which elements share a scale.
         aliases: further qualified names that share it (tied weights).
         zero_point: int8, shape of `scale`; None of a symmetric signed weight, whose code 0 is the value 0.
-        symmetric: whether its zero points follow from the width alone: 0, or −2^(b−1) when it is unsigned.
+        symmetric: whether its zero points follow from the width alone: 0, or −2^(b−1) when it is unsigned,
+            as it is where it has minima.
         dtype: of the weight that the codes stand for.
-        scale_format: form in which the scales are stored.
+        scale_format: form in which the scales are stored, and minima.
+        minimum: float32, shape of `scale`, taken off every value; None: there is none.
     """
 
     name: str
@@ -112,6 +117,7 @@ class StrippedWeight:
     symmetric: bool = True
     dtype: torch.dtype = torch.float32
     scale_format: str = "float32"
+    minimum: Tensor | None = None
 
 
 def strip(
@@ -198,6 +204,7 @@ def stripped_weights(model: nn.Module, setup: QuantizerSetup) -> dict[str, Strip
                 symmetric=step.is_symmetric,
                 dtype=step.dtype,
                 scale_format=step.scale_format,
+                minimum=step.minimum,
             )
     return weights
 

@@ -210,6 +210,8 @@ def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
     for name, weight in config.weights.items():
         expected[f"{name}.packed"] = ((packed_length(weight.num_codes, weight.bits),), "U8")
         expected[f"{name}.scale"] = ((weight.num_stored_scales,), weight.scale_dtype)
+        if weight.has_minima:
+            expected[f"{name}.minimum"] = ((weight.num_stored_scales,), weight.scale_dtype)
         if weight.zero_point == "stored":
             expected[f"{name}.zero_point"] = ((weight.num_scales,), "I8")
     try:
@@ -232,6 +234,11 @@ def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):
             raise StorageError(f"{path}: '{name}.scale' holds values that are not positive. {_AGAIN}")
         stored[f"{name}.scale"] = scale.reshape(weight.scale_shape)
+        if weight.has_minima:
+            minimum = decode_scales(stored[f"{name}.minimum"], weight.scale_format, weight.num_scales, name)
+            if not bool(torch.isfinite(minimum).all()):
+                raise StorageError(f"{path}: '{name}.minimum' holds values that are not finite. {_AGAIN}")
+            stored[f"{name}.minimum"] = minimum.reshape(weight.scale_shape)
         if weight.zero_point != 0:
             stored[f"{name}.zero_point"] = _zero_points(path, name, weight, stored)
     return stored

@@ -24,11 +24,13 @@ from raysearch.records.scale_format import SCALE_FORMATS
 from raysearch.records.scheme import Scheme
 
 FORMAT = "bitstream-le"
-VERSION = 3
+VERSION = 4
 GROUPS_SINCE = 2
 """First version that has scales per group; a folder without them is of version 1, which is read as well."""
 SCALE_FORMATS_SINCE = 3
 """First version whose scales may be in half precision."""
+MINIMA_SINCE = 4
+"""First version whose weights may have minima."""
 WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -36,7 +38,8 @@ WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
 class PackedWeight:
     """One integer weight: `<name>.packed` holds its codes, `<name>.scale` its scales.
 
-    A code q stands for (q − z)·scale. Where z may differ from scale to scale, `<name>.zero_point` holds it.
+    A code q stands for (q − z)·scale. Where z may differ from scale to scale, `<name>.zero_point` holds it;
+    `<name>.minimum` holds what is taken off every value, in the form of the scales.
 
     Attributes:
         bits: width of a code.
@@ -47,6 +50,7 @@ class PackedWeight:
         zero_point: z of every code, or "stored": int8 values, one a scale.
         dtype: of the weight that the codes stand for, by safetensors' name; left out of the file if "F32".
         scale_format: form in which the scales are stored; left out of the file if "float32".
+        has_minima: whether there is a minimum for each scale; left out of the file if not.
     """
 
     bits: int
@@ -56,6 +60,7 @@ class PackedWeight:
     zero_point: int | Literal["stored"] = 0
     dtype: str = "F32"
     scale_format: str = "float32"
+    has_minima: bool = False
 
     @property
     def scale_dtype(self) -> str:
@@ -84,7 +89,12 @@ class PackedWeight:
 
     @property
     def scheme(self) -> Scheme:
-        """Width, inputs of a group with all their kernel positions, and whether zero points are stored."""
+        """Width, inputs of a group with all their kernel positions, and whether zero points are stored.
+
+        With minima it is the type of GGUF whose form the scales have.
+        """
+        if self.has_minima:
+            return Scheme.of(self.scale_format)
         axis, size = self.granularity.group_axis, self.granularity.group_size
         inputs = 0
         if axis is not None and size is not None:
@@ -206,6 +216,8 @@ class ModelConfig:
 
 
 def _needed_version(weight: PackedWeight) -> int:
+    if weight.has_minima:
+        return MINIMA_SINCE
     if weight.scale_format != "float32":
         return SCALE_FORMATS_SINCE
     return GROUPS_SINCE if weight.granularity.group_size else 1
@@ -252,6 +264,8 @@ def _weight_entry(value: PackedWeight) -> dict[str, Any]:
         entry["dtype"] = value.dtype
     if value.scale_format != "float32":
         entry["scale_format"] = value.scale_format
+    if value.has_minima:
+        entry["has_minima"] = True
     return entry
 
 
@@ -266,6 +280,7 @@ def _weight(name: str, entry: dict[str, Any]) -> PackedWeight:
         "stored" if zero == "stored" else -checked_size(-zero),
         entry.get("dtype", "F32"),
         entry.get("scale_format", "float32"),
+        checked_flag(entry.get("has_minima", False)),
     )
     if not MIN_BITS <= weight.bits <= MAX_BITS:
         raise ValueError(f"'{name}' has {weight.bits} bits; allowed: {MIN_BITS}–{MAX_BITS}")

@@ -1,8 +1,8 @@
 """architecture.pt2: the graph of a model whose tensors are all inputs, so that weights are stored once.
 
 The program's forward takes (tensors, arguments): a dict of every parameter and buffer, integer weights as
-`<name>.codes`, `<name>.scale` and `<name>.zero_point`, and the positional arguments of the model's own
-forward. Codes are decoded in the graph, by the very operations of the stripped module.
+`<name>.codes`, `<name>.scale`, `<name>.zero_point` and `<name>.minimum`, and the positional arguments of the
+model's own forward. Codes are decoded in the graph, by the very operations of the stripped module.
 """
 
 from __future__ import annotations
@@ -49,10 +49,12 @@ class _FromTensors(nn.Module):
 
 
 def weight_parts(weight: StrippedWeight) -> dict[str, Tensor]:
-    """`<weight>.codes`, `<weight>.scale` and, unless it is symmetric and signed, `<weight>.zero_point`."""
+    """`<weight>.codes`, `<weight>.scale` and what it has of `<weight>.zero_point` and `<weight>.minimum`."""
     parts = {"codes": weight.codes, "scale": weight.scale}
     if weight.zero_point is not None:
         parts["zero_point"] = weight.zero_point
+    if weight.minimum is not None:
+        parts["minimum"] = weight.minimum
     return {f"{weight.name}.{part}": value for part, value in parts.items()}
 
 

@@ -159,7 +159,9 @@ def _recipe(config: ModelConfig) -> tuple[QuantizerSetup, RangeTable, BitAssignm
         points[name] = _weight_point(name, weight)
         ones = np.ones(weight.num_scales, np.float32)
         zeros = np.zeros(weight.num_scales, np.int32)
-        ranges[name, Scheme(weight.bits)] = QuantizerRange(ones, zeros, weight.zero_point == 0)
+        minimum = np.zeros(weight.num_scales, np.float32) if weight.has_minima else None
+        placeholder = QuantizerRange(ones, zeros, weight.zero_point == 0, minimum=minimum)
+        ranges[name, Scheme(weight.bits)] = placeholder
         bits[name] = weight.bits
     for name, entry in config.activations.items():
         points[name] = QuantizationPoint(
@@ -178,7 +180,9 @@ def _weight_point(name: str, weight: PackedWeight) -> QuantizationPoint:
         module, _, parameter = alias.rpartition(".")
         sites.append(Site(module, "parameter", parameter))
     spec = None
-    if weight.zero_point == "stored":
+    if weight.has_minima:
+        spec = QuantizerSpec("minimum")
+    elif weight.zero_point == "stored":
         spec = QuantizerSpec("asymmetric")
     elif weight.zero_point != 0:
         spec = QuantizerSpec("symmetric", signed=False)

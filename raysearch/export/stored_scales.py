@@ -41,7 +41,8 @@ def encode_scales(scale: Tensor, scale_format: str, name: str) -> Tensor:
             )
         return single
     step_n, integers_nk = split_scales(flat.numpy().reshape(-1, stored.sharing), stored.highest, name)
-    stream = pack_codes(integers_nk.astype(np.int16), _integer_bits(stored), name)
+    codes_nk = integers_nk.astype(np.int16) - _code_offset(stored)
+    stream = pack_codes(codes_nk, _integer_bits(stored), name)
     return torch.from_numpy(np.concatenate([step_n.astype("<f2").view(np.uint8), stream]))
 
 
@@ -69,7 +70,8 @@ def decode_scales(tensor: Tensor, scale_format: str, num_scales: int, name: str)
     num_blocks = num_scales // stored.sharing
     step_n = data[: 2 * num_blocks].view("<f2").astype(np.float32)
     integers = unpack_codes(data[2 * num_blocks :], _integer_bits(stored), num_scales, name)
-    scale_nk = step_n[:, None] * integers.reshape(-1, stored.sharing).astype(np.float32)
+    integers_nk = integers.reshape(-1, stored.sharing).astype(np.float32) + _code_offset(stored)
+    scale_nk = step_n[:, None] * integers_nk
     return torch.from_numpy(scale_nk.reshape(-1))
 
 
@@ -104,3 +106,9 @@ def split_scales(
 def _integer_bits(stored: ScaleFormat) -> int:
     """Bits of an integer: those of a scale less its share of the float16."""
     return stored.bits - 16 // stored.sharing
+
+
+def _code_offset(stored: ScaleFormat) -> int:
+    """What is taken off the integers, so that the highest one is a code of their width."""
+    half = 1 << (_integer_bits(stored) - 1)
+    return half if stored.highest >= half else 0

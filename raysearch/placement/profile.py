@@ -19,6 +19,7 @@ from raysearch.unknown_keys import nearest_hint, nearest_names
 WEIGHT_KINDS = ("conv", "depthwise", "conv_transpose", "linear", "recurrent", "embedding")
 OPERATIONS = (*WEIGHT_KINDS, "add", "matmul", "attention", "pool")
 MODES = ("symmetric", "asymmetric")
+WEIGHT_MODES = (*MODES, "minimum")
 GRANULARITIES = ("per_channel", "per_tensor", "per_group")
 EVERY = tuple(range(MIN_BITS, MAX_BITS + 1))
 
@@ -278,7 +279,8 @@ def _checked(key: str, value: Any) -> Any:
         return _group_sizes([value])[0]
     if key == "modules":
         return tuple(map(str, value))
-    allowed = GRANULARITIES if key == "weight_granularity" else MODES
+    choices = {"weight_granularity": GRANULARITIES, "weight_modes": WEIGHT_MODES}
+    allowed = choices.get(key, MODES)
     names = tuple(value)
     if not names or not set(names) <= set(allowed):
         raise ValueError(f"allowed: a list of {', '.join(allowed)}")

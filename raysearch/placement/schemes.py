@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from raysearch.config.placement import PlacementConfig
 from raysearch.errors import PlacementError
 from raysearch.records import QuantizationPoint, QuantizerSetup, Scheme
-from raysearch.records.block_types import SCHEME_TYPES
+from raysearch.records.block_types import BLOCK_TYPES
 
 SMALL_BLOCK = 32
 """Inputs of a block of the types that fit most rows."""
@@ -28,7 +28,7 @@ def with_fitting_types(schemes: Iterable[Scheme], points: Sequence[QuantizationP
 
 def _small_blocks(scheme: Scheme) -> list[Scheme]:
     """Types of blocks of 32 with at least as many bits, ascending."""
-    types = [block_type for block_type in SCHEME_TYPES.values() if block_type.block_size == SMALL_BLOCK]
+    types = [block_type for block_type in BLOCK_TYPES.values() if block_type.block_size == SMALL_BLOCK]
     return [Scheme.of(block_type.name) for block_type in types if block_type.num_bits >= scheme.num_bits]
 
 
@@ -125,7 +125,7 @@ def describe(point: QuantizationPoint, scheme: Scheme) -> str:
 
 
 def _describe_type(point: QuantizationPoint, scheme: Scheme) -> str:
-    block_type = SCHEME_TYPES[scheme.block_type]
+    block_type = BLOCK_TYPES[scheme.block_type]
     if point.holds(scheme):
         return f"blocks of {block_type.block_size} inputs, {block_type.bits_per_weight:g} bits a weight"
     why = f"{_num_inputs(point)} inputs hold no blocks of {block_type.block_size}"

@@ -76,7 +76,9 @@ def _mode(point: QuantizationPoint, allowed: tuple[str, ...]) -> str:
     """The default of the point's kind where the profile allows it, else what the profile prefers."""
     if default_mode(point) in allowed:
         return default_mode(point)
-    return allowed[0] if allowed else ""
+    # Minima come with schemes that have them, and are no mode of the point itself.
+    own = [mode for mode in allowed if mode != "minimum"]
+    return own[0] if own else ""
 
 
 def _check_profile(name: str, field: str, value: str, profile: Profile, kinds: set[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,26 +50,33 @@ def quantize(
 
 
 def dequantize(
-    codes: Tensor, scale: Tensor, zero_point: ZeroPoint, granularity: Granularity = PER_TENSOR
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: ZeroPoint,
+    granularity: Granularity = PER_TENSOR,
+    minimum: Tensor | None = None,
 ) -> Tensor:
-    """Values (codes − z)·s, float32.
+    """Values (codes − z)·s, less the minimum where there is one, float32.
 
     Args:
         codes: any shape, integers in any dtype.
         scale: step s; of groups in the shape of their scales, else broadcastable to the codes.
         zero_point: code z of the value 0.
         granularity: which inputs form groups; all that it is read for.
+        minimum: in the shape of the scale.
     """
     blocks = Blocks.of(codes.shape, granularity)
     if blocks is not None:
         scale, zero_point = blocks.broadcast(scale), blocks.broadcast(zero_point)
-        return blocks.join(dequantize(blocks.cut(codes), scale, zero_point))
-    return (codes.to(scale.dtype) - zero_point) * scale
+        minimum = None if minimum is None else blocks.broadcast(minimum)
+        return blocks.join(dequantize(blocks.cut(codes), scale, zero_point, minimum=minimum))
+    values = (codes.to(scale.dtype) - zero_point) * scale
+    return values if minimum is None else values - minimum
 
 
 @dataclass(frozen=True)
 class AffineForm:
-    """What a quantizer computes, as strip and export need it: a code q stands for (q − zero_point)·scale.
+    """What a quantizer computes, as strip and export need it: (q − zero_point)·scale − minimum of a code q.
 
     Attributes:
         scale: float32, shape [1, …, C, …, 1] or [1], of groups [1, …, C, …, groups, …, 1]; positive.
@@ -77,6 +84,7 @@ class AffineForm:
         quant_min: lowest code.
         quant_max: highest code.
         granularity: which elements share a scale.
+        minimum: shape of `scale`; None: 0.
     """
 
     scale: Tensor
@@ -84,21 +92,25 @@ class AffineForm:
     quant_min: int
     quant_max: int
     granularity: Granularity = PER_TENSOR
+    minimum: Tensor | None = None
 
     def shifted(self, amount: int) -> AffineForm:
         """The same values with every code moved by `amount`."""
         low, high = self.quant_min + amount, self.quant_max + amount
-        return AffineForm(self.scale, self.zero_point + amount, low, high, self.granularity)
+        return replace(self, zero_point=self.zero_point + amount, quant_min=low, quant_max=high)
 
     def values(self, codes: Tensor) -> Tensor:
         """What codes stand for, float32; the bits of `dequantize`, in the memory of the result alone."""
-        scale, zero_point = self.scale, self.zero_point
+        scale, zero_point, minimum = self.scale, self.zero_point, self.minimum
         values = codes.to(scale.dtype, copy=True)
         blocks = Blocks.of(codes.shape, self.granularity)
         if blocks is None:
-            return values.sub_(zero_point).mul_(scale)
-        cut = blocks.cut(values)
-        return blocks.join(cut.sub_(blocks.broadcast(zero_point)).mul_(blocks.broadcast(scale)))
+            values.sub_(zero_point).mul_(scale)
+            return values if minimum is None else values.sub_(minimum)
+        cut = blocks.cut(values).sub_(blocks.broadcast(zero_point)).mul_(blocks.broadcast(scale))
+        if minimum is not None:
+            cut.sub_(blocks.broadcast(minimum))
+        return blocks.join(cut)
 
 
 class _FakeQuantize(torch.autograd.Function):

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from raysearch.errors import PlacementError
 from raysearch.quantizer.levels import spec_levels
-from raysearch.quantizer.quantizer import AsymmetricQuantizer, Quantizer, SymmetricQuantizer
+from raysearch.quantizer.quantizer import (
+    AsymmetricQuantizer,
+    MinimumQuantizer,
+    Quantizer,
+    SymmetricQuantizer,
+)
 from raysearch.records import QuantizationPoint
+
+_TYPES: dict[str, type[Quantizer]] = {
+    quantizer_type.mode: quantizer_type
+    for quantizer_type in (SymmetricQuantizer, AsymmetricQuantizer, MinimumQuantizer)
+}
 
 
 def make_quantizer(point: QuantizationPoint) -> Quantizer:
@@ -33,9 +43,7 @@ def make_quantizer(point: QuantizationPoint) -> Quantizer:
                 f"an activation's scales are per_tensor or per_channel."
             )
         shape, granularity = (1, *shape), granularity.behind_batch()
-    is_symmetric = point.grid_spec.mode == "symmetric"
-    quantizer_type = SymmetricQuantizer if is_symmetric else AsymmetricQuantizer
-    return quantizer_type(
+    return _TYPES[point.grid_spec.mode](
         shape,
         granularity,
         kind=point.kind,

@@ -18,8 +18,9 @@ def latent_weight(weight: Tensor, quantizer: Quantizer, codes: CodeArray) -> Ten
 
         clamp(w / s, q − z − 0.49, q − z + 0.49)·s
 
-    The fake-quantized values are then (q − z)·s bit for bit, and training starts from there. Of codes that
-    are the quantizer's own, as method "nearest" has them, the weight comes back as it is.
+    With minima m it is that of w + m, less m. The fake-quantized values are then those of the codes bit for
+    bit, and training starts from there. Of codes that are the quantizer's own, as method "nearest" has them,
+    the weight comes back as it is.
 
     Args:
         weight: the float weight.
@@ -32,10 +33,13 @@ def latent_weight(weight: Tensor, quantizer: Quantizer, codes: CodeArray) -> Ten
             return weight.detach().clone()
         scale = spread(quantizer.effective_scale(), weight.shape, quantizer.granularity)
         relative = target.float() - spread(quantizer.zero_points(), weight.shape, quantizer.granularity)
-        steps = weight.float() / scale
+        minimum = torch.zeros(())
+        if quantizer.minimum is not None:
+            minimum = spread(quantizer.minimum, weight.shape, quantizer.granularity)
+        steps = (weight.float() + minimum) / scale
         reached = torch.clamp(steps, relative - REACH, relative + REACH)
         # A weight within reach of its code stays bit for bit, which a division and a product may not keep.
-        latent = torch.where(reached == steps, weight, (reached * scale).to(weight.dtype))
+        latent = torch.where(reached == steps, weight, (reached * scale - minimum).to(weight.dtype))
         # In half precision a value that far from its code may be stored as one beyond the turn.
         keeps = quantizer.codes(latent) == target
-        return torch.where(keeps, latent, (relative * scale).to(weight.dtype))
+        return torch.where(keeps, latent, (relative * scale - minimum).to(weight.dtype))

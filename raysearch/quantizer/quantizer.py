@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from raysearch.errors import ExportError, PlacementError, StorageError
 from raysearch.quantizer.affine import AffineForm, fake_quantize, fake_quantize_by_magnitude, quantize
+from raysearch.quantizer.blocks import spread
 from raysearch.quantizer.levels import MAX_BITS, MIN_BITS, spec_levels
 from raysearch.quantizer.scale_formats import storable_through
 from raysearch.records import QuantizerRange, QuantizerSpec
 from raysearch.records.granularity import PER_TENSOR, Granularity
+from raysearch.records.point import Mode
 
 Kind = Literal["weight", "activation"]
 
@@ -46,6 +48,7 @@ class Quantizer(nn.Module):
             (per tensor).
         zero_point: code of the value 0; a number, or where it may differ between channels or groups an int32
             buffer of the scale's shape.
+        minimum: taken off every value, a buffer of the scale's shape; None but of a `MinimumQuantizer`.
         num_bits: bit-width in force.
         signed: whether codes are signed.
         enabled: whether it quantizes.
@@ -55,9 +58,10 @@ class Quantizer(nn.Module):
         PlacementError: the spec is of the other mode, or an axis does not exist; names the quantizer.
     """
 
-    mode: ClassVar[Literal["symmetric", "asymmetric"]]
+    mode: ClassVar[Mode]
     default_kind: ClassVar[Kind]
     zero_point: int | Tensor
+    minimum: Tensor | None
 
     def __init__(
         self,
@@ -91,6 +95,8 @@ class Quantizer(nn.Module):
             self.register_buffer("zero_point", torch.zeros(sizes, dtype=torch.int32))
         else:
             self.zero_point = 0
+        minimum = torch.zeros(sizes) if self.mode == "minimum" else None
+        self.register_buffer("minimum", minimum)
 
     @property
     def levels(self) -> tuple[int, int]:
@@ -136,12 +142,19 @@ class Quantizer(nn.Module):
         low, high = self.levels_at(num_bits, signed=signed)
         count = self.scale.numel()
         zeros = value.zero_point.reshape(-1)
-        wrong = zeros.any() if self.mode == "symmetric" else ((zeros < low) | (zeros > high)).any()
+        has_zeros = self.mode == "asymmetric"
+        wrong = ((zeros < low) | (zeros > high)).any() if has_zeros else zeros.any()
         if value.scale.size != count or zeros.size != count or wrong:
-            ends = "0" if self.mode == "symmetric" else f"{low} … {high}"
+            ends = f"{low} … {high}" if has_zeros else "0"
             raise PlacementError(
                 f"'{self.name}' at {num_bits} bits takes {count} scales and zero points of {ends}, but "
                 f"the range has {value.scale.size} scales and the zero points {zeros[:8]}; calibrate anew."
+            )
+        if (value.minimum is None) != (self.minimum is None):
+            words = "has none" if value.minimum is None else "has minima"
+            raise PlacementError(
+                f"minima go with the mode 'minimum', but '{self.name}' is of the mode '{self.mode}' and its "
+                f"range {words}; calibrate anew."
             )
         self.num_bits, self.signed = num_bits, signed
         scale = torch.from_numpy(value.scale.copy()).reshape(self.scale.shape).to(self.device)
@@ -153,12 +166,15 @@ class Quantizer(nn.Module):
             else:
                 # From the array, not the tensor: reading one number from a GPU waits for all that runs there.
                 self.zero_point = int(zeros[0])
+            if self.minimum is not None and value.minimum is not None:
+                self.minimum.copy_(torch.from_numpy(value.minimum.copy()).reshape(self.scale.shape))
 
     def affine(self) -> AffineForm:
         """The grid in force, for strip and export."""
         with torch.no_grad():
             scale = self.effective_scale().detach().clone()
-            return AffineForm(scale, self.zero_points(), *self.levels, self.granularity)
+            minimum = None if self.minimum is None else self.minimum.clone()
+            return AffineForm(scale, self.zero_points(), *self.levels, self.granularity, minimum)
 
     def forward(self, x: Tensor) -> Tensor:
         """The quantized values, in x's dtype; activations as Q and DQ nodes while exporting to ONNX."""
@@ -259,14 +275,14 @@ class Quantizer(nn.Module):
         return 0 if isinstance(self.zero_point, Tensor) else self.zero_point
 
     def _may_store(self, num_bits: int, zero_point: int) -> bool:
-        if self.mode == "symmetric" or isinstance(self.zero_point, Tensor):
+        if self.mode != "asymmetric" or isinstance(self.zero_point, Tensor):
             return zero_point == 0
         low, high = self.levels_at(num_bits, signed=False)
         return low <= zero_point <= high
 
     def _sign_of(self, data: bool) -> bool:
-        """The sign in force, given that of the data: the spec's wins, and asymmetric codes have none."""
-        if self.mode == "asymmetric":
+        """The sign in force, given that of the data: the spec's wins, and only symmetric codes have one."""
+        if self.mode != "symmetric":
             return False
         forced = True if self.spec is None else self.spec.signed
         return data if forced is None else forced
@@ -314,3 +330,22 @@ class AsymmetricQuantizer(Quantizer):
 
     mode = "asymmetric"
     default_kind = "activation"
+
+
+class MinimumQuantizer(Quantizer):
+    """Unsigned codes and a real number: a value is q·s − m, as GGUF's types with minima have it.
+
+    The minima stay as calibrated while the scale learns, as zero points do.
+    """
+
+    mode = "minimum"
+    default_kind = "weight"
+    minimum: Tensor
+
+    def _fake_quantized(self, x: Tensor) -> Tensor:
+        minimum = spread(self.minimum, x.shape, self.granularity)
+        return (super()._fake_quantized(x.float() + minimum) - minimum).to(x.dtype)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Integer codes of x by the very arithmetic of `forward`, uint8."""
+        return super().codes(x.float() + spread(self.minimum, x.shape, self.granularity))

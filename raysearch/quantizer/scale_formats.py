@@ -12,7 +12,9 @@ from raysearch.records import QuantizationPoint, QuantizerRange
 from raysearch.records.scale_format import SCALE_FORMATS, ScaleFormat
 
 
-def storable(scale: Tensor, scale_format: str = "float32", step: Tensor | None = None) -> Tensor:
+def storable(
+    scale: Tensor, scale_format: str = "float32", step: Tensor | None = None, least: int = 1
+) -> Tensor:
     """The nearest scales that the format stores, in the type that they come in.
 
     Where neighbours are integers times a float16, scales that are so already stay, and others get the float16
@@ -24,6 +26,7 @@ def storable(scale: Tensor, scale_format: str = "float32", step: Tensor | None =
         scale_format: one of `SCALE_FORMATS`.
         step: of `scale_steps`, in the scale's shape: what scales are to be integers of. So scales that are
             chosen one by one can be stored together.
+        least: the least of the integers; 0 of minima, which may be 0 in any format.
 
     Example:
         >>> storable(torch.tensor([0.1, 1e9]), "float16").tolist()
@@ -31,16 +34,17 @@ def storable(scale: Tensor, scale_format: str = "float32", step: Tensor | None =
     """
     stored = SCALE_FORMATS[scale_format]
     single = scale.float()
+    smallest = stored.smallest if least else 0.0
     if scale_format == "float32":
-        return single.clamp_min(stored.smallest).to(scale.dtype)
+        return single.clamp_min(smallest).to(scale.dtype)
     if step is None:
         step = scale_steps(single, scale_format)
     if step is not None:
-        integers = (single / step.float()).round().clamp(1, stored.highest)
+        integers = (single / step.float()).round().clamp(least, stored.highest)
         return (integers * step.float()).to(scale.dtype)
     dtype: torch.dtype = getattr(torch, scale_format)
     # Clamped before it is rounded: beyond the greatest value lies infinity, below the least one 0.
-    return single.clamp(stored.smallest, stored.largest).to(dtype).to(scale.dtype)
+    return single.clamp(smallest, stored.largest).to(dtype).to(scale.dtype)
 
 
 def scale_steps(scale: Tensor, scale_format: str) -> Tensor | None:
@@ -75,8 +79,11 @@ def storable_through(scale: Tensor, scale_format: str) -> Tensor:
 
 
 def storable_range(value: QuantizerRange, point: QuantizationPoint) -> QuantizerRange:
-    """The range with scales that the point's format stores; itself where that is float32."""
+    """The range with scales and minima that the point's format stores; itself where that is float32."""
     if point.scale_format == "float32":
         return value
     scale = storable(torch.from_numpy(value.scale.copy()), point.scale_format)
-    return replace(value, scale=scale.numpy())
+    minimum = value.minimum
+    if minimum is not None:
+        minimum = storable(torch.from_numpy(minimum.copy()), point.scale_format, least=0).numpy()
+    return replace(value, scale=scale.numpy(), minimum=minimum)

@@ -70,8 +70,3 @@ _TYPES = (
 
 BLOCK_TYPES: Mapping[str, BlockType] = {block_type.name: block_type for block_type in _TYPES}
 """Every type by name, in the order of bits."""
-
-SCHEME_TYPES: Mapping[str, BlockType] = {
-    name: block_type for name, block_type in BLOCK_TYPES.items() if not block_type.has_minima
-}
-"""Those that a weight may have: minima are real zero points, which no quantizer here has."""

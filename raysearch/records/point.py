@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
-from raysearch.records.block_types import SCHEME_TYPES, BlockType
+from raysearch.records.block_types import BLOCK_TYPES, BlockType
 from raysearch.records.granularity import PER_TENSOR, Granularity
 from raysearch.records.scale_format import SCALE_FORMATS
 from raysearch.records.scheme import Scheme
@@ -15,6 +15,8 @@ FLOAT_BITS = 32
 """The bit-width that stands for 'not quantized' in costs."""
 
 Role = Literal["parameter", "input", "add", "call"]
+
+Mode = Literal["symmetric", "asymmetric", "minimum"]
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,15 @@ class QuantizerSpec:
     """What kind of quantizer a point gets; the bit-width is not part of it.
 
     Attributes:
-        mode: "symmetric" (levels around 0) or "asymmetric" (a zero point, 0 exactly on the grid).
+        mode: "symmetric" (levels around 0), "asymmetric" (a zero point, 0 exactly on the grid) or, of weights
+            alone, "minimum" (a real number that is taken off every value, as GGUF's types have it).
         signed: of a symmetric quantizer; None takes it from the data.
         narrow_range: one level less: −2^(b−1)+1 …, or … 2^b−2 when unsigned.
         half_range: the levels of b−1 bits in a container of b.
         logarithm_scale: the learned parameter is log(scale).
     """
 
-    mode: Literal["symmetric", "asymmetric"] = "symmetric"
+    mode: Mode = "symmetric"
     signed: bool | None = None
     narrow_range: bool = False
     half_range: bool = False
@@ -110,6 +113,11 @@ class QuantizationPoint:
         return SCALE_FORMATS[self.scale_format].num_bytes(self.num_scales)
 
     @property
+    def minimum_bytes(self) -> int:
+        """Bytes of the minima that are stored with a weight: as many as of its scales, or none."""
+        return self.scale_bytes if self.grid_spec.mode == "minimum" else 0
+
+    @property
     def num_zero_points(self) -> int:
         """Number of zero points that are stored with a weight: one a scale if it is asymmetric, else none."""
         stored = self.kind == "weight" and self.spec is not None and self.spec.mode == "asymmetric"
@@ -140,19 +148,25 @@ class QuantizationPoint:
         if not scheme.block_type:
             return True
         is_matrix = self.kind == "weight" and len(self.shape) == 2 and self.granularity.axis in (0, -2)
-        return is_matrix and self.shape[1] % SCHEME_TYPES[scheme.block_type].block_size == 0
+        return is_matrix and self.shape[1] % BLOCK_TYPES[scheme.block_type].block_size == 0
 
     def block_type(self, num_bits: int) -> BlockType | None:
         """The type of GGUF that the weight has at a bit-width, as it is stored; None: it is none."""
-        if self.kind != "weight" or len(self.shape) != 2 or self.grid_spec.mode != "symmetric":
+        granularity, spec = self.granularity, self.grid_spec
+        if self.kind != "weight" or len(self.shape) != 2 or granularity.axis not in (0, -2):
             return None
-        granularity = self.granularity
-        if granularity.axis not in (0, -2) or not self.grid_spec.signed:
+        if spec.mode == "asymmetric" or (spec.mode == "symmetric" and not spec.signed):
             return None
         # A scale a channel is one of a group that is the whole row.
-        stored = (num_bits, granularity.group_size or self.shape[1], self.scale_format)
-        for block_type in SCHEME_TYPES.values():
-            form = (block_type.num_bits, block_type.group_size, block_type.scale_format)
+        group_size = granularity.group_size or self.shape[1]
+        stored = (num_bits, group_size, self.scale_format, spec.mode == "minimum")
+        for block_type in BLOCK_TYPES.values():
+            form = (
+                block_type.num_bits,
+                block_type.group_size,
+                block_type.scale_format,
+                block_type.has_minima,
+            )
             if stored == form and self.shape[1] % block_type.block_size == 0:
                 return block_type
         return None
@@ -169,9 +183,10 @@ class QuantizationPoint:
         if scheme.is_plain:
             return self
         if scheme.block_type and self.holds(scheme):
-            block_type = SCHEME_TYPES[scheme.block_type]
+            block_type = BLOCK_TYPES[scheme.block_type]
             granularity = Granularity.per_group(block_type.group_size)
-            return replace(self, granularity=granularity, spec=None, scale_format=block_type.scale_format)
+            spec = QuantizerSpec("minimum") if block_type.has_minima else None
+            return replace(self, granularity=granularity, spec=spec, scale_format=block_type.scale_format)
         granularity = self.granularity
         row = self.row
         if scheme.group_size and row is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,8 @@ CodeArray = npt.NDArray[np.int8] | npt.NDArray[np.uint8]
 class QuantizerRange:
     """Affine parameters of one quantizer at one scheme.
 
-    A stored code q in [quant_min, quant_max] stands for the value (q − zero_point)·scale.
+    A stored code q in [quant_min, quant_max] stands for the value (q − zero_point)·scale, or, where there are
+    minima, q·scale − minimum.
 
     Attributes:
         scale: float32, shape [num_scales], positive.
@@ -35,6 +37,7 @@ class QuantizerRange:
             signed, else uint8; None where a value's code is the nearest one.
         second_moment: of such a weight, tr(ΔW H ΔWᵀ)/mean diag(H), see `RoundedWeight.second_moment`; NaN
             where it is not known.
+        minimum: of each scale, float32, 0 or more; None where the quantizer has none.
     """
 
     scale: FloatArray
@@ -42,10 +45,28 @@ class QuantizerRange:
     signed: bool
     codes: CodeArray | None = None
     second_moment: float = math.nan
+    minimum: FloatArray | None = None
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.scale).all() or (self.scale <= 0).any():
             raise ValueError(f"scales must be finite and positive, got {self.scale}")
+        if self.minimum is not None:
+            check_minima(self.minimum, self.scale)
+
+    def with_scales(self, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> QuantizerRange:
+        """The range with everything that it holds one of for each scale changed in the same way."""
+        minimum = None if self.minimum is None else change(self.minimum)
+        return replace(self, scale=change(self.scale), zero_point=change(self.zero_point), minimum=minimum)
+
+
+def check_minima(minimum: FloatArray, scale: FloatArray) -> None:
+    """Refuse what no minima of these scales are.
+
+    Raises:
+        ValueError: they are not as many, not finite, or below 0.
+    """
+    if minimum.shape != scale.shape or not np.isfinite(minimum).all() or (minimum < 0).any():
+        raise ValueError(f"minima must be as many as scales, finite and not below 0, got {minimum}")
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,8 @@ class RangeTable:
             tensors[f"{point}|{scheme}|scale"] = np.asarray(value.scale, order="C")
             tensors[f"{point}|{scheme}|zero_point"] = np.asarray(value.zero_point, order="C")
             tensors[f"{point}|{scheme}|signed"] = np.array([value.signed], dtype=np.uint8)
+            if value.minimum is not None:
+                tensors[f"{point}|{scheme}|minimum"] = np.asarray(value.minimum, order="C")
         return bytes(save(tensors))
 
     def digest(self) -> str:
@@ -103,6 +126,8 @@ class RangeTable:
             digest.update(f"{point}|{scheme}".encode())
             for array in (value.scale, value.zero_point, value.codes):
                 digest.update(np.asarray(array, order="C").tobytes())
+            if value.minimum is not None:
+                digest.update(np.asarray(value.minimum, order="C").tobytes())
         return digest.hexdigest()
 
     @classmethod
@@ -123,8 +148,11 @@ class RangeTable:
                     signed = checked_array(tensors, f"{name}|signed", (np.uint8,), 1)
                     if signed.tolist() not in ([0], [1]):
                         raise ValueError(f"'{name:.200}|signed' is {signed[:2].tolist()}; it is 0 or 1")
-                    ranges[point, Scheme.of(text)] = QuantizerRange(scale, zero_point, bool(signed[0]))
-            if 3 * len(ranges) != len(tensors):
+                    minimum = stored_minimum(tensors, name)
+                    value = QuantizerRange(scale, zero_point, bool(signed[0]), minimum=minimum)
+                    ranges[point, Scheme.of(text)] = value
+            num_minima = sum(value.minimum is not None for value in ranges.values())
+            if 3 * len(ranges) + num_minima != len(tensors):
                 raise ValueError(f"{len(tensors)} arrays are no {len(ranges)} ranges of three each")
         except (SafetensorError, PlacementError, ValueError) as error:
             raise StorageError(f"ranges.safetensors is damaged: {str(error).rstrip('.'):.300}.") from error
@@ -146,6 +174,22 @@ def stored_range(tensors: Mapping[str, np.ndarray], name: str) -> tuple[FloatArr
     if not scale.size or scale.shape != zero_point.shape:
         raise ValueError(f"'{name:.200}' has {scale.size} scales and {zero_point.size} zero points")
     return scale, zero_point
+
+
+def stored_minimum(tensors: Mapping[str, np.ndarray], name: str) -> FloatArray | None:
+    """The minima under the name `…|minimum` of a file; None where there are none.
+
+    Args:
+        tensors: of the file.
+        name: what stands before.
+
+    Raises:
+        ValueError: they are of another type.
+    """
+    if f"{name}|minimum" not in tensors:
+        return None
+    minimum: FloatArray = checked_array(tensors, f"{name}|minimum", (np.float32,), 1)
+    return minimum
 
 
 def check_codes(codes: CodeArray, scheme: Scheme, name: str) -> None:

@@ -15,7 +15,13 @@ from safetensors.numpy import load, save
 from typing_extensions import TypedDict
 
 from raysearch.errors import PlacementError, StorageError
-from raysearch.records.ranges import QuantizerRange, RangeTable, check_codes, stored_range
+from raysearch.records.ranges import (
+    QuantizerRange,
+    RangeTable,
+    check_codes,
+    stored_minimum,
+    stored_range,
+)
 from raysearch.records.scheme import Scheme
 from raysearch.records.typed_json import Count, read_json
 from raysearch.records.typed_tables import checked_array
@@ -82,8 +88,8 @@ class Refinement:
     def to_bytes(self) -> bytes:
         """The record in the safetensors format; `from_bytes` reads it back.
 
-        Keys are "range|id|scheme|scale", "…|zero_point", "…|codes" and "float|name"; "info" is a JSON text of
-        the rest.
+        Keys are "range|id|scheme|scale", "…|zero_point", "…|codes", "…|minimum" and "float|name"; "info" is a
+        JSON text of the rest.
         """
         tensors: dict[str, np.ndarray] = {}
         signs: dict[str, bool] = {}
@@ -94,6 +100,8 @@ class Refinement:
             tensors[f"{name}|zero_point"] = np.asarray(value.zero_point, order="C")
             if value.codes is not None:
                 tensors[f"{name}|codes"] = np.asarray(value.codes, order="C")
+            if value.minimum is not None:
+                tensors[f"{name}|minimum"] = np.asarray(value.minimum, order="C")
         for name, array in self.best.floats.items():
             tensors[f"{_FLOAT}|{name}"] = np.asarray(array, order="C")
         info = {
@@ -143,8 +151,9 @@ class _InfoForm(TypedDict):
 
 def _range_from(tensors: Mapping[str, np.ndarray], name: str, signed: bool) -> QuantizerRange:
     scale, zero_point = stored_range(tensors, name)
+    minimum = stored_minimum(tensors, name)
     if f"{name}|codes" not in tensors:
-        return QuantizerRange(scale, zero_point, signed)
+        return QuantizerRange(scale, zero_point, signed, minimum=minimum)
     codes = checked_array(tensors, f"{name}|codes", (np.int8 if signed else np.uint8,))
     check_codes(codes, Scheme.of(name.rpartition("|")[2]), name)
-    return QuantizerRange(scale, zero_point, signed, codes)
+    return QuantizerRange(scale, zero_point, signed, codes, minimum=minimum)

@@ -17,7 +17,14 @@ from typing_extensions import TypedDict
 
 from raysearch.errors import PlacementError, StorageError
 from raysearch.records.granularity import Granularity
-from raysearch.records.ranges import QuantizerRange, RangeTable, check_codes, stored_range
+from raysearch.records.ranges import (
+    QuantizerRange,
+    RangeTable,
+    check_codes,
+    check_minima,
+    stored_minimum,
+    stored_range,
+)
 from raysearch.records.scheme import Scheme
 from raysearch.records.typed_json import read_json
 from raysearch.records.typed_tables import checked_array
@@ -33,7 +40,7 @@ _NUM_NAMED = 3
 
 @dataclass(frozen=True, eq=False)
 class RoundedWeight:
-    """One weight at one scheme: a code q stands for the value (q − zero_point)·scale.
+    """One weight at one scheme: a code q stands for (q − zero_point)·scale, or for q·scale − minimum.
 
     All arrays are read-only.
 
@@ -52,6 +59,7 @@ class RoundedWeight:
         method: what chose the codes, "gptq" or "nearest".
         notes: what a user should know, such as a damping that had to be raised. Figures stand in brackets at
             the end, so that weights with the same note can be told together.
+        minimum: float32, 0 or more, [num_scales]; None where the quantizer has none.
     """
 
     codes: npt.NDArray[np.int8] | npt.NDArray[np.uint8]
@@ -64,6 +72,7 @@ class RoundedWeight:
     method: str
     notes: tuple[str, ...] = ()
     mean_moment: float = math.nan
+    minimum: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         dtype = np.int8 if self.signed else np.uint8
@@ -77,15 +86,24 @@ class RoundedWeight:
                 f"a weight of shape {self.codes.shape} has {num_scales} scales {self.granularity}, not "
                 f"{self.scale.shape} with {self.zero_point.shape} zero points"
             )
-        for name in ("codes", "scale", "zero_point"):
-            array = np.array(getattr(self, name), order="C")
+        if self.minimum is not None:
+            check_minima(self.minimum, self.scale)
+        for name, values in {"codes": self.codes, **self.arrays_of_scales()}.items():
+            array = np.array(values, order="C")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
+
+    def arrays_of_scales(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays that hold one entry for each scale, by the names of the attributes."""
+        arrays = {"scale": self.scale, "zero_point": self.zero_point}
+        return arrays if self.minimum is None else {**arrays, "minimum": self.minimum}
 
     @property
     def range(self) -> QuantizerRange:
         """Scale, zero point, sign and codes, as a quantizer and a range table take them."""
-        return QuantizerRange(self.scale, self.zero_point, self.signed, self.codes, self.second_moment)
+        return QuantizerRange(
+            self.scale, self.zero_point, self.signed, self.codes, self.second_moment, self.minimum
+        )
 
     @property
     def second_moment(self) -> float:
@@ -96,9 +114,11 @@ class RoundedWeight:
         return 0.0 if self.mean_moment == 0 else self.error / self.mean_moment
 
     def values(self) -> npt.NDArray[np.float32]:
-        """(codes − zero_point)·scale, float32, in the shape of the weight: what the quantizer computes."""
+        """What the codes stand for, float32, in the shape of the weight: what the quantizer computes."""
         scale, zero_point = self._spread(self.scale), self._spread(self.zero_point)
         values: npt.NDArray[np.float32] = (self.codes.astype(np.float32) - zero_point) * scale
+        if self.minimum is not None:
+            values = values - self._spread(self.minimum)
         return values.astype(np.float32)
 
     def _spread(self, array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -208,14 +228,15 @@ class RoundingTable:
     def to_bytes(self) -> bytes:
         """The table in the safetensors format; `from_bytes` reads it back.
 
-        Keys are "id|scheme|codes", "…|scale" and "…|zero_point"; "info" is a JSON text of the rest.
+        Keys are "id|scheme|codes", "…|scale", "…|zero_point" and, of some, "…|minimum"; "info" is a JSON text
+        of the rest.
         """
         tensors: dict[str, np.ndarray] = {}
         info: dict[str, dict[str, Any]] = {}
         for (point, scheme), weight in self.weights.items():
             name = f"{point}|{scheme}"
-            for field in ("codes", "scale", "zero_point"):
-                tensors[f"{name}|{field}"] = getattr(weight, field)
+            for field, array in {"codes": weight.codes, **weight.arrays_of_scales()}.items():
+                tensors[f"{name}|{field}"] = array
             info[name] = {
                 "signed": weight.signed,
                 "granularity": asdict(weight.granularity),
@@ -239,7 +260,8 @@ class RoundingTable:
             info = checked_array(tensors, _INFO, (np.uint8,), 1).tobytes()
             entries = read_json(dict[str, _WeightForm], info, "its info")
             weights = {_key_from(name): _weight_from(name, entry, tensors) for name, entry in entries.items()}
-            if len(tensors) != 1 + 3 * len(weights):
+            num_minima = sum(weight.minimum is not None for weight in weights.values())
+            if len(tensors) != 1 + 3 * len(weights) + num_minima:
                 raise ValueError(f"{len(tensors) - 1} arrays are no {len(weights)} weights of three each")
         except (SafetensorError, PlacementError, StorageError, ValueError) as error:
             raise StorageError(f"rounding.safetensors is damaged: {str(error).rstrip('.'):.300}.") from error
@@ -296,4 +318,5 @@ def _weight_from(name: str, entry: Mapping[str, Any], tensors: Mapping[str, np.n
         method=str(entry["method"]),
         notes=tuple(map(str, entry["notes"])),
         mean_moment=mean_moment,
+        minimum=stored_minimum(tensors, name),
     )

@@ -16,7 +16,7 @@ class ScaleFormat:
         smallest: least scale, positive.
         largest: greatest scale.
         sharing: scales of neighbouring groups of a row that are integers times one float16.
-        highest: the greatest of those integers; the least is 1.
+        highest: the greatest of those integers; the least is 1, of minima 0.
     """
 
     name: str
@@ -40,8 +40,11 @@ _FORMATS = (
     ScaleFormat("float32", 32, "F32", 2.0**-100, (2 - 2.0**-23) * 2.0**127),
     ScaleFormat("float16", 16, "F16", 2.0**-24, 65504.0),
     ScaleFormat("bfloat16", 16, "BF16", 2.0**-100, (2 - 2.0**-7) * 2.0**127),
-    # Of 16 neighbours: integers of 6 or 8 bits and a float16, as GGUF's types of that name have them.
+    # Of 8 or 16 neighbours: integers of 4 to 8 bits and a float16, as GGUF's types of that name have them.
+    ScaleFormat("q2_k", 5, "U8", 2.0**-24, 15 * 65504.0, sharing=16, highest=15),
     ScaleFormat("q3_k", 7, "U8", 2.0**-24, 31 * 65504.0, sharing=16, highest=31),
+    ScaleFormat("q4_k", 8, "U8", 2.0**-24, 63 * 65504.0, sharing=8, highest=63),
+    ScaleFormat("q5_k", 8, "U8", 2.0**-24, 63 * 65504.0, sharing=8, highest=63),
     ScaleFormat("q6_k", 9, "U8", 2.0**-24, 127 * 65504.0, sharing=16, highest=127),
 )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache, total_ordering
 
 from raysearch.errors import PlacementError
-from raysearch.records.block_types import BLOCK_TYPES, SCHEME_TYPES
+from raysearch.records.block_types import BLOCK_TYPES
 
 LEAST_BITS, MOST_BITS = 2, 8
 
@@ -57,7 +57,7 @@ class Scheme:
                 f"the scheme '{self}' has groups of {self.group_size} inputs; give 1 or more."
             )
         if self.block_type:
-            block_type = SCHEME_TYPES[self.block_type]
+            block_type = BLOCK_TYPES[self.block_type]
             if (self.num_bits, self.group_size) != (block_type.num_bits, block_type.group_size):
                 raise PlacementError(f"write '{self.block_type}' for the scheme: the rest follows from it.")
 
@@ -98,12 +98,13 @@ class Scheme:
             '4g128'
         """
 
-        def distance(other: Scheme) -> tuple[int, int, bool, float, Scheme]:
+        def distance(other: Scheme) -> tuple[int, int, bool, float, bool, Scheme]:
             return (
                 abs(other.num_bits - self.num_bits),
                 other.num_bits,
                 other.is_asymmetric != self.is_asymmetric,
                 abs(other._scales_per_input - self._scales_per_input),
+                other.block_type != self.block_type,
                 other,
             )
 
@@ -144,20 +145,15 @@ def _scheme_of(value: int | str) -> Scheme:
     if type(value) is int:
         return Scheme(value)
     name = str(value).lower()
-    if name in SCHEME_TYPES:
-        block_type = SCHEME_TYPES[name]
-        return Scheme(block_type.num_bits, block_type.group_size, block_type=name)
     if name in BLOCK_TYPES:
-        raise PlacementError(
-            f"'{value}' has a minimum for each group, which no scheme holds; use one of "
-            f"{', '.join(SCHEME_TYPES)}."
-        )
+        block_type = BLOCK_TYPES[name]
+        return Scheme(block_type.num_bits, block_type.group_size, block_type=name)
     match = _FORM.fullmatch(str(value))
     if isinstance(value, bool) or match is None:
         raise PlacementError(
             f"'{value}' is no scheme. Write a bit-width, `g` and a group size where inputs share scales "
             f"in groups, and `a` for asymmetric: 4, 4g64 or 3g32a; or a type of GGUF: "
-            f"{', '.join(SCHEME_TYPES)}."
+            f"{', '.join(BLOCK_TYPES)}."
         )
     num_bits, group_size, mode = match.groups()
     return Scheme(int(num_bits), int(group_size or 0), mode == "a")

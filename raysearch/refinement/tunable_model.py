@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from raysearch.hooks.attach import attach_activation, attach_weight, check_weigh
 from raysearch.hooks.locations import module_of
 from raysearch.quantizer import Quantizer, dequantize, make_quantizer, storable_through
 from raysearch.records import QuantizationPoint, QuantizerRange
+from raysearch.records.ranges import FloatArray
 from raysearch.records.refinement import Candidate
 from raysearch.records.scheme import Scheme
 from raysearch.records.winner import Winner
@@ -23,18 +24,21 @@ class _Decoded(nn.Module):
 
     codes: Tensor
     zero_point: Tensor
+    minimum: Tensor | None
 
     def __init__(self, point: QuantizationPoint, quantizer: Quantizer, codes: Tensor) -> None:
         super().__init__()
         self.granularity, self._scale_format = point.granularity, point.scale_format
         self.register_buffer("codes", codes)
         self.register_buffer("zero_point", quantizer.zero_points())
+        self.register_buffer("minimum", quantizer.minimum)
         self.scale = nn.Parameter(quantizer.effective_scale().detach().clone())
 
     def forward(self, weight: Tensor) -> Tensor:
         """The values; of the weight the type counts alone."""
         scale = self.effective_scale()
-        return dequantize(self.codes, scale, self.zero_point, self.granularity).to(weight.dtype)
+        values = dequantize(self.codes, scale, self.zero_point, self.granularity, self.minimum)
+        return values.to(weight.dtype)
 
     def effective_scale(self) -> Tensor:
         """The scale in force, positive, as it will be stored."""
@@ -88,9 +92,9 @@ class TunableModel:
         ranges: dict[tuple[str, Scheme], QuantizerRange] = {}
         for point, decoded in self._weights.items():
             codes = decoded.codes.cpu().numpy()
-            ranges[point, self._schemes[point]] = _range_of(
-                decoded.effective_scale(), decoded.zero_point, codes.dtype.kind == "i", codes
-            )
+            value = _range_of(decoded.effective_scale(), decoded.zero_point, codes.dtype.kind == "i")
+            minimum = None if decoded.minimum is None else _numbers(decoded.minimum)
+            ranges[point, self._schemes[point]] = replace(value, codes=codes, minimum=minimum)
         for point, quantizer in self._activations.items():
             if quantizer.enabled:
                 scale, zero_points = quantizer.effective_scale(), quantizer.zero_points()
@@ -143,7 +147,11 @@ def _size(parameter: Tensor) -> float:
     return float(parameter.detach().float().square().mean().sqrt()) or 1.0
 
 
-def _range_of(scale: Tensor, zero_point: Tensor, signed: bool, codes: Any = None) -> QuantizerRange:
-    scales = scale.detach().reshape(-1).float().cpu().numpy().copy()
+def _range_of(scale: Tensor, zero_point: Tensor, signed: bool) -> QuantizerRange:
     zero_points = zero_point.detach().reshape(-1).int().cpu().numpy().copy()
-    return QuantizerRange(scales, zero_points, signed, codes)
+    return QuantizerRange(_numbers(scale), zero_points, signed)
+
+
+def _numbers(values: Tensor) -> FloatArray:
+    numbers: FloatArray = values.detach().reshape(-1).float().cpu().numpy().copy()
+    return numbers

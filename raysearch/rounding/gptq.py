@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from raysearch.records.scheme import Scheme
 from raysearch.rounding.candidates import Steps, Weight, first_candidates
 from raysearch.rounding.compensation import Grid, Solution, solve
 from raysearch.rounding.joint_fit import jointly_fitted_scale
+from raysearch.rounding.minima import round_with_minima
 from raysearch.rounding.nearest import round_nearest
 from raysearch.rounding.problem import Block, Problem, Target
 from raysearch.rounding.scales import fitted_scale
@@ -51,7 +53,8 @@ def round_gptq(problem: Problem, settings: RoundingConfig) -> dict[Scheme, Round
     row, or the tensor) has the least error after rounding, by H, damped. It never has more by H itself than
     the nearest codes at the calibrated scale, which are the last candidate.
 
-    A weight without inputs, or whose scales run across its rows, is rounded to nearest.
+    A weight without inputs, or whose scales run across its rows, is rounded to nearest. Schemes with minima
+    are rounded by `round_with_minima`.
 
     Cost: 2·rows·d² flops a candidate; memory about 32 bytes a weight and candidate, `CANDIDATE_BYTES` at
     most, or one candidate.
@@ -59,6 +62,8 @@ def round_gptq(problem: Problem, settings: RoundingConfig) -> dict[Scheme, Round
     inputs = problem.inputs
     if inputs is None:
         return round_nearest(problem)
+    if any(target.start.minimum is not None for target in problem.targets):
+        return round_with_minima(problem, partial(round_gptq, settings=settings))
     weights: dict[ScaleKind, Weight] = {}
     rows_grd = inputs.layout.rows(problem.weight).double()
     # Of targets with the same scales in the same form, those that are integers of something have one width.

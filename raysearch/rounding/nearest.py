@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from raysearch.quantizer import Quantizer
@@ -19,13 +20,14 @@ def round_nearest(problem: Problem) -> dict[Scheme, RoundedWeight]:
     mean_moment = math.nan if inputs is None else inputs.mean_moment() / problem.num_samples
     for target in problem.targets:
         quantizer = problem.quantizer(target)
+        start = target.start.with_scales(np.ravel)
         with torch.no_grad():
             codes = quantizer.codes(problem.weight)
             error = _error(problem, quantizer)
         rounded[target.scheme] = RoundedWeight(
             codes=codes.cpu().numpy(),
-            scale=target.start.scale.reshape(-1),
-            zero_point=target.start.zero_point.reshape(-1),
+            scale=start.scale,
+            zero_point=start.zero_point,
             signed=quantizer.signed,
             granularity=target.point.granularity,
             error_nearest=error,
@@ -33,6 +35,7 @@ def round_nearest(problem: Problem) -> dict[Scheme, RoundedWeight]:
             method="nearest",
             notes=problem.notes,
             mean_moment=mean_moment,
+            minimum=start.minimum,
         )
     return rounded
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -79,11 +80,7 @@ class RowSlice:
     def _target(self, target: Target, shape: Sequence[int]) -> Target:
         granularity, start = target.point.granularity, target.start
         rows = slice(self.first, self.last)
-        cut = replace(
-            start,
-            scale=_cut(start.scale, granularity, shape, self.axis, rows),
-            zero_point=_cut(start.zero_point, granularity, shape, self.axis, rows),
-        )
+        cut = start.with_scales(lambda array: _cut(array, granularity, shape, self.axis, rows))
         return replace(target, point=self._point(target.point), start=cut)
 
 
@@ -137,16 +134,18 @@ def put_together(parts: Sequence[tuple[RowSlice, RoundedWeight]]) -> RoundedWeig
     axis = first_slice.axis
     weights = [weight for _, weight in parts]
     codes = np.concatenate([weight.codes for weight in weights], axis)
-    scales, zero_points = [], []
+    of_scales: dict[str, list[npt.NDArray[Any]]] = {}
     for weight in weights:
         shape = weight.granularity.scale_shape(weight.codes.shape)
-        scales.append(weight.scale.reshape(shape))
-        zero_points.append(weight.zero_point.reshape(shape))
+        for name, array in weight.arrays_of_scales().items():
+            of_scales.setdefault(name, []).append(array.reshape(shape))
+    arrays: dict[str, Any] = {
+        name: np.concatenate(values, axis).reshape(-1) for name, values in of_scales.items()
+    }
     return replace(
         first,
+        **arrays,
         codes=codes,
-        scale=np.concatenate(scales, axis).reshape(-1),
-        zero_point=np.concatenate(zero_points, axis).reshape(-1),
         error_nearest=sum(weight.error_nearest for weight in weights),
         error=sum(weight.error for weight in weights),
     )
@@ -159,13 +158,13 @@ def rows_by_block(problem: Problem) -> Problem:
         return problem
     targets = []
     for target in problem.targets:
-        start, granularity = target.start, target.point.granularity
-        moved = replace(
-            start,
-            scale=_moved(start.scale, granularity, problem.point.shape, order_r.cpu().numpy()),
-            zero_point=_moved(start.zero_point, granularity, problem.point.shape, order_r.cpu().numpy()),
+        moved = partial(
+            _moved,
+            granularity=target.point.granularity,
+            shape=problem.point.shape,
+            order=order_r.cpu().numpy(),
         )
-        targets.append(replace(target, start=moved))
+        targets.append(replace(target, start=target.start.with_scales(moved)))
     return replace(problem, weight=problem.weight[order_r], targets=tuple(targets))
 
 
@@ -175,12 +174,11 @@ def as_they_lie(weight: RoundedWeight, order_r: torch.Tensor | None) -> RoundedW
         return weight
     back = torch.argsort(order_r).cpu().numpy()
     shape = weight.codes.shape
-    return replace(
-        weight,
-        codes=weight.codes[back],
-        scale=_moved(weight.scale, weight.granularity, shape, back),
-        zero_point=_moved(weight.zero_point, weight.granularity, shape, back),
-    )
+    arrays: dict[str, Any] = {
+        name: _moved(array, weight.granularity, shape, back)
+        for name, array in weight.arrays_of_scales().items()
+    }
+    return replace(weight, codes=weight.codes[back], **arrays)
 
 
 def _moved(

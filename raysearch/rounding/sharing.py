@@ -30,6 +30,7 @@ class Sharing:
         weights_gr: how much the error of each row counts.
         scale_format: form in which the scales are stored.
         step_s: what each scale is stored as an integer of; None: each is stored by itself.
+        least: the least of these integers; 0 of minima.
     """
 
     places: ScalePlaces
@@ -37,6 +38,7 @@ class Sharing:
     weights_gr: Tensor
     scale_format: str = "float32"
     step_s: Tensor | None = None
+    least: int = 1
 
     def storable(self, scale: Tensor, ids: Tensor | None = None) -> Tensor:
         """The nearest scales that are stored, float64 for what follows.
@@ -48,7 +50,7 @@ class Sharing:
         step = self.step_s
         if step is not None and ids is not None:
             step = step[ids]
-        return storable(scale, self.scale_format, step).double()
+        return storable(scale, self.scale_format, step, self.least).double()
 
     @property
     def has_groups(self) -> bool:

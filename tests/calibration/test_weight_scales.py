@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from raysearch.calibration.weights import min_max_scale, mse_affine, mse_scale
-from raysearch.quantizer import SMALLEST_SCALE, SymmetricQuantizer, quant_levels
+from raysearch.calibration.weights import min_max_scale, mse_affine, mse_minimum, mse_scale
+from raysearch.quantizer import SMALLEST_SCALE, AffineForm, SymmetricQuantizer, quant_levels, storable
 from raysearch.records import Granularity, QuantizerRange
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -140,3 +140,37 @@ def test_both_ends_of_an_asymmetric_range_are_searched(name, bits):
     pairs = [affine_errors(weight, *clipped(weight, a, b, bits), bits) for a in clips for b in clips]
     assert found.sum() <= np.min(pairs, axis=0).sum() * 1.01
     assert (found <= affine_errors(weight, *clipped(weight, 1, 1, bits), bits) * (1 + 1e-5)).all()
+
+
+def nearest_error(weight, value, levels, granularity):
+    parts = [torch.from_numpy(part.reshape(granularity.scale_shape(weight.shape))) for part in value]
+    scale, zero_point, minimum = parts
+    form = AffineForm(scale, zero_point, *levels, granularity, minimum)
+    blocks = weight.reshape(len(weight), -1, granularity.group_size)
+    codes = torch.round((blocks + minimum[..., None]) / scale[..., None]) + zero_point[..., None]
+    values = form.values(codes.clamp(*levels).reshape(weight.shape))
+    return float((values - weight).square().sum())
+
+
+@pytest.mark.parametrize(("name", "bits", "size"), [("q2_k", 2, 16), ("q4_k", 4, 32), ("q5_k", 5, 32)])
+def test_stored_minima_miss_less_than_zero_points_of_the_grid(name, bits, size):
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(6, 512, generator=generator)
+    weight[1:3].abs_()
+    granularity, levels = Granularity.per_group(size), (0, 2**bits - 1)
+    found = mse_minimum(weight, granularity, levels, name)
+    for values, least in ((found.scale, 1), (found.minimum, 0)):
+        stored = torch.from_numpy(values)
+        assert torch.equal(storable(stored, name, least=least), stored)
+    # It is taken off, so that the values of weights without a sign gain little by it.
+    assert (found.minimum >= 0).all()
+    assert (found.minimum.reshape(6, -1)[1:3] == 0).any()
+    single = mse_affine(weight, granularity, levels)
+    nothing = np.zeros_like(single.scale)
+    base = nearest_error(weight, (single.scale, single.zero_point, nothing), levels, granularity)
+    free = mse_minimum(weight, granularity, levels, "float32")
+    best = nearest_error(weight, (free.scale, free.zero_point, free.minimum), levels, granularity)
+    stored_error = nearest_error(weight, (found.scale, found.zero_point, found.minimum), levels, granularity)
+    assert best < base
+    # Neighbours of what is stored are tried too, so that it may even be the better one.
+    assert 0.9 * best < stored_error < 1.1 * best

@@ -90,7 +90,11 @@ class QuantizerContract:
         if quantizer.mode == "asymmetric":
             zero_point = rng.integers(low, high + 1, point.num_scales)
         scale = rng.uniform(0.05, 0.25, point.num_scales).astype(np.float32)
-        quantizer.set_range(bits, QuantizerRange(scale, zero_point.astype(np.int32), low < 0))
+        minimum = None
+        if quantizer.minimum is not None:
+            minimum = rng.uniform(0, 1, point.num_scales).astype(np.float32)
+        value = QuantizerRange(scale, zero_point.astype(np.int32), low < 0, minimum=minimum)
+        quantizer.set_range(bits, value)
         return quantizer
 
     def data(self, quantizer: Quantizer) -> Tensor:
@@ -113,12 +117,16 @@ class QuantizerContract:
             assert codes.dtype == (torch.int8 if low < 0 else torch.uint8)
             scale = spread_scales(form.scale, quantizer.granularity)
             zero_point = spread_scales(form.zero_point, quantizer.granularity)
-            rounded = np.rint(x.numpy() / scale).astype(np.int64)
+            minimum = np.float32(0)
+            if form.minimum is not None:
+                minimum = spread_scales(form.minimum, quantizer.granularity)
+            rounded = np.rint((x.numpy() + minimum) / scale).astype(np.int64)
             expected = np.clip(rounded + zero_point, low, high)
             assert np.array_equal(codes.numpy(), expected)
-            values = (expected - zero_point).astype(np.float32) * scale
+            values = (expected - zero_point).astype(np.float32) * scale - minimum
             assert np.array_equal(quantizer(x).detach().numpy(), values)
-            assert not quantizer(torch.zeros_like(x)).any(), "0 is on the grid"
+            if form.minimum is None:
+                assert not quantizer(torch.zeros_like(x)).any(), "0 is on the grid"
 
     def test_codes_and_moved_codes_mean_the_values_of_the_forward(self, kind: str, spec: str) -> None:
         for granularity in self.granularities(kind):
@@ -138,7 +146,8 @@ class QuantizerContract:
         rows = make_quantizer(point)
         form = groups.affine()
         scale, zero_point = form.scale.numpy().reshape(-1), form.zero_point.numpy().reshape(-1)
-        rows.set_range(4, QuantizerRange(scale, zero_point, groups.signed))
+        minimum = None if form.minimum is None else form.minimum.numpy().reshape(-1)
+        rows.set_range(4, QuantizerRange(scale, zero_point, groups.signed, minimum=minimum))
         with torch.no_grad():
             groups.scale.copy_(rows.scale.reshape(groups.scale.shape))  # a logarithm of a value read back
         x = self.data(groups)
@@ -169,6 +178,8 @@ class QuantizerContract:
             last.scale.copy_(quantizer.scale[..., 2:])
         if isinstance(last.zero_point, Tensor) and isinstance(quantizer.zero_point, Tensor):
             last.zero_point.copy_(quantizer.zero_point[..., 2:])
+        if last.minimum is not None and quantizer.minimum is not None:
+            last.minimum.copy_(quantizer.minimum[..., 2:])
         (expected,) = torch.autograd.grad(last(x[..., 4:]).sum(), last.scale)
         # The two count another number of elements: 6 a full group, 3 here.
         torch.testing.assert_close(gradient[..., 2:] * 6**0.5, expected * 3**0.5)

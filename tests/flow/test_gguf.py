@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 SETTINGS = [
     *QUICK,
-    'placement.weight_schemes=["q3_k", "q4_0", "q8_0"]',
+    'placement.weight_schemes=["q2_k", "q4_k", "q8_0"]',
     'rounding.refine=["sequential", "tune"]',
     "rounding.refine_steps=2",
     "training.epochs=0",
@@ -66,7 +66,7 @@ def test_the_folder_is_verified_again_without_the_task(store: RunStore) -> None:
 def test_rows_that_hold_no_large_blocks_have_the_next_type_of_small_ones(store: RunStore) -> None:
     setup = store.load(codecs.SETUP)
     down, up = (f"model.layers.0.mlp.{name}_proj.weight" for name in ("down", "up"))
-    assert [str(scheme) for scheme in setup.group_of(up).schemes] == ["q3_k", "q4_0", "q8_0"]
+    assert [str(scheme) for scheme in setup.group_of(up).schemes] == ["q2_k", "q4_k", "q8_0"]
     assert [str(scheme) for scheme in setup.group_of(down).schemes] == ["q4_0", "q8_0"]
 
 
@@ -79,4 +79,8 @@ def test_every_table_of_the_run_holds_scales_of_the_types(store: RunStore) -> No
             scale = torch.from_numpy(value.scale.copy())
             assert torch.equal(storable(scale, scale_format), scale), (name, scheme)
             seen.add(scale_format)
-    assert seen == {"q3_k", "float16"}
+            assert (value.minimum is not None) == (scale_format in ("q2_k", "q4_k"))
+            if value.minimum is not None:
+                minimum = torch.from_numpy(value.minimum.copy())
+                assert torch.equal(storable(minimum, scale_format, least=0), minimum), (name, scheme)
+    assert seen == {"q2_k", "q4_k", "float16"}

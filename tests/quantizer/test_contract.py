@@ -2,8 +2,13 @@
 
 from typing import ClassVar
 
+import numpy as np
+import pytest
+
+from raysearch.errors import PlacementError
 from raysearch.quantizer import AsymmetricQuantizer, SymmetricQuantizer
-from raysearch.records import QuantizerSpec
+from raysearch.quantizer.quantizer import MinimumQuantizer
+from raysearch.records import QuantizerRange, QuantizerSpec
 from tests.contracts.quantizer_contract import QuantizerContract
 
 
@@ -28,3 +33,16 @@ class TestAsymmetricQuantizer(QuantizerContract):
         "asymmetric half": QuantizerSpec("asymmetric", half_range=True),
         "asymmetric logarithmic": QuantizerSpec("asymmetric", logarithm_scale=True),
     }
+
+
+class TestMinimumQuantizer(QuantizerContract):
+    quantizer_type = MinimumQuantizer
+    SPECS: ClassVar = {"minimum": QuantizerSpec("minimum")}
+
+    def is_made_for(self, kind: str, spec: str) -> bool:
+        return kind == "weight"
+
+    def test_minima_and_the_mode_go_together(self, kind: str, spec: str) -> None:
+        without = QuantizerRange(np.ones(3, np.float32), np.zeros(3, np.int32), False)
+        with pytest.raises(PlacementError, match=r"'a\.b' is of the mode 'minimum' and its range has none"):
+            self.make(kind, spec).set_range(4, without)

@@ -55,7 +55,8 @@ def test_neighbours_are_stored_as_integers_of_one_float16(name, seed):
     step = scale_steps(stored, name)
     integers = stored / step
     assert torch.equal(step, step.half().float())
-    assert torch.equal(step.reshape(-1, 16)[:, :1].expand(-1, 16).reshape(-1), step)
+    blocks = step.reshape(-1, form.sharing)
+    assert torch.equal(blocks[:, :1].expand_as(blocks).reshape(-1), step)
     assert torch.equal(integers, integers.round())
     assert integers.min() >= 1
     assert integers.max() <= form.highest
@@ -81,3 +82,13 @@ def test_the_gradient_of_shared_scales_passes_straight_through(name):
     assert torch.equal(stored, storable(scale.detach(), name))
     (gradient,) = torch.autograd.grad((stored * torch.arange(48.0)).sum(), scale)
     assert torch.equal(gradient, torch.arange(48.0))
+
+
+@pytest.mark.parametrize("name", SCALE_FORMATS)
+def test_minima_may_be_0_and_scales_may_not(name):
+    values = scale_blocks(2)
+    values[3:20] = 0
+    minima = storable(values, name, least=0)
+    assert not minima[3:20].any()
+    assert torch.equal(storable(minima, name, least=0), minima)
+    assert storable(values, name).min() > 0

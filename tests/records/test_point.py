@@ -100,6 +100,9 @@ def test_groups_hold_what_was_asked_or_half_of_it_at_least(rows, channels, kerne
     ("inputs", "scheme", "scale_format", "name"),
     [
         (256, "q6_k", "float32", "q6_k"),
+        (512, "q2_k", "float16", "q2_k"),
+        (256, "q4_k", "float32", "q4_k"),
+        (256, "q5_k", "float32", "q5_k"),
         (64, "4g32", "float16", "q4_0"),
         (32, "5", "float16", "q5_0"),  # a row of one block
         (64, "5", "float16", ""),

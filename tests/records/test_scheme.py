@@ -57,11 +57,6 @@ def test_a_type_of_gguf_is_a_scheme_of_its_name():
         Scheme(5, 16, block_type="q6_k")
 
 
-def test_types_with_minima_are_refused():
-    with pytest.raises(PlacementError, match="'q4_k' has a minimum for each group"):
-        Scheme.of("q4_k")
-
-
 def test_schemes_ascend_by_width_then_by_how_much_they_store_beside_the_codes():
     ascending = ["2g16", "3", "3a", "3g64", "3g64a", "3g32", "q3_k", "8"]
     assert [str(scheme) for scheme in sorted(map(Scheme.of, reversed(ascending)))] == ascending

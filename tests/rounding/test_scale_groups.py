@@ -168,7 +168,7 @@ def make_problem(mode="symmetric", group_size=None, model=None, batches=None):
         axis = point.granularity.axis
         row = point.shape[1 - axis] // (2 if name.startswith("up") else 1)
         granularity = Granularity.per_group(min(group_size or row, row), axis, 1 - axis)
-        spec = QuantizerSpec("asymmetric") if mode == "asymmetric" else None
+        spec = None if mode == "symmetric" else QuantizerSpec(mode)
         points[name] = replace(point, granularity=granularity, spec=spec)
     setup = replace(setup, points={**setup.points, **points})
     ranges = calibrate(setup, LocalPool(replica), len(batches))
@@ -181,7 +181,7 @@ def round_all(problem, pool=LocalPool, **changes):
     return round_weights(setup, ranges, pool(replica), len(replica.shards["calibration"]), settings)
 
 
-@pytest.fixture(scope="module", params=["symmetric", "asymmetric"])
+@pytest.fixture(scope="module", params=["symmetric", "asymmetric", "minimum"])
 def grouped(request):
     return make_problem(request.param, group_size=2)
 

@@ -17,7 +17,7 @@ from raysearch.export.gguf.architectures import Architecture, rotary_factors
 from raysearch.export.gguf.blocks import pack_blocks
 from raysearch.export.gguf.language_model import LanguageModel
 from raysearch.export.stripped_model import StrippedModel
-from raysearch.records.block_types import SCHEME_TYPES, BlockType
+from raysearch.records.block_types import BLOCK_TYPES, BlockType
 
 FLOAT_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -173,10 +173,16 @@ def _block_tensor(
     if block_type is None:
         raise ExportError(
             f"'{weight.name}' has {weight.num_bits} bits with a scale {weight.granularity}, which is no type "
-            f"of GGUF; give it one of {', '.join(SCHEME_TYPES)} in placement.weight_schemes."
+            f"of GGUF; give it one of {', '.join(BLOCK_TYPES)} in placement.weight_schemes."
         )
     codes = weight.codes.cpu()[order].numpy()
     scale = weight.scale.detach().cpu()[order].numpy()
-    data = pack_blocks(block_type, codes, scale, None, weight.name)
+    minimum = None if weight.minimum is None else weight.minimum.detach().cpu()[order].numpy()
+    # Codes without a sign, as the type has them; strip moved them down to int8.
+    offset = 0 if weight.zero_point is None else int(weight.zero_point.reshape(-1)[0])
+    codes = codes.astype(np.int16) - offset
+    data = pack_blocks(block_type, codes, scale, minimum, weight.name)
     values = codes.astype(np.float32) * np.repeat(scale, block_type.group_size, axis=1)
+    if minimum is not None:
+        values = values - np.repeat(minimum, block_type.group_size, axis=1)
     return FileTensor(name, block_type.name.upper(), data, values)

@@ -10,6 +10,8 @@ from raysearch.records import QuantizationPoint, QuantizerSetup, Scheme
 
 EVERY_WIDTH = tuple(range(MIN_BITS, MAX_BITS + 1))
 
+EVERY_MODE = ("symmetric", "asymmetric", "minimum")
+
 PROJECTION = "the projection of an LSTM (proj_size)"
 
 
@@ -51,8 +53,10 @@ class Capability:
             return f"{', '.join(beyond)} bits (it holds {', '.join(map(str, allowed))})"
         if point.kind != "weight":
             return ""
-        if point.grid_spec.mode not in self.weight_modes:
-            return f"{point.grid_spec.mode} weights (it holds {', '.join(self.weight_modes)})"
+        mode = point.grid_spec.mode
+        if mode not in self.weight_modes:
+            words = "weights with minima" if mode == "minimum" else f"{mode} weights"
+            return f"{words} (it holds {', '.join(self.weight_modes)})"
         granularity = point.granularity.kind
         if granularity not in self.weight_granularity:
             return f"{granularity} scales (it holds {', '.join(self.weight_granularity)})"

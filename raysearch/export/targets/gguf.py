@@ -20,7 +20,7 @@ from raysearch.export.targets.capability import Capability
 from raysearch.export.targets.target import ExportJob, Target, Verdict, Verification, Written
 from raysearch.export.verification.verify import Reference, reference_outputs
 from raysearch.records import QuantizerSetup, TargetCheck
-from raysearch.records.block_types import SCHEME_TYPES
+from raysearch.records.block_types import BLOCK_TYPES
 
 VERIFIED = Part(prompts=4, prefixes=32, tokens=4096)
 """What of the verification samples is compared: llama.cpp tells one token of one prefix at a time."""
@@ -43,10 +43,10 @@ class GgufTarget(Target):
     name = "gguf"
     files = ("model.gguf",)
     capability = Capability(
-        {block_type.num_bits: block_type.num_bits for block_type in SCHEME_TYPES.values()},
+        {block_type.num_bits: block_type.num_bits for block_type in BLOCK_TYPES.values()},
         activations=(),
-        weight_modes=("symmetric",),
-        block_types=tuple(SCHEME_TYPES),
+        weight_modes=("symmetric", "minimum"),
+        block_types=tuple(BLOCK_TYPES),
     )
     extra = GGUF
 

@@ -22,7 +22,7 @@ from raysearch.export.model_config import ActivationQuantizer, ModelConfig, Pack
 from raysearch.export.packing import pack_codes
 from raysearch.export.program import capture_program, program_bytes, tensor_slots, weight_parts
 from raysearch.export.stored_scales import encode_scales
-from raysearch.export.targets.capability import EVERY_WIDTH, Capability
+from raysearch.export.targets.capability import EVERY_MODE, EVERY_WIDTH, Capability
 from raysearch.export.targets.target import ExportJob, Target, Written
 from raysearch.placement.stored_tensors import TORCH_DTYPES
 from raysearch.records import FLOAT_BITS, PER_TENSOR, CostModel, QuantizerSetup, packed_bytes
@@ -35,7 +35,9 @@ class PackedTarget(Target):
 
     name = "packed"
     files = FILES
-    capability = Capability({width: width for width in EVERY_WIDTH}, dtypes=STORED_DTYPES)
+    capability = Capability(
+        {width: width for width in EVERY_WIDTH}, weight_modes=EVERY_MODE, dtypes=STORED_DTYPES
+    )
     by_default = True
     exact = True
     fixed_part = "graph"
@@ -98,6 +100,8 @@ def write_packed(
         stream = pack_codes(weight.codes.cpu().numpy(), weight.num_bits, weight.name)
         stored[f"{weight.name}.packed"] = torch.from_numpy(stream)
         stored[f"{weight.name}.scale"] = _stored_scale(weight)
+        if weight.minimum is not None:
+            stored[f"{weight.name}.minimum"] = _stored_minimum(weight.minimum, weight)
         if weight.zero_point is not None and not weight.symmetric:
             stored[f"{weight.name}.zero_point"] = weight.zero_point.detach().cpu().reshape(-1).clone()
     config = ModelConfig(
@@ -113,6 +117,7 @@ def write_packed(
                 _zero_point(w),
                 TORCH_DTYPES[w.dtype],
                 w.scale_format,
+                w.minimum is not None,
             )
             for name, w in weights.items()
         },
@@ -130,7 +135,7 @@ def write_packed(
 
 
 def weights_bytes(stripped: nn.Module, setup: QuantizerSetup) -> int:
-    """Bytes of all quantizable weights: codes, scales and zero points as they are stored.
+    """Bytes of all quantizable weights: codes, scales, zero points and minima as they are stored.
 
     Codes are really packed and counted, so that the cost model's formula is checked against the bytes. A
     weight that stays float counts as float32, as it does there, also where it is stored in half precision.
@@ -142,6 +147,8 @@ def weights_bytes(stripped: nn.Module, setup: QuantizerSetup) -> int:
             weight = weights[point.id]
             total += pack_codes(weight.codes.cpu().numpy(), weight.num_bits, point.id).nbytes
             total += _stored_scale(weight).nbytes
+            if weight.minimum is not None:
+                total += _stored_minimum(weight.minimum, weight).nbytes
             if weight.zero_point is not None and not weight.symmetric:
                 total += weight.zero_point.nbytes
         else:
@@ -189,6 +196,10 @@ def _example_inputs(values: tuple[Any, ...]) -> tuple[InputSpec, ...] | None:
 
 def _stored_scale(weight: StrippedWeight) -> Tensor:
     return encode_scales(weight.scale, weight.scale_format, weight.name)
+
+
+def _stored_minimum(minimum: Tensor, weight: StrippedWeight) -> Tensor:
+    return encode_scales(minimum, weight.scale_format, weight.name)
 
 
 def _zero_point(weight: StrippedWeight) -> int | Literal["stored"]:

@@ -18,7 +18,7 @@ from raysearch.evaluation.quiet import quiet
 from raysearch.export.load import is_no_matter
 from raysearch.export.open_dims import capture_open, stays_open
 from raysearch.export.program import load_program, program_bytes
-from raysearch.export.targets.capability import EVERY_WIDTH, Capability
+from raysearch.export.targets.capability import EVERY_MODE, EVERY_WIDTH, Capability
 from raysearch.export.targets.target import ExportJob, Target, Written
 
 
@@ -27,7 +27,7 @@ class Pt2Target(Target):
 
     name = "pt2"
     files = ("model.pt2",)
-    capability = Capability(dict.fromkeys(EVERY_WIDTH, 8))
+    capability = Capability(dict.fromkeys(EVERY_WIDTH, 8), weight_modes=EVERY_MODE)
     exact = True
 
     def write(self, job: ExportJob) -> Written:

@@ -23,12 +23,13 @@ def packed_bytes(point: QuantizationPoint, num_bits: int) -> int:
     """Bytes of one stored weight: its codes, bit-packed, its scales in their format, and int8 zero points.
 
     ⌈n·b/8⌉ + 4·(number of scales) + (number of zero points, none if symmetric), 2 a scale in half precision;
-    a float weight takes 4·n.
+    minima take as much as scales. A float weight takes 4·n.
     Scales and zero points are those of the point, so it has to be what the scheme makes of it.
     """
     if num_bits == FLOAT_BITS:
         return 4 * point.num_elements
-    return _codes(point, num_bits) + point.scale_bytes + ZERO_POINT_BYTES * point.num_zero_points
+    offsets = ZERO_POINT_BYTES * point.num_zero_points + point.minimum_bytes
+    return _codes(point, num_bits) + point.scale_bytes + offsets
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class FileSize:
         optional: set[str] = set()
         counted_by_part = 0
         for name, point in self._weights.items():
-            codes, scales, zeros = self._largest[name]
+            codes, scales, zeros, _ = self._largest[name]
             tensors += _tensors_of(point, codes, scales, zeros)
             counted_by_part += _digits(codes)
             if point.num_zero_points:
@@ -76,6 +77,7 @@ class FileSize:
         plain = self._weights[point.id]
         header = _digits(_codes(point, num_bits)) + _scale_characters(point) - _scale_characters(plain)
         header += self._zero_point_entry(point) - self._zero_point_entry(plain)
+        header += self._minimum_entry(point)
         return packed_bytes(point, num_bits) + header
 
     def of(self, schemes: Mapping[str, Scheme]) -> int:
@@ -105,26 +107,27 @@ class FileSize:
         return self.setup.of_kind("weight")
 
     @cached_property
-    def _largest(self) -> dict[str, tuple[int, int, int]]:
-        """Weight → the most bytes of codes, scales and zero points that any of its schemes has."""
+    def _largest(self) -> dict[str, tuple[int, int, int, int]]:
+        """Weight → the most bytes of codes, scales, zero points and minima that any of its schemes has."""
         schemes = {point: group.schemes for group in self.setup.groups.values() for point in group.points}
-        largest: dict[str, tuple[int, int, int]] = {}
+        largest: dict[str, tuple[int, int, int, int]] = {}
         for name, point in self._weights.items():
             counts = []
             for scheme in schemes[name]:
                 effective = point.at(scheme)
                 codes = _codes(point, scheme.num_bits)
-                counts.append((codes, effective.scale_bytes, effective.num_zero_points))
-            codes, scales, zeros = map(max, zip(*counts, strict=True))
-            largest[name] = (codes, scales, zeros)
+                beside = (effective.scale_bytes, effective.num_zero_points, effective.minimum_bytes)
+                counts.append((codes, *beside))
+            codes, scales, zeros, minima = map(max, zip(*counts, strict=True))
+            largest[name] = (codes, scales, zeros, minima)
         return largest
 
     @cached_property
     def _offset_digits(self) -> int:
         """Digits of the greatest offset that any assignment leads to."""
         total = sum(tensor.num_bytes for tensor in self.setup.stored or ())
-        for codes, scales, zeros in self._largest.values():
-            total += codes + scales + ZERO_POINT_BYTES * zeros
+        for codes, scales, zeros, minima in self._largest.values():
+            total += codes + scales + ZERO_POINT_BYTES * zeros + minima
         return _digits(total)
 
     @cached_property
@@ -149,12 +152,18 @@ class FileSize:
         tensor = StoredTensor(_zero_point_name(point), "I8", (count,), ZERO_POINT_BYTES * count)
         return len(_header_entry(tensor, most, most).encode())
 
+    def _minimum_entry(self, point: QuantizationPoint) -> int:
+        """The most that the minima of a weight take of the header."""
+        most = 10**self._offset_digits - 1
+        return sum(len(_header_entry(tensor, most, most).encode()) for tensor in _minima_of(point))
+
 
 def _parts(point: QuantizationPoint, num_bits: int) -> Iterable[StoredTensor]:
     """The tensors that the packed target stores of one weight."""
     if num_bits == FLOAT_BITS:
         return [StoredTensor(point.id, "F32", point.shape, 4 * point.num_elements)]
-    return _tensors_of(point, _codes(point, num_bits), point.scale_bytes, point.num_zero_points)
+    weight = _tensors_of(point, _codes(point, num_bits), point.scale_bytes, point.num_zero_points)
+    return [*weight, *_minima_of(point)]
 
 
 def _tensors_of(point: QuantizationPoint, codes: int, scales: int, zeros: int) -> Iterable[StoredTensor]:
@@ -163,6 +172,15 @@ def _tensors_of(point: QuantizationPoint, codes: int, scales: int, zeros: int) -
     yield StoredTensor(f"{point.id}.scale", stored.dtype, (stored.num_stored(point.num_scales),), scales)
     if zeros:
         yield StoredTensor(_zero_point_name(point), "I8", (zeros,), ZERO_POINT_BYTES * zeros)
+
+
+def _minima_of(point: QuantizationPoint) -> list[StoredTensor]:
+    """The tensor of a weight's minima, where it has any."""
+    if not point.minimum_bytes:
+        return []
+    stored = SCALE_FORMATS[point.scale_format]
+    count = stored.num_stored(point.num_scales)
+    return [StoredTensor(f"{point.id}.minimum", stored.dtype, (count,), point.minimum_bytes)]
 
 
 def _scale_characters(point: QuantizationPoint) -> int:

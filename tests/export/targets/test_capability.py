@@ -1,5 +1,6 @@
 """Targets say what they do not hold before anything is computed."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -36,6 +37,15 @@ def test_every_graph_that_can_be_written_here_holds_all_widths():
     installed = [target.name for target in graphs if not target.extra.missing()]
     assert {"packed", "onnx", "pt2"} <= set(installed)
     check_targets(setup_of((2, 3, 4, 5, 6, 7, 8), QuantizerSpec("asymmetric")), installed)
+
+
+@pytest.mark.parametrize("name", sorted(set(TARGETS) - {"packed", "pt2", "gguf"}))
+def test_minima_are_refused_by_name_where_a_file_has_no_place_for_them(name):
+    weight = QuantizationPoint("fc.weight", "weight", (), (4, 256), Granularity(0), 1024)
+    setup = QuantizerSetup({weight.id: weight}, {"fc": QuantizerGroup("fc", (weight.id,), ("q4_k", 8))})
+    words = r"weights with minima \(it holds symmetric"
+    (statement,) = [said for said in TARGETS[name].capability.refusals(setup) if "minima" in said]
+    assert re.match(words, statement)
 
 
 class Chip(Pt2Target):

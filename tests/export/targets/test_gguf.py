@@ -17,7 +17,7 @@ from raysearch.export.outputs import tensor_leaves
 from raysearch.export.targets import ExportJob
 from raysearch.placement import place_quantizers
 from raysearch.records import CostModel, Granularity, QuantizationPoint, QuantizerGroup, QuantizerSetup
-from raysearch.records.block_types import SCHEME_TYPES
+from raysearch.records.block_types import BLOCK_TYPES
 from tests.contracts.target_contract import Export, TargetContract
 from tests.support.export_cases import Case, case, forward_all
 from tests.support.gguf_models import build, save, stripped
@@ -72,7 +72,7 @@ class TestGgufTarget(TargetContract):
 @pytest.mark.process
 def test_a_type_for_each_tensor_arrives_bit_for_bit_and_llama_cpp_computes_with_it(tmp_path: Path) -> None:
     model = save(build("gemma3", **WIDE), tmp_path / "model", bytes_are_merged=False)
-    net = stripped(model, *SCHEME_TYPES)
+    net = stripped(model, *BLOCK_TYPES)
     folder = tmp_path / "out"
     manifest = net.export(folder, "gguf", "packed", batches=[net.inputs(3)], forward=forward_all)
     (check,) = [check for check in manifest.checks if check.target == "gguf"]
@@ -84,9 +84,9 @@ def test_a_type_for_each_tensor_arrives_bit_for_bit_and_llama_cpp_computes_with_
     sizes = {tensor.tensor_type.name.lower(): 0 for tensor in tensors}
     for tensor in tensors:
         sizes[tensor.tensor_type.name.lower()] += tensor.n_bytes
-    assert sizes.keys() == {*SCHEME_TYPES, "f32"}
+    assert sizes.keys() == {*BLOCK_TYPES, "f32"}
     counted = CostModel(net.setup).weight_bytes(net.assignment)
-    assert sum(sizes[name] for name in SCHEME_TYPES) == counted == manifest.weights_bytes
+    assert sum(sizes[name] for name in BLOCK_TYPES) == counted == manifest.weights_bytes
     size = (folder / "model.safetensors").stat().st_size
     assert size <= manifest.costs["size"] <= 1.02 * size
 
@@ -106,7 +106,7 @@ def test_groups_of_32_with_scales_of_half_precision_are_types_too() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"weight_schemes": ["4g32", "q8_0"]}, r"the scheme 4g32 \(it holds q3_k, q4_0"),
+        ({"weight_schemes": ["4g32", "q8_0"]}, r"the scheme 4g32 \(it holds q2_k, q3_k"),
         ({"weight_schemes": ["q4_0", "4g32a"]}, "asymmetric weights"),
         ({"weight_bit_widths": [2, 4]}, "2 bits"),
     ],
