@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
 
 from raysearch.errors import ExportError, StorageError
+from raysearch.export.own_process.protocol import send
 from raysearch.export.own_process.served_model import ServedModel
 
 pytestmark = pytest.mark.process
 
 ABORT = "import os; os.write(2, b'GGML_ASSERT failed'); os.abort()"
 """What an assertion of llama.cpp does."""
-ABORT_WHEN_CALLED = (
-    "import sys; from raysearch.export.own_process.protocol import send, receive; "
-    "send(sys.stdout.buffer, {'ready': True}); receive(sys.stdin.buffer); " + ABORT
-)
 
 
 def served(code: str) -> ServedModel:
@@ -32,7 +30,11 @@ def test_a_death_while_it_loads_is_told_with_the_last_that_it_said() -> None:
 
 
 def test_a_death_at_a_call_is_told_and_so_is_every_call_after_it() -> None:
-    model = served(ABORT_WHEN_CALLED)
+    # Made here: to import torch there takes longer than all the rest.
+    ready = io.BytesIO()
+    send(ready, {"ready": True})
+    answer = f"import sys; sys.stdout.buffer.write({ready.getvalue()!r}); sys.stdout.flush()"
+    model = served(f"{answer}; sys.stdin.buffer.read(1); {ABORT}")
     for _ in range(2):
         with pytest.raises(ExportError, match=r"ended while it ran model\.gguf \(SIGABRT\): GGML_ASSERT"):
             model(torch.ones(2))
