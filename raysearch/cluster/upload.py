@@ -41,8 +41,9 @@ class Upload:
         """How much travels.
 
         Example:
-            >>> Upload(Path("/project"), {Path("/project/task.py"): 2048}).describe()
-            'uploads 1 files of /project, 0.002 MiB'
+            >>> folder = Path("/project")
+            >>> Upload(folder, {folder / "task.py": 1 << 20, folder / "net.py": 0}).describe()
+            'uploads 2 files of /project, 1 MiB'
         """
         mib = self.num_bytes / 2**20
         return f"uploads {len(self.sizes)} files of {self.folder}, {mib:.3g} MiB"

@@ -18,13 +18,14 @@ TASK = f"{TOY}:make_task"
 
 
 def refuse(*arguments):
-    """Run a command that must be refused; returns its one paragraph."""
+    """Run a command that must be refused; returns its one paragraph, before which a run tells its checks."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 2, result.output
     assert isinstance(result.exception, SystemExit), "no traceback"
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
-    (paragraph,) = result.stderr.strip().splitlines()
+    *steps, paragraph = result.stderr.strip().splitlines()
+    assert [step.split()[1:] for step in steps] == [["task"], ["checks"]][: len(steps)]
     return paragraph
 
 
