@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from raysearch.errors import StorageError
 from raysearch.export import load_model
+from raysearch.export.model_config import VERSION
 
 _FRESH = """
 import sys, torch
@@ -166,9 +167,9 @@ def test_other_bits_or_a_huge_shape_are_found_before_anything_is_allocated(folde
 
 
 def test_a_newer_version_is_refused(folder):
-    reconfigure(folder, lambda data: data["quantization_config"].update(version=4))
+    reconfigure(folder, lambda data: data["quantization_config"].update(version=VERSION + 1))
     with pytest.raises(
         StorageError,
-        match=r"has schema version 4; this raysearch reads up to 3\. Update it with `pip install --upgrade",
+        match=r"has schema version 5; this raysearch reads up to 4\. Update it with `pip install --upgrade",
     ):
         load_model(folder)

@@ -4,7 +4,13 @@ from dataclasses import replace
 import pytest
 
 from raysearch.errors import StorageError
-from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight, TensorSpec
+from raysearch.export.model_config import (
+    VERSION,
+    ActivationQuantizer,
+    ModelConfig,
+    PackedWeight,
+    TensorSpec,
+)
 from raysearch.records import Granularity
 
 
@@ -96,8 +102,8 @@ def test_impossible_weights_are_refused(config, change, message):
 
 def test_another_format_and_a_newer_version_are_refused(config):
     data = json.loads(config.to_json())
-    data["quantization_config"]["version"] = 4
-    with pytest.raises(StorageError, match="has schema version 4; this raysearch reads up to 3"):
+    data["quantization_config"]["version"] = VERSION + 1
+    with pytest.raises(StorageError, match="has schema version 5; this raysearch reads up to 4"):
         ModelConfig.from_json(json.dumps(data))
     data["quantization_config"]["quant_method"] = "gptq"
     with pytest.raises(StorageError, match="quant_method 'gptq'"):
