@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,8 @@ class GgufModel(nn.Module):
         """Fill the outputs of one row."""
         # One more for the token that is predicted.
         if len(ids) >= self._context:
-            self._serve(len(ids) + 1)
+            # Doubled, for those before keep their memory.
+            self._serve(max(len(ids) + 1, 2 * self._context))
         count = int(min(self._part.prefixes, len(ids)))
         ends = torch.linspace(len(ids), 1, count).round().int().flip(0).tolist()
         for end in ends:
@@ -154,10 +156,8 @@ class GgufModel(nn.Module):
         params.cache_type_k = xllamacpp.ggml_type.GGML_TYPE_F32
         params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        # The one before gives its memory back first.
-        self._server = None
         try:
-            self._server = xllamacpp.Server(params)
+            self._server = _undying(xllamacpp.Server(params))
         except Exception as error:
             raise StorageError(f"llama.cpp cannot load {self._path}: {error}. Export it again.") from error
         self._context = context
@@ -187,3 +187,12 @@ def read_vocabulary(path: Path) -> tuple[int, int]:
         raise StorageError(
             f"{path} is no GGUF file of a language model: {error}. Export it again."
         ) from error
+
+
+def _undying(server: Any) -> Any:
+    """Keep a server until its process ends.
+
+    One that is destroyed before its thread listens waits for that thread without end.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(server))
+    return server
