@@ -32,7 +32,7 @@ gemma: install  ## fetch Gemma 3 270M under its terms (https://ai.google.dev/gem
 test: install lint types fences  ## lint, types, import fences, tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --no-loadscope-reorder
 
-quick: install  ## the tests that are quick and start neither Ray nor a process: under two minutes on two cores
+quick: install  ## the tests that are quick and start neither Ray nor a process
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not ray and not process and not slow" tests
 
 zoo: install  ## every model of docs/models.md, from inspection to verified files: five minutes
