@@ -91,6 +91,9 @@ class Phases:
             scale = spread(form.scale, weight.shape, form.granularity)
             zero = spread(form.zero_point, weight.shape, form.granularity)
             low, high = (form.quant_min - zero) * scale, (form.quant_max - zero) * scale
+            if form.minimum is not None:
+                minimum = spread(form.minimum, weight.shape, form.granularity)
+                low, high = low - minimum, high - minimum
             distance = quantizer(weight) - torch.clamp(weight, low, high)
             weight += distance * (2 * strength * rate / scale).clamp_max(1)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from raysearch.artifacts import Storage
 from raysearch.errors import ConfigError
+from raysearch.quantizer.quantizer import MinimumQuantizer
+from raysearch.records import QuantizerRange
 from raysearch.training.context import ProcessContext
 from raysearch.training.feed import Draws, drawn
 from raysearch.training.loop import Training
@@ -113,6 +116,20 @@ def test_dampening_draws_to_the_level_that_a_weight_has_and_never_past_it():
     phases.dampen(share=1.0, rate=1e6)
     torch.testing.assert_close(weight[inside], levels[inside])
     assert torch.equal(quantizer(weight), levels)
+
+
+def test_dampening_draws_a_weight_with_minima_to_its_levels():
+    recipe = make_recipe(dampening=0.5)
+    phases = Phases(recipe.build(), recipe.settings)
+    quantizer = MinimumQuantizer((4,))
+    # Levels -1, -0.75, … 2.75.
+    scale, minimum = np.array([0.25], np.float32), np.array([1], np.float32)
+    quantizer.set_range(4, QuantizerRange(scale, np.zeros(1, np.int32), False, minimum=minimum))
+    weight = torch.tensor([-3.0, -0.7, 2.3, 3.0])
+    phases._dampened = [(weight, quantizer)]
+    phases.dampen(share=1.0, rate=1e6)
+    # Beyond the ends nothing is drawn.
+    torch.testing.assert_close(weight, torch.tensor([-3.0, -0.75, 2.25, 3.0]))
 
 
 def test_norms_take_the_statistics_of_the_weights_as_they_are_then():
