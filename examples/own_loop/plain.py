@@ -58,7 +58,10 @@ def train(checkpoint: Path, epochs: int) -> tuple[nn.Module, float]:
         state = {"epoch": epoch + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
         state |= {"rates": rates.state_dict(), "controller": controller.get_compression_state()}
         if rank == 0:
-            torch.save(state, checkpoint)
+            # Whole or not at all: a process may be killed while it writes.
+            unfinished = checkpoint.with_suffix(".unfinished")
+            torch.save(state, unfinished)
+            unfinished.replace(checkpoint)
     stripped = controller.strip_model()
     return stripped, accuracy(stripped, validation)
 
