@@ -56,6 +56,7 @@ def _search_data(records: ReportRecords, setup: QuantizerSetup, search: SearchRe
         "front_cost": search.front_cost,
         "groups": list(setup.groups),
         "schemes": [str(scheme) for scheme in schemes],
+        "bits": [scheme.num_bits for scheme in schemes],
         "trials": [
             _trial(trial, setup, places) | {"uniform": uniform.get(trial.number)} for trial in search.trials
         ],

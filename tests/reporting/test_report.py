@@ -14,13 +14,16 @@ from raysearch.records import (
     EpochMetrics,
     FineTuneResult,
     OptionEffect,
+    QuantizerSetup,
     RunStatus,
+    Scheme,
     SearchResult,
     SearchTrial,
     SensitivityTable,
     Trace,
 )
 from raysearch.reporting import ReportRecords, render_comparison, render_report
+from raysearch.reporting.charts import chart_data
 from raysearch.reporting.lanes import LaneMaker
 from tests.support.run_records import make_report_records, make_result, make_sensitivity, make_setup
 
@@ -90,6 +93,15 @@ def test_the_figures_have_every_trial(page):
     assert all(len(trial["schemes"]) == len(search["groups"]) == 8 for trial in search["trials"])
     assert [budget["kind"] for budget in run["budgets"]] == ["avg_bits", "size"]
     assert run["training"]["epochs"] == list(range(-1, 8))
+
+
+def test_the_figures_know_the_bits_of_schemes_with_a_name():
+    setup = make_setup(2)
+    group = next(group for group in setup.groups.values() if group.id.endswith("weight"))
+    named = replace(group, schemes=(Scheme.of("q4_k"), *group.schemes))
+    changed = QuantizerSetup(setup.points, {**setup.groups, group.id: named})
+    search = chart_data(make_report_records(2, setup=changed))["search"]
+    assert dict(zip(search["schemes"], search["bits"], strict=True)) == {"q4_k": 4, "8": 8}
 
 
 def test_a_step_is_what_the_whole_assignment_would_cost():

@@ -257,12 +257,13 @@
     rows.forEach((row, index) => {
       const place = trial.schemes[index];
       const text = place === null ? "float" : search.schemes[place];
+      const width = place === null ? "32" : String(search.bits[place]);
       const mark = document.createElement("span");
       mark.className = "bits";
       mark.textContent = text;
-      if (place !== null) mark.dataset.bits = String(parseInt(text, 10));
+      if (place !== null) mark.dataset.bits = width;
       cellOf(row).replaceChildren(mark);
-      cellOf(row).dataset.value = place === null ? "32" : String(parseInt(text, 10));
+      cellOf(row).dataset.value = width;
       row.dataset.bitsOf = text;
     });
     paintStrip();
@@ -276,7 +277,7 @@
     const cells = byId("strip").children;
     const weights = rows.filter((row) => row.dataset.kind === "weight");
     weights.forEach((row, index) => {
-      cells[index].dataset.bits = parseInt(row.dataset.bitsOf, 10) || "";
+      cells[index].dataset.bits = row.dataset.bitsOf === "float" ? "" : cellOf(row).dataset.value;
       cells[index].title = `${row.cells[0].textContent}: ${row.dataset.bitsOf}`;
     });
   }
@@ -321,11 +322,12 @@
     for (const scheme of schemes) byId("lane-bits").append(new Option(scheme, scheme));
     for (const id of ["lane-search", "lane-kind", "lane-bits"]) byId(id).oninput = filterLanes;
     const original = rows.map((row) => row.dataset.bitsOf);
+    const widths = rows.map((row) => cellOf(row).dataset.value);
     byId("lane-reset").onclick = () => {
       rows.forEach((row, index) => {
         cellOf(row).innerHTML = chosen[index];
         row.dataset.bitsOf = original[index];
-        cellOf(row).dataset.value = String(parseInt(original[index], 10) || 32);
+        cellOf(row).dataset.value = widths[index];
       });
       paintStrip();
       byId("lane-reset").hidden = true;
