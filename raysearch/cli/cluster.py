@@ -190,8 +190,8 @@ def _show_status(status: RunStatus, show: Show) -> None:
         age = console.age_text(status.updated, time.time())
         sign = f", last sign of life {age}" if age and status.state == "running" else ""
         text = f"{status.run_id}: {status.state}, {progress_text(status)}{sign}"
-        out.print(text, markup=False)
+        out.print(text)
         if status.message:
-            out.print(status.message, markup=False)
+            out.print(status.message)
 
     show(json.loads(status.to_json()), draw)

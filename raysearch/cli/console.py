@@ -39,9 +39,14 @@ def show_grid(out: Console, grid: Grid, form: Format = Format.TABLE, *, wide: bo
 
 
 def out() -> Console:
-    """Standard output; wide enough for whole names where it is no terminal."""
-    console = Console(highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+    """Standard output; wide enough for whole names where it is no terminal.
+
+    Text is printed as it is: brackets in a path are no markup, and no line is broken.
+    """
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if console.is_terminal:
+        return console
+    return Console(highlight=False, markup=False, soft_wrap=True, width=160)
 
 
 def age_text(updated: float, now: float) -> str:

@@ -41,7 +41,7 @@ def list_command(
 
         def draw(out: Console) -> None:
             if not runs:
-                out.print(f"no runs in {storage}", markup=False)
+                out.print(f"no runs in {storage}")
                 return
             console.show_grid(out, console.runs_grid(runs, time.time()), form, wide=wide)
 

@@ -164,9 +164,9 @@ def run(
                 console.show_grid(out, finalists_grid(result.finalists), wide=wide)
             console.show_grid(out, times_grid({"imports": imports, **result.seconds}))
             for note in result.notes:
-                out.print(f"note: {note}", markup=False)
-            out.print(verdict(result, setup, records.chosen, records.manifest), markup=False)
-            out.print(f"model:  {result.model_dir}", markup=False)
-            out.print(f"report: {result.report or 'none'}", markup=False)
+                out.print(f"note: {note}")
+            out.print(verdict(result, setup, records.chosen, records.manifest))
+            out.print(f"model:  {result.model_dir}")
+            out.print(f"report: {result.report or 'none'}")
 
         show(result.to_dict(), draw)

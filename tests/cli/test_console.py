@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from raysearch.cli.console import fused_grid, inspection, layers_grid, show_grid
+from raysearch.cli.console import fused_grid, inspection, layers_grid, out, show_grid
 from raysearch.config import PlacementConfig
 from raysearch.placement import place_quantizers
 from raysearch.records import (
@@ -124,3 +124,9 @@ def test_what_a_runtime_makes_one_is_named_with_the_reason(setup):
     groups = {names[0]: QuantizerGroup(names[0], names, (4, 8), "they meet")}
     (row,) = fused_grid(QuantizerSetup(points, groups)).rows
     assert (row.name, row.cells) == ("blocks.0", ("q, kv.a", "they meet"))
+
+
+def test_a_path_is_printed_as_it_is(capsys):
+    path = "/runs/[old]/" + "long/" * 40
+    out().print(path)
+    assert capsys.readouterr().out == f"{path}\n"
