@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raysearch.artifacts.run_record import first_difference
 from raysearch.calibration import adapt_batch_norm, apply_batch_norm
-from raysearch.errors import TrainingError
+from raysearch.errors import DataError, TrainingError
 from raysearch.evaluation import Batch, training_batches
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.records import EpochMetrics, TrainingStatus
@@ -86,6 +86,7 @@ class Training:
         self._average = Average(self.model, settings.ema_decay)
         self._phases = Phases(controller, settings)
         self._resume()
+        self._check_one_start()
         if settings.sync_batch_norm:
             synchronise(self.model, context.world)
         if recipe.deterministic and context.device.type != "cpu":
@@ -180,7 +181,11 @@ class Training:
         turns = drawn(self._turns(epoch), Draws(self._recipe.seed, epoch, self._context.rank))
         batches = itertools.chain.from_iterable(turns)
         samples = settings.batch_norm_samples
-        statistics = adapt_batch_norm(self.model, batches, self._recipe.forward, samples, cumulative=True)
+        try:
+            statistics = adapt_batch_norm(self.model, batches, self._recipe.forward, samples, cumulative=True)
+        except DataError as error:
+            # The data were finite in every step: it is the weights that are not.
+            raise TrainingError(f"after step {self.progress.step}: {error} {ADVICE}") from error
         apply_batch_norm(self.model, statistics)
 
     def _judge(self, epoch: int) -> None:
@@ -255,6 +260,15 @@ class Training:
         if any(before.get(name) != settings.get(name) for name in LAYOUT):
             self._keep_place(before, settings)
         self.progress.settings = settings
+
+    def _check_one_start(self) -> None:
+        """Refuse ranks that read different checkpoints: their gradients would be averaged all the same."""
+        steps = [step for (step,) in self._context.gather([self.progress.step])]
+        if len(set(steps)) > 1:
+            raise TrainingError(
+                f"the workers read checkpoints of different steps, {', '.join(map(str, steps))}: the run's "
+                f"storage must be one that every node sees whole. Mend it, then run with --resume."
+            )
 
     def _keep_place(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """The place in the epoch, where steps see the same samples as before; else the epoch's beginning."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 
 from raysearch.artifacts import Storage
-from raysearch.errors import ConfigError
+from raysearch.errors import ConfigError, TrainingError
 from raysearch.quantizer.quantizer import MinimumQuantizer
 from raysearch.records import QuantizerRange
 from raysearch.training.context import ProcessContext
@@ -20,7 +21,7 @@ from raysearch.training.objective import Objective
 from raysearch.training.phases import Phases
 from raysearch.training.progress import CheckpointFolder
 from raysearch.training.state import state_bytes
-from tests.support.training_recipes import Plain, blobs, cross_entropy, make_recipe, trained
+from tests.support.training_recipes import Plain, Toy, blobs, cross_entropy, make_recipe, trained
 
 
 class Watching(ProcessContext):
@@ -55,6 +56,16 @@ def test_scales_stay_from_the_share_on_at_which_they_freeze():
     # Twelve steps.
     moved = [not torch.equal(after[step], after[step + 1]) for step in range(1, 12)]
     assert moved == [True] * 5 + [False] * 6
+
+
+def test_weights_that_diverge_behind_the_last_step_are_a_failure_of_training():
+    def poison(training):
+        if training.progress.step == 6:
+            torch.nn.init.constant_(training.model.first.bias, math.inf)
+
+    recipe = make_recipe(kind=Toy, epochs=1, batch_norm_samples=64)
+    with pytest.raises(TrainingError, match=r"after step 6: .*NaN or infinite.*--resume"):
+        watched(recipe, poison)
 
 
 def activations(training):

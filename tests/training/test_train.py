@@ -366,3 +366,12 @@ def test_training_stops_when_its_patience_is_over(tmp_path):
     result, _ = run(recipe, storage=Storage(tmp_path))
     assert [entry.epoch for entry in result.history] == [-1, 0, 1]
     assert "training stopped after 2 epochs, the last 2 without a better" in result.notes()[0]
+
+
+def test_workers_that_read_checkpoints_of_different_steps_are_refused():
+    class Behind(ProcessContext):
+        def gather(self, values):
+            return [[4], values]
+
+    with pytest.raises(TrainingError, match=r"different steps, 4, 0: .*every node"):
+        trained(make_recipe(epochs=1), Behind())
