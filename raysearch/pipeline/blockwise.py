@@ -22,7 +22,7 @@ FEW_SAMPLES = 2
 """Samples that the chain is tried on."""
 
 
-def check_settings(task: Task, setup: QuantizerSetup, config: Config) -> None:
+def check_block_settings(task: Task, setup: QuantizerSetup, config: Config) -> None:
     """Refuse what is not done block by block, all of it at once, where workers hold one block at a time.
 
     Args:

@@ -29,7 +29,7 @@ from raysearch.evaluation.model.model_hash import hash_model
 from raysearch.evaluation.model.model_source import ModelSource
 from raysearch.evaluation.positions import counted
 from raysearch.export import check_targets
-from raysearch.pipeline.blockwise import chain_of, check_settings
+from raysearch.pipeline.blockwise import chain_of, check_block_settings
 from raysearch.pipeline.direction import measured_direction
 from raysearch.pipeline.fingerprints import hash_batches
 from raysearch.pipeline.objective import fit_objective, objective_fingerprint
@@ -156,7 +156,7 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     task = private_task(task)
     setup = _place(task, config)
     _check_setup(setup, parsed, config, task.model)
-    check_settings(task, setup, config)
+    check_block_settings(task, setup, config)
     samples = read_samples(task, config)
     check_form(task, samples.calibration[0], "calibration")
     samples = samples.cut(largest_shard(task, samples.calibration[0], config.objective))
