@@ -163,6 +163,9 @@ class GroupCommit:
                 del groups[folder]
             except StorageError as error:
                 failure = error
+            except Exception as error:
+                # Whoever waits for this thread would wait without end.
+                failure = StorageError(f"cannot write {self._storage.shown(folder)}: {error!r}.")
         with self._news:
             for folder, units in groups.items():
                 self._waiting[folder] = units + self._waiting.get(folder, [])

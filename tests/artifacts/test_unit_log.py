@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from raysearch.artifacts import UnitLog
+from raysearch.artifacts import Storage, UnitLog
+from raysearch.artifacts.unit_files import GroupCommit
 from raysearch.errors import StorageError
 
 VALUE = {"sum": np.array([1.5, -0.0, np.nan]), "count": np.array(7), "ok": np.array([True, False])}
@@ -113,3 +114,16 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_written(store):
     with pytest.raises(StorageError, match="cannot name a stage"):
         log.read("../other")
     assert not os.path.exists(store.storage.local_path() / "units")
+
+
+def test_what_no_storage_should_raise_ends_the_wait_for_units_too(tmp_path, monkeypatch):
+    storage = Storage(tmp_path)
+
+    def run_out(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(storage, "write_bytes", run_out)
+    files = GroupCommit(storage)
+    files.append("units/search", b"unit")
+    with pytest.raises(StorageError, match=r"units/search: MemoryError.*1 finished units.*--resume"):
+        files.flush()
