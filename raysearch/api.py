@@ -134,9 +134,10 @@ def run(
             if source is not None:
                 started["start_from"] = source.as_started
                 source.check(started | settings.fixed(), inputs, FOLLOW_DEVICE)
+            graphs = None
             if not resume:
                 with before.step("preflight"):
-                    preflight(inputs, partial(before.tell, "preflight"))
+                    graphs = preflight(inputs, partial(before.tell, "preflight"))
     if resume:
         ignore = ("task", *FOLLOW_DEVICE, *_changeable(store))
         store.check_same(started | settings.fixed(), inputs.fingerprints, ignore=ignore)
@@ -161,7 +162,8 @@ def run(
         if source is not None:
             source.take_over(store, started | settings.fixed(), inputs)
         inputs = _on_device(inputs, settings)
-        pipeline = Pipeline(inputs, store, progress, session.open_pool, on_ray=session.trains_on_ray)
+        on_ray = session.trains_on_ray
+        pipeline = Pipeline(inputs, store, progress, session.open_pool, on_ray=on_ray, graphs=graphs)
         with seeded(derive_seed(settings.seed, "walk")):
             return pipeline.run()
 

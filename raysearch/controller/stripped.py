@@ -62,7 +62,8 @@ class Dequantize(nn.Module):
         zero_point = 0 if self.zero_point is None else self.zero_point
         return dequantize(codes, self.scale, zero_point, self.granularity, self.minimum).to(self.dtype)
 
-    def _onnx(self, codes: Tensor) -> Tensor:
+    def onnx_grid(self) -> tuple[dict[str, Any], Tensor, Tensor]:
+        """Attributes, scale and zero point of its DequantizeLinear."""
         axis, scale = self.granularity.axis, self.scale
         attributes: dict[str, Any] = {}
         if self.granularity.group_axis is not None and self.granularity.group_size is not None:
@@ -74,9 +75,11 @@ class Dequantize(nn.Module):
                 attributes = {"axis": axis}
             scale = scale.reshape(() if axis is None else (-1,))
         if self.zero_point is None:
-            zero_point = torch.zeros(scale.shape, dtype=torch.int8)
-        else:
-            zero_point = self.zero_point.reshape(scale.shape)
+            return attributes, scale, torch.zeros(scale.shape, dtype=torch.int8)
+        return attributes, scale, self.zero_point.reshape(scale.shape)
+
+    def _onnx(self, codes: Tensor) -> Tensor:
+        attributes, scale, zero_point = self.onnx_grid()
         result: Tensor = torch.onnx.ops.symbolic(
             "DequantizeLinear",
             (codes, scale, zero_point),

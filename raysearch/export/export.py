@@ -37,6 +37,7 @@ def export_model(
     forward: Forward = default_forward,
     source: Mapping[str, Any] | None = None,
     measure_latency: bool = False,
+    graphs: dict[str, Any] | None = None,
 ) -> ExportManifest:
     """Write a stripped module as files, and prove that they compute what it computes.
 
@@ -51,6 +52,7 @@ def export_model(
         forward: (model, batch) → outputs; it is given the loaded targets as well.
         source: "run_id" and "budget" of the run that the module is from, for config.json.
         measure_latency: whether to time the files of targets that can be timed.
+        graphs: what an earlier job captured of the same model; see `ExportJob`.
 
     Returns:
         The manifest, which is also the last file written: manifest.json.
@@ -67,12 +69,12 @@ def export_model(
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     _remove_earlier(folder)
-    job = ExportJob(model, folder, source or {})
+    job = ExportJob(model, folder, source or {}, graphs=graphs)
     verification = _verification(model, first_samples(batches, settings.num_samples), forward)
     checks: list[TargetCheck] = []
     latency: dict[str, float] = {}
     for target in targets:
-        target_checks, target_notes = _write_and_check(target, job, verification)
+        target_checks, target_notes = _checked(target, job, verification)
         checks.extend(target_checks)
         notes.extend(target_notes)
         if measure_latency:
@@ -173,6 +175,20 @@ def call_positional(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
     """The forward function of batches that are a model's positional arguments."""
     with exportable(model):
         return model(*arguments)
+
+
+def _checked(
+    target: Target, job: ExportJob, verification: Verification
+) -> tuple[tuple[TargetCheck, ...], list[str]]:
+    """`_write_and_check`; what fails with a graph of an earlier job is tried with one of its own."""
+    try:
+        return _write_and_check(target, job, verification)
+    except ExportError:
+        if not job.graphs:
+            raise
+        job.graphs.clear()
+        job.products.clear()
+        return _write_and_check(target, job, verification)
 
 
 def _write_and_check(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from torch import nn
 
@@ -119,15 +119,24 @@ class Pipeline:
         progress: keeps the run's status.
         open_pool: starts the workers.
         on_ray: whether training runs on Ray Train workers, else in this process.
+        graphs: what the preflight captured, for the export.
     """
 
     def __init__(
-        self, inputs: Inputs, store: RunStore, progress: Progress, open_pool: OpenPool, *, on_ray: bool
+        self,
+        inputs: Inputs,
+        store: RunStore,
+        progress: Progress,
+        open_pool: OpenPool,
+        *,
+        on_ray: bool,
+        graphs: dict[str, Any] | None = None,
     ) -> None:
         self.inputs = inputs
         self.store = store
         self.progress = progress
         self.on_ray = on_ray
+        self._graphs = graphs
         self._shards, self._per_sample = search_shards(inputs)
         self._log = UnitLog(store)
         self._trials = TrialBlocks(store)
@@ -376,6 +385,7 @@ class Pipeline:
 
     def _export(self, stripped: nn.Module, assignment: BitAssignment) -> ExportManifest:
         with tempfile.TemporaryDirectory() as folder:
-            manifest = export(self.inputs, stripped, assignment, Path(folder), self.store.run_id)
+            run_id, graphs = self.store.run_id, self._graphs
+            manifest = export(self.inputs, stripped, assignment, Path(folder), run_id, graphs)
             self.store.save_model(Path(folder))
         return manifest

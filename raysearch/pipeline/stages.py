@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -359,6 +360,7 @@ def export(
     assignment: BitAssignment,
     folder: Path,
     run_id: str = "",
+    graphs: dict[str, Any] | None = None,
 ) -> ExportManifest:
     """The export stage on a local folder, verified on validation shards.
 
@@ -368,6 +370,7 @@ def export(
         assignment: its widths.
         folder: where the files go.
         run_id: named in the model's configuration with the budget; "" for neither.
+        graphs: what the preflight captured; see `ExportJob`.
 
     Raises:
         ExportError: a target could not be written or verified.
@@ -383,4 +386,5 @@ def export(
         batches=inputs.samples.validation,
         forward=inputs.task.run,
         source=source,
+        graphs=graphs,
     )

@@ -287,6 +287,12 @@ class Quantizer(nn.Module):
         forced = True if self.spec is None else self.spec.signed
         return data if forced is None else forced
 
+    def onnx_grid(self) -> tuple[Tensor, Tensor, int]:
+        """Scale, zero point and greatest code of an activation in a uint8 container, as ONNX has them."""
+        low, high = self.levels
+        scale = self.effective_scale().reshape(())
+        return scale, torch.tensor(self._stored_zero() - low, dtype=torch.uint8), high - low
+
     def _onnx(self, x: Tensor) -> Tensor:
         if self.granularity != PER_TENSOR:
             raise ExportError(
@@ -295,13 +301,11 @@ class Quantizer(nn.Module):
             )
         # A uint8 container at every width: runtimes fall back to float for UINT4 activations. Where the top
         # level is not the container's, a Min holds the codes to it; the low end is the container's own.
-        low, high = self.levels
-        scale = self.effective_scale().reshape(())
-        zero = torch.tensor(self._stored_zero() - low, dtype=torch.uint8)
+        scale, zero, limit = self.onnx_grid()
         symbolic = torch.onnx.ops.symbolic
         codes = symbolic("QuantizeLinear", (x, scale, zero), dtype=torch.uint8, shape=x.shape, version=21)
-        if high - low < 255:
-            top = torch.tensor(high - low, dtype=torch.uint8)
+        if limit < 255:
+            top = torch.tensor(limit, dtype=torch.uint8)
             codes = symbolic("Min", (codes, top), dtype=torch.uint8, shape=x.shape, version=21)
         result: Tensor = symbolic(
             "DequantizeLinear", (codes, scale, zero), dtype=torch.float32, shape=x.shape, version=21

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from raysearch.controller import StrippedWeight
 from raysearch.errors import ExportError
@@ -22,13 +23,13 @@ from raysearch.evaluation.calls.model_calls import NO_OPEN_DIMS, OpenDims
 from raysearch.evaluation.quiet import quiet
 from raysearch.export.onnx_qdq.file_module import OUTPUT_KEY
 from raysearch.export.onnx_qdq.storage import OPSET, code_readers
+from raysearch.export.onnx_qdq.values import SCOPES
 from raysearch.export.open_dims import capture_open, num_open
 from raysearch.quantizer import Quantizer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-SCOPES = "pkg.torch.onnx.name_scopes"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _LACKING = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.:]+)'")
 LAYERS = ("QuantizeLinear", "Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
@@ -51,10 +52,22 @@ def capture(
     Raises:
         ExportError: the exporter refuses the model, or a weight did not arrive.
     """
-    model, fixed_batch = _export(stripped, example_inputs, open_dims)
-    _check_codes(model, weights)
-    _name_nodes(model, _quantizer_names(stripped))
+    model, fixed_batch, _ = capture_with_program(stripped, weights, example_inputs, open_dims)
     return model, fixed_batch
+
+
+def capture_with_program(
+    stripped: nn.Module,
+    weights: dict[str, StrippedWeight],
+    example_inputs: tuple[Any, ...],
+    open_dims: OpenDims = NO_OPEN_DIMS,
+) -> tuple[Any, int | None, ExportedProgram]:
+    """What `capture` gives, and the program of torch that the graph was made of."""
+    exported, fixed_batch = _export(stripped, example_inputs, open_dims)
+    model: Any = exported.model
+    check_codes(model, weights)
+    _name_nodes(model, _quantizer_names(stripped))
+    return model, fixed_batch, exported.exported_program
 
 
 def _export(
@@ -83,10 +96,10 @@ def _export(
         # It fixes a dimension that it cannot keep open, and says nothing.
         symbols = sum(_num_symbols(value) for value in program.model.graph.inputs)
         is_fixed = symbols < (num_open(dims) if open_dims else 1)
-        return None if is_fixed and dims is not None else program.model
+        return None if is_fixed and dims is not None else program
 
     try:
-        model, fixed_batch = capture_open(example_inputs, export, open_dims)
+        exported, fixed_batch = capture_open(example_inputs, export, open_dims)
     except ExportError:
         raise
     except Exception as error:
@@ -96,8 +109,8 @@ def _export(
             f"the target 'onnx' out."
         ) from error
     if names is not None:
-        model.metadata_props[OUTPUT_KEY] = json.dumps(names)
-    return model, fixed_batch
+        exported.model.metadata_props[OUTPUT_KEY] = json.dumps(names)
+    return exported, fixed_batch
 
 
 def _cause(error: BaseException) -> str:
@@ -115,7 +128,12 @@ def _num_symbols(value: Any) -> int:
     return sum(not isinstance(size, int) for size in value.shape or ())
 
 
-def _check_codes(model: ir.Model, weights: dict[str, StrippedWeight]) -> None:
+def check_codes(model: ir.Model, weights: dict[str, StrippedWeight]) -> None:
+    """Refuse a graph that some weight did not reach as codes.
+
+    Raises:
+        ExportError: names the weight.
+    """
     stored = {codes_identity(value.const_value.numpy()) for value in code_readers(model)}
     for weight in weights.values():
         if codes_identity(weight.codes.cpu().numpy()) not in stored:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Metadata of a node: the paths of the modules that it was traced in, outermost first."""
+
 BLOCK = "block_size"
 """The attribute of DequantizeLinear that says how many inputs share a scale."""
 

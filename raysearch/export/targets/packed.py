@@ -21,6 +21,7 @@ from raysearch.export.load import load_model
 from raysearch.export.model_config import ActivationQuantizer, ModelConfig, PackedWeight, TensorSpec
 from raysearch.export.packing import pack_codes
 from raysearch.export.program import capture_program, program_bytes, tensor_slots, weight_parts
+from raysearch.export.program_template import ProgramTemplate
 from raysearch.export.stored_scales import encode_scales
 from raysearch.export.targets.capability import EVERY_MODE, EVERY_WIDTH, Capability
 from raysearch.export.targets.target import ExportJob, Target, Written
@@ -51,7 +52,13 @@ class PackedTarget(Target):
         """
         model = job.model
         fixed_batch = write_packed(
-            model.module, model.setup, model.example_inputs, job.folder, job.source, model.open_dims
+            model.module,
+            model.setup,
+            model.example_inputs,
+            job.folder,
+            job.source,
+            model.open_dims,
+            job.graphs,
         )
         if model.setup.stored is not None:
             _check_size(job.folder / WEIGHTS, CostModel(model.setup).costs(model.assignment)["size"])
@@ -69,6 +76,7 @@ def write_packed(
     directory: Path,
     source: Mapping[str, Any] | None = None,
     open_dims: OpenDims = NO_OPEN_DIMS,
+    graphs: dict[str, Any] | None = None,
 ) -> int | None:
     """Write the three files of the packed target.
 
@@ -82,6 +90,7 @@ def write_packed(
         directory: the model folder.
         source: "run_id" and "budget" of the run that the module is from, for config.json.
         open_dims: dimensions besides the batch that stay open.
+        graphs: see `ExportJob`.
 
     Returns:
         The only batch size the graph takes, or None when any will do.
@@ -94,7 +103,12 @@ def write_packed(
     integer = {part for weight in weights.values() for part in weight_parts(weight)}
     others = {name: value for name, value in slots.values() if name not in integer}
     _check_types(others)
-    captured = capture_program(stripped, slots, example_inputs, open_dims)
+    template = None if graphs is None else graphs.get(PackedTarget.name)
+    captured = None if template is None else template.filled(stripped, slots)
+    if captured is None:
+        captured = capture_program(stripped, slots, example_inputs, open_dims)
+        if graphs is not None:
+            graphs[PackedTarget.name] = ProgramTemplate.of(captured, stripped, slots)
     stored = {name: value.detach().cpu().contiguous().clone() for name, value in others.items()}
     for weight in weights.values():
         stream = pack_codes(weight.codes.cpu().numpy(), weight.num_bits, weight.name)

@@ -9,12 +9,16 @@ from typing import Any, ClassVar
 from torch import nn
 
 from raysearch.controller import StrippedWeight
-from raysearch.export.onnx_qdq.capture import capture
+from raysearch.export.onnx_qdq.capture import capture_with_program, check_codes
 from raysearch.export.onnx_qdq.file_module import OnnxFileModule
 from raysearch.export.onnx_qdq.proto import finish, write_model
 from raysearch.export.onnx_qdq.session import MATMUL_ACCURACY, PRECISION
 from raysearch.export.onnx_qdq.storage import SPREAD_BITS, choose_containers, code_width
+from raysearch.export.onnx_qdq.template import GraphTemplate
 from raysearch.export.targets.target import ExportJob, Target, Verdict, Verification, Written
+
+GRAPH = "onnx"
+"""The template of the capture among the graphs of a job."""
 
 
 class QdqTarget(Target):
@@ -63,10 +67,22 @@ class QdqTarget(Target):
 
 def captured(job: ExportJob) -> tuple[Any, int | None]:
     """The graph that a job's ONNX files are made of, and its only batch size; see `capture`."""
+    return job.once("onnx capture", lambda: _capture(job))
+
+
+def _capture(job: ExportJob) -> tuple[Any, int | None]:
+    """The graph of an earlier job with this one's values, where it can take them; else a capture."""
     model = job.model.in_float32
-    return job.once(
-        "onnx capture", lambda: capture(model.module, model.weights, model.example_inputs, model.open_dims)
+    template = None if job.graphs is None else job.graphs.get(GRAPH)
+    if template is not None and (filled := template.filled(model.module)) is not None:
+        check_codes(filled, model.weights)
+        return filled, template.fixed_batch
+    graph, fixed_batch, program = capture_with_program(
+        model.module, model.weights, model.example_inputs, model.open_dims
     )
+    if job.graphs is not None:
+        job.graphs[GRAPH] = GraphTemplate.of(graph, program, model.module, fixed_batch)
+    return graph, fixed_batch
 
 
 def container_notes(

@@ -38,12 +38,15 @@ class ExportJob:
         folder: the model folder.
         source: "run_id" and "budget" of the run that the model is from, for config.json.
         products: what targets made that others may need; see `once`.
+        graphs: what an earlier job captured of the same model, by target, and a place for what this one
+            captures; None: nothing is handed on.
     """
 
     model: StrippedModel
     folder: Path
     source: Mapping[str, Any] = field(default_factory=dict)
     products: dict[str, Any] = field(default_factory=dict)
+    graphs: dict[str, Any] | None = None
 
     def once(self, key: str, make: Callable[[], Product]) -> Product:
         """What several targets are made of, made for the first of them: to capture takes longest of all.

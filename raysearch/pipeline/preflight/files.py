@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ FEW = 4
 """Samples of each batch that the files are run on."""
 
 
-def check_files(inputs: Inputs, stripped: nn.Module, assignment: BitAssignment) -> None:
+def check_files(inputs: Inputs, stripped: nn.Module, assignment: BitAssignment) -> dict[str, Any]:
     """Write every target, load it as its users will, and run it on a few samples of the validation data.
 
     What it computes is compared at the end of the run, with the ranges and widths that were found; here it
@@ -36,13 +37,17 @@ def check_files(inputs: Inputs, stripped: nn.Module, assignment: BitAssignment) 
         stripped: the model at some widths.
         assignment: those widths.
 
+    Returns:
+        What was captured for the files, which the export of the run need not capture again.
+
     Raises:
         ConfigError: a target cannot be written, loaded or run; names it and what to do.
     """
     model = StrippedModel(stripped, inputs.setup, assignment, inputs.task.example_inputs, inputs.open_dims)
     targets, _ = choose_targets(inputs.config.export.targets, inputs.setup)
+    graphs: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        job = ExportJob(model, Path(folder))
+        job = ExportJob(model, Path(folder), graphs=graphs)
         for target in targets:
             try:
                 _check(target, job, inputs)
@@ -56,6 +61,7 @@ def check_files(inputs: Inputs, stripped: nn.Module, assignment: BitAssignment) 
                     f"the export target '{target.name}' cannot hold this model: {reason} This was tried "
                     f"before the run; to go on without it, set export.targets to {others}."
                 ) from error
+    return graphs
 
 
 def _check(target: Target, job: ExportJob, inputs: Inputs) -> None:

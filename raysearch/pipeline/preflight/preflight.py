@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from raysearch.calibration import calibrate_model
 from raysearch.cluster.shipping import dumps
@@ -27,14 +28,17 @@ STEPS = 4
 CALIBRATED_SAMPLES = 16
 
 
-def preflight(inputs: Inputs, tell: Callable[[int, int], None]) -> None:
+def preflight(inputs: Inputs, tell: Callable[[int, int], None]) -> dict[str, Any]:
     """Try on a few samples what a run does: judging, derivatives, a training step, shipping, every file.
 
-    Nothing of it is kept, and the generators are left as found. Errors name what failed and what to do.
+    The generators are left as found. Errors name what failed and what to do.
 
     Args:
         inputs: checked.
         tell: is given the steps done and all of them.
+
+    Returns:
+        The graphs that were captured for the files; nothing else is kept.
 
     Raises:
         TaskError: the task's forward, loss, metrics or data fail, or cannot be shipped to workers.
@@ -55,8 +59,9 @@ def preflight(inputs: Inputs, tell: Callable[[int, int], None]) -> None:
             check_travel(inputs)
         tell(3, STEPS)
         stripped = recipe.build().strip_model(do_copy=False)
-        check_files(inputs, stripped, assignment)
+        graphs = check_files(inputs, stripped, assignment)
         tell(STEPS, STEPS)
+    return graphs
 
 
 def _rough_ranges(inputs: Inputs) -> RangeTable:

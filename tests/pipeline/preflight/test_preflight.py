@@ -50,7 +50,10 @@ def try_task(task, workers=0, **settings):
         overrides={"cluster": {"workers": workers}, "validation": {"shard_size": 4}, **settings}
     )
     steps = []
-    preflight(check_inputs(task, config, ["avg_bits<=4"]), lambda done, total: steps.append((done, total)))
+    graphs = preflight(
+        check_inputs(task, config, ["avg_bits<=4"]), lambda done, total: steps.append((done, total))
+    )
+    assert all(graphs.values())
     return steps
 
 
