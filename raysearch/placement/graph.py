@@ -11,7 +11,7 @@ from raysearch.hooks.functions import ATEN_CALLS, counts
 from raysearch.placement.capture import CapturedGraph, Operation
 from raysearch.placement.recurrent import read_recurrent
 from raysearch.placement.weight_reads import EINSUM, GETITEM, WeightRead, read_weight
-from raysearch.records import Site
+from raysearch.records import NetworkNode, Site
 
 CONCATENATION = "aten.cat"
 
@@ -287,3 +287,60 @@ def _batch_size(graph: CapturedGraph) -> int:
         if op.op == "input" and op.name not in graph.constants and op.shape:
             return op.shape[0]
     return 1
+
+
+def read_network(graph: CapturedGraph, reads: GraphReads) -> tuple[NetworkNode, ...]:
+    """Layers in graph order, and the operations where results of several meet.
+
+    Inputs that are no floating-point numbers (positions, masks) count where nothing else is read.
+
+    Args:
+        graph: the captured graph.
+        reads: its weights.
+    """
+    weights: dict[str, list[str]] = {}
+    for use in reads.weights.values():
+        for output in use.outputs:
+            weights.setdefault(output, []).append(use.parameter)
+    nodes: list[NetworkNode] = []
+    makers: dict[str, tuple[int, ...]] = {}
+    for op in graph.operations.values():
+        if op.name in graph.constants:
+            continue
+        sources = _makers_of(graph, op, makers, nodes)
+        meets = op.is_float and len(sources) > 1
+        if op.name in weights:
+            parameters = tuple(dict.fromkeys(weights[op.name]))
+            node = NetworkNode(_layer_name(op.module, parameters), "layer", parameters, sources)
+        elif op.op == "input":
+            node = NetworkNode(op.name, "input")
+        elif meets:
+            kind = op.op.rpartition(".")[2].rstrip("_")
+            node = NetworkNode(op.module, kind, (), sources)
+        else:
+            makers[op.name] = sources
+            continue
+        makers[op.name] = (len(nodes),)
+        nodes.append(node)
+    return tuple(nodes)
+
+
+def _makers_of(
+    graph: CapturedGraph, op: Operation, makers: dict[str, tuple[int, ...]], nodes: Sequence[NetworkNode]
+) -> tuple[int, ...]:
+    """Places of the nodes whose results an operation reads."""
+    places = sorted({place for source in op.sources for place in makers.get(source, ())})
+    values = [place for place in places if _is_value(graph, nodes[place])]
+    return tuple(values or places)
+
+
+def _is_value(graph: CapturedGraph, node: NetworkNode) -> bool:
+    return node.kind != "input" or graph.operations[node.name].is_float
+
+
+def _layer_name(module: str, parameters: Sequence[str]) -> str:
+    """The module, or the parameter where the module that reads it does not own it."""
+    owner = parameters[0].rpartition(".")[0]
+    if not owner:
+        return parameters[0]
+    return owner if owner == module or owner.startswith(f"{module}.") else parameters[0]

@@ -18,7 +18,14 @@ from raysearch.hooks.call_taps import CallTap, tap_calls
 from raysearch.placement.capture import CapturedGraph, capture
 from raysearch.placement.coverage import measure_coverage
 from raysearch.placement.fusion import find_fusions
-from raysearch.placement.graph import GraphReads, WeightInput, WeightUse, producer_of, read_graph
+from raysearch.placement.graph import (
+    GraphReads,
+    WeightInput,
+    WeightUse,
+    producer_of,
+    read_graph,
+    read_network,
+)
 from raysearch.placement.left_out import left_out
 from raysearch.placement.liveness import live_tensors
 from raysearch.placement.overrides import read_overrides, share_overrides
@@ -108,6 +115,7 @@ def place_quantizers(
         tensors=live_tensors(graph, reads, floating, points),
         stored=stored_tensors(model, points),
         coverage=measure_coverage(model, graph, floating_weights, points),
+        network=read_network(graph, all_reads),
     )
 
 

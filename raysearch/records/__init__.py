@@ -21,6 +21,7 @@ from raysearch.records.drop import LeastCost, MaxDrop, drop_of, parse_max_drop
 from raysearch.records.finalists import Finalist, Finalists, chosen_trial
 from raysearch.records.granularity import PER_TENSOR, Granularity, GranularityKind
 from raysearch.records.latency import LatencyProfile
+from raysearch.records.network import NetworkNode
 from raysearch.records.point import FLOAT_BITS, QuantizationPoint, QuantizerSpec, Row, Site
 from raysearch.records.ranges import CodeArray, QuantizerRange, RangeTable
 from raysearch.records.refinement import Candidate, Refinement
@@ -70,6 +71,7 @@ __all__ = [
     "LeastCost",
     "LiveTensor",
     "MaxDrop",
+    "NetworkNode",
     "Option",
     "OptionEffect",
     "QuantizationPoint",

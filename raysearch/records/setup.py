@@ -14,6 +14,7 @@ from raysearch.errors import ConfigError, PlacementError, StorageError
 from raysearch.records.coverage import Coverage
 from raysearch.records.granularity import Granularity
 from raysearch.records.latency import LatencyProfile
+from raysearch.records.network import NetworkNode, check_network
 from raysearch.records.point import QuantizationPoint, QuantizerSpec, Site
 from raysearch.records.scale_format import SCALE_FORMATS
 from raysearch.records.scheme import Scheme
@@ -107,6 +108,7 @@ class QuantizerSetup:
         stored: what the packed file holds beside the quantized weights, tied tensors once; None when that
             is not known: `size` then counts the weights alone.
         coverage: how much of the weights that is; no part of the fingerprint. None when it is not known.
+        network: what reads what, to be drawn; no part of the fingerprint. Empty when that is not known.
     """
 
     points: Mapping[str, QuantizationPoint]
@@ -117,6 +119,7 @@ class QuantizerSetup:
     latency: LatencyProfile | None = None
     stored: tuple[StoredTensor, ...] | None = None
     coverage: Coverage | None = None
+    network: tuple[NetworkNode, ...] = ()
 
     def __post_init__(self) -> None:
         grouped = [p for group in self.groups.values() for p in group.points]
@@ -162,7 +165,7 @@ class QuantizerSetup:
 
     def fingerprint(self) -> str:
         """A short hash of all that decides about a result."""
-        decisive = replace(self, coverage=None)
+        decisive = replace(self, coverage=None, network=())
         return blake2b(decisive.to_json().encode(), digest_size=8).hexdigest()
 
     def to_json(self) -> str:
@@ -183,6 +186,8 @@ class QuantizerSetup:
             data["stored"] = [asdict(tensor) for tensor in self.stored]
         if self.coverage is not None:
             data["coverage"] = self.coverage.as_dict()
+        if self.network:
+            data["network"] = [node.as_json for node in self.network]
         return json.dumps(data, indent=1)
 
     @classmethod
@@ -209,6 +214,7 @@ class QuantizerSetup:
                 LatencyProfile.from_dict(data["latency"]) if "latency" in data else None,
                 tuple(map(_stored_from, data["stored"])) if "stored" in data else None,
                 Coverage.from_dict(data["coverage"]) if "coverage" in data else None,
+                tuple(map(_node_from, data.get("network", ()))),
             )
             _check_fits(setup)
             return setup
@@ -238,6 +244,13 @@ class _GroupForm(TypedDict):
     reason: NotRequired[str]
 
 
+class _NodeForm(TypedDict):
+    name: str
+    kind: str
+    sources: list[Count]
+    weights: NotRequired[list[str]]
+
+
 class _SetupForm(TypedDict):
     points: list[_PointForm]
     groups: list[_GroupForm]
@@ -247,6 +260,7 @@ class _SetupForm(TypedDict):
     latency: NotRequired[LatencyProfile]
     stored: NotRequired[list[StoredTensor]]
     coverage: NotRequired[Coverage]
+    network: NotRequired[list[_NodeForm]]
 
 
 Named = TypeVar("Named", QuantizationPoint, QuantizerGroup)
@@ -284,6 +298,7 @@ def _check_fits(setup: QuantizerSetup) -> None:
     for name in setup.pairs:
         if name not in setup.points:
             raise ValueError(f"pairs name '{name:.100}', which is no point")
+    check_network(setup.network)
     for tensor in setup.tensors:
         if tensor.point and tensor.point not in activations:
             raise ValueError(
@@ -315,6 +330,11 @@ def _group_to_json(group: QuantizerGroup) -> dict[str, Any]:
 def _group_from(entry: dict[str, Any]) -> QuantizerGroup:
     schemes = entry["schemes"] if "schemes" in entry else entry["bit_widths"]
     return QuantizerGroup(entry["id"], entry["points"], schemes, entry.get("reason", ""))
+
+
+def _node_from(entry: dict[str, Any]) -> NetworkNode:
+    weights, sources = tuple(entry.get("weights", ())), tuple(entry["sources"])
+    return NetworkNode(entry["name"], entry["kind"], weights, sources)
 
 
 def _stored_from(entry: dict[str, Any]) -> StoredTensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from raysearch.records import COST_KINDS, BitAssignment, CostModel, QuantizerSetup, SearchResult, SearchTrial
 from raysearch.records.costs.text import cost_axis
+from raysearch.reporting.interactions import interaction_data
 from raysearch.reporting.records import ReportRecords
 
 
@@ -26,6 +27,9 @@ def chart_data(records: ReportRecords) -> dict[str, Any]:
             if budget.kind in model.kinds
         ]
         data["search"] = _search_data(records, records.setup, records.search)
+    assignment = records.assignment
+    if records.sensitivity is not None and assignment is not None and len(assignment.schemes) > 1:
+        data["interactions"] = interaction_data(records.sensitivity, assignment)
     tuned = records.fine_tune
     if tuned is not None and tuned.history:
         floats = records.metrics.get("float", {})

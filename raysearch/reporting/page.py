@@ -13,7 +13,9 @@ from raysearch.records.costs.text import cost, cost_name, number, percent, signe
 from raysearch.reporting import grids
 from raysearch.reporting.answer import verdict
 from raysearch.reporting.charts import chart_data
+from raysearch.reporting.interactions import pairs_grid
 from raysearch.reporting.lanes import Lane, LaneMaker, largest_shares
+from raysearch.reporting.network import draw_network
 from raysearch.reporting.provenance import command_of, origins_grid, settings_grid
 from raysearch.reporting.records import ReportRecords
 
@@ -99,6 +101,7 @@ def _sections(records: ReportRecords) -> dict[str, Any]:
         "step_name": cost_name(step_kind(records)),
         "lanes": lanes,
         "largest": largest_shares(lanes),
+        "network": draw_network(records.setup, lanes) if records.setup is not None else None,
         **_tables(records),
     }
 
@@ -127,6 +130,7 @@ def _tables(records: ReportRecords) -> Mapping[str, grids.Grid | None]:
     return {
         "summary": summary,
         "options": grids.option_grid(records.sensitivity) if records.sensitivity else None,
+        "pairs": _pairs(records),
         "excess": grids.excess_grid(chosen) if chosen and chosen.excess else None,
         "sources": grids.sources_grid(search) if search and search.reasons else None,
         "agreement": grids.agreement_grid(search) if search and search.agreement else None,
@@ -136,3 +140,11 @@ def _tables(records: ReportRecords) -> Mapping[str, grids.Grid | None]:
         "settings": settings_grid(config) if config else None,
         "origins": origins_grid(records.started) if records.started else None,
     }
+
+
+def _pairs(records: ReportRecords) -> grids.Grid | None:
+    """The pairs of groups that count most; None before an assignment is chosen, and of one group."""
+    assignment = records.assignment
+    if records.sensitivity is None or assignment is None or len(assignment.schemes) < 2:
+        return None
+    return pairs_grid(records.sensitivity, assignment)

@@ -1,6 +1,7 @@
 """Points, groups and multiply-accumulates against counts made by hand."""
 
 import warnings
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -192,6 +193,37 @@ def test_widths_reach_the_groups_ascending_and_once() -> None:
     )
     for group in setup.groups.values():
         assert group.bit_widths == ((2, 8) if setup.group_kind(group.id) == "weight" else (5,))
+
+
+# Node → what it reads, of the nodes before it.
+NETWORKS = {
+    "digits": [
+        ("stem", "x input"), ("block.depthwise", "stem"), ("block.pointwise", "block.depthwise"),
+        ("block add", "stem", "block.pointwise"), ("down", "block add"), ("head", "down"),
+    ],
+    "attention": [
+        ("qkv", "x input"), ("out", "qkv"), (" add", "x input", "out"),
+    ],
+    "concat": [
+        ("stem", "x input"), ("left", "stem"), ("right", "left"), (" cat", "left", "right"),
+        ("joint", " cat"),
+    ],
+    "functional": [
+        ("kernel", "x input"), ("inner.0", "kernel"), ("matrix", "inner.0"), ("head", "matrix"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_network_says_what_reads_what(name: str) -> None:
+    setup = place(name)
+    labels = [node.name if node.kind == "layer" else f"{node.name} {node.kind}" for node in setup.network]
+    read = []
+    for label, node in zip(labels, setup.network, strict=True):
+        read.append((label, *(labels[source] for source in node.sources)))
+    assert [entry for entry in read if len(entry) > 1] == NETWORKS[name]
+    assert {weight for node in setup.network for weight in node.weights} == set(setup.of_kind("weight"))
+    assert replace(setup, network=()).fingerprint() == setup.fingerprint()
 
 
 def test_the_setup_survives_its_json_form() -> None:

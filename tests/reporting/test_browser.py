@@ -52,4 +52,4 @@ def test_the_report_in_a_browser(tmp_path):
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     title = re.search(r"<title>(.*?)</title>", done.stdout)[1]
-    assert title.split(";") == ["true,5,5,2 of 8,false"] * len(WIDTHS)
+    assert title.split(";") == ["true,6,5,2 of 8,false"] * len(WIDTHS)

@@ -14,6 +14,7 @@ from raysearch.records import (
     ExportManifest,
     FineTuneResult,
     Granularity,
+    NetworkNode,
     OptionEffect,
     QuantizationPoint,
     QuantizerGroup,
@@ -52,7 +53,18 @@ def make_setup(num_layers: int, name: str = "blocks.{}.linear") -> QuantizerSetu
         first_or_last = index in (0, num_layers - 1)
         groups[source.id] = QuantizerGroup(source.id, (source.id,), (8,) if first_or_last else (4, 8))
         groups[weight.id] = QuantizerGroup(weight.id, (weight.id,), (8,) if first_or_last else (2, 3, 4, 8))
-    return QuantizerSetup(points, groups)
+    return QuantizerSetup(points, groups, network=make_network(num_layers, name))
+
+
+def make_network(num_layers: int, name: str) -> tuple[NetworkNode, ...]:
+    """A chain of layers whose last one also reads what the first one gives."""
+    nodes = [NetworkNode("mask", "input"), NetworkNode("x", "input")]
+    for index in range(num_layers):
+        layer = name.replace("{}", str(index))
+        if index == num_layers - 1 and index > 1:
+            nodes.append(NetworkNode(layer, "add", (), (2, len(nodes) - 1)))
+        nodes.append(NetworkNode(layer, "layer", (f"{layer}.weight",), (len(nodes) - 1,)))
+    return tuple(nodes)
 
 
 def make_sensitivity(setup: QuantizerSetup, negative: bool = False) -> SensitivityTable:

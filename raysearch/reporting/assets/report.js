@@ -19,10 +19,16 @@
     return text.replace("-", "−");
   }
 
+  // On an axis of decades only 1, 2 and 5 have room for their text.
+  function tickText(value, isLog) {
+    return !isLog || "125".includes(value.toExponential()[0]) ? number(value) : "";
+  }
+
   function axis(label, more = {}) {
+    const isLog = more.type === "logarithmic";
     return {
       title: { display: Boolean(label), text: label, color: colours.soft },
-      ticks: { color: colours.soft, maxTicksLimit: 9, maxRotation: 0, autoSkipPadding: 14, callback: (value) => number(Number(value)) },
+      ticks: { color: colours.soft, maxTicksLimit: 9, maxRotation: 0, autoSkipPadding: 14, callback: (value) => tickText(Number(value), isLog) },
       grid: { color: colours.rule, lineWidth: 0.6 },
       border: { color: colours.rule },
       ...more,
@@ -220,6 +226,42 @@
     }
   }
 
+  // The map of interactions: a cell for each pair of groups, red where errors add up, blue where they cancel.
+  function drawInteractions() {
+    const canvas = byId("interactions");
+    const map = runs[0].interactions;
+    if (!canvas || !map) return;
+    const count = map.groups.length;
+    const side = Math.max(1, Math.floor(canvas.clientWidth * devicePixelRatio / count)) * count;
+    canvas.width = canvas.height = side;
+    const context = canvas.getContext("2d");
+    const cell = side / count;
+    let most = 0;
+    map.shares.forEach((row, one) => row.forEach((share, other) => { if (one !== other) most = Math.max(most, Math.abs(share)); }));
+    map.shares.forEach((row, one) => row.forEach((share, other) => {
+      const part = most ? Math.sqrt(Math.min(1, Math.abs(share) / most)) : 0;
+      context.globalAlpha = 1;
+      context.fillStyle = one === other ? colours.soft : colours.page;
+      context.fillRect(other * cell, one * cell, cell, cell);
+      if (one === other) return;
+      context.globalAlpha = part;
+      context.fillStyle = share > 0 ? "#c0392b" : "#2471c9";
+      context.fillRect(other * cell, one * cell, cell, cell);
+    }));
+    context.globalAlpha = 1;
+    context.strokeStyle = colours.rule;
+    context.strokeRect(0.5, 0.5, side - 1, side - 1);
+    canvas.onmousemove = (event) => {
+      const place = (offset, length) => Math.min(count - 1, Math.max(0, Math.floor((offset / length) * count)));
+      const other = place(event.offsetX, canvas.clientWidth);
+      const one = place(event.offsetY, canvas.clientHeight);
+      const names = one === other ? map.groups[one] : `${map.groups[one]} and ${map.groups[other]}`;
+      byId("interaction").textContent = `${names}: ${number(map.shares[one][other] * 100)} % of the predicted loss`;
+    };
+    const limits = map.num_groups > count ? ` The ${count} of ${map.num_groups} groups that take part in most of it.` : "";
+    byId("interaction").textContent = `Point at a cell.${limits}`;
+  }
+
   function drawAll(isPrinted) {
     for (const chart of charts) chart.destroy();
     charts = [];
@@ -229,6 +271,7 @@
     drawHistory();
     drawAgreement();
     drawTraining();
+    drawInteractions();
   }
 
   function prepareFront() {
@@ -267,6 +310,7 @@
       row.dataset.bitsOf = text;
     });
     paintStrip();
+    paintNetwork();
     const button = byId("lane-reset");
     button.hidden = false;
     button.textContent = `trial ${trial.number} is shown: back to the chosen one`;
@@ -280,6 +324,29 @@
       cells[index].dataset.bits = row.dataset.bitsOf === "float" ? "" : cellOf(row).dataset.value;
       cells[index].title = `${row.cells[0].textContent}: ${row.dataset.bitsOf}`;
     });
+  }
+
+  // The graph of the network shows what the lanes show; its nodes lead to them.
+  function paintNetwork() {
+    for (const node of document.querySelectorAll(".node[data-lane]")) {
+      const cell = cellOf(rows[Number(node.dataset.lane)]);
+      const isFloat = rows[Number(node.dataset.lane)].dataset.bitsOf === "float";
+      node.querySelector("i").dataset.bits = isFloat ? "" : cell.dataset.value;
+      const mark = node.querySelector(".bits");
+      if (!mark) continue;
+      mark.textContent = rows[Number(node.dataset.lane)].dataset.bitsOf;
+      mark.dataset.bits = isFloat ? "" : cell.dataset.value;
+    }
+  }
+
+  function prepareNetwork() {
+    for (const node of document.querySelectorAll(".node[data-lane]")) {
+      node.onclick = () => {
+        byId("lane-search").value = rows[Number(node.dataset.lane)].cells[0].textContent;
+        filterLanes();
+        byId("lane-search").scrollIntoView({ block: "center" });
+      };
+    }
   }
 
   function filterLanes() {
@@ -330,6 +397,7 @@
         cellOf(row).dataset.value = widths[index];
       });
       paintStrip();
+    paintNetwork();
       byId("lane-reset").hidden = true;
       filterLanes();
     };
@@ -338,6 +406,7 @@
 
   prepareFront();
   prepareLanes();
+  prepareNetwork();
   drawAll(false);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawAll(false));
   addEventListener("beforeprint", () => {
