@@ -208,8 +208,8 @@ def _write_search(result: SearchResult) -> tuple[bytes, ...]:
 
 
 def _read_search(files: Sequence[SavedFile]) -> SearchResult:
-    trials = from_parquet(*files[0])
-    front = from_parquet(*files[1])
+    trials = trials_from_table(from_parquet(*files[0]))
+    front = trials_from_table(from_parquet(*files[1]), "front.parquet")
     return SearchResult.from_records(files[2].text, trials, front)
 
 

@@ -37,10 +37,11 @@ from raysearch.records.reused import Reused
 from raysearch.records.rounding import RoundedWeight, RoundingTable
 from raysearch.records.run import TERMINAL_STATES, RunResult, RunStatus
 from raysearch.records.scheme import Scheme
-from raysearch.records.search import SearchResult, SearchTrial, TrialState, trials_from_table, trials_to_table
+from raysearch.records.search import SearchResult, SearchTrial, TrialState
 from raysearch.records.sensitivity import Option, OptionEffect, SensitivityTable, Trace
 from raysearch.records.setup import LiveTensor, QuantizerGroup, QuantizerSetup, StoredTensor
 from raysearch.records.training_status import TrainingStatus
+from raysearch.records.trial_tables import trials_from_table, trials_to_table
 
 __all__ = [
     "COST_KINDS",

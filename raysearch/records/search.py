@@ -9,32 +9,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NotRequired
 
-import pyarrow as pa
 from typing_extensions import TypedDict
 
-from raysearch.errors import PlacementError, StorageError
+from raysearch.errors import StorageError
 from raysearch.records.assignment import BitAssignment
 from raysearch.records.setup import QuantizerSetup
 from raysearch.records.typed_json import Count, read_json
-from raysearch.records.typed_tables import checked_table
-
-_SCHEMA = pa.schema(
-    [
-        ("number", pa.int64()),
-        ("state", pa.string()),
-        ("value", pa.float64()),
-        ("predicted", pa.float64()),
-        ("source", pa.string()),
-        ("assignment", pa.string()),
-        ("costs", pa.string()),
-        ("excess", pa.string()),
-        ("num_samples", pa.int64()),
-        ("rounds", pa.string()),
-        ("system_attrs", pa.string()),
-    ]
-)
-_ADDED = {"num_samples": 0, "rounds": "{}", "system_attrs": "{}"}
-"""Columns that tables of older runs lack, and what they mean there."""
 
 
 class TrialState(StrEnum):
@@ -187,8 +167,10 @@ class SearchResult:
         )
 
     @classmethod
-    def from_records(cls, best: str, trials: pa.Table, front: pa.Table) -> SearchResult:
-        """Read best.json and the two trial tables.
+    def from_records(
+        cls, best: str, trials: tuple[SearchTrial, ...], front: tuple[SearchTrial, ...]
+    ) -> SearchResult:
+        """Read best.json, which goes with the trials and the front.
 
         Args:
             best: text of best.json.
@@ -199,12 +181,11 @@ class SearchResult:
             StorageError: best.json is damaged or names a trial that the table lacks.
         """
         data = read_json(_BestForm, best, "best.json")
-        every = trials_from_table(trials)
-        numbered = {trial.number: trial for trial in every}
+        numbered = {trial.number: trial for trial in trials}
         number = data["trial"]
         if number not in numbered or not numbered[number].is_complete:
             raise StorageError(
-                f"best.json is damaged: its trial {number} is no complete one of the {len(every)} in "
+                f"best.json is damaged: its trial {number} is no complete one of the {len(trials)} in "
                 f"trials.parquet."
             )
         winner = numbered[number]
@@ -214,8 +195,8 @@ class SearchResult:
         agreement = {name: _number_or_nan(value) for name, value in data.get("agreement", {}).items()}
         return cls(
             best=winner,
-            trials=every,
-            front=trials_from_table(front, "front.parquet"),
+            trials=trials,
+            front=front,
             lower_bound=data["lower_bound"],
             reasons=data["best_value_by_source"],
             agreement=agreement,
@@ -248,76 +229,3 @@ class _BestForm(TypedDict):
 
 def _number_or_nan(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def trials_to_table(trials: tuple[SearchTrial, ...]) -> pa.Table:
-    """One row a trial; assignment, costs and excess as JSON text."""
-    rows = [_row_of(trial) for trial in trials]
-    return pa.Table.from_pylist(rows, schema=_SCHEMA)
-
-
-def _row_of(trial: SearchTrial) -> dict[str, Any]:
-    return {
-        "number": trial.number,
-        "state": str(trial.state),
-        "value": trial.value,
-        "predicted": trial.predicted,
-        "source": trial.source,
-        "assignment": json.dumps(trial.assignment.as_json),
-        "costs": json.dumps(dict(trial.costs)),
-        "excess": json.dumps(dict(trial.excess)),
-        "num_samples": trial.num_samples,
-        "rounds": json.dumps(dict(trial.rounds)),
-        "system_attrs": json.dumps(dict(trial.system_attrs)),
-    }
-
-
-def trials_from_table(table: pa.Table, file: str = "trials.parquet") -> tuple[SearchTrial, ...]:
-    """Read what `trials_to_table` wrote; `file` is what messages call it.
-
-    Raises:
-        StorageError: a column is missing, of another type, or holds no JSON of its form.
-    """
-    checked_table(table, _SCHEMA, file, _ADDED)
-    columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    for name, value in _ADDED.items():
-        columns.setdefault(name, [value] * table.num_rows)
-    for name, form in _TEXTS.items():
-        columns[name] = _objects(form, columns[name], f"the column '{name}' of {file}")
-    trials: list[SearchTrial] = []
-    for values in zip(*(columns[name] for name in _SCHEMA.names), strict=True):
-        row = dict(zip(_SCHEMA.names, values, strict=True))
-        try:
-            trials.append(_trial_of(row))
-        except (ValueError, PlacementError) as error:
-            text = str(error).rstrip(".")
-            raise StorageError(f"{file} is damaged in the trial {row['number']}: {text:.300}.") from error
-    return tuple(trials)
-
-
-_TEXTS: Mapping[str, Any] = {
-    "assignment": dict[str, int | str],
-    "costs": dict[str, float],
-    "excess": dict[str, float],
-    "rounds": dict[str, float],
-    "system_attrs": dict[str, Any],
-}
-"""The columns of JSON objects, and what is in those."""
-
-
-def _objects(form: Any, texts: list[str], where: str) -> list[Any]:
-    """The JSON objects of a column, read at once: each alone takes longer to begin than to end."""
-    objects: list[Any] = read_json(list[form], f"[{','.join(texts)}]", where)
-    if len(objects) != len(texts):
-        raise StorageError(f"{where} is damaged: {len(texts)} cells hold {len(objects)} objects.")
-    return objects
-
-
-def _trial_of(row: Mapping[str, Any]) -> SearchTrial:
-    # The keys of a JSON object are texts.
-    rounds = {int(num_samples): mean for num_samples, mean in row["rounds"].items()}
-    state, assignment = TrialState(row["state"]), BitAssignment(row["assignment"])
-    trial = SearchTrial(**{**row, "assignment": assignment, "state": state, "rounds": rounds})
-    if trial.number < 0 or (not trial.has_failed and not math.isfinite(trial.value)):
-        raise ValueError(f"the value of a trial that is {trial.state} is {trial.value}")
-    return trial

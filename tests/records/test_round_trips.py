@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raysearch.artifacts.tables import from_parquet, to_parquet
 from raysearch.errors import ConfigError, PlacementError, StorageError
 from raysearch.records import (
     BitAssignment,
@@ -244,11 +247,11 @@ def test_trials_with_damaged_text(text):
 def test_search_result():
     trials = small_trials()
     result = SearchResult(trials[2], trials, (trials[2],), 0.01, {"greedy": 0.25})
-    text, table = result.to_json(), trials_to_table(trials)
-    assert repr(SearchResult.from_records(text, table, trials_to_table(result.front))) == repr(result)
+    text = result.to_json()
+    assert repr(SearchResult.from_records(text, trials, result.front)) == repr(result)
     for damaged in (text[:50], text.replace('"trial": 2', '"trial": 7'), "[]", "null"):
         with pytest.raises(StorageError, match="damaged"):
-            SearchResult.from_records(damaged, table, table)
+            SearchResult.from_records(damaged, trials, trials)
 
 
 def test_trials_of_schemes():
@@ -256,10 +259,41 @@ def test_trials_of_schemes():
     table = trials_to_table((trial,))
     (again,) = trials_from_table(table)
     assert again.assignment == trial.assignment
-    assert table.column("assignment").to_pylist() == ['{"ga": "4g64a", "gx": 8}']
-    column = pa.array(['{"ga": "4h64", "gx": 8}'])
-    with pytest.raises(StorageError, match="4h64"):
-        trials_from_table(table.set_column(table.schema.get_field_index("assignment"), "assignment", column))
+    assert table.column("assignment").to_pylist() == [{"ga": "4g64a", "gx": 8}]
+    place = table.schema.get_field_index("assignment")
+    # As a struct, and as the text of earlier versions.
+    for column in (pa.array([{"ga": "4h64", "gx": 8}]), pa.array(['{"ga": "4h64", "gx": 8}'])):
+        with pytest.raises(StorageError, match="4h64"):
+            trials_from_table(table.set_column(place, "assignment", column))
+
+
+def test_columns_of_trials_can_be_filtered_in_a_file(tmp_path):
+    every = [replace(trial, rounds={8: 0.5, 16: 0.25}) for trial in small_trials()]
+    # One trial leaves a group float, and has no cost of one kind.
+    every[2] = replace(every[2], assignment=BitAssignment({"ga": 4, "gb": 8}), costs={"size": 30.0})
+    pq.write_table(trials_to_table(tuple(every)), tmp_path / "trials.parquet")
+    table = pq.read_table(tmp_path / "trials.parquet")
+    assert repr(trials_from_table(table)) == repr(tuple(every))
+    large = (pc.field("assignment", "ga") > 2) & (pc.field("costs", "size") > 25)
+    few = pq.read_table(tmp_path / "trials.parquet", filters=large)
+    assert few.column("number").to_pylist() == [2]
+
+
+def test_trials_of_earlier_versions_are_json_texts():
+    table = trials_to_table(small_trials())
+    for name in ("assignment", "costs", "excess", "rounds"):
+        values = [dict(value) for value in table.column(name).to_pylist()]
+        texts = pa.array([json.dumps(value) for value in values])
+        table = table.set_column(table.schema.get_field_index(name), name, texts)
+    assert repr(trials_from_table(table)) == repr(small_trials())
+    without = table.drop_columns(["rounds", "num_samples", "system_attrs"])
+    assert repr(trials_from_table(without)) == repr(small_trials())
+
+
+def test_trials_without_costs_fit_in_a_file():
+    none = {"costs": {}, "excess": {}, "assignment": BitAssignment({})}
+    trials = tuple(replace(trial, **none) for trial in small_trials())
+    assert repr(trials_from_table(from_parquet(to_parquet(trials_to_table(trials)), "t"))) == repr(trials)
 
 
 @given(setups(), st.data())
