@@ -3,7 +3,9 @@
 Tables are made up: weights of four widths, every one of them free, and trials that were never measured. Each
 step runs in a process of its own, so that its memory is its own. Writes results/books.md.
 
-    python -m benchmarks.books [--options 4000 8000 12000] [--trials 20000 100000]
+    python -m benchmarks.books [--options 4000 8000 …] [--trials 20000 …] [--folder FOLDER] [--steps NAME …]
+
+With --folder the tables stay there, so that --steps measures one step after the other; rows are only printed.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import resource
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -236,14 +237,18 @@ def measured(step: Step, folder: Path, count: int) -> str:
     return f"{cpu:.2f} | {more:.0f} | {most:.0f}"
 
 
-def table_of(what: str, counts: list[int], steps: dict[str, Step], scratch: Path) -> list[str]:
+def table_of(
+    what: str, counts: list[int], steps: dict[str, Step], scratch: Path, names: Sequence[str]
+) -> list[str]:
     lines = [f"| {what} | step | CPU s | MiB more | MiB in all |", "|---|---|---|---|---|"]
     for count in counts:
         folder = scratch / f"{what}-{count}"
-        for name, step in steps.items():
+        for name in names or steps:
+            if name not in steps:
+                continue
+            step = steps[name]
             lines.append(f"| {count:,} | {name} | {measured(step, folder, count)} |")
             print(lines[-1], flush=True)
-        shutil.rmtree(folder, ignore_errors=True)
     return lines
 
 
@@ -251,14 +256,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--options", type=int, nargs="*", default=[4000, 8000, 12_000])
     parser.add_argument("--trials", type=int, nargs="*", default=[20_000, 100_000])
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--steps", nargs="*", default=())
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = options.folder or Path(temporary)
         lines = ["# Books of large runs", "", "`python -m benchmarks.books`", ""]
-        lines += table_of("options", options.options, OPTION_STEPS, scratch)
+        lines += table_of("options", options.options, OPTION_STEPS, scratch, options.steps)
         lines += ["", f"Trials of {TRIAL_LAYERS} weights:", ""]
-        lines += table_of("trials", options.trials, TRIAL_STEPS, scratch)
-    RESULTS.write_text("\n".join(lines) + "\n")
+        lines += table_of("trials", options.trials, TRIAL_STEPS, scratch, options.steps)
+    if options.folder is None:
+        RESULTS.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from raysearch.cluster.shipping import register_by_value
 from raysearch.config import load_config
 from raysearch.errors import ConfigError, RaysearchError, TaskError
 from raysearch.evaluation import Forward, Loss, default_forward
-from raysearch.evaluation.batches import host_copy
+from raysearch.evaluation.batches import check_dense, host_copy
 from raysearch.evaluation.calls.call_form import in_order
 from raysearch.evaluation.measure import RESERVED
 from raysearch.evaluation.metric import MetricFunction, as_metric
@@ -139,6 +139,7 @@ def private_task(task: Task) -> Task:
 
     Raises:
         CaptureError: the model does not run on its example inputs.
+        DataError: these are no dense tensors.
         TaskError: the model cannot be copied, or holds no values.
     """
     inner = unwrapped(task.model)
@@ -148,6 +149,7 @@ def private_task(task: Task) -> Task:
             f"{type(inner).__name__} inside it.",
             stacklevel=2,
         )
+    check_dense(task.example_inputs, "Task(example_inputs=...)")
     example_inputs = host_copy(task.example_inputs)
     model = private_model(task.model, example_inputs)
     return replace(task, model=model, example_inputs=example_inputs)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -161,10 +163,15 @@ def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list
 
     Raises:
         DataError: no sample, tensors that count samples differently, or a value that is not finite (its
-            place is named).
+            place is named); or data that never ends, of which all is asked for.
     """
     shards: list[Batch] = []
     num_read = 0
+    if not num_samples and _is_endless(data):
+        raise DataError(
+            f"the {name} data is an itertools.{type(data).__name__}, which has no end; set "
+            f"validation.num_samples to how many samples are read, or pass a list, a DataLoader or a Dataset."
+        )
     with seeded_torch(0), own_generators(data):
         for index, batch in enumerate(as_batches(data, shard_size, name)):
             where = f"the {name} data, batch {index}"
@@ -185,6 +192,13 @@ def materialise(data: Any, num_samples: int, shard_size: int, name: str) -> list
             f"read before is empty too; pass a list, a DataLoader or a Dataset."
         )
     return shards
+
+
+def _is_endless(data: Any) -> bool:
+    """Whether it is known to have no end; of a generator nobody knows."""
+    if isinstance(data, itertools.repeat):
+        return length_hint(data, -1) < 0
+    return isinstance(data, itertools.cycle)
 
 
 @contextmanager
@@ -256,11 +270,23 @@ def is_map_style(data: Any) -> bool:
     return from_hugging_face and hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
-def _check_sizes(batch: Batch, where: str) -> None:
+def check_dense(batch: Batch, where: str) -> None:
+    """Refuse tensors that are sparse, nested or quantized, or have no values.
+
+    Raises:
+        DataError: names the tensor.
+    """
     for path, tensor in tensors_of(batch):
-        if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
+        is_odd = tensor.is_nested or tensor.is_quantized or tensor.layout is not torch.strided
+        if tensor.is_meta or is_odd:
             what = "on the meta device" if tensor.is_meta else f"{tensor.layout}, {tensor.dtype}"
+            if tensor.is_nested:
+                what = "a nested tensor"
             raise DataError(f"{where}: {path} is {what}; give dense tensors with values (`.to_dense()`).")
+
+
+def _check_sizes(batch: Batch, where: str) -> None:
+    check_dense(batch, where)
     sizes = {path: int(tensor.shape[0]) for path, tensor in tensors_of(batch) if tensor.ndim}
     if len(set(sizes.values())) > 1:
         listing = ", ".join(f"{path} has {size}" for path, size in sizes.items())

@@ -139,7 +139,11 @@ class Order:
 
     def num_batches(self, size: int) -> int:
         """How many batches of a size there are, where the last step has as many as the others."""
-        return len(self._steps()) * len(parts_of(self._share, self._share, size))
+        # Not `_steps`, which lists them: a data set may say that it has any number of samples.
+        num_whole, rest = divmod(self._num_samples, self._share * self._world)
+        is_added = num_whole and rest < LEAST * self._world
+        num_steps = num_whole + (not is_added and rest >= self._world)
+        return num_steps * len(parts_of(self._share, self._share, size))
 
     def _steps(self) -> list[tuple[int, int]]:
         """The first place of each step in the order, and the one behind its last."""

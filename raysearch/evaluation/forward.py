@@ -60,9 +60,11 @@ def output_tensor(outputs: Any) -> Tensor:
         output = outputs.logits
     elif isinstance(outputs, tuple | list) and outputs:
         output = outputs[0]
-    what = f"tensor of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+    what = type(output).__name__
+    if isinstance(output, Tensor):
+        what = f"tensor of {output.dtype} with the shape {tuple(output.shape)}"
     raise TaskError(
-        f"the model's output is a {what}, not a floating-point tensor with one row a sample; give "
+        f"the model's output is a {what}, not a floating-point tensor with one row of values a sample; give "
         f"Task(forward=...) a function (model, batch) that returns the logits."
     )
 

@@ -25,7 +25,7 @@ _CACHES = ("past_key_values", "past_key_value", "cache_params", "mems", "encoder
 
 
 def named_outputs(outputs: Any) -> dict[str, Tensor]:
-    """Every floating-point tensor with a dimension, by its path: what counts as `logits`, then as it comes.
+    """Every floating-point tensor with a dimension and values, by its path: first `logits`, then as it comes.
 
     Tuples, lists, mappings, dataclasses and objects with `.logits` are looked through, nested ones too. A
     cache of keys and values is no output: it is there for the next call. A tensor that comes twice counts
@@ -39,7 +39,7 @@ def named_outputs(outputs: Any) -> dict[str, Tensor]:
     leaves: dict[str, Tensor] = {}
     known: set[int] = set()
     for name, tensor in _leaves(outputs, ""):
-        if tensor.is_floating_point() and tensor.ndim and id(tensor) not in known:
+        if tensor.is_floating_point() and tensor.ndim and tensor.numel() and id(tensor) not in known:
             known.add(id(tensor))
             leaves[name] = tensor
     if "logits" in leaves:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -165,6 +165,7 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     if form.example_inputs is not task.example_inputs:
         task = replace(task, example_inputs=form.example_inputs)
     task = _checked_forward(task, samples.calibration[0])
+    _counted(task, samples.calibration[:1])
     objective = fit_objective(task, config.objective, samples.calibration[0])
     chain = chain_of(task, config, objective.divergence, samples.calibration[0])
     fingerprints = _make_fingerprints(task, samples, setup, config.search)
@@ -290,15 +291,22 @@ def _make_fingerprints(
         fingerprints["test"] = hash_batches(samples.test)
     if task.positions is not None:
         # Of what is not judged otherwise nothing speaks.
-        batches = [*samples.calibration, *samples.validation]
-        with user_code("the task's positions", "It is given a batch, and gives a bool tensor [samples, …]."):
-            fingerprints["positions"] = hash_batches([counted(batch, task.positions) for batch in batches])
+        counts = _counted(task, [*samples.calibration, *samples.validation])
+        fingerprints["positions"] = hash_batches(counts)
     # Metrics once were taken for more-is-better unless the settings said otherwise: such trials are not gone
     # on with.
     direction = measured_direction(task.metrics, search)
     if (direction == "maximize") != search.maximize:
         fingerprints["direction"] = direction
     return fingerprints
+
+
+def _counted(task: Task, batches: Iterable[Batch]) -> list[Batch]:
+    """Which positions of batches count; none where all do."""
+    if task.positions is None:
+        return []
+    with user_code("the task's positions", "It is given a batch, and gives a bool tensor [samples, …]."):
+        return [counted(batch, task.positions) for batch in batches]
 
 
 def _latency_profile(times: Mapping[str, Any], setup: QuantizerSetup) -> LatencyProfile:

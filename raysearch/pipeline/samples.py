@@ -94,7 +94,8 @@ def read_samples(task: Task, config: Config) -> Samples:
         with user_code("reading the test data", DATA_ADVICE):
             test = materialise(task.test, config.validation.num_samples, config.validation.shard_size, "test")
     if task.train is not None:
-        training_batches(task.train, 1, 0, 0, 1)
+        with user_code("reading the training data", DATA_ADVICE):
+            training_batches(task.train, 1, 0, 0, 1)
     return Samples(calibration, validation, traces, responses, test)
 
 
@@ -114,7 +115,7 @@ def largest_shard(task: Task, batch: Batch, objective: ObjectiveConfig) -> int |
     try:
         with frozen_eval(task.model), torch.no_grad():
             logits = output_tensor(task.run(task.model, own_batch(take(batch, 0, 1))))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _log.debug("one sample of a shard cannot be run alone: %r", error)
         return None
     if not suits_positions(logits, logits, -1):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+
+import regex
 
 from raysearch.errors import PlacementError
 from raysearch.records import QuantizationPoint
 from raysearch.unknown_keys import nearest_names
 
 EXPRESSION = "re:"
-_REPEATED_TWICE = re.compile(r"\((?:\?:)?((?:\\.|\[[^\]]*\]|[^\\()|])[*+])\??\)[*+{]")
-"""`(.*)*` and its like: a group of nothing but a repeat, which is repeated."""
+SECONDS = 2.0
+"""Of the processor, that an expression may take for all names: a fair one takes microseconds a name."""
 
 _TARGETS, _IGNORED = "placement.target_scopes", "placement.ignored_scopes"
 
@@ -50,23 +53,38 @@ def matcher(pattern: str, option: str) -> Callable[[str], object]:
     """The test of a name that a pattern stands for.
 
     Raises:
-        PlacementError: the pattern is no regular expression, though it says so.
+        PlacementError: the pattern is no regular expression, though it says so; or, when a name is tested, it
+            takes more than `SECONDS` for all names.
     """
     if not pattern.startswith(EXPRESSION):
         return lambda name: fnmatchcase(name, pattern)
-    doubled = _REPEATED_TWICE.search(pattern)
-    if doubled is not None:
-        raise PlacementError(
-            f"{option} has '{pattern}', where '{doubled.group()}' repeats what repeats already: each letter "
-            f"of a name would double the time. Repeat it once, as in '{doubled.group(1)}'."
-        )
+    text = pattern.removeprefix(EXPRESSION)
     try:
-        return re.compile(pattern.removeprefix(EXPRESSION)).search
-    except (re.error, OverflowError, RecursionError) as error:
+        # What is an expression is said by Python's own module, which knows no limit of time.
+        re.compile(text)
+        compiled = regex.compile(text)
+    except (re.error, regex.error, OverflowError, RecursionError) as error:
         raise PlacementError(
             f"{option} has '{pattern}', which is no regular expression: {error}. Mend it, or write a name or "
             f"a glob without '{EXPRESSION}'."
         ) from error
+    spent = 0.0
+
+    def fits(name: str) -> object:
+        nonlocal spent
+        began = time.process_time()
+        try:
+            return compiled.search(name, timeout=max(SECONDS - spent, 1e-3))
+        except TimeoutError as error:
+            raise PlacementError(
+                f"{option} has '{pattern}', which has no answer for '{name:.60}' within {SECONDS:g} seconds: "
+                f"where a repeat or a choice is repeated, as in '(a+)+' or '(a|aa)*', each letter of a name "
+                f"can double the time. Repeat it once, or write a glob."
+            ) from error
+        finally:
+            spent += time.process_time() - began
+
+    return fits
 
 
 def names_of(point: QuantizationPoint) -> set[str]:

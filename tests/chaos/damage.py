@@ -10,6 +10,7 @@ from typing import Any
 
 from raysearch.artifacts import codecs, resolve_run
 from raysearch.saved_run import load_run
+from tests.chaos.kills import run_and_kill
 from tests.chaos.mutations import damaged_bytes
 from tests.chaos.runs import half_run, outcome_of, run_toy
 from tests.chaos.tally import Tally
@@ -116,3 +117,30 @@ def damage_half(tally: Tally, finished: Path, count: int, seed: int, scratch: Pa
         result = tally.take("half: resume", shown, lambda storage=storage: run_toy(storage, resume=True))
         if result is not None and outcome_of(run) != expected:
             tally.escaped.append(f"resume after {shown}: another result")
+
+
+def damage_killed(tally: Tally, finished: Path, seconds: float, count: int, seed: int, scratch: Path) -> None:
+    """Kill a run at any moment, damage any one of its files, units too, and go on with it.
+
+    Args:
+        tally: counts what came of it; a result other than the finished run's counts as escaped.
+        finished: the folder of the same run without damage.
+        seconds: what that took.
+        count: damages.
+        seed: of the draws.
+        scratch: a folder.
+    """
+    expected = outcome_of(finished)
+    for number in range(count):
+        draw = random.Random(f"killed/{seed}/{number}")
+        storage = scratch / "killed"
+        shutil.rmtree(storage, ignore_errors=True)
+        run = storage / finished.name
+        while not (run / "run.json").exists():
+            run_and_kill(storage, draw.uniform(0.2, 1) * seconds, draw)
+        path = draw.choice(sorted(path for path in run.rglob("*") if path.is_file()))
+        path.write_bytes(damaged_bytes(path.read_bytes(), draw))
+        shown = f"{seed}/{number} {path.relative_to(run)}"
+        result = tally.take("killed: resume", shown, lambda storage=storage: run_toy(storage, resume=True))
+        if result is not None and outcome_of(run) != expected:
+            tally.escaped.append(f"resume after a kill and {shown}: another result")

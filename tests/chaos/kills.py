@@ -10,49 +10,58 @@ import time
 import warnings
 from pathlib import Path
 
+from tests.chaos.piece import Piece
 from tests.chaos.runs import RUN_ID, outcome_of, run_toy
 
 MOST_STARTS = 20
 
 
-def kill_runs(finished: Path, seconds: float, count: int, seed: int, scratch: Path) -> tuple[int, list[str]]:
+def kill_runs(piece: Piece, finished: Path, seconds: float, count: int, seed: int, scratch: Path) -> None:
     """Start a run, kill its process after a while that is drawn, and go on with it until it is done.
 
     The process is a fork of this one: what it needs is imported already.
 
     Args:
+        piece: counts the signals that hit, and keeps what was other than it should be.
         finished: the folder of the same run that nothing interrupted.
         seconds: what that took.
         count: signals in all.
         seed: of the draws.
         scratch: a folder.
-
-    Returns:
-        The signals that hit, and what was other than it should be.
     """
     expected = outcome_of(finished)
     draw = random.Random(f"kills/{seed}")
-    hits, wrong, number = 0, [], 0
-    while hits < count and number < 4 * count:
+    number = 0
+    while piece.signals < count and number < 4 * count:
         number += 1
         storage = scratch / f"killed-{number}"
         for _start in range(MOST_STARTS):
-            was_hit, code = _run_and_kill(storage, draw.uniform(0, 1.1 * seconds), draw)
-            hits += was_hit
+            was_hit, code = run_and_kill(storage, draw.uniform(0, 1.1 * seconds), draw)
+            piece.signals += was_hit
             if not was_hit:
                 break
         if code != 0:
-            wrong.append(f"run {number} of seed {seed} ended with {code}")
+            piece.wrong.append(f"run {number} of seed {seed} ended with {code}")
         elif outcome_of(storage / RUN_ID) != expected:
-            wrong.append(f"run {number} of seed {seed} has another result")
+            piece.wrong.append(f"run {number} of seed {seed} has another result")
         elif leftovers := [path.name for path in (storage / RUN_ID).rglob(".*.tmp")]:
-            wrong.append(f"run {number} of seed {seed} left {leftovers}")
+            piece.wrong.append(f"run {number} of seed {seed} left {leftovers}")
+        else:
+            piece.runs_after_kills += 1
         shutil.rmtree(storage, ignore_errors=True)
-    return hits, wrong
 
 
-def _run_and_kill(storage: Path, delay: float, draw: random.Random) -> tuple[bool, int]:
-    """Whether the signal hit, and with what the process ended otherwise."""
+def run_and_kill(storage: Path, delay: float, draw: random.Random) -> tuple[bool, int]:
+    """Start or go on with a run in a process of its own, and kill it after a while.
+
+    Args:
+        storage: where the run is.
+        delay: seconds until the signal.
+        draw: chooses it.
+
+    Returns:
+        Whether the signal hit, and with what the process ended.
+    """
     pid = os.fork()
     if pid == 0:
         os._exit(_child(storage))

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,19 +37,17 @@ class Footprint:
         return cls(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, threading.active_count(), handles)
 
 
-def soak(count: int, scratch: Path) -> list[Footprint]:
-    """Run again and again; the footprint after each run.
+def soak(count: int, scratch: Path) -> Iterator[Footprint]:
+    """Run again and again; gives the footprint after each run.
 
     Args:
         count: runs.
         scratch: a folder.
     """
-    footprints: list[Footprint] = []
     for number in range(count):
         storage = scratch / f"soak-{number}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             run_toy(storage)
         shutil.rmtree(storage)
-        footprints.append(Footprint.now())
-    return footprints
+        yield Footprint.now()

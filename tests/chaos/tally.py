@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import signal
 import time
 import traceback
 import warnings
@@ -14,6 +15,15 @@ from raysearch.errors import RaysearchError
 
 SLOW_SECONDS = 5.0
 """Of the processor, which no other process of the machine takes away."""
+
+
+def _too_long(*_: object) -> None:
+    # No Exception: what is looked for may catch those of its user's.
+    raise Endless(f"more than {4 * SLOW_SECONDS:g} seconds")
+
+
+class Endless(BaseException):
+    """What was tried does not end."""
 
 
 @dataclass
@@ -40,6 +50,8 @@ class Tally:
         """
         began = time.process_time()
         value = None
+        previous = signal.signal(signal.SIGPROF, _too_long)
+        signal.setitimer(signal.ITIMER_PROF, 4 * SLOW_SECONDS)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -47,7 +59,7 @@ class Tally:
             outcome = "read"
         except RaysearchError:
             outcome = "named"
-        except Exception as error:
+        except (Exception, SystemExit, Endless) as error:
             outcome = "escaped"
             places = [
                 f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
@@ -56,9 +68,19 @@ class Tally:
             self.escaped.append(
                 f"{kind}, {shown:.150}: {type(error).__name__}: {error!s:.150} at {ours[-1:]}"
             )
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.signal(signal.SIGPROF, previous)
         seconds = time.process_time() - began
         self.slowest[kind] = max(seconds, self.slowest.get(kind, 0.0))
         if seconds > SLOW_SECONDS:
             self.escaped.append(f"{kind}, {shown:.150}: {seconds:.1f} seconds")
         self.counts[kind, outcome] += 1
         return value
+
+    def add(self, other: Tally) -> None:
+        """Take over what another tally counted."""
+        self.counts.update(other.counts)
+        self.escaped += other.escaped
+        for kind, seconds in other.slowest.items():
+            self.slowest[kind] = max(seconds, self.slowest.get(kind, 0.0))

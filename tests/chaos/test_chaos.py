@@ -4,6 +4,7 @@ from tests.chaos.damage import damage_finished
 from tests.chaos.record_files import fuzz_records
 from tests.chaos.runs import sealed_copy
 from tests.chaos.tally import Tally
+from tests.chaos.tasks import fuzz_tasks
 from tests.chaos.texts import INPUTS, fuzz_texts
 
 
@@ -23,6 +24,13 @@ def test_readers_of_texts_give_errors_of_raysearch_alone(tmp_path):
     tally = Tally()
     fuzz_texts(tally, 40, seed=0, scratch=tmp_path)
     assert_clean(tally, INPUTS)
+
+
+def test_tasks_with_odd_fields_are_refused_by_name_or_run(tmp_path):
+    tally = Tally()
+    fuzz_tasks(tally, 40, seed=0, scratch=tmp_path)
+    assert_clean(tally, {"task"})
+    assert tally.counts["task", "read"]
 
 
 def test_no_damage_to_any_file_of_a_run_is_believed(tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ NUMBERS = (
 SCOPES = (
     "blocks.1.linear", "blocks.*.linear.input", "re:conv|mix", "re:^(mix|head)\\.", "*", "*.input", "[a-z]*",
     "re:(a+)+$", "re:(?P<x>", "re:\\", "", "re:", "re:(?i)CONV", "re:" + "(" * 150, "re:(.*)*x", "re:(a|a)*b",
+    "re:(a|aa)+$", "re:.*.*.*.*.*.*.*.*x", "re:(a{1,90}){1,90}b",
     "re:" + "a?" * 30 + "a" * 30,
 )  # fmt: skip
 NAMES = (
@@ -94,6 +96,12 @@ class Texts:
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
         self._setup = make_setup(3)
+        points = [*self._setup.points.values()]
+        self._points = [
+            *points,
+            replace(points[0], id="a" * 120 + "!", sites=()),
+            replace(points[0], id="." * 200),
+        ]
 
     def set_option(self, draw: random.Random) -> tuple[str, Callable[[], Any]]:
         """`--set section.key=value`, one or two of them."""
@@ -137,8 +145,7 @@ class Texts:
     def scope(self, draw: random.Random) -> tuple[str, Callable[[], Any]]:
         """A pattern for the names of layers."""
         text = damaged_text(draw.choice(SCOPES), draw)
-        points = self._setup.points.values()
-        return repr(text), lambda: match(text, points, "placement.ignored_scopes")
+        return repr(text), lambda: match(text, self._points, "placement.ignored_scopes")
 
     def run_name(self, draw: random.Random) -> tuple[str, Callable[[], Any]]:
         """A run and a storage; stores that are elsewhere are not reached."""
@@ -171,7 +178,7 @@ INPUTS = (
 """The methods of `Texts` that draw an input."""
 
 
-def fuzz_texts(tally: Tally, count: int, seed: int, scratch: Path) -> None:
+def fuzz_texts(tally: Tally, count: int, seed: int, scratch: Path, kinds: Sequence[str] = INPUTS) -> None:
     """Have every kind of text read.
 
     Args:
@@ -179,9 +186,10 @@ def fuzz_texts(tally: Tally, count: int, seed: int, scratch: Path) -> None:
         count: texts of each kind.
         seed: of the draws.
         scratch: an empty folder.
+        kinds: of INPUTS.
     """
     texts = Texts(scratch)
-    for kind in INPUTS:
+    for kind in kinds:
         make = getattr(texts, kind)
         for number in range(count):
             shown, action = make(random.Random(f"{kind}/{seed}/{number}"))

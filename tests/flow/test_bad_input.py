@@ -1,5 +1,6 @@
 """Every wrong use: one paragraph, exit code 2, no traceback, nothing lost."""
 
+import itertools
 import json
 import sys
 
@@ -9,8 +10,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import raysearch
+from raysearch import Task
 from raysearch.cli import app
-from raysearch.errors import BadInputError
+from raysearch.errors import BadInputError, TaskError
+from tests.chaos import odd_tasks
 from tests.support import toy_task
 from tests.support.command_line import QUICK, TOY, run_process
 
@@ -110,6 +113,27 @@ def test_empty_and_broken_data(tmp_path):
     task = toy_task.make_task()
     task.train = (batch for batch in [1])
     assert "only once" in refuse_run(task, tmp_path)
+
+
+def no_length():
+    raise TypeError("nobody knows")
+
+
+def test_what_tasks_are_made_of_is_tried(tmp_path):
+    """Each of these was a traceback, or did not end."""
+
+    def refused(**odd):
+        return refuse_run(Task(**{**odd_tasks.fields(), **odd}), tmp_path, search={"num_trials": 4})
+
+    x, y = odd_tasks.tensors()
+    assert "positions failed" in refused(positions=lambda batch: batch["mask"])
+    assert "itertools.repeat, which has no end" in refused(validation=itertools.repeat((x, y)))
+    assert "reading the training data failed" in refused(train=odd_tasks.Scripted(len, no_length))
+    assert "inputs=...): batch[0] is on the meta" in refused(example_inputs=(x.to("meta"),))
+    assert "SystemExit: 3" in refused(forward=odd_tasks.failing(SystemExit(3)))
+    with pytest.raises(TaskError, match="SystemExit: 3"):
+        Task(odd_tasks.failing(SystemExit(3)), (x,), [x])
+    assert "shape (12, 0), not a floating-point" in refused(forward=lambda model, batch: x[:, :0])
 
 
 def test_nan_in_the_model_names_the_layer(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 
 from raysearch.config import PlacementConfig, load_config
 from raysearch.errors import ConfigError, PlacementError
-from raysearch.placement import place_quantizers
+from raysearch.placement import place_quantizers, scopes
 from raysearch.records import PER_TENSOR, BitAssignment, CostModel, QuantizerSetup, QuantizerSpec
 from tests.support import model_zoo
 
@@ -90,10 +90,19 @@ def test_a_scope_may_be_a_regular_expression() -> None:
     setup = place(pins={r"re:^block\.(depth|point)wise\.weight$": 4})
     pinned = [name for name in setup.points if setup.group_of(name).bit_widths == (4,)]
     assert pinned == ["block.depthwise.weight", "block.pointwise.weight"]
-    with pytest.raises(PlacementError, match=r"'\(\[a-z\]\+\)\*' repeats.*as in '\[a-z\]\+'"):
-        place(pins={"re:([a-z]+)*$": 4})
     with pytest.raises(PlacementError, match=r"placement.pins has 're:\('.*no regular expression"):
         place(pins={"re:(": 4})
+
+
+def test_an_expression_that_takes_ages_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scopes, "SECONDS", 0.05)
+    fits = scopes.matcher("re:(a|aa)+$", "placement.pins")
+    assert fits("aa")
+    assert not fits("b")
+    with pytest.raises(
+        PlacementError, match=r"placement.pins has 're:\(a\|aa\)\+\$', which has no answer for 'aaa"
+    ):
+        fits("a" * 100 + "!")
 
 
 def test_overrides_set_widths_and_later_ones_win() -> None:

@@ -53,7 +53,7 @@ def called(factory: ModelFactory) -> nn.Module:
     """
     try:
         model = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(
             f"the function Task(model=...) failed: {type(error).__name__}: {error}. It is called without "
             f"arguments, in the driver and on every worker; what it reads must be there on every node."

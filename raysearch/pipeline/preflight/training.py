@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from raysearch.determinism import GeneratorStates
 from raysearch.errors import ConfigError, TaskError
 from raysearch.evaluation import Batch, batch_size, training_batches
-from raysearch.evaluation.batches import is_map_style, take, tensors_of
+from raysearch.evaluation.batches import check_dense, is_map_style, take, tensors_of
 from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.preflight.float_model import number, run_checked
 from raysearch.pipeline.samples import check_form
@@ -51,6 +51,7 @@ def check_training(inputs: Inputs, recipe: Recipe) -> None:
                 f"the first training batch is a {type(batch).__name__} that holds no tensor with dimensions; "
                 f"a batch is a tensor, or a tuple, list or dict of tensors whose dimension 0 counts samples."
             )
+        check_dense(batch, "the first training batch")
         check_form(inputs.task, batch, "training")
         size = batch_size(batch)
     run_checked(inputs, batch if size <= FEW else _few(batch, FEW), "the first training batch")
