@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from raysearch.errors import ExportError, StorageError
+from raysearch.errors import ConfigError, ExportError, StorageError
 from raysearch.export.own_process.protocol import send
-from raysearch.export.own_process.served_model import ServedModel
+from raysearch.export.own_process.served_model import LIMIT_VARIABLE, ServedModel
 
 pytestmark = pytest.mark.process
 
@@ -27,6 +27,17 @@ def test_a_death_while_it_loads_is_told_with_the_last_that_it_said() -> None:
     words = r"llama\.cpp ended while it loaded model\.gguf \(SIGABRT\): GGML_ASSERT failed\. Export it again"
     with pytest.raises(StorageError, match=words):
         served(ABORT)
+
+
+def test_a_process_that_neither_answers_nor_dies_is_ended_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, "0.2")
+    words = rf"it loaded model\.gguf \(no answer in 0\.2 seconds, the limit that {LIMIT_VARIABLE} sets\)"
+    with pytest.raises(StorageError, match=words):
+        served("import time; time.sleep(1e6)")
+    for text in ("soon", "0", "inf", "nan"):
+        monkeypatch.setenv(LIMIT_VARIABLE, text)
+        with pytest.raises(ConfigError, match=f"{LIMIT_VARIABLE} is '{text}'.*a number of seconds above 0"):
+            served("")
 
 
 def test_a_death_at_a_call_is_told_and_so_is_every_call_after_it() -> None:
