@@ -13,6 +13,7 @@ from typing import Any
 from raysearch.artifacts import (
     DEFAULT_STORAGE,
     RunStore,
+    Storage,
     codecs,
     driver_log,
     new_run_id,
@@ -25,8 +26,9 @@ from raysearch.errors import ConfigError
 from raysearch.pipeline.fingerprints import versions
 from raysearch.pipeline.inputs import Inputs, check_inputs, place_task
 from raysearch.pipeline.pipeline import Pipeline
-from raysearch.pipeline.pools import pool_session
+from raysearch.pipeline.pools import joined_cluster, pool_session
 from raysearch.pipeline.preflight import preflight
+from raysearch.pipeline.preflight.cluster import check_cluster
 from raysearch.pipeline.preflight.training import trains
 from raysearch.pipeline.progress import Listener, Preparation, Progress, reporting, stoppable
 from raysearch.pipeline.reuse import EarlierRun
@@ -117,55 +119,62 @@ def run(
     else:
         store.check_vacant()
     before = Preparation(store.run_id, listener)
-    # A factory or a loader that draws from a global generator draws the same when the run is resumed.
-    with pinned_threads(settings.cluster.threads), seeded(derive_seed(settings.seed, "task")):
-        with before.step("task"):
-            loaded = load_task(task)
-        settings = with_defaults(settings, loaded.settings)
-        # The task's file may have set modes of its own.
-        with plain_modes(), pinned_threads(settings.cluster.threads):
-            with before.step("checks"):
-                inputs = with_workers(check_inputs(loaded, settings, texts), address)
-            settings = inputs.config
-            # The run has a model of its own now; that of a task that was named is nobody else's.
-            del loaded
-            check_loggers(settings.training.loggers, store.storage)
-            started: dict[str, Any] = {"task": _task_name(task), "budget": list(texts)}
+    told = ""
+    with ExitStack() as machines:
+        # A factory or a loader that draws from a global generator draws the same when the run is resumed.
+        with pinned_threads(settings.cluster.threads), seeded(derive_seed(settings.seed, "task")):
+            with before.step("task"):
+                loaded = load_task(task)
+            settings = with_defaults(settings, loaded.settings)
+            if machines.enter_context(joined_cluster(settings.cluster, address)):
+                with before.step("cluster"):
+                    told = check_cluster(loaded, settings, Storage(storage))
+            # The task's file may have set modes of its own.
+            with plain_modes(), pinned_threads(settings.cluster.threads):
+                with before.step("checks"):
+                    inputs = with_workers(check_inputs(loaded, settings, texts), address)
+                settings = inputs.config
+                # The run has a model of its own now; that of a task that was named is nobody else's.
+                del loaded
+                check_loggers(settings.training.loggers, store.storage)
+                started: dict[str, Any] = {"task": _task_name(task), "budget": list(texts)}
+                if source is not None:
+                    started["start_from"] = source.as_started
+                    source.check(started | settings.fixed(), inputs, FOLLOW_DEVICE)
+                graphs = None
+                if not resume:
+                    with before.step("preflight"):
+                        graphs = preflight(inputs, partial(before.tell, "preflight"))
+        if resume:
+            ignore = ("task", *FOLLOW_DEVICE, *_changeable(store))
+            store.check_same(started | settings.fixed(), inputs.fingerprints, ignore=ignore)
+        else:
+            store.create(started | settings.fixed(), inputs.fingerprints, versions())
+        # The order counts: `stoppable` sets its signal handler after Ray has set its own, and `reporting`
+        # sees what goes wrong in both.
+        coverage = inputs.setup.coverage
+        remark = "" if coverage is None else coverage.describe()
+        with (
+            plain_modes(),
+            owned(store),
+            driver_log(store),
+            reporting(Progress(store, listener, before.seconds), remark) as progress,
+            ExitStack() as stack,
+        ):
+            with progress.stage("workers"):
+                session = stack.enter_context(pool_session(settings, address, trains(inputs)))
+            stack.enter_context(stoppable())
+            if told:
+                _log.info("%s", told)
+            settings = session.config
+            _settle_device(store, started | settings.fixed())
             if source is not None:
-                started["start_from"] = source.as_started
-                source.check(started | settings.fixed(), inputs, FOLLOW_DEVICE)
-            graphs = None
-            if not resume:
-                with before.step("preflight"):
-                    graphs = preflight(inputs, partial(before.tell, "preflight"))
-    if resume:
-        ignore = ("task", *FOLLOW_DEVICE, *_changeable(store))
-        store.check_same(started | settings.fixed(), inputs.fingerprints, ignore=ignore)
-    else:
-        store.create(started | settings.fixed(), inputs.fingerprints, versions())
-    # The order counts: `stoppable` sets its signal handler after Ray has set its own, and `reporting` sees
-    # what goes wrong in both.
-    coverage = inputs.setup.coverage
-    remark = "" if coverage is None else coverage.describe()
-    with (
-        plain_modes(),
-        owned(store),
-        driver_log(store),
-        reporting(Progress(store, listener, before.seconds), remark) as progress,
-        ExitStack() as stack,
-    ):
-        with progress.stage("workers"):
-            session = stack.enter_context(pool_session(settings, address, trains(inputs)))
-        stack.enter_context(stoppable())
-        settings = session.config
-        _settle_device(store, started | settings.fixed())
-        if source is not None:
-            source.take_over(store, started | settings.fixed(), inputs)
-        inputs = _on_device(inputs, settings)
-        on_ray = session.trains_on_ray
-        pipeline = Pipeline(inputs, store, progress, session.open_pool, on_ray=on_ray, graphs=graphs)
-        with seeded(derive_seed(settings.seed, "walk")):
-            return pipeline.run()
+                source.take_over(store, started | settings.fixed(), inputs)
+            inputs = _on_device(inputs, settings)
+            on_ray = session.trains_on_ray
+            pipeline = Pipeline(inputs, store, progress, session.open_pool, on_ray=on_ray, graphs=graphs)
+            with seeded(derive_seed(settings.seed, "walk")):
+                return pipeline.run()
 
 
 def _task_name(task: Task | str) -> str:

@@ -25,6 +25,7 @@ from raysearch.artifacts import (
 )
 from raysearch.cluster.jobs import LOOPBACK, JobRequest, JobsClient, JobState
 from raysearch.cluster.upload import EXCLUDES, read_upload
+from raysearch.cluster.versions import CLIENT_VARIABLE, as_text, versions_here
 from raysearch.errors import ConfigError, JobError, StorageError
 from raysearch.records import TERMINAL_STATES, RunStatus, parse_budgets
 
@@ -258,7 +259,8 @@ def submit(
         upload = read_upload(folder, excludes)
         upload.check()
         tell(upload.describe())
-    client.submit(JobRequest(command, name, job_id, folder, excludes, env_vars or {}, pip))
+    variables = {CLIENT_VARIABLE: as_text(versions_here()), **(env_vars or {})}
+    client.submit(JobRequest(command, name, job_id, folder, excludes, variables, pip))
     return Job(name, location, address, token_file, ca_file)
 
 

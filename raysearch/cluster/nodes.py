@@ -1,67 +1,99 @@
-"""Whether the nodes of a cluster have what this process has, asked before they are given work."""
+"""Whether the nodes of a cluster have what a run needs there, asked before they are given work."""
 
 from __future__ import annotations
 
 import logging
-import platform
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysearch.errors import PoolError
+from raysearch.cluster.shipping import Shipment, dumps, loads
+from raysearch.cluster.versions import as_text, differences, versions_here
+from raysearch.errors import PoolError, RaysearchError
 
 _log = logging.getLogger(__name__)
-
-PACKAGES = ("raysearch", "torch", "numpy")
-"""Of which a worker must have the driver's: with another version it may fail, or round otherwise."""
 
 _MOST_NODES = 64
 _ANSWER_SECONDS = 60.0
 
 
-def versions_here() -> dict[str, str]:
-    """Python and the packages of the process that is asked; "" for one that is not there."""
-    versions = {"Python": ".".join(platform.python_version_tuple()[:2])}
-    for package in PACKAGES:
+@dataclass(frozen=True)
+class Question:
+    """What every node must be able to do.
+
+    Attributes:
+        try_it: is called there; whatever it raises, or the import of what it refers to, is a no.
+        what: as the end of "the node HOST cannot".
+        advice: what to do about it, a sentence.
+        error: what is raised.
+    """
+
+    try_it: Callable[[], object]
+    what: str
+    advice: str
+    error: type[RaysearchError] = PoolError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a node says: its versions, and the first question that it cannot do."""
+
+    versions: Mapping[str, str]
+    failed: int | None = None
+    reason: str = ""
+
+
+def answer(questions: Sequence[Shipment]) -> Answer:
+    """Asked of a node: runs there."""
+    for number, question in enumerate(questions):
         try:
-            # A build for other devices is the same code.
-            versions[package] = version(package).partition("+")[0]
-        except PackageNotFoundError:
-            versions[package] = ""
-    return versions
+            loads(question)()
+        except Exception as error:
+            reason = str(error) if isinstance(error, RaysearchError) else f"{type(error).__name__}: {error}"
+            return Answer(versions_here(), number, reason)
+    return Answer(versions_here())
 
 
-def check_nodes() -> None:
-    """Ask every node that can hold a worker for its versions; what differs is warned of.
+def check_nodes(questions: Sequence[Question] = ()) -> str:
+    """Ask every node that can hold a worker whether it can do what a run needs, and for its versions.
 
-    A node that does not answer in a minute is left to the fleet, which needs none in particular.
+    Versions that differ are warned of. A node that does not answer in a minute is left to the fleet, which
+    needs none in particular.
+
+    Args:
+        questions: see `Question`.
+
+    Returns:
+        What was learnt, as a sentence.
 
     Raises:
         PoolError: a node has no raysearch that workers could be made of.
+        RaysearchError: a node cannot do what is asked of it; of the question's type.
     """
     present: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     nodes = [node for node in present if node["Alive"] and node["Resources"].get("CPU")][:_MOST_NODES]
-    ask: Any = ray.remote(num_cpus=0, max_retries=0)(versions_here)
-    answers: dict[str, Any] = {}
+    if not nodes:
+        return "no node is there yet: an autoscaler brings the first when a worker is asked for"
+    shipped = ray.put([dumps(question.try_it, question.what) for question in questions])
+    ask: Any = ray.remote(num_cpus=0, max_retries=0)(answer)
+    answers: list[tuple[str, Any]] = []
     for node in nodes:
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        answers[node["NodeManagerHostname"]] = ask.options(scheduling_strategy=place).remote()
-    if not answers:
-        # An autoscaler brings the first node when a worker is asked for.
-        return
-    ray.wait(list(answers.values()), num_returns=len(answers), timeout=_ANSWER_SECONDS)
+        answers.append((node["NodeManagerHostname"], ask.options(scheduling_strategy=place).remote(shipped)))
+    ray.wait([ref for _, ref in answers], num_returns=len(answers), timeout=_ANSWER_SECONDS)
     here = versions_here()
-    for host, ref in answers.items():
-        _compare(here, host, ref)
+    for host, ref in answers:
+        _judge(here, host, ref, questions)
+    return f"{len(answers)} nodes asked; the driver has {as_text(here)}"
 
 
-def _compare(here: Mapping[str, str], host: str, ref: Any) -> None:
+def _judge(here: Mapping[str, str], host: str, ref: Any, questions: Sequence[Question] = ()) -> None:
     try:
-        there: Mapping[str, str] = ray.get(ref, timeout=0)
+        there: Answer = ray.get(ref, timeout=0)
     except GetTimeoutError:
         _log.warning("the node %s has not said its versions within %g seconds", host, _ANSWER_SECONDS)
         return
@@ -74,12 +106,14 @@ def _compare(here: Mapping[str, str], host: str, ref: Any) -> None:
             ) from error
         _log.warning("the node %s cannot be asked for its versions: %s", host, error)
         return
-    others = [name for name, own in here.items() if there[name] != own]
-    differences = [f"{name} {there[name] or 'none'} instead of {here[name]}" for name in others]
-    if differences:
+    if others := differences(here, there.versions):
         _log.warning(
             "the node %s has other versions than the driver: %s; its workers may fail or give other last "
             "digits. Use one image on all nodes",
             host,
-            ", ".join(differences),
+            others,
         )
+    if there.failed is not None:
+        question = questions[there.failed]
+        reason = there.reason.rstrip(".")
+        raise question.error(f"the node {host} cannot {question.what}: {reason}. {question.advice}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,6 +96,34 @@ class Fleet:
 
 
 @contextmanager
+def joined_cluster(cluster: ClusterConfig, address: str) -> Iterator[bool]:
+    """Join the cluster that a run will work on before anything is computed; nothing is done without one.
+
+    `pool_session` finds it joined.
+
+    Args:
+        cluster: the settings.
+        address: see `pool_session`.
+
+    Yields:
+        Whether there is one.
+
+    Raises:
+        ConfigError: the address cannot be read.
+        PoolError: nothing answers there.
+    """
+    # Ray may have been started by the caller; who has not imported it has not.
+    is_running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if cluster.workers == 0 or (address == "local" and not is_running):
+        yield False
+        return
+    from raysearch.cluster.session import ray_session
+
+    with ray_session(address, 0, num_train_workers=0):
+        yield True
+
+
+@contextmanager
 def pool_session(config: Config, address: str, trains: bool = False) -> Iterator[PoolSession]:
     """What pools are opened on while the session lasts: actors on a Ray, or this process.
 
@@ -120,7 +149,6 @@ def pool_session(config: Config, address: str, trains: bool = False) -> Iterator
             )
         yield PoolSession(settled, partial(_open_local_pool, deterministic=cluster.deterministic), False)
         return
-    from raysearch.cluster.nodes import check_nodes
     from raysearch.cluster.ray_pool import IDLE_SECONDS, RayPool
     from raysearch.cluster.session import ray_session
 
@@ -130,8 +158,6 @@ def pool_session(config: Config, address: str, trains: bool = False) -> Iterator
         cpus_per_worker=max(cluster.cpus_per_worker, config.training.cpus_per_worker),
         num_train_workers=config.training.num_workers,
     ) as session:
-        if not session.is_embedded:
-            check_nodes()
         num_gpus = int(session.resources.get("GPU", 0))
         # A torch that was built without CUDA cannot use them, whatever the machines have.
         settled = config.settled(session.may_have("GPU") and torch.version.cuda is not None)

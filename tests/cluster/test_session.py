@@ -6,7 +6,6 @@ import sys
 import pytest
 import ray
 
-from raysearch.cluster import nodes
 from raysearch.cluster.session import RaySession, ray_session
 from raysearch.errors import ConfigError, PoolError
 from tests.support.patience import HANG_SECONDS
@@ -100,23 +99,6 @@ def test_workers_that_the_cluster_can_never_hold_are_refused_with_the_numbers():
     with pytest.raises(PoolError, match="has 4 and can grow to 8"):
         growing.check_workers(9, "CPU", 1.0)
     RaySession(False, {"CPU": 4.0}).check_workers(9, "CPU", 1.0)
-
-
-@pytest.mark.ray
-def test_nodes_with_other_versions_are_told(ray_cluster, caplog, monkeypatch):
-    nodes.check_nodes()
-    with monkeypatch.context() as patch:
-        patch.setattr(ray, "nodes", list)
-        nodes.check_nodes()
-    assert not caplog.text
-    here = nodes.versions_here()
-    monkeypatch.setattr(nodes, "versions_here", lambda: {**here, "torch": "1.0"})
-    nodes._compare(nodes.versions_here(), "host", ray.put(here))
-    assert f"the node host has other versions than the driver: torch {here['torch']} instead" in caplog.text
-    missing = ray.remote(lambda: __import__("nothing_of_the_kind")).remote()
-    ray.wait([missing])
-    with pytest.raises(PoolError, match=r"host cannot import raysearch.*nothing_of_the_kind"):
-        nodes._compare(here, "host", missing)
 
 
 def test_gpus_that_an_autoscaler_may_bring_count():
