@@ -44,6 +44,33 @@ def test_what_the_operator_refuses_is_not_in_the_files(name):
         assert spec["autoscalerOptions"]["version"] == "v2"
 
 
+def test_the_charts_values_make_the_cluster_of_the_plain_file():
+    values = yaml.safe_load((CLUSTERS / "kuberay" / "values.yaml").read_text())
+    # The chart takes no notice of a key that it does not know.
+    assert set(values) == {"fullnameOverride", "image", "common", "head", "worker", "service"}
+    spec = ray_cluster_spec("cluster.yaml")
+    head, worker = values["head"], values["worker"]
+    image = f"{values['image']['repository']}:{values['image']['tag']}"
+    secret = {"name": values["fullnameOverride"], "key": "auth_token"}
+    token = [
+        {"name": "RAY_AUTH_MODE", "value": spec["authOptions"]["mode"]},
+        {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": secret}},
+    ]
+    assert values["common"]["containerEnv"] == token
+    assert head.pop("autoscalerOptions") == {**spec["autoscalerOptions"], "env": token}
+    (worker_group,) = spec["workerGroupSpecs"]
+    for part, group in ((head, spec["headGroupSpec"]), (worker, worker_group)):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["image"] == image
+        assert part.pop("resources") == container["resources"]
+        assert part.pop("tolerations", None) == pod.get("tolerations")
+        assert part.pop("rayStartParams") == group["rayStartParams"]
+    assert head == {name: spec[name] for name in ("rayVersion", "enableInTreeAutoscaling")}
+    assert worker == {name: worker_group[name] for name in worker}
+    assert set(worker) == {"groupName", "replicas", "minReplicas", "maxReplicas"}
+
+
 def test_a_job_brings_its_own_cluster_and_its_script_gets_what_it_asks_for():
     spec = yaml.safe_load((CLUSTERS / "kuberay" / "job.yaml").read_text())["spec"]
     # The operator refuses backoffLimit together with clusterSelector.
