@@ -17,6 +17,10 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 if TYPE_CHECKING:
     from raysearch.api import inspect, run
     from raysearch.artifacts import list_runs
+    from raysearch.callbacks import Callback
+    from raysearch.callbacks.mlflow import MLflowCallback
+    from raysearch.callbacks.tensorboard import TensorBoardCallback
+    from raysearch.callbacks.wandb import WandbCallback
     from raysearch.compression.create import create_compressed_model
     from raysearch.config import Config, load_config
     from raysearch.controller import QuantizationController, create_controller
@@ -43,8 +47,10 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "BadInputError": "errors.BadInputError",
     "BitAssignment": "records.BitAssignment",
+    "Callback": "callbacks.Callback",
     "Config": "config.Config",
     "Job": "job.Job",
+    "MLflowCallback": "callbacks.mlflow.MLflowCallback",
     "Metric": "evaluation.Metric",
     "ProgressLines": "reporting.live.ProgressLines",
     "QuantizationController": "controller.QuantizationController",
@@ -55,6 +61,8 @@ _HOME_OF = {
     "RunStatus": "records.RunStatus",
     "SavedRun": "saved_run.SavedRun",
     "Task": "task.Task",
+    "TensorBoardCallback": "callbacks.tensorboard.TensorBoardCallback",
+    "WandbCallback": "callbacks.wandb.WandbCallback",
     "create_compressed_model": "compression.create.create_compressed_model",
     "create_controller": "controller.create_controller",
     "export_run": "runs.export_run",
@@ -79,8 +87,10 @@ _HOME_OF = {
 __all__ = [
     "BadInputError",
     "BitAssignment",
+    "Callback",
     "Config",
     "Job",
+    "MLflowCallback",
     "Metric",
     "ProgressLines",
     "QuantizationController",
@@ -91,6 +101,8 @@ __all__ = [
     "RunStatus",
     "SavedRun",
     "Task",
+    "TensorBoardCallback",
+    "WandbCallback",
     "__version__",
     "create_compressed_model",
     "create_controller",

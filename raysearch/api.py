@@ -20,6 +20,7 @@ from raysearch.artifacts import (
     owned,
     resolve_run,
 )
+from raysearch.callbacks import Callback, Followers, find_callback
 from raysearch.config import Config, load_config, with_defaults, with_search
 from raysearch.determinism import pinned_threads, plain_modes, process_as_found, seeded
 from raysearch.errors import ConfigError
@@ -64,6 +65,7 @@ def run(
     address: str = "local",
     workers: int | None = None,
     listener: Listener = silent,
+    callbacks: Sequence[Callback | str] = (),
 ) -> RunResult:
     """Quantize a model under a budget: the whole walk.
 
@@ -88,6 +90,8 @@ def run(
             work on this machine stays in this process, and long work has an actor a core. The result does not
             depend on it.
         listener: called with the status whenever it changes.
+        callbacks: are told of stages, trials, epochs and the result, see `Callback`; "mlflow", "wandb",
+            "tensorboard" or the "module:factory" of your own stand for one of its default form.
 
     Raises:
         BadInputError: anything that cannot be done, before compute is spent.
@@ -107,6 +111,7 @@ def run(
         settings = with_search(settings, minimize=minimize, max_drop=max_drop)
     if workers is not None:
         settings = _with_workers(settings, workers)
+    followers = Followers([find_callback(each) if isinstance(each, str) else each for each in callbacks])
     texts = (budget,) if isinstance(budget, str) else tuple(budget)
     if source is not None and not texts and settings.search.minimized_kind is None:
         texts = source.budget
@@ -158,9 +163,11 @@ def run(
             plain_modes(),
             owned(store),
             driver_log(store),
-            reporting(Progress(store, listener, before.seconds), remark) as progress,
+            reporting(Progress(store, listener, before.seconds, followers), remark) as progress,
+            followers.told_of_end(),
             ExitStack() as stack,
         ):
+            followers.tell("on_start", store.run_id, store.uri, started | settings.fixed())
             with progress.stage("workers"):
                 session = stack.enter_context(pool_session(settings, address, trains(inputs)))
             stack.enter_context(stoppable())
@@ -174,7 +181,9 @@ def run(
             on_ray = session.trains_on_ray
             pipeline = Pipeline(inputs, store, progress, session.open_pool, on_ray=on_ray, graphs=graphs)
             with seeded(derive_seed(settings.seed, "walk")):
-                return pipeline.run()
+                result = pipeline.run()
+            followers.tell("on_result", result)
+        return result
 
 
 def _task_name(task: Task | str) -> str:

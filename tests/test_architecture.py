@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "raysearch"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {
-    "artifacts", "blockwise", "calibration", "cli", "cluster", "compression", "config", "controller",
-    "evaluation", "export", "hooks", "huggingface", "pipeline", "placement", "quantizer", "records",
-    "refinement", "reporting", "rounding", "search", "sensitivity", "simulation", "training",
+    "artifacts", "blockwise", "callbacks", "calibration", "cli", "cluster", "compression", "config",
+    "controller", "evaluation", "export", "hooks", "huggingface", "pipeline", "placement", "quantizer",
+    "records", "refinement", "reporting", "rounding", "search", "sensitivity", "simulation", "training",
 }  # fmt: skip
 VAGUE = {"found", "kept", "wanted", "held", "marks", "given", "asked", "whole"}
 """Names that say that something is there, not what it is."""

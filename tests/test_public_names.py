@@ -10,13 +10,12 @@ import raysearch
 from raysearch.config import Config, Section
 
 NAMES = [
-    "BadInputError", "BitAssignment", "Config", "Job", "Metric", "ProgressLines", "QuantizationController",
-    "QuantizerSetup", "RaysearchError", "RunError", "RunResult", "RunStatus", "SavedRun", "Task",
-    "__version__", "create_compressed_model", "create_controller", "export_run", "inspect", "list_runs",
-    "load_config",
-    "load_model",
-    "load_run", "load_sensitivity", "load_task", "report", "resolve", "resolve_measured", "retrieve", "run",
-    "status", "submit", "verify",
+    "BadInputError", "BitAssignment", "Callback", "Config", "Job", "MLflowCallback", "Metric",
+    "ProgressLines", "QuantizationController", "QuantizerSetup", "RaysearchError", "RunError",
+    "RunResult", "RunStatus", "SavedRun", "Task", "TensorBoardCallback", "WandbCallback",
+    "__version__", "create_compressed_model", "create_controller", "export_run", "inspect",
+    "list_runs", "load_config", "load_model", "load_run", "load_sensitivity", "load_task", "report",
+    "resolve", "resolve_measured", "retrieve", "run", "status", "submit", "verify",
 ]  # fmt: skip
 
 

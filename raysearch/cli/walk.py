@@ -121,6 +121,12 @@ def run(
         int | None,
         typer.Option(help="actors; 0: in this process, without Ray; default: 0, or one a core for long work"),
     ] = None,
+    callbacks: Annotated[
+        list[str],
+        typer.Option(
+            "--callback", metavar="NAME", help="mlflow, wandb, tensorboard or module:factory; repeat"
+        ),
+    ] = [],
     latency: LatencyOption = None,
     wide: WideOption = False,
     as_json: JsonOption = False,
@@ -147,6 +153,7 @@ def run(
                 address=address,
                 workers=workers,
                 listener=lines,
+                callbacks=callbacks,
             )
         finally:
             lines.close()

@@ -140,6 +140,7 @@ class Pipeline:
         self._shards, self._per_sample = search_shards(inputs)
         self._log = UnitLog(store)
         self._trials = TrialBlocks(store)
+        self._num_told = 0
         self._files = block_files(store)
 
         def open_fleet() -> Pool:
@@ -298,6 +299,9 @@ class Pipeline:
 
     def _save_trials(self, trials: tuple[SearchTrial, ...]) -> None:
         self._trials.save(trials)
+        for trial in trials[self._num_told :]:
+            self.progress.followers.tell("on_trial", trial, self.inputs.search.measured)
+        self._num_told = len(trials)
         values = [trial.value for trial in trials if trial.is_complete]
         if values:
             search = self.inputs.search
@@ -308,7 +312,9 @@ class Pipeline:
         """What an interrupted search measured; empty when no batch was finished yet."""
         trials = self._trials.load(self._set_aside)
         # Earlier versions wrote all trials into one file after every batch.
-        return trials or self._saved(codecs.TRIALS) or ()
+        trials = trials or self._saved(codecs.TRIALS) or ()
+        self._num_told = len(trials)
+        return trials
 
     def _least_cost(self, table: SensitivityTable, race: Race) -> SearchResult:
         result, least = minimize_cost(

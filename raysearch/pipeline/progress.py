@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from raysearch.artifacts import Bulletin, RunStore, codecs
+from raysearch.callbacks import Followers
 from raysearch.errors import DamagedFileError
 from raysearch.records import RunStatus, TrainingStatus
 
@@ -106,11 +107,17 @@ class Progress:
         store: the run's folder.
         listener: is told of every status.
         before: seconds of what was done before there was a folder.
+        followers: are told of stages, trials and training.
     """
 
     def __init__(
-        self, store: RunStore, listener: Listener, before: Mapping[str, float] | None = None
+        self,
+        store: RunStore,
+        listener: Listener,
+        before: Mapping[str, float] | None = None,
+        followers: Followers | None = None,
     ) -> None:
+        self.followers = followers or Followers()
         self._store = store
         self._bulletin = Bulletin(store.storage, codecs.STATUS.files[0])
         self._listener = listener
@@ -135,7 +142,9 @@ class Progress:
             with timed(self.seconds, name):
                 yield
         finally:
-            _log.info("%s took %.1f s", name, self.seconds[name] - before)
+            taken = self.seconds[name] - before
+            _log.info("%s took %.1f s", name, taken)
+            self.followers.tell("on_stage", name, taken)
             self.tell("running", name, done=self._status.done, total=self._status.total)
 
     def units(self, stage: str, done: int, total: int, details: Mapping[str, Any] | None = None) -> None:
@@ -170,6 +179,7 @@ class Progress:
         if status.message:
             self.tell("running", message=status.message)
             return
+        self.followers.tell("on_epoch" if status.loss is None else "on_step", status)
         details: dict[str, Any] = {"epoch": status.epoch + 1}
         if status.epochs:
             details["epochs"] = status.epochs

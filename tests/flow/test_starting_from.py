@@ -34,9 +34,36 @@ def storage(tmp_path_factory):
     return folder
 
 
+class Told(raysearch.Callback):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.trials, self.stages, self.others = [], [], []
+
+    def on_start(self, run_id, uri, settings):
+        self.others.append((run_id, settings["budget"]))
+
+    def on_trial(self, trial, objective):
+        self.trials.append((trial.number, objective))
+
+    def on_stage(self, stage, seconds):
+        self.stages.append(stage)
+
+    def on_result(self, result):
+        self.others.append(result.run_id)
+
+    def on_end(self, state, message=""):
+        self.others.append(state)
+
+
 def test_another_budget_measures_no_sensitivity_and_gives_the_same(storage):
-    stages = []
-    again = run(storage, "second", "avg_bits<=3", start_from="first", listener=seen_stages(stages))
+    stages, told = [], Told()
+    follow = {"listener": seen_stages(stages), "callbacks": [told]}
+    again = run(storage, "second", "avg_bits<=3", start_from="first", **follow)
+    trials = resolve_run("second", storage).load(codecs.SEARCH).trials
+    assert told.trials == [(trial.number, "divergence") for trial in trials]
+    assert told.others == [("second", ["avg_bits<=3"]), "second", "done"]
+    assert {"workers", "search", "evaluation", "export"} <= set(told.stages)
     assert not {"calibration", "rounding", "sensitivity"} & set(stages)
     assert {"search", "refinement"} <= set(stages)
     alone = run(storage, "alone", "avg_bits<=3")
