@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
@@ -133,21 +133,23 @@ def trained(recipe: Recipe, context: ProcessContext | None = None) -> Training:
 
 
 class RankSpy:
-    """A forward that writes down, on each rank, a hash of all parameters at every evaluation."""
+    """A forward of named batches that writes down, on each rank, a hash of all parameters at every evaluation.
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    Args:
+        file: what it writes to, but for the rank that ends its name.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = file
 
     def __call__(self, model: nn.Module, batch: Any) -> Any:
         if hasattr(model.head, "parametrizations") and not torch.is_grad_enabled():
-            from ray import train as ray_train
-
-            rank = ray_train.get_context().get_world_rank()
+            rank = distributed.get_rank() if distributed.is_initialized() else 0
             mark = float(sum(p.double().square().sum() for p in model.parameters()))
-            with Path(self.folder, f"rank{rank}").open("a") as file:
+            with Path(f"{self.file}{rank}").open("a") as file:
                 file.write(f"{mark!r}\n")
         # Only the plain model has its parts as attributes; a DDP wrapper does not.
-        return model.head(model.drop(model.second(model.norm(model.first(batch[0])).relu()).relu()))
+        return model.head(model.drop(model.second(model.norm(model.first(batch["x"])).relu()).relu()))
 
 
 class Deadly:

@@ -22,7 +22,7 @@ from raysearch.evaluation import training_batches
 from raysearch.training import fine_tune, load_checkpoint
 from tests.support import training_recipes
 from tests.support.patience import HANG_SECONDS, wait_until
-from tests.support.training_recipes import Deadly, Plain, RankSpy, blobs, make_recipe
+from tests.support.training_recipes import Deadly, Plain, RankSpy, accuracy, blobs, make_recipe
 
 pytestmark = [
     pytest.mark.ray,
@@ -51,21 +51,6 @@ def kill_a_driver(folder):
     return Path("/proc", (folder / "driver-killed").read_text())
 
 
-def test_two_workers_agree_and_finish(tmp_path):
-    validation = [blobs(64, 2), blobs(48, 3)]
-    recipe = make_recipe(epochs=2, num_workers=2, forward=RankSpy(str(tmp_path)), validation=validation)
-    result, saved = run(recipe, tmp_path / "runs")
-    ranks = [(tmp_path / f"rank{rank}").read_text().splitlines() for rank in range(2)]
-    assert ranks[0] == ranks[1]
-    assert len(set(ranks[0])) == 3
-    assert [entry.epoch for entry in result.history] == [-1, 0, 1]
-    assert result.history[-1].metrics["loss"] < result.history[0].metrics["loss"]
-    # The first is of the calibrated model, whose validation one process sums to the same bits.
-    alone, _ = run(make_recipe(epochs=1, steps=1, validation=validation))
-    assert result.history[0] == alone.history[0]
-    load_checkpoint(recipe.build(), saved[result.checkpoint])
-
-
 class Normed(Plain):
     """With BatchNorm, and nothing random."""
 
@@ -74,12 +59,12 @@ class Normed(Plain):
         self.norm = nn.BatchNorm1d(12)
 
 
-def by_name(model, batch):
-    return model(batch["x"])
-
-
 def named_loss(outputs, batch):
     return F.cross_entropy(outputs, batch["y"])
+
+
+def named_accuracy(outputs, batch):
+    return accuracy(outputs, (batch["x"], batch["y"]))
 
 
 def parquet(folder, num_rows):
@@ -94,15 +79,24 @@ def parquet(folder, num_rows):
     return ray.data.read_parquet(str(folder))
 
 
-def test_two_workers_that_stream_parquet_files_step_as_one(tmp_path):
+def test_two_workers_stream_parquet_files_agree_and_step_as_one(tmp_path):
     data = parquet(tmp_path / "rows", 190)
-    x, y = blobs(128, 2)
-    settings = {"kind": Normed, "epochs": 1, "global_batch_size": 32, "sync_batch_norm": True}
-    fields = {"train": data, "validation": [{"x": x, "y": y}], "forward": by_name, "loss": named_loss}
-    fields["metrics"] = {}
-    alone, _ = run(make_recipe(**settings, **fields))
-    together, _ = run(make_recipe(num_workers=2, **settings, **fields), tmp_path / "run")
+    validation = [dict(zip("xy", blobs(64, 2), strict=True)), dict(zip("xy", blobs(48, 3), strict=True))]
+    settings = {"kind": Normed, "epochs": 2, "global_batch_size": 32, "sync_batch_norm": True}
+    fields = {"train": data, "validation": validation, "loss": named_loss}
+    fields["metrics"] = {"accuracy": named_accuracy}
+    alone, _ = run(make_recipe(**settings, **fields, forward=RankSpy(str(tmp_path / "alone"))))
+    recipe = make_recipe(num_workers=2, **settings, **fields, forward=RankSpy(str(tmp_path / "rank")))
+    together, saved = run(recipe, tmp_path / "run")
+    ranks = [(tmp_path / f"rank{rank}").read_text().splitlines() for rank in range(2)]
+    assert ranks[0] == ranks[1]
+    assert len(set(ranks[0])) == 3
+    assert [entry.epoch for entry in together.history] == [-1, 0, 1]
+    assert together.history[-1].metrics["loss"] < together.history[0].metrics["loss"]
+    # The first is of the calibrated model, whose validation one process sums to the same bits.
+    assert together.history[0] == alone.history[0]
     assert together.history[1].metrics == pytest.approx(alone.history[1].metrics, rel=1e-3)
+    load_checkpoint(recipe.build(), saved[together.checkpoint])
     # Every row once, in steps of the same rows whatever the number of workers.
     steps = {1: [], 2: []}
     for world, rows_of_steps in steps.items():
