@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import length_hint
@@ -240,8 +241,7 @@ def as_batches(data: Any, size: int, name: str) -> Iterable[Batch]:
     if is_map_style(data):
         return DataLoader(data, batch_size=size, shuffle=False)
     if is_ray_data(data):
-        batches: Iterable[Batch] = in_row_order(data).iter_torch_batches(batch_size=size)
-        return batches
+        return RayBatches(data, batch_size=size)
     if isinstance(data, Iterable):
         return data
     raise DataError(
@@ -255,10 +255,29 @@ def is_ray_data(data: Any) -> bool:
     return type(data).__module__.startswith("ray.data.") and hasattr(data, "iter_torch_batches")
 
 
-def in_row_order(data: Any) -> Any:
-    """A data set of Ray Data, whose blocks come in their order from here on, whenever they are read."""
-    data.context.execution_options.preserve_order = True
-    return data
+class RayBatches:
+    """Batches of a data set of Ray Data, whose blocks come in their order, in memory that may be written.
+
+    Args:
+        data: of Ray Data.
+        options: of its `iter_torch_batches`.
+    """
+
+    def __init__(self, data: Any, **options: Any) -> None:
+        self._data = data
+        self._options = options
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._data.context.execution_options.preserve_order = True
+        batches = iter(self._data.iter_torch_batches(**self._options))
+        while True:
+            with warnings.catch_warnings():
+                # Blocks lie in the memory that Ray's processes share; a copy is handed out.
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield own_batch(batch)
 
 
 def is_map_style(data: Any) -> bool:

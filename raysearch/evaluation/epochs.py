@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from raysearch.errors import DataError
 from raysearch.evaluation.batches import (
     Batch,
+    RayBatches,
     as_batches,
     batch_size,
-    in_row_order,
     is_map_style,
     is_ray_data,
     join,
@@ -206,7 +206,8 @@ class Stream:
         """The samples of each step, over all ranks."""
         step_size = self._share * self._world
         earlier: Batch | None = None
-        for batch in in_row_order(self._data).iter_torch_batches(
+        for batch in RayBatches(
+            self._data,
             batch_size=step_size,
             local_shuffle_buffer_size=SHUFFLED_STEPS * step_size,
             local_shuffle_seed=seed,

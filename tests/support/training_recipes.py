@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -133,23 +134,40 @@ def trained(recipe: Recipe, context: ProcessContext | None = None) -> Training:
 
 
 class RankSpy:
-    """A forward of named batches that writes down, on each rank, a hash of all parameters at every evaluation.
+    """A forward of named batches that keeps, on each rank, the rows it trains on and the states it evaluates.
 
     Args:
-        file: what it writes to, but for the rank that ends its name.
+        folder: of its files.
     """
 
-    def __init__(self, file: str) -> None:
-        self.file = file
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
 
     def __call__(self, model: nn.Module, batch: Any) -> Any:
-        if hasattr(model.head, "parametrizations") and not torch.is_grad_enabled():
-            rank = distributed.get_rank() if distributed.is_initialized() else 0
-            mark = float(sum(p.double().square().sum() for p in model.parameters()))
-            with Path(f"{self.file}{rank}").open("a") as file:
-                file.write(f"{mark!r}\n")
+        is_quantized = hasattr(model.head, "parametrizations")
+        if torch.is_grad_enabled():
+            self._append("batches", batch["x"].tolist())
+        elif is_quantized:
+            self._append("states", float(sum(p.double().square().sum() for p in model.parameters())))
         # Only the plain model has its parts as attributes; a DDP wrapper does not.
         return model.head(model.drop(model.second(model.norm(model.first(batch["x"])).relu()).relu()))
+
+    def _append(self, kind: str, value: Any) -> None:
+        rank = distributed.get_rank() if distributed.is_initialized() else 0
+        with (self.folder / f"{kind}{rank}").open("a") as file:
+            file.write(json.dumps(value) + "\n")
+
+    def states(self, rank: int) -> list[float]:
+        """A hash of all parameters, at every evaluation of the quantized model."""
+        return self._lines("states", rank)
+
+    def batches(self, rank: int) -> list[list[list[float]]]:
+        """The rows of every training batch."""
+        return self._lines("batches", rank)
+
+    def _lines(self, kind: str, rank: int) -> list[Any]:
+        return [json.loads(line) for line in (self.folder / f"{kind}{rank}").read_text().splitlines()]
 
 
 class Deadly:

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from raysearch.artifacts import Storage
 from raysearch.cluster.shipping import register_by_value
-from raysearch.evaluation import training_batches
 from raysearch.training import fine_tune, load_checkpoint
 from tests.support import training_recipes
 from tests.support.patience import HANG_SECONDS, wait_until
@@ -85,28 +84,31 @@ def test_two_workers_stream_parquet_files_agree_and_step_as_one(tmp_path):
     settings = {"kind": Normed, "epochs": 2, "global_batch_size": 32, "sync_batch_norm": True}
     fields = {"train": data, "validation": validation, "loss": named_loss}
     fields["metrics"] = {"accuracy": named_accuracy}
-    alone, _ = run(make_recipe(**settings, **fields, forward=RankSpy(str(tmp_path / "alone"))))
-    recipe = make_recipe(num_workers=2, **settings, **fields, forward=RankSpy(str(tmp_path / "rank")))
+    spies = {1: RankSpy(tmp_path / "alone"), 2: RankSpy(tmp_path / "together")}
+    alone, _ = run(make_recipe(**settings, **fields, forward=spies[1]))
+    recipe = make_recipe(num_workers=2, **settings, **fields, forward=spies[2])
     together, saved = run(recipe, tmp_path / "run")
-    ranks = [(tmp_path / f"rank{rank}").read_text().splitlines() for rank in range(2)]
-    assert ranks[0] == ranks[1]
-    assert len(set(ranks[0])) == 3
+    states = [spies[2].states(rank) for rank in range(2)]
+    assert states[0] == states[1]
+    assert len(set(states[0])) == 3
     assert [entry.epoch for entry in together.history] == [-1, 0, 1]
     assert together.history[-1].metrics["loss"] < together.history[0].metrics["loss"]
     # The first is of the calibrated model, whose validation one process sums to the same bits.
     assert together.history[0] == alone.history[0]
     assert together.history[1].metrics == pytest.approx(alone.history[1].metrics, rel=1e-3)
     load_checkpoint(recipe.build(), saved[together.checkpoint])
-    # Every row once, in steps of the same rows whatever the number of workers.
+    # Every row once an epoch, in steps of the same rows whatever the number of workers.
     steps = {1: [], 2: []}
     for world, rows_of_steps in steps.items():
-        ranks = [training_batches(data, 32, 5, rank, world, 32 // world)(0) for rank in range(world)]
-        for turns in zip(*ranks, strict=True):
-            rows = [row for turn in turns for batch in turn for row in batch["x"].tolist()]
-            rows_of_steps.append(sorted(rows))
+        # Ranks of a group try one batch of two samples first.
+        tried = int(world > 1)
+        for batches in zip(*(spies[world].batches(rank)[tried:] for rank in range(world)), strict=True):
+            rows_of_steps.append(sorted(itertools.chain.from_iterable(batches)))
     assert steps[1] == steps[2]
-    assert [len(step) for step in steps[1]] == [32] * 5 + [30]
-    assert sorted(itertools.chain.from_iterable(steps[1])) == sorted(blobs(190, 1)[0].tolist())
+    assert [len(rows) for rows in steps[1]] == [32, 32, 32, 32, 32, 30] * 2
+    rows = sorted(blobs(190, 1)[0].tolist())
+    assert sorted(itertools.chain.from_iterable(steps[1][:6])) == rows
+    assert sorted(itertools.chain.from_iterable(steps[1][6:])) == rows
 
 
 # The last of the suite in its Ray: what Ray keeps of a killed driver is in nobody's way.
