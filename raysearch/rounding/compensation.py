@@ -59,6 +59,14 @@ class Grid:
         shares_gkm = squares_gdm.new_zeros((num_groups, self.scale_gkm.shape[1], num_rows))
         return shares_gkm.index_add_(1, self.group_of_d, squares_gdm)
 
+    def of_candidates(self, num_rows: int) -> list[Grid]:
+        """Each candidate's, of so many rows."""
+        parts = []
+        for part in self.tables():
+            every = part.expand(*part.shape[:2], self.scale_gkm.shape[2])
+            parts.append(torch.split(every, num_rows, 2))
+        return [Grid(scale, low, high, self.group_of_d) for scale, low, high in zip(*parts, strict=True)]
+
     def narrowed(self, num_rows: int, first: int, last: int) -> Grid:
         """Rows first … last−1 of every candidate, each of `num_rows` rows."""
         parts = []
@@ -149,7 +157,6 @@ def _solve_columns(
 ) -> tuple[Tensor, Tensor]:
     """Codes of columns that are in the order of rounding; what each misses takes the place of the columns."""
     num_columns = columns_gdm.shape[1]
-    tables = _ordered_tables(grids, factor.order_gd)
     left_gdm = torch.empty_like(columns_gdm)
     codes_gdm = torch.empty(columns_gdm.shape, dtype=torch.int16, device=columns_gdm.device)
     for start in range(0, num_columns, block_size):
@@ -158,10 +165,13 @@ def _solve_columns(
         for inner in range(start, stop, INNER_BLOCK):
             end = min(inner + INNER_BLOCK, stop)
             inner_gbm = _handed_on(block_gbm[:, inner - start : end - start], factor, left_gdm, start, inner)
+            # Of these columns alone: with scale groups those of all columns would be thrice the weights.
+            tables = _ordered_tables(grids, factor.order_gd[:, inner:end])
             for column in range(inner, end):
-                target_gm = inner_gbm[:, column - inner : column - inner + 1]
+                place = column - inner
+                target_gm = inner_gbm[:, place : place + 1]
                 target_gm = _handed_on(target_gm, factor, left_gdm, inner, column)[:, 0]
-                scale_gm, low_gm, high_gm = (table[:, min(column, table.shape[1] - 1)] for table in tables)
+                scale_gm, low_gm, high_gm = (table[:, min(place, table.shape[1] - 1)] for table in tables)
                 value_gm = torch.div(target_gm, scale_gm).round_().clamp_(low_gm, high_gm)
                 codes_gdm[:, column] = value_gm
                 value_gm.mul_(scale_gm)
@@ -180,7 +190,7 @@ def _handed_on(block_gbm: Tensor, factor: Factor, left_gdm: Tensor, first: int, 
 
 
 def _ordered_tables(grids: Sequence[Grid], order_gd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale, lowest and highest code of all rows for the columns in the order of rounding, [G, d or 1, M]."""
+    """Scale, lowest and highest code of all rows for columns in the order of rounding, [G, b or 1, M]."""
     tables = []
     for parts in zip(*(grid.tables() for grid in grids), strict=True):
         expanded = [_of_rows(part, grid) for part, grid in zip(parts, grids, strict=True)]

@@ -233,11 +233,14 @@ class _Search:
             return solve(rows_grd, grids, block.factor, self._settings.block_size)
         solutions = []
         for grid in grids:
-            rows_gmd = rows_grd.repeat(1, grid.scale_gkm.shape[2] // rows_grd.shape[1], 1)
-            codes_gmd = grid.nearest(rows_gmd)
-            missed_gmd = codes_gmd * grid.of_columns(grid.scale_gkm) - rows_gmd
-            shares_gkm = grid.shares(missed_gmd.square().transpose(1, 2))
-            solutions.append(Solution(codes_gmd.to(torch.int16), shares_gkm))
+            # One candidate at a time: they have no factor to share.
+            codes, errors = [], []
+            for each in grid.of_candidates(rows_grd.shape[1]):
+                codes_grd = each.nearest(rows_grd)
+                missed_grd = codes_grd * each.of_columns(each.scale_gkm) - rows_grd
+                codes.append(codes_grd.to(torch.int16))
+                errors.append(each.shares(missed_grd.square().transpose(1, 2)))
+            solutions.append(Solution(torch.cat(codes, 1), torch.cat(errors, 2)))
         return solutions
 
     def _grid(self, candidates: Sequence[_Candidate]) -> Grid:

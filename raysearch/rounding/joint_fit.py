@@ -14,8 +14,8 @@ from torch import Tensor
 from raysearch.rounding.problem import Block, Inputs
 from raysearch.rounding.sharing import Sharing
 
-FIT_BYTES = 2**27
-"""Products of columns that are made at once; more rows are done in turn, with the same results."""
+FIT_BYTES = 2**26
+"""What is held of the rows that are fitted at once; more rows are done in turn, with the same results."""
 
 RIDGE = 1e-6
 """Added to the diagonal of the normal equations, as a share of it, so that groups may act alike."""
@@ -33,7 +33,7 @@ def jointly_fitted_scale(
     is least where the normal equations hold. A scale that they would make 0 or negative stays, and so do all
     scales of a row that misses no less with the new ones, as they are stored.
 
-    Cost: 2·rows·d² flops and rows·K³/3; memory 8·K·(K + d) bytes a row, `FIT_BYTES` at most, or one row.
+    Cost: 2·rows·d² flops and rows·K³/3; memory 8·(5·K² + 4·d) bytes a row, `FIT_BYTES` at most, or one row.
 
     Args:
         codes_grd: codes less the zero point, float64.
@@ -52,11 +52,10 @@ def jointly_fitted_scale(
     after_gr = torch.zeros_like(before_gr)
     num_groups, _, num_columns = rows_grd.shape
     num_scales = start_grk.shape[2]
+    # The equations of a row as they are, scaled, factored, and what they are made of; and its columns.
+    bytes_a_row = 8 * num_groups * (5 * num_scales**2 + 4 * num_columns)
+    chunk = max(1, FIT_BYTES // bytes_a_row)
     for block in inputs.blocks:
-        bytes_a_row = 8 * num_scales * (num_columns + num_scales)
-        if block.factor is not None:
-            bytes_a_row = block.factor.bytes_a_fitted_row(num_scales)
-        chunk = max(1, FIT_BYTES // (num_groups * bytes_a_row))
         for first in range(block.first, block.last, chunk):
             part = slice(first, min(first + chunk, block.last))
             equations = _equations(codes_grd[:, part], rows_grd[:, part], block, sharing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -22,7 +23,14 @@ from raysearch.rounding.gptq import round_gptq
 from raysearch.rounding.guided_moments import observe_guided_moments
 from raysearch.rounding.nearest import round_nearest
 from raysearch.rounding.problem import Inputs, Problem, Target, gather_inputs
-from raysearch.rounding.row_slices import RowSlice, as_they_lie, cut_into_units, put_together, rows_by_block
+from raysearch.rounding.row_slices import (
+    RowSlice,
+    as_they_lie,
+    cut_into_units,
+    put_together,
+    round_in_pieces,
+    rows_by_block,
+)
 from raysearch.rounding.second_moments import (
     Moment,
     Moments,
@@ -84,7 +92,8 @@ def round_weights(
 
     Bytes: half a matrix of 8·d² (4·d² in float32) a distinct input and unit of shards, which the driver adds
     up as they come. A worker takes moments as `observe_moments` says, and rounds with one factor at a time:
-    six times 8·d², or in float32 once and a half 4·d², and about ten times the rows of its unit in float64.
+    six times 8·d², or in float32 once and a half 4·d², and about ten times the rows in float64, of which it
+    has a few in hand (`round_in_pieces`).
     So a process peaks at 3.0 GB for 14,336 inputs and 4,096 rows, at 1.4 GB for 4,096, its libraries included
     (benchmarks/results/rounding.md).
 
@@ -191,7 +200,10 @@ def round_unit(
             weight = replica.weight(name)
             every = Problem(work.points[name], weight, work.targets[name], inputs, num_samples, notes)
             problem = rows_by_block(rows.of(every))
-            rounded = round_gptq(problem, work.settings) if needs_inputs else round_nearest(problem)
+            if needs_inputs:
+                rounded = round_in_pieces(rows, problem, partial(round_gptq, settings=work.settings))
+            else:
+                rounded = round_nearest(problem)
             order_r = None if inputs is None else inputs.order_r
             for scheme, value in rounded.items():
                 weights[name, scheme] = as_they_lie(value, order_r)

@@ -5,7 +5,7 @@ G  groups of rows that read different inputs    d  inputs of a row
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -18,6 +18,7 @@ import torch
 from raysearch.records import QuantizationPoint
 from raysearch.records.granularity import Granularity
 from raysearch.records.rounding import RoundedWeight
+from raysearch.records.scheme import Scheme
 from raysearch.rounding.problem import Problem, Target, layout_of
 from raysearch.rounding.second_moments import Moment, Reader, dtype_of_moments
 
@@ -28,6 +29,9 @@ ROW_BYTES = 2**26
 
 TABLE_BYTES = 2**23
 """The same of a table of an embedding, whose rows need no factor: 2,730 rows of 384 inputs."""
+
+PIECE_BYTES = 2**23
+"""Rows that are rounded at once, as float64: what is held meanwhile is some ten times as much."""
 
 TABLE_INPUTS = 384
 """Inputs of a layer whose rows take as long as those of a table, where scales alone are searched."""
@@ -42,12 +46,14 @@ class RowSlice:
         axis: its dimension of rows.
         first: the first of them.
         last: the one behind the last; None: all rows.
+        is_divisible: whether each row can be rounded without the others.
     """
 
     name: str
     axis: int = 0
     first: int = 0
     last: int | None = None
+    is_divisible: bool = False
 
     def of(self, problem: Problem) -> Problem:
         """The part of a weight's problem."""
@@ -112,7 +118,7 @@ def cut_into_units(
         num_inputs = point.num_elements // rows
         is_table = all(reader.kind == "embedding" for reader, _ in parts)
         if axis is None or (dtype_of_moments(num_inputs) == torch.float64 and not is_table):
-            units[-1].append(RowSlice(point.id))
+            units[-1].append(RowSlice(point.id, axis or 0, is_divisible=axis is not None))
             continue
         most = max(1, (TABLE_BYTES if is_table else ROW_BYTES) // (8 * num_inputs))
         count = -(-rows // most)
@@ -121,8 +127,38 @@ def cut_into_units(
                 units.append([])
                 num_rows = 0
             num_rows += last - first
-            units[-1].append(RowSlice(point.id, axis, first, last if count > 1 else None))
+            end = last if count > 1 else None
+            units[-1].append(RowSlice(point.id, axis, first, end, is_divisible=True))
     return [tuple(unit) for unit in units]
+
+
+def round_in_pieces(
+    rows: RowSlice, problem: Problem, round_rows: Callable[[Problem], dict[Scheme, RoundedWeight]]
+) -> dict[Scheme, RoundedWeight]:
+    """Every scheme of some rows, `PIECE_BYTES` of them at a time, which share their inputs' factor.
+
+    No row depends on another, so the codes are those of all rows at once.
+
+    Args:
+        rows: which rows they are.
+        problem: the rows, in the order of their inputs' blocks.
+        round_rows: rounds a part of it.
+    """
+    num_rows = problem.point.shape[rows.axis]
+    count = min(num_rows, -(-8 * problem.point.num_elements // PIECE_BYTES))
+    if count < 2 or not rows.is_divisible:
+        return round_rows(problem)
+    parts: dict[Scheme, list[tuple[RowSlice, RoundedWeight]]] = {}
+    for first, last in pairwise(num_rows * index // count for index in range(count + 1)):
+        piece = RowSlice(rows.name, rows.axis, first, last)
+        for scheme, weight in round_rows(piece.of(problem)).items():
+            parts.setdefault(scheme, []).append((piece, weight))
+    together = {scheme: put_together(pieces) for scheme, pieces in parts.items()}
+    if problem.inputs is None:
+        return together
+    # Rows of other blocks read other inputs.
+    mean_moment = problem.inputs.mean_moment() / problem.num_samples
+    return {scheme: replace(weight, mean_moment=mean_moment) for scheme, weight in together.items()}
 
 
 def put_together(parts: Sequence[tuple[RowSlice, RoundedWeight]]) -> RoundedWeight:

@@ -106,6 +106,25 @@ def test_a_table_of_words_is_cut_and_keeps_its_codes(monkeypatch):
         assert rounded.error == pytest.approx(expected.error, rel=1e-12)
 
 
+@pytest.mark.parametrize("schemes", [WIDTHS, ("2g4", "3", "4g4a")])
+def test_rows_are_rounded_a_few_at_a_time_to_the_same_codes(schemes, monkeypatch):
+    small = problem(weight_schemes=schemes)
+    whole = round_all(small)
+    monkeypatch.setattr("raysearch.rounding.row_slices.PIECE_BYTES", 8 * 12 * 7)
+    pool = CountingPool(small[0])
+    pieces = round_all(small, lambda _: pool)
+    # No more units, since a unit's rows share their factor.
+    assert all(len(key) == 2 for key in pool.keys)
+    for key, rounded in pieces.weights.items():
+        expected = whole[key]
+        assert np.array_equal(rounded.codes, expected.codes)
+        assert np.array_equal(rounded.scale, expected.scale)
+        assert np.array_equal(rounded.zero_point, expected.zero_point)
+        assert rounded.mean_moment == expected.mean_moment
+        assert rounded.error == pytest.approx(expected.error, rel=1e-12)
+        assert rounded.error_nearest == pytest.approx(expected.error_nearest, rel=1e-12)
+
+
 def test_waves_give_the_same_bits(monkeypatch):
     small = problem()
     replica, setup, _ = small

@@ -94,10 +94,6 @@ class CompactFactor(Factor):
             result_grd[group] = values_dr.index_select(0, self.place_gd[group]).T
         return result_grd
 
-    def bytes_a_fitted_row(self, num_scales: int) -> int:
-        """See `Factor`."""
-        return 8 * (4 * self.order_gd.shape[1] + num_scales**2)
-
     def _columns(self, group: int, start: int, stop: int) -> Tensor:
         """H's columns start … stop−1 in the order of rounding, [d, b]."""
         buffer_dd = self.buffer_gdd[group]

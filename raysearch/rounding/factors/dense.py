@@ -56,10 +56,6 @@ class DenseFactor(Factor):
         back_gd = torch.argsort(order_gd, dim=1)
         return torch.take_along_dim(solved_gdr, back_gd[:, :, None], 1).transpose(1, 2)
 
-    def bytes_a_fitted_row(self, num_scales: int) -> int:
-        """See `Factor`."""
-        return 8 * num_scales * (self.order_gd.shape[1] + num_scales)
-
 
 def factorise(moments_gdd: Tensor, damping: float, *, act_order: bool = True) -> DenseFactor:
     """Damp, reorder and factor H.

@@ -60,7 +60,3 @@ class Factor(ABC):
     @abstractmethod
     def divided(self, rows_grd: Tensor) -> Tensor:
         """Rows times (H + diag(added))⁻¹."""
-
-    @abstractmethod
-    def bytes_a_fitted_row(self, num_scales: int) -> int:
-        """What the joint fit of a row's scales is reckoned to take, in every group."""
