@@ -15,6 +15,7 @@ from raysearch.records import (
     QuantizerGroup,
     QuantizerRange,
     QuantizerSetup,
+    QuantizerSpec,
     RangeTable,
     Scheme,
     Site,
@@ -70,10 +71,19 @@ def setup_of(
             shape=tuple(shapes[name]),
             granularity=_point_granularity(part.quantizer),
             input_point=weight_inputs.get(name, ""),
+            spec=_spec_of(part.quantizer),
             scale_format=part.quantizer.scale_format,
         )
         groups[name] = QuantizerGroup(name, (name,), (part.quantizer.num_bits,))
     return QuantizerSetup(points, groups)
+
+
+def _spec_of(quantizer: Quantizer) -> QuantizerSpec | None:
+    """The kind of grid; None where it is the default of its kind."""
+    default = "symmetric" if quantizer.kind == "weight" else "asymmetric"
+    if quantizer.spec is None and quantizer.mode != default:
+        return QuantizerSpec(quantizer.mode)
+    return quantizer.spec
 
 
 def _point_granularity(quantizer: Quantizer) -> Granularity:
@@ -90,6 +100,9 @@ def ranges_of(quantizers: Mapping[str, Quantizer]) -> RangeTable:
     for name, quantizer in quantizers.items():
         scale = quantizer.effective_scale().detach().float().cpu().reshape(-1).numpy().copy()
         zero_point = quantizer.zero_points().cpu().reshape(-1).numpy().astype("int32")
-        value = QuantizerRange(scale, zero_point, bool(quantizer.signed))
+        minima = None
+        if quantizer.minimum is not None:
+            minima = quantizer.minimum.float().cpu().reshape(-1).numpy().copy()
+        value = QuantizerRange(scale, zero_point, bool(quantizer.signed), minimum=minima)
         ranges[name, Scheme(quantizer.num_bits)] = value
     return RangeTable(ranges)
