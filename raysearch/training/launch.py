@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -316,5 +317,5 @@ def _innermost(error: BaseException) -> str:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
     last = lines[-1].strip() if lines else repr(error)
-    # The last line of a traceback names the class with its module, which says nothing to a user.
-    return last.removeprefix(f"{TrainingError.__module__}.{TrainingError.__name__}: ")
+    # The last line of a traceback names the class with its module; of our own that says nothing to a user.
+    return re.sub(rf"^{re.escape(RaysearchError.__module__)}\.\w+: ", "", last)
