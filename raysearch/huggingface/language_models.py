@@ -26,7 +26,8 @@ PERPLEXITY = "perplexity"
 MASKED_SHARE = 0.15
 """Of a window's tokens so many are masked."""
 MAX_LOGITS = 2**26
-"""Logits of a shard: 256 MiB of them are held at once, in float32."""
+"""Logits that a forward of a shard makes: 256 MiB in float32. A run cuts shards to `SHARD_VALUES` of those
+that are judged, which of a masked model are few."""
 
 
 def causal_lm_task(
@@ -45,7 +46,7 @@ def causal_lm_task(
     judged by the KL divergence of next tokens to the float model, averaged over the positions of a window and
     over windows; perplexity is measured beside it, and standard errors take windows for independent. The
     model's cache is switched off in its configuration. The task's settings quantize weights alone, and let a
-    shard have at most 2²⁶ logits. There is no training data: for distillation,
+    shard have at most 2²⁶ logits; a run cuts it to 2²⁴. There is no training data: for distillation,
     `dataclasses.replace(task, train=task.calibration)`.
 
     Args:

@@ -141,6 +141,7 @@ class BlockwiseModel:
     def raw_outputs(self, replica: Replica, assignment: BitAssignment, data: DataSet, index: int) -> Any:
         """What the model gives under an assignment on one shard; arguments as those of `outputs`."""
         passage = self._entered(assignment, data, index)
+        # All blocks are run, those before the first change too: what others leave out is checked by this.
         passage.start = 0
         (hidden,) = self._through_blocks([passage], data, index)
         with self._quantized(OUTSIDE, passage.schemes):
