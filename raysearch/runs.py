@@ -77,11 +77,11 @@ def export_run(
     *,
     task: Task | str | None = None,
 ) -> ExportManifest:
-    """Export a trained run again, to other targets; see `SavedRun.export`.
+    """Export a trained run to further targets; see `SavedRun.export`.
 
     Args:
         run: see `load_run`.
-        targets: the targets to write.
+        targets: the targets to add.
         storage: see `load_run`.
         task: the task of the run; default: the one it names.
     """

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from raysearch.artifacts import RunStore, codecs, copy_run, current_status, resolve_run
 from raysearch.artifacts.run_record import STARTED
 from raysearch.config import SearchConfig, load_config
 from raysearch.determinism import pinned_threads, plain_modes, process_as_found, seeded
 from raysearch.errors import RunError, StorageError, TaskError
-from raysearch.export import verify_folder
+from raysearch.export import TARGETS, load_model, verify_folder
 from raysearch.export.check_folder import FolderCheck
 from raysearch.pipeline.finalists import load_chosen
 from raysearch.pipeline.inputs import Inputs, check_inputs
@@ -240,10 +242,10 @@ class SavedRun(RunViews):
         return path
 
     def export(self, targets: Sequence[str], *, task: Task | str | None = None) -> ExportManifest:
-        """Export a trained run again, to other targets; the run's model folder is replaced.
+        """Export a trained run to further targets; those that it has are written again with them.
 
         Args:
-            targets: the targets to write.
+            targets: the targets to add.
             task: the task of the run; default: the one it names.
 
         Raises:
@@ -252,7 +254,8 @@ class SavedRun(RunViews):
             ExportError: a target could not be written or verified.
         """
         store = self._store
-        with self._inputs(task, {"export": {"targets": list(targets)}}) as inputs:
+        names = list(dict.fromkeys([*self._exported(), *targets]))
+        with self._inputs(task, {"export": {"targets": names}}) as inputs:
             assignment = load_chosen(store).assignment
             checkpoint = store.load_checkpoint(store.load(codecs.FINE_TUNE).checkpoint)
             stripped = strip_checkpoint(inputs, load_deployed(store), assignment, checkpoint)
@@ -260,6 +263,24 @@ class SavedRun(RunViews):
                 manifest = export(inputs, stripped, assignment, Path(folder), self.run_id)
                 store.save_model(Path(folder))
         return manifest
+
+    def _exported(self) -> list[str]:
+        """The targets that the model folder has."""
+        if not self._store.has(codecs.MANIFEST):
+            return []
+        paths = {file.path for file in self._store.load(codecs.MANIFEST).files}
+        return [name for name, target in TARGETS.items() if target.files[0] in paths]
+
+    def load_model(self) -> nn.Module:
+        """The exported model; see `raysearch.load_model`.
+
+        Raises:
+            StorageError: there is none yet, or its files are damaged.
+        """
+        if self._store.storage.is_local:
+            return load_model(self._store.storage.local_path("model"))
+        with tempfile.TemporaryDirectory() as folder:
+            return load_model(self.retrieve(Path(folder)) / "model")
 
     def verify(self, **options: Any) -> FolderCheck:
         """Check the files of the run's model by their hashes, and run every target in its runtime.

@@ -179,7 +179,7 @@ def export(
     task: Annotated[str | None, typer.Option(help="the run's task, if it moved")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a trained run again, to other targets."""
+    """Export a trained run to further targets, beside those that it has."""
     from raysearch.saved_run import load_run
 
     with command(as_json) as show:

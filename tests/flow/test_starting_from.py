@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 import raysearch
 from raysearch.artifacts import codecs, resolve_run
@@ -158,3 +159,12 @@ def test_the_driver_log_is_shown_without_a_cluster(storage):
     assert "running, search" in messages
     assert any(message.startswith("search took ") for message in messages)
     assert messages[-1] == "done"
+
+
+def test_an_export_adds_a_target_and_removes_none(storage):
+    saved = raysearch.load_run("first", storage)
+    before = saved.load_model()
+    manifest = saved.export(["pt2"])
+    assert {check.target for check in manifest.checks} == {"packed", "pt2"}
+    example = toy_task.make_task().example_inputs
+    assert torch.equal(saved.load_model()(*example), before(*example))
