@@ -89,7 +89,11 @@ is useful work at normal speed / (workers · time to the last answer), start-up 
 ![efficiency over workers](scaling.png)
 
 With short units the run itself is short: {per_worker} units of 1 s take {per_worker} s, and the start-up of
-30–90 s is most of what is lost. The same without any start-up, deaths and slow nodes as before:
+30–90 s is nearly all of what is lost. A worker that is ready after 60 s and then never pauses is at
+200/260 = 77% too, so no other way of handing out units could give 80% there; 240 units a worker could, or
+workers that are ready after 50 s. Their processes are therefore started while the run is still tried out
+(`warm_up` in `raysearch/cluster/nodes.py`), which is not in the model. The same without any start-up, deaths
+and slow nodes as before:
 
 {warm_curves}
 """

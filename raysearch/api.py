@@ -27,7 +27,7 @@ from raysearch.errors import ConfigError
 from raysearch.pipeline.fingerprints import versions
 from raysearch.pipeline.inputs import Inputs, check_inputs, place_task
 from raysearch.pipeline.pipeline import Pipeline
-from raysearch.pipeline.pools import joined_cluster, pool_session
+from raysearch.pipeline.pools import get_ready, joined_cluster, pool_session
 from raysearch.pipeline.preflight import preflight
 from raysearch.pipeline.preflight.cluster import check_cluster
 from raysearch.pipeline.preflight.training import trains
@@ -131,7 +131,8 @@ def run(
             with before.step("task"):
                 loaded = load_task(task)
             settings = with_defaults(settings, loaded.settings)
-            if machines.enter_context(joined_cluster(settings.cluster, address)):
+            joined = machines.enter_context(joined_cluster(settings.cluster, address))
+            if joined is not None:
                 with before.step("cluster"):
                     told = check_cluster(loaded, settings, Storage(storage))
             # The task's file may have set modes of its own.
@@ -148,6 +149,7 @@ def run(
                     source.check(started | settings.fixed(), inputs, FOLLOW_DEVICE)
                 graphs = None
                 if not resume:
+                    get_ready(settings, joined)
                     with before.step("preflight"):
                         graphs = preflight(inputs, partial(before.tell, "preflight"))
         if resume:

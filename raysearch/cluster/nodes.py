@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysearch.cluster.fleet import FleetSettings
 from raysearch.cluster.shipping import Shipment, dumps, loads
 from raysearch.cluster.versions import as_text, differences, versions_here
 from raysearch.errors import PoolError, RaysearchError
@@ -89,6 +90,31 @@ def check_nodes(questions: Sequence[Question] = ()) -> str:
     for host, ref in answers:
         _judge(here, host, ref, questions)
     return f"{len(answers)} nodes asked; the driver has {as_text(here)}"
+
+
+def warm_up(settings: FleetSettings, has_gpus: bool) -> int:
+    """Start a process for each worker that there is room for, without waiting: its imports take seconds.
+
+    The fleet's workers take these processes. No more is asked for than is free, so nothing has to be taken
+    back where the run is refused meanwhile.
+
+    Args:
+        settings: of the fleet.
+        has_gpus: whether the cluster has GPUs, or may get some.
+
+    Returns:
+        How many were asked for.
+    """
+    each = {"CPU": settings.cpus_per_worker, "GPU": settings.num_gpus(has_gpus)}
+    free: Mapping[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    rooms = [int(free.get(name, 0.0) / amount) for name, amount in each.items() if amount]
+    count = min([settings.num_workers, *rooms])
+    ask: Any = ray.remote(
+        num_cpus=each["CPU"], num_gpus=each["GPU"], max_retries=0, scheduling_strategy="SPREAD"
+    )(answer)
+    for _ in range(count):
+        ask.remote(())
+    return count
 
 
 def _judge(here: Mapping[str, str], host: str, ref: Any, questions: Sequence[Question] = ()) -> None:

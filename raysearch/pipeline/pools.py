@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -20,6 +20,9 @@ from raysearch.config import ClusterConfig, Config
 from raysearch.errors import PoolError, StorageError
 from raysearch.evaluation import Replica
 from raysearch.pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from raysearch.cluster.session import RaySession
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +99,7 @@ class Fleet:
 
 
 @contextmanager
-def joined_cluster(cluster: ClusterConfig, address: str) -> Iterator[bool]:
+def joined_cluster(cluster: ClusterConfig, address: str) -> Iterator[RaySession | None]:
     """Join the cluster that a run will work on before anything is computed; nothing is done without one.
 
     `pool_session` finds it joined.
@@ -106,7 +109,7 @@ def joined_cluster(cluster: ClusterConfig, address: str) -> Iterator[bool]:
         address: see `pool_session`.
 
     Yields:
-        Whether there is one.
+        What was joined.
 
     Raises:
         ConfigError: the address cannot be read.
@@ -115,12 +118,32 @@ def joined_cluster(cluster: ClusterConfig, address: str) -> Iterator[bool]:
     # Ray may have been started by the caller; who has not imported it has not.
     is_running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     if cluster.workers == 0 or (address == "local" and not is_running):
-        yield False
+        yield None
         return
     from raysearch.cluster.session import ray_session
 
-    with ray_session(address, 0, num_train_workers=0):
-        yield True
+    with ray_session(address, 0, num_train_workers=0) as session:
+        yield session
+
+
+def get_ready(config: Config, session: RaySession | None) -> None:
+    """Let a cluster start processes for the workers while a run is tried out here; see `warm_up`.
+
+    Args:
+        config: the settings, with the number of workers in force.
+        session: what was joined, if anything.
+    """
+    if session is None or not config.cluster.num_workers:
+        return
+    from raysearch.cluster.nodes import warm_up
+
+    has_gpus = _has_gpus(session)
+    warm_up(config.settled(has_gpus).cluster, has_gpus)
+
+
+def _has_gpus(session: RaySession) -> bool:
+    """Whether workers can compute on GPUs, which a torch that was built without CUDA cannot anywhere."""
+    return session.may_have("GPU") and torch.version.cuda is not None
 
 
 @contextmanager
@@ -159,8 +182,7 @@ def pool_session(config: Config, address: str, trains: bool = False) -> Iterator
         num_train_workers=config.training.num_workers,
     ) as session:
         num_gpus = int(session.resources.get("GPU", 0))
-        # A torch that was built without CUDA cannot use them, whatever the machines have.
-        settled = config.settled(session.may_have("GPU") and torch.version.cuda is not None)
+        settled = config.settled(_has_gpus(session))
         settings = settled.cluster
         if session.is_embedded:
             settings = shared_gpus(settings, num_gpus)

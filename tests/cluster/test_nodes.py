@@ -4,6 +4,7 @@ import ray
 from raysearch.cluster import nodes
 from raysearch.cluster.nodes import Answer, Question
 from raysearch.cluster.versions import versions_here
+from raysearch.config import ClusterConfig
 from raysearch.errors import PoolError, TaskError
 
 
@@ -18,6 +19,10 @@ def test_nodes_with_other_versions_are_told_and_what_they_cannot_do_is_an_error(
         patch.setattr(ray, "nodes", list)
         assert "no node is there yet" in nodes.check_nodes([able])
     assert not caplog.text
+    room = int(ray.available_resources()["CPU"])
+    assert nodes.warm_up(ClusterConfig(workers=2), False) == 2
+    assert nodes.warm_up(ClusterConfig(workers=100, cpus_per_worker=3), False) <= room / 3
+    assert nodes.warm_up(ClusterConfig(workers=2, device="cuda"), True) == 0, "there is none to wait for"
     with pytest.raises(TaskError, match=r"^the node \S+ cannot fly: TypeError: .*arg.*\. Walk\.$"):
         nodes.check_nodes([able, Question(bool.from_bytes, "fly", "Walk.", TaskError)])
     nodes._judge(here | {"torch": "1.0"}, "host", ray.put(Answer(here)))
