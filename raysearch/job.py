@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from raysearch.artifacts import (
     DRIVER_LOG,
+    RunStore,
     Storage,
     codecs,
     current_status,
@@ -229,6 +230,8 @@ def submit(
     Raises:
         ConfigError: the storage cannot be reached from the cluster, a path is wrong, the working directory is
             too large or has links that lead out of it, or the settings are more than a command line holds.
+        StorageError: there is a run of this name, or none that could be resumed (where the storage is a
+            folder of this machine; in an object store the job finds it).
         BudgetError: the budget cannot be read.
         JobError: the cluster refuses the job or cannot be reached.
     """
@@ -243,6 +246,7 @@ def submit(
         parse_budgets(texts)
     name = valid_run_id(run_id) if run_id else new_run_id()
     location = _storage_uri(storage, address, shared_fs)
+    _check_run(RunStore(location, name), resume)
     folder, spec = _working_dir(task, working_dir)
     command = [python, "-m", "raysearch", "run", spec, "--storage", location, "--run-id", name]
     command += ["--address", "auto"]
@@ -262,6 +266,16 @@ def submit(
     variables = {CLIENT_VARIABLE: as_text(versions_here()), **(env_vars or {})}
     client.submit(JobRequest(command, name, job_id, folder, excludes, variables, pip))
     return Job(name, location, address, token_file, ca_file)
+
+
+def _check_run(store: RunStore, resume: bool) -> None:
+    """Refuse here what the job would refuse; the keys of an object store may be the nodes' alone."""
+    if not store.storage.is_local:
+        return
+    if resume:
+        store.open()
+    else:
+        store.check_vacant()
 
 
 def _check_length(command: Sequence[str]) -> None:

@@ -40,6 +40,7 @@ from raysearch.cli.options import (
     read_settings,
     task_of,
 )
+from raysearch.errors import ConfigError
 from raysearch.job import Job, check_reach
 from raysearch.job import submit as submit_run
 from raysearch.records import RunStatus
@@ -72,6 +73,10 @@ def submit(
     ] = [],
     python: Annotated[str, typer.Option(help="interpreter on the head that has raysearch")] = "python",
     pip: Annotated[list[str], typer.Option(help="requirement to install for the job")] = [],
+    env: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=VALUE", help="variable for the job, no secret: all can read it"),
+    ] = [],
     shared_fs: Annotated[
         bool, typer.Option("--shared-fs", help="all nodes share the storage folder")
     ] = False,
@@ -95,6 +100,7 @@ def submit(
             exclude=exclude,
             python=python,
             pip=pip,
+            env_vars=dict(map(_variable, env)),
             shared_fs=shared_fs,
             token_file=token_file,
             ca_file=ca_file,
@@ -104,6 +110,13 @@ def submit(
             {"run_id": job.run_id, "storage": job.storage, "address": job.address},
             lambda out: out.print(job.run_id),
         )
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise ConfigError(f"--env {text!r} sets no variable; write NAME=VALUE.")
+    return name, value
 
 
 @app.command()

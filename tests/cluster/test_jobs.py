@@ -46,7 +46,7 @@ def test_a_job_from_submission_to_the_end(ray_head, tmp_path, monkeypatch):
     assert client.find("run-1") == "run-1"
     text = "".join(client.follow_logs("run-1", poll_seconds=0.3))
     assert "['two words', '$HOME; false'] blue ['job.py', 'kept']" in text
-    assert "CPUs 2.0 False" in text
+    assert "CPUs 3.0 False" in text
     assert client.logs("run-1") == text
     state = client.newest_state("run-1")
     assert (state.status, state.is_final, state.exit_code) == ("FAILED", True, 3)
@@ -140,15 +140,22 @@ def test_a_certificate_is_checked_by_the_authority_that_is_named(tmp_path, monke
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_cluster_is_joined_by_its_address(ray_head, tmp_path):
+def test_a_cluster_is_joined_by_its_address_and_two_workers_share_a_gpu(ray_head, tmp_path):
     code = (
         "import os\n"
+        "from raysearch.cluster.ray_pool import RayPool\n"
         "from raysearch.cluster.session import ray_session\n"
+        "from raysearch.config import ClusterConfig\n"
         "from raysearch.errors import PoolError\n"
+        "from tests.support.pool_units import meet_workers\n"
+        "half = ClusterConfig(workers=2, gpus_per_worker=0.5, device='cuda')\n"
         "for token in ('', 'wrong', os.environ.pop('RIGHT')):\n"
         "    os.environ['RAYSEARCH_TOKEN'] = token\n"
         "    try:\n"
-        f"        with ray_session('127.0.0.1:{ray_head.port}') as session: print(session.resources['CPU'])\n"
+        f"        with ray_session('127.0.0.1:{ray_head.port}') as session:\n"
+        "            workers = meet_workers(RayPool(None, half), 2)\n"
+        "            print(session.resources['CPU'], len({int(worker['pid']) for worker in workers}),"
+        " {str(worker['gpus']) for worker in workers})\n"
         "    except PoolError as error: print(error)\n"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
@@ -159,7 +166,7 @@ def test_a_cluster_is_joined_by_its_address(ray_head, tmp_path):
     missing, wrong, joined = done.stdout.splitlines()
     assert "wants a token, and none was found" in missing
     assert "refuses the token that was found" in wrong
-    assert joined == "2.0", done.stderr
+    assert joined == "3.0 2 {'0'}", done.stderr
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "auto", "local", "", "http://", "file:///tmp"])

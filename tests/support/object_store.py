@@ -4,6 +4,7 @@ import contextlib
 import threading
 import urllib.request
 from collections import Counter
+from functools import partial
 
 import pytest
 
@@ -38,9 +39,9 @@ class ObjectStore:
         self.failures = 0
         self.refusal = "503 Slow Down"
         self._application = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=Silent)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
+        self._make_server = partial(make_server, threaded=True, request_handler=Silent)
+        self._port = 0
+        self.come_back()
         self.endpoint = f"127.0.0.1:{self._server.server_port}"
         bucket = urllib.request.Request(f"http://{self.endpoint}/bucket", method="PUT")
         urllib.request.urlopen(bucket).close()
@@ -50,7 +51,15 @@ class ObjectStore:
         """Of a folder in the bucket."""
         return f"s3://bucket/{path}?endpoint_override={self.endpoint}&scheme=http"
 
-    def close(self):
+    def come_back(self):
+        """Listen; what it holds is as it was."""
+        self._server = self._make_server("127.0.0.1", self._port, self._answer)
+        self._port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def go_away(self):
+        """Refuse connections."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -74,4 +83,4 @@ def started_store():
         try:
             yield store
         finally:
-            store.close()
+            store.go_away()

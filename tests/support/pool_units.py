@@ -85,19 +85,6 @@ def trace_with_trouble(
     return trace(model, scale, layer, low, high)
 
 
-def trace_on_nodes(model: nn.Module, folder: str, layer: str, low: int, high: int) -> dict[str, np.ndarray]:
-    """`trace`, of the first two units when both nodes have a unit, of later ones when a node was removed."""
-    from ray import get_runtime_context
-
-    node = get_runtime_context().get_node_id()
-    Path(folder, "nodes", node).touch()
-    if (layer, low) in (("layer0", 0), ("layer0", 2)):
-        wait_until(lambda: len(list(Path(folder, "nodes").iterdir())) == 2)
-    else:
-        wait_until(Path(folder, "removed").exists)
-    return trace(model, 1.0, layer, low, high)
-
-
 def hang(_: Any) -> dict[str, np.ndarray]:
     """A unit that never answers."""
     while True:

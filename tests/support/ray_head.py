@@ -1,4 +1,4 @@
-"""A real cluster of one node on this machine, as a user's cluster is: another process, a token."""
+"""A real cluster on this machine, as a user's cluster is: other processes, a token."""
 
 import contextlib
 import os
@@ -58,9 +58,59 @@ def processes_of(folder):
     return pids
 
 
+def ray_start(head, arguments, options, log):
+    """`ray start` as operators call it: the nodes have the token and the keys of the bucket."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
+    command += [*arguments, *(f"--{name}={value}" for name, value in options.items())]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    environment |= object_store.KEYS
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token_file)}
+    with log.open("w") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+
+
+@contextlib.contextmanager
+def second_node(head):
+    """A node with two CPUs beside the head's; what is yielded ends it as a power cut does."""
+    (agent_port,) = free_ports(1)
+    options = {
+        "address": f"127.0.0.1:{head.port}",
+        "node-ip-address": "127.0.0.1",
+        "dashboard-agent-listen-port": agent_port,
+        "num-cpus": 2,
+        "object-store-memory": 80 << 20,
+    }
+    before = set(processes_of(head.folder))
+    log = head.folder / "second"
+    process = ray_start(head, [], options, log)
+
+    def is_up():
+        assert process.poll() is None, log.read_text()
+        return "Ray runtime started" in log.read_text()
+
+    def lose():
+        # The raylet takes the workers along that it has.
+        for pid in [process.pid, *(set(processes_of(head.folder)) - before)]:
+            with contextlib.suppress(OSError):
+                if "raylet" in Path(f"/proc/{pid}/comm").read_text():
+                    os.kill(pid, signal.SIGKILL)
+
+    try:
+        wait_until(is_up)
+        yield lose
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 @contextlib.contextmanager
 def started_head():
-    """A cluster of one node that wants a token; `python` there is the one that runs the tests."""
+    """A cluster of one node that wants a token; `python` there is the one that runs the tests.
+
+    Ray takes a node's word for its GPU, so that its bookkeeping can be seen without one.
+    """
     port, dashboard_port, agent_port, client_port = free_ports(4)
     folder = Path(tempfile.mkdtemp(prefix="rj-", dir="/tmp"))
     head = Head(port, dashboard_port, folder)
@@ -71,25 +121,12 @@ def started_head():
         "dashboard-port": dashboard_port,
         "dashboard-agent-listen-port": agent_port,
         "ray-client-server-port": client_port,
-        "num-cpus": 2,
+        "num-cpus": 3,
+        "num-gpus": 1,
         "object-store-memory": 80 << 20,
         "temp-dir": folder / "ray",
     }
-    command = [
-        str(Path(sys.executable).with_name("ray")),
-        "start",
-        "--head",
-        "--block",
-        "--disable-usage-stats",
-    ]
-    command += [f"--{name}={value}" for name, value in options.items()]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-    # As operators do it: the nodes have the keys of the bucket, and no run carries them.
-    environment |= object_store.KEYS
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token_file)}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    process = ray_start(head, ["--head"], options, folder / "log")
 
     def is_up():
         assert process.poll() is None, (folder / "log").read_text()
