@@ -255,7 +255,9 @@
       const place = (offset, length) => Math.min(count - 1, Math.max(0, Math.floor((offset / length) * count)));
       const other = place(event.offsetX, canvas.clientWidth);
       const one = place(event.offsetY, canvas.clientHeight);
-      const names = one === other ? map.groups[one] : `${map.groups[one]} and ${map.groups[other]}`;
+      // A name that is written from right to left turns nothing but itself.
+      const apart = (name) => `\u2068${name}\u2069`;
+      const names = one === other ? apart(map.groups[one]) : `${apart(map.groups[one])} and ${apart(map.groups[other])}`;
       byId("interaction").textContent = `${names}: ${number(map.shares[one][other] * 100)} % of the predicted loss`;
     };
     const limits = map.num_groups > count ? ` The ${count} of ${map.num_groups} groups that take part in most of it.` : "";
