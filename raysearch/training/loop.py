@@ -20,7 +20,7 @@ from raysearch.seeding import derive_seed
 from raysearch.training.average import Average
 from raysearch.training.context import Context
 from raysearch.training.feed import Draws, drawn, in_one
-from raysearch.training.norms import synchronise
+from raysearch.training.norms import alone, synchronise
 from raysearch.training.objective import Objective
 from raysearch.training.optimizer import Optimizer
 from raysearch.training.phases import Phases
@@ -182,7 +182,11 @@ class Training:
         batches = itertools.chain.from_iterable(turns)
         samples = settings.batch_norm_samples
         try:
-            statistics = adapt_batch_norm(self.model, batches, self._recipe.forward, samples, cumulative=True)
+            # Ranks may have unequally many batches, and those of rank 0 alone are kept.
+            with alone(self.model):
+                statistics = adapt_batch_norm(
+                    self.model, batches, self._recipe.forward, samples, cumulative=True
+                )
         except DataError as error:
             # The data were finite in every step: it is the weights that are not.
             raise TrainingError(f"after step {self.progress.step}: {error} {ADVICE}") from error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -32,17 +35,29 @@ def synchronise(model: nn.Module, world: int) -> None:
         object.__setattr__(module, "forward", partial(_forward, module, module.forward))
 
 
-def _forward(module: _BatchNorm, alone: object, x: Tensor) -> Tensor:
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """With every BatchNorm by the samples of this rank, which then waits for no other."""
+    changed = [module for module in batch_norms(model) if "forward" in vars(module)]
+    forwards = [vars(module).pop("forward") for module in changed]
+    try:
+        yield
+    finally:
+        for module, forward in zip(changed, forwards, strict=True):
+            object.__setattr__(module, "forward", forward)
+
+
+def _forward(module: _BatchNorm, plain: object, x: Tensor) -> Tensor:
     """The normalised batch.
 
     Args:
         module: whose parameters and statistics are used.
-        alone: the module's own forward, for what needs no other rank.
+        plain: the module's own forward, for what needs no other rank.
         x: a batch, channels in dimension 1.
     """
     uses_batch = module.training or module.running_mean is None
     if not uses_batch:
-        result: Tensor = alone(x)  # type: ignore[operator]
+        result: Tensor = plain(x)  # type: ignore[operator]
         return result
     others = [dim for dim in range(x.ndim) if dim != 1]
     shape = [1, -1] + [1] * (x.ndim - 2)
@@ -60,7 +75,10 @@ def _forward(module: _BatchNorm, alone: object, x: Tensor) -> Tensor:
 
 def _summed(value: Tensor) -> Tensor:
     """The sum over all ranks, with its gradient."""
-    result: Tensor = collectives.all_reduce(value)  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        # torch tells of a later name of this function.
+        warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_reduce", FutureWarning)
+        result: Tensor = collectives.all_reduce(value)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from raysearch.artifacts import Storage
+from raysearch.calibration import adapt_batch_norm
 from raysearch.errors import ConfigError, TrainingError
 from raysearch.quantizer.quantizer import MinimumQuantizer
 from raysearch.records import QuantizerRange
 from raysearch.training.context import ProcessContext
 from raysearch.training.feed import Draws, drawn
 from raysearch.training.loop import Training
+from raysearch.training.norms import alone, synchronise
 from raysearch.training.objective import Objective
 from raysearch.training.phases import Phases
 from raysearch.training.progress import CheckpointFolder
@@ -176,3 +178,18 @@ def test_a_mixed_objective_is_the_weighted_sum():
     assert make_recipe(objective="mixed").monitor == "loss"
     with pytest.raises(ConfigError, match="'mixed', but the Task has no loss"):
         objective_of(batch, objective="mixed", loss=None)
+
+
+def test_statistics_are_taken_anew_without_waiting_for_other_ranks():
+    norm = torch.nn.BatchNorm1d(3)
+    model = torch.nn.Sequential(norm)
+    synchronise(model, world=2)
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    # There is no group: whatever waits for it is an error.
+    with pytest.raises(ValueError, match="process group"):
+        model(x)
+    with alone(model):
+        statistics = adapt_batch_norm(model, [x, x[:5]], num_samples=13, cumulative=True)
+    torch.testing.assert_close(statistics["0.running_mean"], (x.mean(0) + x[:5].mean(0)) / 2)
+    with pytest.raises(ValueError, match="process group"):
+        model(x)
