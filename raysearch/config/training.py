@@ -51,6 +51,9 @@ class TrainingConfig(Section):
         dampening: how strongly weights are drawn to the level that they round to, which keeps them from
             swinging between two; 1: in the middle between two levels by a whole learning rate. It rises from
             0 along a cosine.
+        oscillation_threshold: how often, as a share of steps, the level of a weight may turn back before the
+            weight is frozen where it is most; at the start four times as often, falling along a cosine; 0:
+            none is frozen.
         gradient_checkpointing: whether a repeated block keeps its input alone, and is run a second time in
             the backward pass: less memory for a third more time, and the same values.
         checkpoint_steps: steps between two checkpoints within an epoch; None: by time alone. There is one
@@ -87,6 +90,7 @@ class TrainingConfig(Section):
     scale_freeze_after: float = Field(1.0, ge=0, le=1)
     activations_after: float = Field(0.0, ge=0, lt=1)
     dampening: float = Field(0.0, ge=0)
+    oscillation_threshold: float = Field(0.0, ge=0, lt=1)
     gradient_checkpointing: bool = False
     checkpoint_steps: int | None = Field(None, ge=1)
     checkpoint_minutes: float = Field(10.0, gt=0)
@@ -176,5 +180,6 @@ LATER = (
     "scale_freeze_after",
     "activations_after",
     "dampening",
+    "oscillation_threshold",
 )
 """Settings that runs from before they existed lack."""

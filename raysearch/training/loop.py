@@ -23,7 +23,8 @@ from raysearch.training.feed import Draws, drawn, in_one
 from raysearch.training.norms import alone, synchronise
 from raysearch.training.objective import Objective
 from raysearch.training.optimizer import Optimizer
-from raysearch.training.phases import Phases
+from raysearch.training.oscillation import Oscillations
+from raysearch.training.phases import Phases, trained_weights
 from raysearch.training.progress import CALIBRATED, Progress
 from raysearch.training.recipe import Recipe
 from raysearch.training.schedule import Schedule
@@ -32,7 +33,7 @@ from raysearch.training.step import ADVICE, Step, Stepper
 from raysearch.training.trial_step import be_as_strict_as_possible, leaves_parameters_unused
 from raysearch.training.validation import validate
 
-_MODEL, _OPTIMIZER, _AVERAGE = "model", "optimizer", "average"
+_MODEL, _OPTIMIZER, _AVERAGE, _OSCILLATIONS = "model", "optimizer", "average", "oscillations"
 
 LAYOUT = ("batch_size", "global_batch_size", "num_workers")
 """Settings that say which samples a step sees."""
@@ -85,6 +86,7 @@ class Training:
         self.progress = Progress(settings=settings.fixed())
         self._average = Average(self.model, settings.ema_decay)
         self._phases = Phases(controller, settings)
+        self._oscillations = Oscillations(trained_weights(controller), settings.oscillation_threshold)
         self._resume()
         self._check_one_start()
         if settings.sync_batch_norm:
@@ -141,6 +143,7 @@ class Training:
         progress = self.progress
         steps = self._stepper.steps(self._turns(epoch), epoch, progress.step, progress.epoch_steps)
         for step in steps:
+            self._oscillations.freeze(self._schedule.share(progress.step))
             progress.step += 1
             progress.epoch_steps += 1
             self._average.update(progress.step)
@@ -243,6 +246,7 @@ class Training:
                 )
         tensors = _prefixed(_MODEL, state) | _prefixed(_OPTIMIZER, self._optimizer.tensors())
         tensors |= _prefixed(_AVERAGE, self._average.tensors())
+        tensors |= _prefixed(_OSCILLATIONS, self._oscillations.tensors())
         self._context.folder.save(self.progress, tensors)
 
     def _resume(self) -> None:
@@ -255,6 +259,7 @@ class Training:
         put_state(self.model, _below(_MODEL, tensors))
         self._optimizer.load(_below(_OPTIMIZER, tensors))
         self._average.load(_below(_AVERAGE, tensors))
+        self._oscillations.load(_below(_OSCILLATIONS, tensors))
         before = self.progress.settings
         difference = first_difference(before, settings)
         if difference is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,21 @@ from raysearch.hooks import float_weight
 from raysearch.quantizer import Quantizer
 from raysearch.quantizer.blocks import spread
 from raysearch.training.norms import batch_norms
+
+
+@dataclass(frozen=True)
+class TrainedWeight:
+    """A float weight that is quantized and trained.
+
+    Attributes:
+        name: of its quantizer.
+        weight: the parameter.
+        quantizer: that it goes through.
+    """
+
+    name: str
+    weight: Tensor
+    quantizer: Quantizer
 
 
 class Phases:
@@ -32,9 +48,9 @@ class Phases:
         self._scales = [parameter for quantizer in acting for parameter, _ in quantizer.learned()]
         # Those that the assignment leaves float are not among them.
         self._activations = [quantizer for quantizer in acting if quantizer.kind == "activation"]
-        self._dampened: list[tuple[Tensor, Quantizer]] = []
+        self._dampened: list[TrainedWeight] = []
         if settings.dampening:
-            self._dampened = _weights(controller)
+            self._dampened = trained_weights(controller)
 
     @staticmethod
     def leave_unused(settings: TrainingConfig) -> bool:
@@ -86,7 +102,8 @@ class Phases:
         strength = 0.5 * self._settings.dampening * (1 - math.cos(math.pi * share))
         if not strength:
             return
-        for weight, quantizer in self._dampened:
+        for own in self._dampened:
+            weight, quantizer = own.weight, own.quantizer
             form = quantizer.affine()
             scale = spread(form.scale, weight.shape, form.granularity)
             zero = spread(form.zero_point, weight.shape, form.granularity)
@@ -102,12 +119,12 @@ class Phases:
             quantizer.enabled = enabled
 
 
-def _weights(controller: QuantizationController) -> list[tuple[Tensor, Quantizer]]:
-    """The float weights that are quantized and trained, each with its quantizer."""
-    pairs: list[tuple[Tensor, Quantizer]] = []
+def trained_weights(controller: QuantizationController) -> list[TrainedWeight]:
+    """The float weights that are quantized and trained."""
+    weights: list[TrainedWeight] = []
     for name, point in controller.setup.of_kind("weight").items():
         quantizer = controller.all_quantizations[name]
         weight = float_weight(controller.model, point.sites[0])
         if quantizer.enabled and weight.requires_grad:
-            pairs.append((weight, quantizer))
-    return pairs
+            weights.append(TrainedWeight(name, weight, quantizer))
+    return weights

@@ -20,7 +20,7 @@ from raysearch.training.feed import Draws, drawn
 from raysearch.training.loop import Training
 from raysearch.training.norms import alone, synchronise
 from raysearch.training.objective import Objective
-from raysearch.training.phases import Phases
+from raysearch.training.phases import Phases, TrainedWeight
 from raysearch.training.progress import CheckpointFolder
 from raysearch.training.state import state_bytes
 from tests.support.training_recipes import Plain, Toy, blobs, cross_entropy, make_recipe, trained
@@ -139,7 +139,7 @@ def test_dampening_draws_a_weight_with_minima_to_its_levels():
     scale, minimum = np.array([0.25], np.float32), np.array([1], np.float32)
     quantizer.set_range(4, QuantizerRange(scale, np.zeros(1, np.int32), False, minimum=minimum))
     weight = torch.tensor([-3.0, -0.7, 2.3, 3.0])
-    phases._dampened = [(weight, quantizer)]
+    phases._dampened = [TrainedWeight("weight", weight, quantizer)]
     phases.dampen(share=1.0, rate=1e6)
     # Beyond the ends nothing is drawn.
     torch.testing.assert_close(weight, torch.tensor([-3.0, -0.75, 2.25, 3.0]))
