@@ -12,6 +12,7 @@ import argparse
 import datetime
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -41,7 +42,6 @@ PAGE = """\
 # Recipes of training, each beside the default
 
 {date}, {machine}, torch {torch}, one thread. Made by `python -m benchmarks.training`.
-
 The widths are a search's, the same for every recipe. The default of a column is what a run does: the task's
 loss (of a task without one: distillation), scales at 0.01 of their size, from the refined model. Each recipe
 changes what its name says. Cells: the mean over seeds, ± the standard deviation over seeds, and in brackets
@@ -113,6 +113,7 @@ WAYS = {
     "scales freeze at 3/4": Way({"scale_freeze_after": 0.75}),
     "dampening 0.1": Way({"dampening": 0.1}),
     "dampening 0.5": Way({"dampening": 0.5}),
+    "oscillations freeze at 0.01": Way({"oscillation_threshold": 0.01}),
     "statistics taken anew": Way({"batch_norm_samples": 1000}),
     "statistics freeze at 3/4": Way({"batch_norm_freeze_after": 0.75}),
     "activations from 1/4 on": Way({"activations_after": 0.25}),
@@ -153,11 +154,11 @@ def language() -> raysearch.Task:
 
 
 def tiny_lm_config() -> dict[str, Any]:
-    """Those of the example, distilling."""
+    """Those of the example, distilling for some minutes."""
     import tomllib
 
     config = tomllib.loads((ROOT / "examples" / "tiny_lm" / "settings.toml").read_text())
-    config["training"]["objective"] = "distill"
+    config["training"].update(objective="distill", epochs=0, steps=100)
     return config
 
 
@@ -175,8 +176,8 @@ PROBLEMS = {
         ("features of blocks",),
     ),
     "tiny_lm": Problem(
-        "examples/tiny_lm, a Llama of 1.8 million weights, 2 epochs; judged on unseen text. Its default is "
-        "distillation with scales at 0.0001",
+        "examples/tiny_lm, a Llama of 1.8 million weights, 100 steps of 8 windows; judged on unseen text. "
+        "Its default is distillation with scales at 0.0001",
         language,
         tiny_lm_config(),
         ("avg_bits<=3",),
@@ -197,6 +198,17 @@ PROBLEMS = {
         (2, 3),
     ),
 }
+
+
+def code_state() -> str:
+    """The last commit that changed the package, with a mark where the package is not as committed."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+    changed = git("status", "--porcelain", "--", "raysearch").strip()
+    commit = git("log", "-1", "--format=%h", "--", "raysearch").strip()
+    return f"{commit} with changes" if changed else commit
 
 
 class Trained:
@@ -277,6 +289,7 @@ class Trained:
             "last": result.history[-1].metrics,
             "judged": judge(inputs, model, batches).values,
             "seconds": seconds,
+            "commit": code_state(),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(piece))
@@ -288,6 +301,16 @@ class Trained:
         workers = WORKERS if self.name == "digits" else {}
         ways = {**WAYS, **own, **workers}
         return {name: way for name, way in ways.items() if name not in self.problem.without}
+
+    def budgets(self, way: Way | None) -> tuple[str, ...]:
+        """Those at which a recipe is trained: what is uniform is the same at each, so at the first alone."""
+        budgets = self.problem.budgets
+        return budgets if way is None or way.uniform is None else budgets[:1]
+
+    def commits(self) -> set[str]:
+        """Of the code that trained what is there."""
+        paths = sorted((self._folder / self.name).glob("*.json"))
+        return {json.loads(path.read_text()).get("commit", "a commit not kept") for path in paths}
 
     def pieces(self, budget: str, way: str) -> dict[int, dict[str, Any]]:
         """Seed → what is there."""
@@ -308,7 +331,15 @@ def table(trained: Trained) -> str:
         unit = f" × {factor:g}" if factor > 1 else ""
         heads.append(f"{budget}: {name}{unit}")
     rule = "|---" * (len(columns) + 1)
-    head = [f"## {problem.title}", "", f"| recipe | {' | '.join(heads)} |", f"{rule}|"]
+    commits = "; ".join(sorted(trained.commits()))
+    head = [
+        f"## {problem.title}",
+        "",
+        f"Trained by the code of: {commits}.",
+        "",
+        f"| recipe | {' | '.join(heads)} |",
+        f"{rule}|",
+    ]
     lines: list[str] = []
     for way in trained.ways():
         cells = [_cell(trained, way, *column) for column in columns]
@@ -365,7 +396,7 @@ def main() -> None:
         ways = trained.ways()
         for seed in range(options.seeds):
             for way in options.recipes or [way for way in ways if way not in WORKERS]:
-                for budget in trained.problem.budgets:
+                for budget in trained.budgets(ways.get(way)):
                     if way in ways and time.monotonic() - start < 60 * options.minutes:
                         trained.train(budget, way, ways[way], seed)
     tables = [table(Trained(name, options.pieces)) for name in PROBLEMS]
