@@ -42,6 +42,7 @@ from raysearch.records import (
     Trace,
     parse_budgets,
 )
+from raysearch.records.low_rank import MOST_DENSE, LowRank
 from raysearch.saved_run import load_run
 from raysearch.search import PlainEvaluator, TrialLog, search_assignment
 
@@ -49,6 +50,8 @@ RESULTS = Path(__file__).parent / "results" / "books.md"
 WIDTHS = (2, 3, 4, 8)
 BUDGET = "avg_bits<=4"
 NUM_FACTORS = 16
+NUM_COLUMNS = 2048
+"""Of the factor that is stored in place of K, such as 128 samples with 16 values each."""
 TRIAL_LAYERS = 24
 STEP_SECONDS = 400
 NUM_BEGUN = 128
@@ -69,11 +72,13 @@ def make_table(setup: QuantizerSetup) -> SensitivityTable:
     draw = np.random.default_rng(0)
     options = setup.options()
     errors = np.array([2.0**-scheme.num_bits for _, scheme in options])
-    factor = draw.standard_normal((len(options), NUM_FACTORS)) * errors[:, None]
-    gram = factor @ factor.T
+    num_factors = NUM_FACTORS if len(options) <= MOST_DENSE else NUM_COLUMNS
+    factor = draw.standard_normal((len(options), num_factors)) * errors[:, None]
+    own = np.einsum("qm,qm->q", factor, factor)
+    gram = factor @ factor.T if len(options) <= MOST_DENSE else LowRank(factor)
     effects = {}
     for index, (group, scheme) in enumerate(options):
-        half = 0.5 * float(gram[index, index])
+        half = 0.5 * float(own[index])
         effects[group, scheme] = OptionEffect(group, scheme, "weight", half, half, half, half)
     traces = {name: Trace(name, 1.0, 0.1, 0.1, 0.1, 4, 64, "ggn", True) for name in setup.points}
     return SensitivityTable(traces, effects, gram, "f" * 32, 0.0)

@@ -115,6 +115,8 @@ def check_responses(rows: Rows, device: str, case: Case) -> None:
     one, other = (
         measure_responses(case.setup, ranges, pool, len(case.batches), SensitivityConfig()) for pool in pools
     )
+    assert isinstance(one.gram, np.ndarray)
+    assert isinstance(other.gram, np.ndarray)
     rows.at_most(f"{case.name}: Gram matrix of responses, relative", relative(one.gram, other.gram), 1e-2)
     rows.at_most(f"{case.name}: divergences, relative", relative(one.divergence, other.divergence), 1e-2)
 
@@ -137,6 +139,7 @@ def everything(case: Case, pool: Pool) -> dict[str, bytes]:
     responses = measure_responses(
         case.setup, ranges, pool, len(case.batches), SensitivityConfig(option_chunk=4)
     )
+    assert isinstance(responses.gram, np.ndarray)
     results = {"ranges": ranges.to_bytes(), "responses": responses.gram.tobytes()}
     results["divergences"] = responses.divergence.tobytes()
     for estimator in ("ggn", "hutchinson"):

@@ -121,6 +121,7 @@ class DisturbedForm:
     """Half the table's quadratic form, bent and disturbed by fixed random factors: what gets 'measured'."""
 
     def __init__(self, table: SensitivityTable, disturbance: float) -> None:
+        assert isinstance(table.gram, np.ndarray)
         self._gram = table.gram
         self._rows = {option: row for row, option in enumerate(table.effects)}
         draws = np.random.default_rng(0).standard_normal(len(self._rows))

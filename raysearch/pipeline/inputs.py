@@ -13,7 +13,7 @@ from torch import nn
 from raysearch.blockwise import Chain
 from raysearch.calibration import choose_rules
 from raysearch.config import Config, SearchConfig
-from raysearch.errors import BudgetError, ConfigError, RaysearchError, TaskError
+from raysearch.errors import BudgetError, RaysearchError, TaskError
 from raysearch.evaluation import Batch, Objective
 from raysearch.evaluation.batches import is_changed, own_batch, tensors_of
 from raysearch.evaluation.calls.model_calls import (
@@ -47,7 +47,6 @@ from raysearch.records import (
     excesses,
     parse_budgets,
 )
-from raysearch.records.sensitivity import MOST_OPTIONS
 from raysearch.search import check_budgets, check_minimized
 from raysearch.simulation import CACHE_BYTES
 from raysearch.task import Task, private_task
@@ -197,13 +196,6 @@ def _check_setup(setup: QuantizerSetup, budgets: Sequence[Budget], config: Confi
     """What can be said of the settings once the quantizers are placed."""
     search = config.search
     check_budgets(budgets, setup)
-    num_options = len(setup.options())
-    if num_options > MOST_OPTIONS:
-        raise ConfigError(
-            f"the model has {num_options:,} options (the schemes of all groups), whose interactions would "
-            f"take {8 * num_options**2 / 2**30:.0f} GiB; at most {MOST_OPTIONS:,} are searched. Allow fewer "
-            "schemes (placement.weight_bit_widths, placement.weight_schemes), or pin layers (placement.pins)."
-        )
     for text in broken_promises(budgets, setup):
         warnings.warn(text, stacklevel=4)
     if search.minimized_kind is not None:

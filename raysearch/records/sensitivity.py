@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysearch.errors import PlacementError, StorageError
+from raysearch.records.low_rank import Gram, LowRank
 from raysearch.records.scheme import Scheme
 from raysearch.records.typed_tables import checked_table
 
-MOST_OPTIONS = 46_340
-"""K of more has more numbers than the lists of a table count; it would take 16 GiB."""
+FACTOR = "factor"
 
 Option = tuple[str, Scheme]
 """A group id and one of its schemes."""
@@ -95,7 +95,8 @@ class SensitivityTable:
         traces: quantizer id → trace, weights only; empty where none were measured.
         effects: option → effect, in the order of the setup's options.
         gram: K, shape [num_options, num_options], float64, symmetric and positive semi-definite;
-            K_qr = mean over samples of δ_qᵀ Λ δ_r, in the order of `effects`.
+            K_qr = mean over samples of δ_qᵀ Λ δ_r, in the order of `effects`. Of more than `MOST_DENSE`
+            options it is a factor, whose rows are those of K's Gram matrix.
         fingerprint: hash of the model, the data, the setup and the method.
         sketch_error: greatest relative standard error on the diagonal of K from projecting the outputs; 0
             where nothing was projected, NaN where it is not known (tables of earlier versions).
@@ -103,7 +104,7 @@ class SensitivityTable:
 
     traces: Mapping[str, Trace]
     effects: Mapping[Option, OptionEffect]
-    gram: npt.NDArray[np.float64]
+    gram: Gram
     fingerprint: str
     sketch_error: float = math.nan
 
@@ -128,12 +129,16 @@ class SensitivityTable:
         return rows.drop_columns(["second_moment"])
 
     def gram_table(self) -> pa.Table:
-        """One row an option: its group, width, and row of K as a list; the sketch's error as metadata."""
-        rows = _lists(self.gram)
+        """One row an option: its group, width, and row of K as a list; the sketch's error as metadata.
+
+        Of a factor its row stands there in place of that of K, and the metadata says so.
+        """
+        is_factor = isinstance(self.gram, LowRank)
+        rows = _lists(self.gram.factor if isinstance(self.gram, LowRank) else self.gram)
         names = [group for group, _ in self.effects]
         schemes = [effect.scheme for effect in self.effects.values()]
         widths = [scheme.num_bits for scheme in schemes]
-        metadata = {"sketch_error": repr(self.sketch_error)}
+        metadata = {"sketch_error": repr(self.sketch_error), **({"form": FACTOR} if is_factor else {})}
         table = pa.table({"group": names, "num_bits": widths, "gram": rows}, metadata=metadata)
         return _with_schemes(table, schemes)
 
@@ -184,13 +189,16 @@ def _fingerprint(table: pa.Table) -> str:
     return metadata[b"fingerprint"].decode()
 
 
-def _matrix(gram: pa.Table, options: Sequence[Option]) -> npt.NDArray[np.float64]:
-    """K of a table whose rows are of these options, as it lies in the table's memory.
+def _matrix(gram: pa.Table, options: Sequence[Option]) -> Gram:
+    """K of a table whose rows are of these options, or its factor, as it lies in the table's memory.
 
     Raises:
         ValueError: the rows are of other options, or not as many numbers as there are rows.
     """
     size = len(options)
+    form = (gram.schema.metadata or {}).get(b"form", b"").decode()
+    if form not in ("", FACTOR):
+        raise ValueError(f"responses.arrow has the form '{form:.20}', which this version does not know")
     schemes = gram.column("scheme" if "scheme" in gram.column_names else "num_bits").to_pylist()
     rows = list(zip(gram.column("group").to_pylist(), map(Scheme.of, schemes), strict=True))
     if rows != list(options) or len(set(rows)) != size:
@@ -198,12 +206,13 @@ def _matrix(gram: pa.Table, options: Sequence[Option]) -> npt.NDArray[np.float64
     column = gram.column("gram")
     lengths = set(pc.unique(pc.list_value_length(column)).to_pylist())
     chunks = [chunk.flatten() for chunk in column.chunks]
-    if lengths - {size} or any(chunk.null_count for chunk in chunks):
-        raise ValueError(f"rows of responses.arrow have {sorted(lengths)[:3]} numbers where {size} are due")
-    # One chunk is a view of the file; only a matrix of more than 46,000 options has several.
+    due = lengths if form and len(lengths) == 1 else {size}
+    if lengths - due or None in lengths or any(chunk.null_count for chunk in chunks):
+        raise ValueError(f"rows of responses.arrow have {list(lengths)[:3]} numbers where {size} are due")
+    # One chunk is a view of the file.
     parts = [chunk.to_numpy() for chunk in chunks] or [np.empty(0)]
     numbers: npt.NDArray[np.float64] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return numbers.reshape(size, size)
+    return LowRank(numbers.reshape(size, -1)) if form else numbers.reshape(size, size)
 
 
 def _lists(matrix: npt.NDArray[np.float64]) -> pa.ListArray:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from raysearch.records import BitAssignment, SensitivityTable
 from raysearch.records.costs.text import percent
+from raysearch.records.low_rank import among
 from raysearch.reporting.grids import Grid, Row
 
 MOST_GROUPS = 80
@@ -31,7 +32,7 @@ def pair_shares(table: SensitivityTable, assignment: BitAssignment) -> npt.NDArr
     """
     index = {option: row for row, option in enumerate(table.effects)}
     rows = [index[option] for option in assignment.schemes.items()]
-    gram: npt.NDArray[np.float64] = np.array(table.gram[rows][:, rows], np.float64)
+    gram: npt.NDArray[np.float64] = among(table.gram, rows)
     loss = gram.sum() / 2
     gram[np.diag_indices(len(rows))] /= 2
     return gram / loss if loss else np.zeros_like(gram)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from raysearch.records import (
     BitAssignment,
     CostModel,
@@ -17,6 +15,7 @@ from raysearch.records import (
     SensitivityTable,
     Trace,
 )
+from raysearch.records.low_rank import diagonal, entry, row_sums
 from raysearch.reporting.sensitivity_view import predicted_shares
 
 
@@ -116,8 +115,8 @@ class LaneMaker:
             self._loss_shares = predicted_shares(table, assignment)
             self._rows = {option: row for row, option in enumerate(table.effects)}
             chosen = [self._rows[option] for option in self._chosen.items()]
-            self._pull = table.gram[:, chosen].sum(axis=1)
-            self._own = np.diagonal(table.gram)
+            self._pull = row_sums(table.gram, chosen)
+            self._own = diagonal(table.gram)
 
     def lanes(self) -> list[Lane]:
         """One of each group, in graph order."""
@@ -183,6 +182,6 @@ class LaneMaker:
         if self._table is None:
             return Step(other, cost, None)
         q, r = self._rows[group.id, scheme], self._rows[group.id, other]
-        squares = self._own[q] + self._own[r] - 2 * self._table.gram[q, r]
+        squares = self._own[q] + self._own[r] - 2 * entry(self._table.gram, q, r)
         loss = self._pull[r] - self._pull[q] + squares / 2
         return Step(other, cost, float(loss))

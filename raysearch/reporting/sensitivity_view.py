@@ -16,6 +16,7 @@ from raysearch.records import (
     SensitivityTable,
 )
 from raysearch.records.costs.text import MISSING, number, percent
+from raysearch.records.low_rank import sums_among
 from raysearch.reporting.grids import Grid, Row
 
 
@@ -34,7 +35,7 @@ def predicted_shares(table: SensitivityTable, assignment: BitAssignment) -> dict
     """
     index = {option: row for row, option in enumerate(table.effects)}
     rows = [index[option] for option in assignment.schemes.items()]
-    parts = table.gram[rows][:, rows].sum(axis=1)
+    parts = sums_among(table.gram, rows)
     total = float(parts.sum())
     shares = parts / total if total else np.zeros(len(parts))
     return dict(zip(assignment.schemes, shares.tolist(), strict=True))

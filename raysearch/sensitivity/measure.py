@@ -11,6 +11,7 @@ from raysearch.config.estimators import NO_TRACES
 from raysearch.config.sensitivity import SensitivityConfig
 from raysearch.evaluation import DataSet
 from raysearch.records import OptionEffect, QuantizerSetup, RangeTable, Scheme, SensitivityTable, Trace
+from raysearch.records.low_rank import diagonal
 from raysearch.sensitivity.perturbation import measure_perturbations
 from raysearch.sensitivity.responses import measure_responses
 from raysearch.sensitivity.stopping import trace_warnings
@@ -68,6 +69,7 @@ def measure_sensitivity(
         cache_bytes=cache_bytes,
     )
     effects = {}
+    own = diagonal(responses.gram)
     for index, (group, scheme) in enumerate(setup.options()):
         weights = [point for point in setup.groups[group].points if (point, scheme) in perturbations]
         effects[group, scheme] = OptionEffect(
@@ -77,7 +79,7 @@ def measure_sensitivity(
             perturbation=sum(perturbations[point, scheme] for point in weights),
             omega=_omega(traces, perturbations, weights, scheme),
             second_moment=_second_moment(traces, ranges, weights, scheme),
-            response=0.5 * float(responses.gram[index, index]),
+            response=0.5 * float(own[index]),
             divergence=float(responses.divergence[index]),
         )
     return SensitivityTable(traces, effects, responses.gram, "", responses.sketch_error)

@@ -23,6 +23,7 @@ from raysearch.errors import ConfigError
 from raysearch.evaluation import DataSet, Replica, batch_size
 from raysearch.evaluation.outputs import values_per_sample
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
+from raysearch.records.low_rank import FACTOR_BYTES, MOST_DENSE, Gram, LowRank, diagonal
 from raysearch.sensitivity.rows import row_judge
 from raysearch.sensitivity.sketch import Sketch
 from raysearch.simulation import CACHE_BYTES, bits_of, simulated_model
@@ -36,22 +37,22 @@ class Responses:
     """The responses of all options.
 
     Attributes:
-        gram: K [num_options, num_options].
+        gram: K [num_options, num_options], or its factor.
         divergence: the measured divergence of each option alone [num_options].
         sketch_stderr: standard error of K_qq from the projection [num_options]; 0 where rows are exact. Of
             any K_qr it is at most √((2/k)·Σ_x ‖row_q‖²‖row_r‖²) / samples, k the sketch size.
     """
 
-    gram: npt.NDArray[np.float64]
+    gram: Gram
     divergence: npt.NDArray[np.float64]
     sketch_stderr: npt.NDArray[np.float64]
 
     @property
     def sketch_error(self) -> float:
         """The greatest relative standard error on the diagonal of K; 0 when nothing was projected."""
-        diagonal = np.diag(self.gram)
-        is_known = (diagonal > 0) & np.isfinite(self.sketch_stderr)
-        return float((self.sketch_stderr[is_known] / diagonal[is_known]).max(initial=0.0))
+        own = diagonal(self.gram)
+        is_known = (own > 0) & np.isfinite(self.sketch_stderr)
+        return float((self.sketch_stderr[is_known] / own[is_known]).max(initial=0.0))
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,10 @@ def units_of(
 
 
 class _Fold:
-    """Puts the rows of each shard together, and each complete shard into a Gram block."""
+    """Puts the rows of each shard together, and each complete shard into a Gram block.
+
+    Of more than `MOST_DENSE` options the rows themselves are kept: side by side they are K's factor.
+    """
 
     def __init__(self, num_options: int, num_shards: int) -> None:
         self._num_options = num_options
@@ -168,7 +172,10 @@ class _Fold:
         self._missing = dict.fromkeys(range(num_shards), num_options)
         self._alone = np.zeros((num_shards, num_options))
         self._variance = np.zeros((num_shards, num_options))
+        self._is_dense = num_options <= MOST_DENSE
         self._blocks: dict[int, npt.NDArray[np.float64]] = {}
+        self._gram = np.zeros((num_options, num_options) if self._is_dense else (0, 0))
+        self._num_summed = 0
         self._sizes = np.zeros(num_shards)
         self.has_differed = False
 
@@ -182,6 +189,8 @@ class _Fold:
         """
         part = value["weighted"]
         self.has_differed |= bool(value["differs"])
+        if not self._is_dense:
+            _check_factor(self._num_options, self._num_shards * part.shape[1] * part.shape[2])
         rows = self._rows.setdefault(shard, np.empty((self._num_options, *part.shape[1:])))
         hi = lo + len(part)
         rows[lo:hi] = part
@@ -191,21 +200,33 @@ class _Fold:
         if not self._missing[shard]:
             # By torch, whose threads the run pins, and not by numpy's BLAS, whose threads it does not.
             flat = torch.from_numpy(self._rows.pop(shard).reshape(self._num_options, -1))
-            self._blocks[shard] = (flat @ flat.T).numpy()
+            self._blocks[shard] = (flat @ flat.T).numpy() if self._is_dense else flat.numpy()
             self._sizes[shard] = rows.shape[1]
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Add the blocks whose turn it is, so that only those are kept that came before their turn."""
+        while self._is_dense and self._num_summed in self._blocks:
+            self._gram += self._blocks.pop(self._num_summed)
+            self._num_summed += 1
 
     def responses(self) -> Responses:
         """The sums over shards, in their order."""
         total = self._sizes.sum()
-        gram = np.zeros((self._num_options, self._num_options))
         divergence = np.zeros(self._num_options)
         variance = np.zeros(self._num_options)
         for shard in range(self._num_shards):
-            gram += self._blocks[shard]
             divergence += self._alone[shard]
             variance += self._variance[shard]
-        # A matrix product of A with Aᵀ is symmetric only up to rounding.
-        return Responses((gram + gram.T) / (2 * total), divergence / total, np.sqrt(variance) / total)
+        return Responses(self._sum(float(total)), divergence / total, np.sqrt(variance) / total)
+
+    def _sum(self, total: float) -> Gram:
+        if self._is_dense:
+            # A matrix product of A with Aᵀ is symmetric only up to rounding.
+            return (self._gram + self._gram.T) / (2 * total)
+        factor = np.concatenate([self._blocks.pop(shard) for shard in range(self._num_shards)], axis=1)
+        factor /= np.sqrt(total)
+        return LowRank(factor)
 
 
 def respond(
@@ -264,6 +285,17 @@ def respond(
         "variance": np.array(variances),
         "differs": np.array(float(differs)),
     }
+
+
+def _check_factor(num_options: int, num_columns: int) -> None:
+    needed = 8 * num_options * num_columns
+    if needed > FACTOR_BYTES:
+        raise ConfigError(
+            f"the responses of {num_options:,} options would take {needed / 2**30:.1f} GiB, with "
+            f"{num_columns:,} values each; at most {FACTOR_BYTES / 2**30:g} GiB are allowed where there are "
+            f"more than {MOST_DENSE:,} options. Lower sensitivity.sketch_size, response_shards there, or "
+            f"calibration.num_samples to {FACTOR_BYTES / needed:.0%} of what it is."
+        )
 
 
 def _check_rows(num_options: int, num_samples: int, size: int) -> None:

@@ -34,6 +34,7 @@ from raysearch.records import (
     trials_from_table,
     trials_to_table,
 )
+from raysearch.records.low_rank import LowRank
 from tests.support.small_records import (
     assignments,
     setups,
@@ -118,6 +119,14 @@ def test_sensitivity_table():
     assert list(again.effects.items()) == list(table.effects.items())
     assert np.array_equal(again.gram, table.gram)
     assert again.fingerprint == "mark"
+    rows = np.arange(3.0 * len(table.effects)).reshape(-1, 3)
+    factored = replace(table, gram=LowRank(rows))
+    again = SensitivityTable.from_tables(table.traces_table(), table.effects_table(), factored.gram_table())
+    assert isinstance(again.gram, LowRank)
+    assert np.array_equal(again.gram.factor, rows)
+    other = factored.gram_table().replace_schema_metadata({"form": "cube"})
+    with pytest.raises(StorageError, match="form 'cube', which this version"):
+        SensitivityTable.from_tables(table.traces_table(), table.effects_table(), other)
 
 
 def test_a_sensitivity_table_of_schemes():

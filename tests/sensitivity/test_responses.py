@@ -12,9 +12,12 @@ import torch
 from raysearch.cluster.pool import LocalPool
 from raysearch.config import SensitivityConfig
 from raysearch.controller import create_controller
+from raysearch.errors import ConfigError
 from raysearch.evaluation import DataSet
 from raysearch.records import BitAssignment
+from raysearch.records.low_rank import LowRank
 from raysearch.search import Race
+from raysearch.sensitivity import responses
 from raysearch.sensitivity.perturbation import measure_perturbations
 from raysearch.sensitivity.responses import Method, measure_responses, respond
 from raysearch.simulation import Judgement, MeasuredObjective
@@ -56,6 +59,21 @@ def test_gram_is_the_brute_force_form(case):
     assert (got.gram == got.gram.T).all()
     assert np.linalg.eigvalsh(got.gram).min() >= -1e-12 * got.gram.max()
     assert got.divergence == pytest.approx([mean_divergence(replica, model) for model in models], rel=1e-6)
+
+
+def test_of_many_options_the_rows_are_kept_as_a_factor(case, monkeypatch):
+    replica, setup, ranges = case
+    expected = measure_responses(setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=4))
+    monkeypatch.setattr(responses, "MOST_DENSE", 2)
+    got = measure_responses(setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=4))
+    assert isinstance(got.gram, LowRank)
+    product = got.gram.factor @ got.gram.factor.T
+    assert product == pytest.approx(expected.gram, rel=1e-12, abs=1e-12 * expected.gram.max())
+    assert (got.divergence == expected.divergence).all()
+    assert got.sketch_error == expected.sketch_error
+    monkeypatch.setattr(responses, "FACTOR_BYTES", 100)
+    with pytest.raises(ConfigError, match=r"more than 2 options. Lower sensitivity.sketch_size"):
+        measure_responses(setup, ranges, LocalPool(replica), 3, SensitivityConfig())
 
 
 def test_chunks_of_options_change_nothing(case):

@@ -23,6 +23,7 @@ import numpy as np
 from raysearch.config.search import SurrogateName
 from raysearch.errors import ConfigError, DataError, StorageError
 from raysearch.records import OptionEffect, Scheme, SensitivityTable
+from raysearch.records.low_rank import Gram, LowRank, diagonal
 from raysearch.search.problem.space import FloatArray, IntArray, OptionSpace
 
 _FIELDS = {
@@ -50,13 +51,13 @@ class Surrogate:
         name: one of `SURROGATES`.
         space: the options.
         option_costs: [L, B], additive cost of each option; 0 where padded. For `response` the diagonal.
-        gram: [P, P], K by flat index, 0 where padded; None when the score is additive.
+        gram: [P, P], K by flat index or its factor, 0 where padded; None when the score is additive.
     """
 
     name: str
     space: OptionSpace
     option_costs: FloatArray
-    gram: FloatArray | None = None
+    gram: Gram | None = None
 
     def predict(self, choices: IntArray) -> FloatArray:
         """Scores, shape [...], of choices [..., L].
@@ -68,6 +69,11 @@ class Surrogate:
             return additive
         flat = self.space.flat(choices).reshape(-1, choices.shape[-1])
         scores = np.empty(len(flat))
+        if isinstance(self.gram, LowRank):
+            for index, options in enumerate(flat):
+                total = self.gram.factor[options].sum(axis=0)
+                scores[index] = 0.5 * float(total @ total)
+            return scores.reshape(choices.shape[:-1])
         for start in range(0, len(flat), _AT_ONCE):
             piece = slice(start, start + _AT_ONCE)
             scores[piece] = self._quadratic(self.gram, flat[piece])
@@ -104,30 +110,35 @@ def make_surrogate(name: str, table: SensitivityTable, space: OptionSpace) -> Su
     gram = None
     if name == "response":
         gram = _by_flat_index(table, space)
-        costs = 0.5 * np.diag(gram).reshape(space.valid.shape).copy()
+        costs = 0.5 * diagonal(gram).reshape(space.valid.shape)
         if not _is_finite(gram):
             raise DataError("the responses hold values that are not finite; measure the sensitivity again.")
     return Surrogate(name, space, costs, gram)
 
 
-def _by_flat_index(table: SensitivityTable, space: OptionSpace) -> FloatArray:
-    """K by flat index, 0 where padded; the table's own memory where it is that already."""
+def _by_flat_index(table: SensitivityTable, space: OptionSpace) -> Gram:
+    """K by flat index, or its factor, 0 where padded; the table's own memory where it is that already."""
     options = space.setup.options()
     is_in_order = tuple(table.effects) == options
     if is_in_order and space.valid.all():
         return table.gram
-    gram = np.zeros((space.valid.size, space.valid.size))
     flat = np.flatnonzero(space.valid.ravel())
     order = {option: index for index, option in enumerate(table.effects)}
     rows = np.array([order[option] for option in options])
+    if isinstance(table.gram, LowRank):
+        factor = np.zeros((space.valid.size, table.gram.factor.shape[1]))
+        factor[flat] = table.gram.factor[rows]
+        return LowRank(factor)
+    gram = np.zeros((space.valid.size, space.valid.size))
     # Row by row: all at once would take the memory of K once more.
     for place, row in zip(flat, rows, strict=True):
         gram[place, flat] = table.gram[row, rows]
     return gram
 
 
-def _is_finite(gram: FloatArray) -> bool:
-    return all(bool(np.isfinite(row).all()) for row in gram)
+def _is_finite(gram: Gram) -> bool:
+    rows = gram.factor if isinstance(gram, LowRank) else gram
+    return all(bool(np.isfinite(row).all()) for row in rows)
 
 
 def _check_fisher(table: SensitivityTable) -> None:

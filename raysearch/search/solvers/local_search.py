@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raysearch.records.low_rank import LowRank
 from raysearch.search.problem.limits import Limit
 from raysearch.search.problem.space import FloatArray, IntArray
 from raysearch.search.problem.surrogates import Surrogate
 from raysearch.search.solvers.budget_solver import BudgetSolver
+from raysearch.search.solvers.low_rank import descend_low_rank
 
 MAX_MOVES = 2000
 
@@ -39,8 +41,12 @@ def descend(
         extra: additive costs [L, B] on top of a quadratic form.
 
     Returns:
-        Feasible choices [L] that no fitting move improves; ties go to the lowest index.
+        Feasible choices [L] that no fitting move improves; ties go to the lowest index. Of a factor in place
+        of K see `descend_low_rank`.
     """
+    if isinstance(surrogate.gram, LowRank):
+        linear = np.zeros(surrogate.space.valid.shape) if extra is None else extra
+        return descend_low_rank(surrogate.gram, surrogate.space, solver, start, linear)
     descent = _Descent(surrogate, solver, start, extra)
     for _ in range(MAX_MOVES):
         changes = descent.changes()
@@ -68,6 +74,7 @@ class _Descent:
         linear = np.zeros(space.valid.shape) if extra is None else extra
         num_options = space.valid.size
         gram = surrogate.gram
+        assert not isinstance(gram, LowRank)
         if gram is None:
             linear = linear + surrogate.option_costs
             gram = np.zeros((num_options, num_options))

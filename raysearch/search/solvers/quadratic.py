@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raysearch.records.low_rank import LowRank
 from raysearch.search.problem.solution import Solution
 from raysearch.search.problem.space import BoolArray, FloatArray, IntArray
 from raysearch.search.problem.surrogates import Surrogate
@@ -54,6 +55,8 @@ def solve_quadratic(
     """
     if surrogate.gram is None:
         return solver.exact(surrogate.option_costs)
+    if isinstance(surrogate.gram, LowRank):
+        return _solve_low_rank(surrogate, solver, starts)
     costs = surrogate.option_costs
     rng = np.random.default_rng(seed)
     all_starts = [solver.exact(costs).choices, *starts]
@@ -76,6 +79,15 @@ def solve_quadratic(
         value = branched.value
         bound = max(bound, branched.lower_bound)
     return Solution(best, value, min(bound, value))
+
+
+def _solve_low_rank(surrogate: Surrogate, solver: BudgetSolver, starts: Sequence[IntArray]) -> Solution:
+    """Descent from the best start alone, and the bound of a few additive problems: all is of many options."""
+    every = np.stack([solver.exact(surrogate.option_costs).choices, *starts])
+    first = every[int(np.argmin(surrogate.predict(every)))]
+    best = descend(surrogate, solver, first)
+    value = float(surrogate.predict(best))
+    return Solution(best, value, min(bound_convex(surrogate, solver, best), value))
 
 
 def bound_cross_terms(surrogate: Surrogate, solver: BudgetSolver) -> float:
@@ -106,12 +118,16 @@ def bound_convex(surrogate: Surrogate, solver: BudgetSolver, start: IntArray) ->
         solver: the limits.
         start: the first z, choices [L].
     """
-    gram, space = _gram(surrogate), surrogate.space
-    shift = max(0.0, -float(np.linalg.eigvalsh(gram)[0])) * (1 + 1e-9)
+    gram, space = surrogate.gram, surrogate.space
+    assert gram is not None
+    # F·Fᵀ has no negative eigenvalue.
+    least = 0.0 if isinstance(gram, LowRank) else float(np.linalg.eigvalsh(gram)[0])
+    shift = max(0.0, -least) * (1 + 1e-9)
     z = np.zeros(space.valid.size)
     z[space.flat(start)] = 1.0
     best = -np.inf
-    for _ in range(CONVEX_ROUNDS if solver.is_single else SLOW_ROUNDS):
+    is_fast = solver.is_single and not isinstance(gram, LowRank)
+    for _ in range(CONVEX_ROUNDS if is_fast else SLOW_ROUNDS):
         gradient = gram @ z + shift * z
         linear_optimum = solver.exact(gradient.reshape(space.valid.shape))
         curvature = float(z @ gradient)
@@ -178,6 +194,7 @@ def _branch(
 
 def _gram(surrogate: Surrogate) -> FloatArray:
     assert surrogate.gram is not None
+    assert not isinstance(surrogate.gram, LowRank)
     return surrogate.gram
 
 

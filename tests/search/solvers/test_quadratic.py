@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from raysearch.records import CostModel, parse_budgets
+from raysearch.records import CostModel, low_rank, parse_budgets
+from raysearch.records.low_rank import LowRank
 from raysearch.search import BudgetSolver, OptionSpace, make_limits, make_surrogate
+from raysearch.search.solvers.local_search import descend
 from raysearch.search.solvers.quadratic import bound_convex, bound_cross_terms, solve_quadratic
 from tests.support.search_problems import make_hardware_setup, make_setup, make_table
 
@@ -60,3 +64,35 @@ def test_an_indefinite_form_is_still_bounded():
     assert found.value == pytest.approx(values.min())
     assert bound_convex(form, solver, found.choices) <= values.min() + 1e-9
     assert bound_cross_terms(form, solver) <= values.min() + 1e-9
+
+
+@pytest.mark.parametrize("texts", [["avg_bits<=4"], ["avg_bits<=4.5", "bops<=40%"]])
+def test_a_factor_gives_what_its_matrix_gives(texts):
+    setup = make_setup(6, (2, 4, 8), (4, 8), 4)
+    surrogate, solver = problem(setup, texts, 4)
+    values, vectors = np.linalg.eigh(surrogate.gram)
+    factor = LowRank(vectors * np.sqrt(values.clip(0)))
+    form = replace(surrogate, gram=factor)
+    every = solver.feasible_choices(10**6)
+    exact = surrogate.predict(every)
+    assert form.predict(every) == pytest.approx(exact, rel=1e-9)
+    rows = [0, 3, 4]
+    for ask in (low_rank.row_sums, low_rank.sums_among, low_rank.among):
+        assert ask(factor, rows) == pytest.approx(ask(surrogate.gram, rows), abs=1e-9 * exact.max())
+    assert low_rank.entry(factor, 1, 2) == pytest.approx(surrogate.gram[1, 2])
+    assert low_rank.diagonal(factor) == pytest.approx(np.diag(surrogate.gram))
+    assert factor @ np.arange(factor.shape[0]) == pytest.approx(surrogate.gram @ np.arange(factor.shape[0]))
+    found = solve_quadratic(form, solver)
+    assert solver.is_feasible(found.choices)
+    assert found.lower_bound <= exact.min() * (1 + 1e-9)
+    assert exact.min() <= found.value * (1 + 1e-9)
+    additive = solver.exact(surrogate.option_costs).choices
+    assert found.value <= float(surrogate.predict(additive))
+    assert found.value <= 1.1 * exact.min()
+    # It never ends worse than it began, wherever that is, with costs beside the form too.
+    extra = 0.1 * form.option_costs
+    for start in every[:: max(1, len(every) // 20)]:
+        end = descend(form, solver, start, extra)
+        assert solver.is_feasible(end)
+        total = [float(form.predict(choices)) + form.space.total(extra, choices) for choices in (end, start)]
+        assert total[0] <= total[1] * (1 + 1e-9)
