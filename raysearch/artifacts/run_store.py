@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Collection, Mapping
@@ -18,6 +19,7 @@ from raysearch.artifacts.run_record import first_difference, read_run_record, ru
 from raysearch.artifacts.seals import SEALS_FILE, Seals
 from raysearch.artifacts.storage import Storage
 from raysearch.errors import DamagedFileError, StorageError
+from raysearch.records import ExportManifest
 
 T = TypeVar("T")
 
@@ -312,6 +314,21 @@ class RunStore:
         self.storage.delete_dir(name)
         if files and self._sealed:
             self._seals.forget(files)
+
+    def check_model(self, manifest: ExportManifest) -> None:
+        """Hash the files of the exported model.
+
+        Raises:
+            DamagedFileError: one is missing, or is not what the manifest lists.
+        """
+        for file in manifest.files:
+            name = f"model/{file.path}"
+            if not self.storage.exists(name):
+                raise DamagedFileError(f"{self.storage.shown(name)} is missing, and the manifest lists it.")
+            if hashlib.sha256(self.storage.read_bytes(name)).hexdigest() != file.sha256:
+                raise DamagedFileError(
+                    f"{self.storage.shown(name)} is damaged: the manifest has another hash."
+                )
 
     def save_model(self, folder: Path) -> None:
         """Copy the files of an export into `model/`, `manifest.json` last; what an older one left goes."""

@@ -219,7 +219,10 @@ class Pipeline:
         if not self.store.has(codec):
             return None
         try:
-            return self.store.load(codec)
+            record = self.store.load(codec)
+            if isinstance(record, ExportManifest):
+                self.store.check_model(record)
+            return record
         except DamagedFileError as error:
             self._set_aside(codec, error)
             return None

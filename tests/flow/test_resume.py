@@ -137,6 +137,17 @@ def test_a_damaged_state_of_training_is_set_aside_and_made_again(finished, tmp_p
     assert again.quantized_metrics == finished[1].quantized_metrics
 
 
+def test_a_damaged_file_of_the_model_is_exported_again(finished, tmp_path):
+    shutil.copytree(finished[0] / "run", tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    weights = tmp_path / "run" / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.warns(UserWarning, match=r"model\.safetensors is damaged"):
+        run(tmp_path, resume=True)
+    assert weights.read_bytes() == whole
+
+
 @pytest.mark.ray
 def test_two_actors_and_no_ray_give_the_same_tables(ray_cluster, finished, tmp_path):
     run(tmp_path, workers=2)
