@@ -125,12 +125,18 @@ def test_a_run_with_every_record_empty_goes_on_to_the_identical_result(finished,
     assert (tmp_path / "run" / "responses.arrow.damaged").exists()
 
 
+def flip_last_bit(path):
+    """Damage a file; its bytes before."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    return whole
+
+
 def test_a_damaged_state_of_training_is_set_aside_and_made_again(finished, tmp_path):
     shutil.copytree(finished[0] / "run", tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     checkpoint = tmp_path / "run" / "checkpoints" / "best.safetensors"
-    whole = checkpoint.read_bytes()
-    checkpoint.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    whole = flip_last_bit(checkpoint)
     with pytest.warns(UserWarning, match=r"best\.safetensors is damaged.*finetune\.json\.damaged"):
         again = run(tmp_path, resume=True)
     assert checkpoint.read_bytes() == whole
@@ -141,8 +147,7 @@ def test_a_damaged_file_of_the_model_is_exported_again(finished, tmp_path):
     shutil.copytree(finished[0] / "run", tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     weights = tmp_path / "run" / "model" / "model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    whole = flip_last_bit(weights)
     with pytest.warns(UserWarning, match=r"model\.safetensors is damaged"):
         run(tmp_path, resume=True)
     assert weights.read_bytes() == whole
