@@ -11,7 +11,10 @@ MOST_DENSE = 8192
 """Options whose K is kept whole, 512 MiB; of more its factor is."""
 
 FACTOR_BYTES = 2**31
-"""A factor takes no more."""
+"""A factor takes no more; where it would, K is kept whole."""
+
+MOST_OPTIONS = 46_340
+"""K of more has more numbers than the lists of a table count; it would take 16 GiB."""
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

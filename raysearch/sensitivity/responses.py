@@ -23,7 +23,7 @@ from raysearch.errors import ConfigError
 from raysearch.evaluation import DataSet, Replica, batch_size
 from raysearch.evaluation.outputs import values_per_sample
 from raysearch.records import BitAssignment, Option, QuantizerSetup, RangeTable
-from raysearch.records.low_rank import FACTOR_BYTES, MOST_DENSE, Gram, LowRank, diagonal
+from raysearch.records.low_rank import FACTOR_BYTES, MOST_DENSE, MOST_OPTIONS, Gram, LowRank, diagonal
 from raysearch.sensitivity.rows import row_judge
 from raysearch.sensitivity.sketch import Sketch
 from raysearch.simulation import CACHE_BYTES, bits_of, simulated_model
@@ -162,7 +162,8 @@ def units_of(
 class _Fold:
     """Puts the rows of each shard together, and each complete shard into a Gram block.
 
-    Of more than `MOST_DENSE` options the rows themselves are kept: side by side they are K's factor.
+    Of more than `MOST_DENSE` options the rows themselves are kept, unless they take more than `FACTOR_BYTES`:
+    side by side they are K's factor.
     """
 
     def __init__(self, num_options: int, num_shards: int) -> None:
@@ -172,9 +173,10 @@ class _Fold:
         self._missing = dict.fromkeys(range(num_shards), num_options)
         self._alone = np.zeros((num_shards, num_options))
         self._variance = np.zeros((num_shards, num_options))
-        self._is_dense = num_options <= MOST_DENSE
+        self._is_dense = True
         self._blocks: dict[int, npt.NDArray[np.float64]] = {}
-        self._gram = np.zeros((num_options, num_options) if self._is_dense else (0, 0))
+        # None until the first unit says how long rows are.
+        self._gram: npt.NDArray[np.float64] | None = None
         self._num_summed = 0
         self._sizes = np.zeros(num_shards)
         self.has_differed = False
@@ -189,8 +191,10 @@ class _Fold:
         """
         part = value["weighted"]
         self.has_differed |= bool(value["differs"])
-        if not self._is_dense:
-            _check_factor(self._num_options, self._num_shards * part.shape[1] * part.shape[2])
+        if self._gram is None:
+            self._is_dense = _is_dense(self._num_options, self._num_shards * part.shape[1] * part.shape[2])
+            size = self._num_options if self._is_dense else 0
+            self._gram = np.zeros((size, size))
         rows = self._rows.setdefault(shard, np.empty((self._num_options, *part.shape[1:])))
         hi = lo + len(part)
         rows[lo:hi] = part
@@ -206,6 +210,7 @@ class _Fold:
 
     def _sum_up(self) -> None:
         """Add the blocks whose turn it is, so that only those are kept that came before their turn."""
+        assert self._gram is not None
         while self._is_dense and self._num_summed in self._blocks:
             self._gram += self._blocks.pop(self._num_summed)
             self._num_summed += 1
@@ -221,6 +226,7 @@ class _Fold:
         return Responses(self._sum(float(total)), divergence / total, np.sqrt(variance) / total)
 
     def _sum(self, total: float) -> Gram:
+        assert self._gram is not None
         if self._is_dense:
             # A matrix product of A with Aᵀ is symmetric only up to rounding.
             return (self._gram + self._gram.T) / (2 * total)
@@ -287,15 +293,29 @@ def respond(
     }
 
 
-def _check_factor(num_options: int, num_columns: int) -> None:
+def _is_dense(num_options: int, num_columns: int) -> bool:
+    """Whether K itself is kept, and not its factor.
+
+    Args:
+        num_options: rows of either.
+        num_columns: of the factor.
+
+    Raises:
+        ConfigError: neither can be.
+    """
+    if num_options <= MOST_DENSE:
+        return True
     needed = 8 * num_options * num_columns
-    if needed > FACTOR_BYTES:
-        raise ConfigError(
-            f"the responses of {num_options:,} options would take {needed / 2**30:.1f} GiB, with "
-            f"{num_columns:,} values each; at most {FACTOR_BYTES / 2**30:g} GiB are allowed where there are "
-            f"more than {MOST_DENSE:,} options. Lower sensitivity.sketch_size, response_shards there, or "
-            f"calibration.num_samples to {FACTOR_BYTES / needed:.0%} of what it is."
-        )
+    if needed <= FACTOR_BYTES:
+        return False
+    if num_options <= MOST_OPTIONS:
+        return True
+    raise ConfigError(
+        f"the responses of {num_options:,} options would take {needed / 2**30:.1f} GiB, with "
+        f"{num_columns:,} values each; at most {FACTOR_BYTES / 2**30:g} GiB are allowed where there are "
+        f"more than {MOST_OPTIONS:,} options. Lower sensitivity.sketch_size, response_shards there, or "
+        f"calibration.num_samples to {FACTOR_BYTES / needed:.0%} of what it is."
+    )
 
 
 def _check_rows(num_options: int, num_samples: int, size: int) -> None:

@@ -61,7 +61,7 @@ def test_gram_is_the_brute_force_form(case):
     assert got.divergence == pytest.approx([mean_divergence(replica, model) for model in models], rel=1e-6)
 
 
-def test_of_many_options_the_rows_are_kept_as_a_factor(case, monkeypatch):
+def test_of_many_options_the_rows_are_kept_as_a_factor_where_it_is_small(case, monkeypatch):
     replica, setup, ranges = case
     expected = measure_responses(setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=4))
     monkeypatch.setattr(responses, "MOST_DENSE", 2)
@@ -72,6 +72,9 @@ def test_of_many_options_the_rows_are_kept_as_a_factor(case, monkeypatch):
     assert (got.divergence == expected.divergence).all()
     assert got.sketch_error == expected.sketch_error
     monkeypatch.setattr(responses, "FACTOR_BYTES", 100)
+    got = measure_responses(setup, ranges, LocalPool(replica), 3, SensitivityConfig(option_chunk=4))
+    assert (got.gram == expected.gram).all()
+    monkeypatch.setattr(responses, "MOST_OPTIONS", 2)
     with pytest.raises(ConfigError, match=r"more than 2 options. Lower sensitivity.sketch_size"):
         measure_responses(setup, ranges, LocalPool(replica), 3, SensitivityConfig())
 
