@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -58,6 +57,7 @@ from raysearch.search import (
 )
 from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task
+from raysearch.temporary import scratch_folder
 
 Location = str | os.PathLike[str]
 """A run id, a path or a URI."""
@@ -259,9 +259,9 @@ class SavedRun(RunViews):
             assignment = load_chosen(store).assignment
             checkpoint = store.load_checkpoint(store.load(codecs.FINE_TUNE).checkpoint)
             stripped = strip_checkpoint(inputs, load_deployed(store), assignment, checkpoint)
-            with tempfile.TemporaryDirectory() as folder:
-                manifest = export(inputs, stripped, assignment, Path(folder), self.run_id)
-                store.save_model(Path(folder))
+            with scratch_folder() as folder:
+                manifest = export(inputs, stripped, assignment, folder, self.run_id)
+                store.save_model(folder)
         return manifest
 
     def _exported(self) -> list[str]:
@@ -279,8 +279,8 @@ class SavedRun(RunViews):
         """
         if self._store.storage.is_local:
             return load_model(self._store.storage.local_path("model"))
-        with tempfile.TemporaryDirectory() as folder:
-            return load_model(self.retrieve(Path(folder)) / "model")
+        with scratch_folder() as folder:
+            return load_model(self.retrieve(folder) / "model")
 
     def verify(self, **options: Any) -> FolderCheck:
         """Check the files of the run's model by their hashes, and run every target in its runtime.
@@ -295,8 +295,8 @@ class SavedRun(RunViews):
         if self._store.storage.is_local:
             return verify_folder(self._store.storage.local_path("model"), **options)
         # The runtimes read files of this machine.
-        with tempfile.TemporaryDirectory() as folder:
-            return verify_folder(self.retrieve(Path(folder)) / "model", **options)
+        with scratch_folder() as folder:
+            return verify_folder(self.retrieve(folder) / "model", **options)
 
     def retrieve(self, to: Location) -> Path:
         """Copy a finished run to a local folder and verify every model file by its hash.

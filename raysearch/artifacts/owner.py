@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from raysearch.artifacts import codecs
 from raysearch.artifacts.codecs import Codec, object_codec
@@ -18,6 +17,7 @@ from raysearch.artifacts.outage import OUTAGE_SECONDS
 from raysearch.artifacts.run_store import RunStore
 from raysearch.errors import StorageError
 from raysearch.records import RunStatus
+from raysearch.temporary import machine, start_ticks
 
 BEAT_SECONDS = 10.0
 """How often a driver writes that it is alive."""
@@ -53,12 +53,12 @@ class Owner:
         """The calling process as an owner."""
         pid = os.getpid()
         token = secrets.token_hex(8)
-        return cls(socket.gethostname(), _machine(), pid, _start_ticks(pid), token, time.time())
+        return cls(socket.gethostname(), machine(), pid, start_ticks(pid), token, time.time())
 
     @property
     def is_here(self) -> bool:
         """Whether it runs, or ran, where its process can be looked up."""
-        return bool(self.machine) and self.machine == _machine()
+        return bool(self.machine) and self.machine == machine()
 
     def is_alive(self, now: float) -> bool:
         """Whether it still works on the run.
@@ -70,7 +70,7 @@ class Owner:
             now: Unix time.
         """
         if self.is_here:
-            return _start_ticks(self.pid) == self.started and self.started != 0
+            return start_ticks(self.pid) == self.started and self.started != 0
         return now - self.beat <= SILENCE_SECONDS
 
     def describe(self) -> str:
@@ -110,6 +110,8 @@ def owned(store: RunStore) -> Iterator[None]:
     beating = threading.Thread(target=_beat, args=(store, me, ended), daemon=True, name="raysearch-heartbeat")
     beating.start()
     try:
+        # What a driver before this one was killed in the middle of.
+        store.storage.clear_abandoned()
         yield
     finally:
         ended.set()
@@ -158,23 +160,3 @@ def _beat(store: RunStore, owner: Owner, ended: threading.Event) -> None:
         # Nothing depends on one beat: the next one may reach the storage again.
         with suppress(StorageError):
             storage.write_bytes(OWNER.files[0], data, durable=False)
-
-
-def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _start_ticks(pid: int) -> int:
-    """When a process started; 0 where there is none, or where the system does not tell."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return 0
-    # The second field is the program's name in brackets, which may hold anything.
-    fields = stat.rpartition(")")[2].split()
-    is_zombie = fields[0] == "Z"
-    return 0 if is_zombie else int(fields[19])

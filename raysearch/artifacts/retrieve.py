@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from raysearch.artifacts.run_store import RUN_FILE, RunStore, resolve_run
 from raysearch.artifacts.seals import MOST_SEALS_BYTES, SEALS_FILE
 from raysearch.errors import StorageError
 from raysearch.records import ExportedFile, RunStatus
+from raysearch.temporary import temporary_name
 
 MANIFEST = codecs.MANIFEST.files[0]
 
@@ -134,7 +134,7 @@ def _inside(target: Path, name: str) -> Path:
 
 def _write(target: Path, name: str, data: bytes | memoryview) -> None:
     path = _inside(target, name)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    partial = path.with_name(temporary_name(path.name))
     try:
         partial.write_bytes(data)
         os.replace(partial, path)
@@ -153,7 +153,7 @@ def _fetch(store: RunStore, target: Path, file: ExportedFile) -> None:
             f"{store.storage.shown(name)} is listed in {MANIFEST} and missing. Export the model again with "
             f"`raysearch export {store.run_id}`."
         )
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    partial = path.with_name(temporary_name(path.name))
     digest = hashlib.sha256()
     size = 0
     try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
@@ -16,6 +16,7 @@ from pyarrow import fs as arrow_fs
 from raysearch.artifacts.location import check_name, open_filesystem, read_location, redact
 from raysearch.artifacts.outage import ask_again
 from raysearch.errors import StorageError
+from raysearch.temporary import is_abandoned, is_temporary, temporary_name
 
 CHUNK_BYTES = 8 << 20
 
@@ -184,7 +185,7 @@ class Storage:
         infos = self._done("list", name, lambda: self._filesystem.get_file_info(selector))
         paths = [info.path.strip("/") for info in infos if info.type == arrow_fs.FileType.File]
         names = [path[len(base) :].strip("/") for path in paths]
-        return tuple(sorted(name for name in names if not _is_temporary(name)))
+        return tuple(sorted(name for name in names if not is_temporary(PurePosixPath(name).name)))
 
     def folders(self) -> tuple[str, ...]:
         """Names of the folders directly below this one, sorted; none where there is no such folder.
@@ -213,6 +214,25 @@ class Storage:
         """
         path = self._path(check_name(name))
         self._done("delete", name, lambda: self._filesystem.delete_file(path))
+
+    def clear_abandoned(self, *, recursive: bool = True) -> None:
+        """Delete the files in the middle of which a process was killed; what a living one writes stays.
+
+        Args:
+            recursive: whether in the folders below too.
+
+        Raises:
+            StorageError: the storage cannot be reached.
+        """
+        selector = arrow_fs.FileSelector(self._path(""), recursive=recursive, allow_not_found=True)
+        for info in self._done("list", "", lambda: self._filesystem.get_file_info(selector)):
+            is_file = info.type == arrow_fs.FileType.File
+            # Some stores do not tell when a file was written.
+            changed = info.mtime_ns / 1e9 if info.mtime_ns else math.inf
+            if is_file and is_abandoned(info.base_name, changed):
+                # Another process may have been quicker.
+                with suppress(OSError):
+                    self._filesystem.delete_file(info.path)
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -250,7 +270,7 @@ class Storage:
         path = self._path(check_name(name))
         folder, _, leaf = path.rpartition("/")
         # An object store shows a file only once its upload is complete, and cannot rename.
-        written = f"{folder}/.{leaf}.{secrets.token_hex(4)}.tmp" if self.is_local else path
+        written = f"{folder}/{temporary_name(leaf)}" if self.is_local else path
 
         def write() -> None:
             # Object stores have no folders.
@@ -285,8 +305,3 @@ def _sync(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _is_temporary(name: str) -> bool:
-    leaf = PurePosixPath(name).name
-    return leaf.startswith(".") and leaf.endswith(".tmp")

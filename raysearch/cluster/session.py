@@ -5,13 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,6 +16,7 @@ import ray
 from raysearch.cluster.auth import auth_environment, settings_to_join, settings_to_start
 from raysearch.cluster.room import most_resources
 from raysearch.errors import ConfigError, PoolError
+from raysearch.temporary import short_folder
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +113,7 @@ def ray_session(
     _set_environment()
     options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
     if address == "local":
-        with _short_folder() as folder, auth_environment(settings_to_start()):
+        with short_folder() as folder, auth_environment(settings_to_start()):
             options |= {"num_cpus": num_cpus, "include_dashboard": False}
             options |= {"_temp_dir": str(folder), "object_store_memory": object_store_bytes}
             with _started(address, options):
@@ -165,18 +163,6 @@ def _set_environment() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # "0" is how Ray will behave; unset, some versions announce that in a FutureWarning per worker.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
-
-@contextmanager
-def _short_folder() -> Iterator[Path]:
-    # Ray puts unix sockets deep inside it, and their paths must stay below 107 characters.
-    parent = "/tmp" if os.access("/tmp", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="rs-", dir=parent))
-    try:
-        yield folder
-    finally:
-        # Ray's processes may still be writing their last lines.
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _address_to_join(address: str) -> str | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from torch import nn
@@ -63,6 +61,7 @@ from raysearch.search import (
     search_assignment,
 )
 from raysearch.sensitivity import measure_sensitivity
+from raysearch.temporary import scratch_folder
 from raysearch.training import fine_tune, forget_checkpoints
 from raysearch.training.loggers import logged
 
@@ -393,8 +392,8 @@ class Pipeline:
         return {**evaluate_both(self.inputs, stripped), **beside}
 
     def _export(self, stripped: nn.Module, assignment: BitAssignment) -> ExportManifest:
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             run_id, graphs = self.store.run_id, self._graphs
-            manifest = export(self.inputs, stripped, assignment, Path(folder), run_id, graphs)
-            self.store.save_model(Path(folder))
+            manifest = export(self.inputs, stripped, assignment, folder, run_id, graphs)
+            self.store.save_model(folder)
         return manifest

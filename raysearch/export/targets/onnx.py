@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from raysearch.export.onnx_qdq.file_module import Arrays
 from raysearch.export.onnx_qdq.floats import float_again
@@ -18,6 +17,7 @@ from raysearch.export.timing.paired import paired_seconds
 from raysearch.export.verification.code_flips import count_flips
 from raysearch.export.verification.verify import check_close, check_flips, compare, describe, within_tolerance
 from raysearch.export.verification.worst_layer import compare_layers, tell_worst
+from raysearch.temporary import scratch_folder
 
 
 class OnnxTarget(QdqTarget):
@@ -86,7 +86,7 @@ class OnnxTarget(QdqTarget):
         model(*stripped.example_inputs)
         in_float = captured(job)[0].clone()
         float_again(in_float, stripped.weights.values(), stripped.quantizers)
-        with TemporaryDirectory() as scratch:
-            float_path = Path(scratch) / self.files[0]
+        with scratch_folder() as scratch:
+            float_path = scratch / self.files[0]
             write_model(finish(in_float, {}), float_path)
             return paired_seconds({"onnx": path, "float": float_path}, feeds[0])

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from raysearch.export.outputs import tensor_leaves
 from raysearch.export.timing.layer_nodes import LayerSeconds, label_layers, layer_seconds
 from raysearch.export.timing.machine import describe_machine
 from raysearch.records import FLOAT_BITS, LatencyProfile, QuantizerSetup
+from raysearch.temporary import scratch_folder
 
 FLOAT, EIGHT, HALF = "float", "8", "half"
 SUFFIX = "_kernel_time"
@@ -84,8 +84,7 @@ def profile_onnxruntime(
         if value < 1:
             raise ConfigError(f"{name} is {value}; it is at least 1.")
     inputs = _of_batch(example_inputs, batch)
-    with TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with scratch_folder() as folder:
         sets = {FLOAT: frozenset[str](), EIGHT: frozenset(setup.points), HALF: _first_half(setup)}
         variants = {name: _Variant(points, folder / f"{name}.onnx") for name, points in sets.items()}
         unread = _write(stripped, setup, inputs, variants)

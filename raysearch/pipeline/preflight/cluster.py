@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -17,6 +16,7 @@ from raysearch.cluster.versions import CLIENT_VARIABLE, as_text, differences, fr
 from raysearch.config import Config
 from raysearch.errors import RaysearchError, StorageError, TaskError
 from raysearch.task import Task
+from raysearch.temporary import temporary_name
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +111,8 @@ def _storage_question(storage: Storage, name: str) -> Question:
 @contextmanager
 def _trace_in(storage: Storage) -> Iterator[str]:
     """A file that the driver leaves in the storage meanwhile, by which a node knows that it is the same."""
-    name = f".preflight-{secrets.token_hex(8)}.tmp"
+    storage.clear_abandoned(recursive=False)
+    name = temporary_name("preflight")
     storage.write_bytes(name, name.encode(), durable=False)
     try:
         yield name
@@ -138,7 +139,7 @@ def _use_storage(uri: str, name: str) -> None:
             raise
     if not is_same:
         raise StorageError("it is another folder there than the driver's, for what that wrote is not in it")
-    own = f".preflight-{secrets.token_hex(8)}.tmp"
+    own = temporary_name("preflight")
     storage.write_bytes(own, b"here", durable=False)
     storage.read_bytes(own)
     storage.delete_file(own)

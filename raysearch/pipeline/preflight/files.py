@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.samples import one_of_each_form
 from raysearch.pipeline.user_code import user_code
 from raysearch.records import BitAssignment
+from raysearch.temporary import scratch_folder
 
 FEW = 4
 """Samples of each batch that the files are run on."""
@@ -46,8 +45,8 @@ def check_files(inputs: Inputs, stripped: nn.Module, assignment: BitAssignment) 
     model = StrippedModel(stripped, inputs.setup, assignment, inputs.task.example_inputs, inputs.open_dims)
     targets, _ = choose_targets(inputs.config.export.targets, inputs.setup)
     graphs: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        job = ExportJob(model, Path(folder), graphs=graphs)
+    with scratch_folder() as folder:
+        job = ExportJob(model, folder, graphs=graphs)
         for target in targets:
             try:
                 _check(target, job, inputs)
