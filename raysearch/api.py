@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysearch.artifacts import (
     DEFAULT_STORAGE,
@@ -29,7 +29,7 @@ from raysearch.pipeline.inputs import Inputs, check_inputs, place_task
 from raysearch.pipeline.pipeline import Pipeline
 from raysearch.pipeline.pools import get_ready, joined_cluster, pool_session
 from raysearch.pipeline.preflight import preflight
-from raysearch.pipeline.preflight.cluster import check_cluster
+from raysearch.pipeline.preflight.cluster import asked_cluster
 from raysearch.pipeline.preflight.training import trains
 from raysearch.pipeline.progress import Listener, Preparation, Progress, reporting, stoppable
 from raysearch.pipeline.reuse import EarlierRun
@@ -38,6 +38,9 @@ from raysearch.records import CostModel, QuantizerSetup, RunResult, RunStatus
 from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task
 from raysearch.training.loggers import check_loggers
+
+if TYPE_CHECKING:
+    from raysearch.cluster.nodes import NodeCheck
 
 _log = logging.getLogger(__name__)
 
@@ -127,14 +130,19 @@ def run(
     told = ""
     with ExitStack() as machines:
         # A factory or a loader that draws from a global generator draws the same when the run is resumed.
-        with pinned_threads(settings.cluster.threads), seeded(derive_seed(settings.seed, "task")):
+        with (
+            pinned_threads(settings.cluster.threads),
+            seeded(derive_seed(settings.seed, "task")),
+            ExitStack() as asking,
+        ):
             with before.step("task"):
                 loaded = load_task(task)
             settings = with_defaults(settings, loaded.settings)
             joined = machines.enter_context(joined_cluster(settings.cluster, address))
+            nodes = None
             if joined is not None:
                 with before.step("cluster"):
-                    told = check_cluster(loaded, settings, Storage(storage))
+                    nodes = asking.enter_context(asked_cluster(loaded, settings, Storage(storage)))
             # The task's file may have set modes of its own.
             with plain_modes(), pinned_threads(settings.cluster.threads):
                 with before.step("checks"):
@@ -151,7 +159,10 @@ def run(
                 if not resume:
                     get_ready(settings, joined)
                     with before.step("preflight"):
-                        graphs = preflight(inputs, partial(before.tell, "preflight"))
+                        graphs = preflight(inputs, partial(_tell_step, before, nodes))
+                if nodes is not None:
+                    with before.step("cluster"):
+                        told = nodes.finish()
         if resume:
             ignore = ("task", *FOLLOW_DEVICE, *_changeable(store))
             store.check_same(started | settings.fixed(), inputs.fingerprints, ignore=ignore)
@@ -186,6 +197,13 @@ def run(
                 result = pipeline.run()
             followers.tell("on_result", result)
         return result
+
+
+def _tell_step(before: Preparation, nodes: NodeCheck | None, done: int, total: int) -> None:
+    """Say how far the preflight is; a node that has refused the run meanwhile ends it."""
+    before.tell("preflight", done, total)
+    if nodes is not None:
+        nodes.judge()
 
 
 def _task_name(task: Task | str) -> str:

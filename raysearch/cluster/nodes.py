@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysearch.cluster.fleet import FleetSettings
@@ -59,37 +60,61 @@ def answer(questions: Sequence[Shipment]) -> Answer:
     return Answer(versions_here())
 
 
-def check_nodes(questions: Sequence[Question] = ()) -> str:
-    """Ask every node that can hold a worker whether it can do what a run needs, and for its versions.
+class NodeCheck:
+    """Asks every node that can hold a worker whether it can do what a run needs, and for its versions.
 
-    Versions that differ are warned of. A node that does not answer in a minute is left to the fleet, which
-    needs none in particular.
+    Its answers are taken as they come, for a node needs seconds to start a process for them. Versions that
+    differ are warned of. A node that does not answer in a minute is left to the fleet, which needs none in
+    particular.
 
     Args:
         questions: see `Question`.
-
-    Returns:
-        What was learnt, as a sentence.
-
-    Raises:
-        PoolError: a node has no raysearch that workers could be made of.
-        RaysearchError: a node cannot do what is asked of it; of the question's type.
     """
-    present: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    nodes = [node for node in present if node["Alive"] and node["Resources"].get("CPU")][:_MOST_NODES]
-    if not nodes:
-        return "no node is there yet: an autoscaler brings the first when a worker is asked for"
-    shipped = ray.put([dumps(question.try_it, question.what) for question in questions])
-    ask: Any = ray.remote(num_cpus=0, max_retries=0)(answer)
-    answers: list[tuple[str, Any]] = []
-    for node in nodes:
-        place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        answers.append((node["NodeManagerHostname"], ask.options(scheduling_strategy=place).remote(shipped)))
-    ray.wait([ref for _, ref in answers], num_returns=len(answers), timeout=_ANSWER_SECONDS)
-    here = versions_here()
-    for host, ref in answers:
-        _judge(here, host, ref, questions)
-    return f"{len(answers)} nodes asked; the driver has {as_text(here)}"
+
+    def __init__(self, questions: Sequence[Question] = ()) -> None:
+        self._questions = questions
+        self._deadline = time.monotonic() + _ANSWER_SECONDS
+        present: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = [node for node in present if node["Alive"] and node["Resources"].get("CPU")][:_MOST_NODES]
+        shipped = ray.put([dumps(question.try_it, question.what) for question in questions])
+        ask: Any = ray.remote(num_cpus=0, max_retries=0)(answer)
+        self._num_nodes = len(nodes)
+        self._hosts: dict[Any, str] = {}
+        for node in nodes:
+            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ref = ask.options(scheduling_strategy=place).remote(shipped)
+            self._hosts[ref] = node["NodeManagerHostname"]
+
+    def judge(self, seconds: float = 0.0) -> None:
+        """Take the answers that have come, or come within a time; what is to be said is said once.
+
+        Raises:
+            PoolError: a node has no raysearch that workers could be made of.
+            RaysearchError: a node cannot do what is asked of it; of the question's type.
+        """
+        refs = list(self._hosts)
+        if not refs:
+            return
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=seconds)
+        for ref in ready:
+            _judge(versions_here(), self._hosts.pop(ref), ref, self._questions)
+
+    def finish(self) -> str:
+        """Wait for the answers that are still to come.
+
+        Returns:
+            What was learnt, as a sentence.
+
+        Raises:
+            PoolError: see `judge`.
+            RaysearchError: see `judge`.
+        """
+        if not self._num_nodes:
+            return "no node is there yet: an autoscaler brings the first when a worker is asked for"
+        self.judge(max(0.0, self._deadline - time.monotonic()))
+        for host in self._hosts.values():
+            _log.warning("the node %s has not said its versions within %g seconds", host, _ANSWER_SECONDS)
+        return f"{self._num_nodes} nodes asked; the driver has {as_text(versions_here())}"
 
 
 def warm_up(settings: FleetSettings, has_gpus: bool) -> int:
@@ -119,10 +144,7 @@ def warm_up(settings: FleetSettings, has_gpus: bool) -> int:
 
 def _judge(here: Mapping[str, str], host: str, ref: Any, questions: Sequence[Question] = ()) -> None:
     try:
-        there: Answer = ray.get(ref, timeout=0)
-    except GetTimeoutError:
-        _log.warning("the node %s has not said its versions within %g seconds", host, _ANSWER_SECONDS)
-        return
+        there: Answer = ray.get(ref)
     except RayError as error:
         if "ModuleNotFoundError" in str(error):
             raise PoolError(

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from raysearch.artifacts import Storage
-from raysearch.cluster.nodes import Question, check_nodes
+from raysearch.cluster.nodes import NodeCheck, Question
 from raysearch.cluster.shipping import dumps
 from raysearch.cluster.versions import CLIENT_VARIABLE, as_text, differences, from_text, versions_here
 from raysearch.config import Config
@@ -24,7 +24,8 @@ MOST_BYTES = 64 << 20
 """Of training data that are sent to every node for the sake of one sample; larger ones travel later."""
 
 
-def check_cluster(task: Task, config: Config, storage: Storage) -> str:
+@contextmanager
+def asked_cluster(task: Task, config: Config, storage: Storage) -> Iterator[NodeCheck]:
     """Ask every node for the task's code and data, the run's storage, and its versions.
 
     Args:
@@ -32,13 +33,13 @@ def check_cluster(task: Task, config: Config, storage: Storage) -> str:
         config: the settings.
         storage: the folder of all runs.
 
-    Returns:
-        What was learnt, as a sentence.
+    Yields:
+        The answers. A node that has not what the task's code imports, or not the files of its training data,
+        is a TaskError there; one that cannot use the storage though it must, or has another one, is a
+        StorageError.
 
     Raises:
-        TaskError: a node has not what the task's code imports, or not the files of its training data.
-        StorageError: the driver cannot use the storage; or a node needs it and cannot, or has another one.
-        PoolError: a node has no raysearch.
+        StorageError: the driver cannot use the storage.
     """
     _compare_client()
     trains = task.train is not None and not config.training.is_off
@@ -48,7 +49,7 @@ def check_cluster(task: Task, config: Config, storage: Storage) -> str:
     with _trace_in(storage) as name:
         if trains or config.cluster.replica == "block":
             questions.append(_storage_question(storage, name))
-        return check_nodes(questions)
+        yield NodeCheck(questions)
 
 
 def _compare_client() -> None:

@@ -7,12 +7,12 @@ import torch
 from torch.utils.data import Dataset
 
 from raysearch.artifacts import Storage
-from raysearch.cluster.nodes import check_nodes
+from raysearch.cluster.nodes import NodeCheck
 from raysearch.cluster.versions import CLIENT_VARIABLE, as_text, versions_here
 from raysearch.config import load_config
 from raysearch.errors import StorageError, TaskError
 from raysearch.pipeline.preflight import cluster
-from raysearch.pipeline.preflight.cluster import check_cluster
+from raysearch.pipeline.preflight.cluster import asked_cluster
 from tests.support import toy_task
 
 
@@ -27,6 +27,12 @@ class Files(Dataset):
 
     def __getitem__(self, index):
         return torch.tensor(list(self.path.read_bytes()))
+
+
+def check_cluster(task, config, storage):
+    with asked_cluster(task, config, storage) as nodes:
+        nodes.judge()
+        return nodes.finish()
 
 
 @pytest.mark.ray
@@ -62,4 +68,4 @@ def test_code_data_and_storage_that_a_node_has_not_are_refused_by_name(
         f"cannot use the storage {re.escape(storage.shown())}: it is another folder there .* all nodes share"
     )
     with pytest.raises(StorageError, match=message):
-        check_nodes([elsewhere])
+        NodeCheck([elsewhere]).finish()
