@@ -12,18 +12,21 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from raysearch.artifacts import RunStore, Storage, codecs
 from raysearch.errors import RaysearchError
-from tests.chaos.runs import RUN_ID, SETTINGS, outcome_of
+from tests.chaos.runs import RUN_ID, SETTINGS, outcome_of, run_toy
 from tests.support.command_line import ROOT, TOY
 from tests.support.object_store import ObjectStore, started_store
 from tests.support.patience import HANG_SECONDS
 from tests.support.ray_head import Head, processes_of, second_node, started_head
 
-MOST_STARTS = 6
+KILLS_A_RUN = 8
+MOST_STARTS = 16
+MOST_WAIT = 1.0
+"""Seconds that a stage is let go on before a kill, at most."""
 OUTAGE_SECONDS = 5.0
 STAGES = ("calibration", "sensitivity", "search")
 """Of which one is drawn for the moment of each kill."""
@@ -90,10 +93,13 @@ class Machines:
 
 
 def kill_on_cluster(kinds: list[str], seed: int, scratch: Path) -> tuple[Counter[str], list[str]]:
-    """A run for each kind, in which that is killed once at a moment that is drawn.
+    """Runs in each of which several parts are killed, each at a moment that is drawn.
+
+    What a run must give is what the same run gives in this process, where nothing dies.
 
     Args:
-        kinds: of "driver", "actor", "training worker", "raylet", "head" and "storage".
+        kinds: of "driver", "actor", "training worker", "raylet", "head" and "storage"; each run loses
+            `KILLS_A_RUN` of them.
         seed: of the draws.
         scratch: a folder.
 
@@ -103,91 +109,112 @@ def kill_on_cluster(kinds: list[str], seed: int, scratch: Path) -> tuple[Counter
     draw = random.Random(f"cluster/{seed}")
     hits: Counter[str] = Counter()
     wrong: list[str] = []
+    expected: dict[bool, object] = {}
     with contextlib.closing(Machines()) as machines:
-        expected: dict[bool, object] = {}
-        for number, kind in enumerate(kinds):
+        for start in range(0, len(kinds), KILLS_A_RUN):
+            group = kinds[start : start + KILLS_A_RUN]
             # Half of a run's time is the start of its training.
-            trains = kind == TRAINER
+            trains = TRAINER in group
             if trains not in expected:
-                expected[trains] = _outcome(machines, f"calm-{trains}", None, trains, draw, scratch, hits)
-            outcome = _outcome(machines, f"{seed}-{number}", kind, trains, draw, scratch, hits)
-            told = outcome if isinstance(outcome, str) else ""
-            if told or outcome != expected[trains]:
-                wrong.append(f"{kind}, run {number} of seed {seed}: {told or 'another result'}")
-            print(f"{kind}: {told or ('same' if outcome == expected[trains] else 'another')}", flush=True)
+                calm = scratch / f"calm-{trains}"
+                run_toy(calm, settings=_settings(trains))
+                expected[trains] = outcome_of(calm / RUN_ID)
+            run = DoomedRun(machines, scratch / f"{seed}-{start}", trains)
+            outcome = run.lose(group, draw)
+            told = outcome if isinstance(outcome, str) else "same" if outcome == expected[trains] else "other"
+            if told != "same":
+                wrong.append(f"{group}, run {start} of seed {seed}: {told}")
+            hits.update(run.hits)
+            print(f"{', '.join(run.hits) or 'nothing'}: {told}", flush=True)
     return hits, wrong
 
 
-def _outcome(
-    machines: Machines,
-    name: str,
-    kind: str | None,
-    trains: bool,
-    draw: random.Random,
-    scratch: Path,
-    hits: Counter[str],
-) -> object:
-    """What a run gives in the end, or how it failed."""
-    storage = machines.store.uri(name)
-    stage = "training" if trains else draw.choice(STAGES)
-    log = scratch / f"{name}.log"
-    driver = _start(machines, storage, trains, log)
-    if kind is not None:
-        _wait_for(storage, stage, driver)
-        time.sleep(draw.uniform(0, 3))
-        if driver.poll() is None and _kill(machines, kind, driver):
-            hits[kind] += 1
-    for _ in range(MOST_STARTS):
-        if driver.wait(HANG_SECONDS) == 0:
-            break
-        driver = _start(machines, storage, trains, log)
-    else:
-        return f"gave up: {log.read_text()[-600:]}"
-    folder = scratch / name / RUN_ID
-    for file in Storage(storage).child(RUN_ID).list():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_bytes(Storage(storage).child(RUN_ID).read_bytes(file))
-    return outcome_of(folder)
+class DoomedRun:
+    """A run on machines of which parts are killed, that is started again until it is done.
+
+    Attributes:
+        hits: what was killed while a driver was going on.
+    """
+
+    def __init__(self, machines: Machines, folder: Path, trains: bool) -> None:
+        self._machines = machines
+        self._folder = folder
+        self._trains = trains
+        self._storage = machines.store.uri(folder.name)
+        self._log = folder.with_suffix(".log")
+        self._num_starts = 0
+        self.hits: list[str] = []
+        self._driver = self._start()
+
+    def lose(self, kinds: list[str], draw: random.Random) -> object:
+        """Kill these one after the other; what the run gives in the end, or how it failed."""
+        stages = sorted((draw.choice(STAGES) for _ in kinds), key=ORDER.index)
+        for kind, stage in zip(sorted(kinds, key=TRAINER.__eq__), stages, strict=True):
+            self._wait_for("training" if kind == TRAINER else stage)
+            time.sleep(draw.uniform(0, MOST_WAIT))
+            if self._driver.poll() is None and self._kill(kind):
+                self.hits.append(kind)
+        while self._driver.wait(HANG_SECONDS) != 0:
+            if self._num_starts == MOST_STARTS:
+                return f"gave up: {self._log.read_text()[-600:]}"
+            self._driver = self._start()
+        folder = self._folder / RUN_ID
+        storage = Storage(self._storage).child(RUN_ID)
+        for file in storage.list():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(storage.read_bytes(file))
+        return outcome_of(folder)
+
+    def _wait_for(self, stage: str) -> None:
+        """Until the run is in a stage, or behind it, or done; a driver that died is started again."""
+        later = ORDER[ORDER.index(stage) :]
+        while (code := self._driver.poll()) != 0:
+            if code is not None:
+                if self._num_starts == MOST_STARTS:
+                    return
+                self._driver = self._start()
+            with contextlib.suppress(RaysearchError):
+                status = RunStore(self._storage, RUN_ID).load(codecs.STATUS)
+                if status.stage.startswith(later) and status.state == "running":
+                    return
+            time.sleep(0.1)
+
+    def _kill(self, kind: str) -> bool:
+        machines = self._machines
+        if kind == "driver":
+            self._driver.kill()
+            self._driver.wait()
+            return True
+        if kind in ("actor", TRAINER):
+            title = {"actor": "ray::ReplicaWorker", TRAINER: "ray::RayTrainWorker"}[kind]
+            # It may be on its way.
+            while self._driver.poll() is None:
+                if machines.kill_worker(title):
+                    return True
+                time.sleep(0.1)
+            return False
+        kills = {"raylet": machines.kill_raylet, "head": machines.kill_head, "storage": machines.kill_storage}
+        return kills[kind]()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        """A driver that begins the run, or goes on with it."""
+        self._num_starts += 1
+        head = self._machines.head
+        command = [sys.executable, "-m", "raysearch", "run", f"{TOY}:make_task", "--budget", "avg_bits<=3.5"]
+        command += ["--storage", self._storage, "--run-id", RUN_ID, "--address", f"127.0.0.1:{head.port}"]
+        settings = _settings(self._trains)
+        command += ["--workers", "2", *(part for text in settings for part in ("--set", text))]
+        if Storage(self._storage).child(RUN_ID).exists("run.json"):
+            command.append("--resume")
+        token = {"RAYSEARCH_TOKEN": head.token_file.read_text()}
+        with self._log.open("a") as file:
+            return subprocess.Popen(command, cwd=ROOT, env=os.environ | token, stdout=file, stderr=file)
 
 
-def _kill(machines: Machines, kind: str, driver: subprocess.Popen[bytes]) -> bool:
-    if kind == "driver":
-        driver.kill()
-        return True
-    if kind in ("actor", TRAINER):
-        title = {"actor": "ray::ReplicaWorker", TRAINER: "ray::RayTrainWorker"}[kind]
-        # It may be on its way.
-        return any(machines.kill_worker(title) or time.sleep(0.2) for _ in _while_running(driver))
-    kills = {"raylet": machines.kill_raylet, "head": machines.kill_head, "storage": machines.kill_storage}
-    return kills[kind]()
-
-
-def _while_running(driver: subprocess.Popen[bytes]) -> Iterator[None]:
-    while driver.poll() is None:
-        yield
-
-
-def _wait_for(storage: str, stage: str, driver: subprocess.Popen[bytes]) -> None:
-    """Until a run is in a stage, or behind it, or its driver has ended."""
-    later = ORDER[ORDER.index(stage) :]
-    for _ in _while_running(driver):
-        with contextlib.suppress(RaysearchError):
-            if RunStore(storage, RUN_ID).load(codecs.STATUS).stage.startswith(later):
-                return
-        time.sleep(0.1)
-
-
-def _start(machines: Machines, storage: str, trains: bool, log: Path) -> subprocess.Popen[bytes]:
-    """A driver that begins the run, or goes on with it."""
-    command = [sys.executable, "-m", "raysearch", "run", f"{TOY}:make_task", "--budget", "avg_bits<=3.5"]
-    command += ["--storage", storage, "--run-id", RUN_ID, "--address", f"127.0.0.1:{machines.head.port}"]
-    settings = SETTINGS if trains else [*SETTINGS, "training.epochs=0"]
-    command += ["--workers", "2", *(part for text in settings for part in ("--set", text))]
-    if Storage(storage).child(RUN_ID).exists("run.json"):
-        command.append("--resume")
-    token = {"RAYSEARCH_TOKEN": machines.head.token_file.read_text()}
-    with log.open("a") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=os.environ | token, stdout=file, stderr=file)
+def _settings(trains: bool) -> list[str]:
+    """Of a search that is longer than the kills take; each shard of a trial is a unit."""
+    settings = [*SETTINGS, "search.num_trials=128", "search.batch_size=2", "search.shard_size=4"]
+    return settings if trains else [*settings, "training.epochs=0"]
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ SETTINGS = [*QUICK, "rounding.unit_shards=1", "training.epochs=1", 'export.targe
 RUN_ID = "run"
 
 
-def run_toy(storage: Path, *, resume: bool = False) -> RunResult:
+def run_toy(storage: Path, *, resume: bool = False, settings: Sequence[str] = SETTINGS) -> RunResult:
     """A run of every stage in a second or two, in this process."""
-    config = raysearch.load_config(assignments=SETTINGS)
+    config = raysearch.load_config(assignments=settings)
     return raysearch.run(
         toy_task.make_task(), "avg_bits<=3.5", storage, config=config, run_id=RUN_ID, workers=0, resume=resume
     )

@@ -81,7 +81,6 @@ def second_node(head):
         "num-cpus": 2,
         "object-store-memory": 80 << 20,
     }
-    before = set(processes_of(head.folder))
     log = head.folder / "second"
     process = ray_start(head, [], options, log)
 
@@ -90,10 +89,11 @@ def second_node(head):
         return "Ray runtime started" in log.read_text()
 
     def lose():
-        # The raylet takes the workers along that it has.
-        for pid in [process.pid, *(set(processes_of(head.folder)) - before)]:
+        # The raylet takes the workers along that it has; the head's own may be younger than this node.
+        for pid in processes_of(head.folder):
             with contextlib.suppress(OSError):
-                if "raylet" in Path(f"/proc/{pid}/comm").read_text():
+                name, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+                if "raylet" in name and int(rest.split()[1]) == process.pid:
                     os.kill(pid, signal.SIGKILL)
 
     try:
