@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ START_SECONDS = 20.0
 """For which a cancelled job that is about to start is waited for."""
 POLL_SECONDS = 2.0
 MAX_COMMAND_BYTES = 120_000
+_ERROR = re.compile(r"\w+Error: ")
 
 
 @dataclass(frozen=True)
@@ -133,20 +135,19 @@ class Job:
         return client.follow_logs(client.find(self.run_id))
 
     def cancel(self) -> RunStatus:
-        """Stop the job; what the run finished stays, and `--resume` goes on with it.
+        """Stop the job; what the run finished stays, and `--resume` goes on with it. One that ended stays so.
 
         Raises:
             JobError: the cluster does not know the job.
         """
         client = self._client()
         job_id = client.find(self.run_id)
-        # Ray can lose the process of a job that is stopped before it runs.
-        deadline = time.monotonic() + START_SECONDS
-        while client.state(job_id).status == "PENDING" and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS / 4)
-        client.stop(job_id)
+        if client.state(job_id).is_final:
+            return self.status()
+        # A run that was submitted again while it went on has several.
         while not client.state(job_id).is_final:
-            time.sleep(POLL_SECONDS / 4)
+            _stop(client, job_id)
+            job_id = client.find(self.run_id)
         try:
             store = resolve_run(self.run_id, self.storage)
             status = store.load(codecs.STATUS)
@@ -173,7 +174,10 @@ class Job:
     def _status_of(self, job: JobState) -> RunStatus:
         states = {"SUCCEEDED": "done", "STOPPED": "cancelled", "FAILED": "failed"}
         state = states.get(job.status, "running")
-        return RunStatus(self.run_id, state, stage=f"job {job.status.lower()}", message=job.message)
+        # To Ray's message the end of the log belongs, whose last line is the driver's own word.
+        words = [line for line in job.message.splitlines() if _ERROR.match(line)]
+        message = words[-1] if words else job.message
+        return RunStatus(self.run_id, state, stage=f"job {job.status.lower()}", message=message)
 
 
 def _silent(text: str) -> None:
@@ -246,7 +250,7 @@ def submit(
         parse_budgets(texts)
     name = valid_run_id(run_id) if run_id else new_run_id()
     location = _storage_uri(storage, address, shared_fs)
-    _check_run(RunStore(location, name), resume)
+    _check_run(RunStore(location, name), resume, texts)
     folder, spec = _working_dir(task, working_dir)
     command = [python, "-m", "raysearch", "run", spec, "--storage", location, "--run-id", name]
     command += ["--address", "auto"]
@@ -264,18 +268,45 @@ def submit(
         upload.check()
         tell(upload.describe())
     variables = {CLIENT_VARIABLE: as_text(versions_here()), **(env_vars or {})}
-    client.submit(JobRequest(command, name, job_id, folder, excludes, variables, pip))
+    _submit(client, JobRequest(command, name, job_id, folder, excludes, variables, pip))
     return Job(name, location, address, token_file, ca_file)
 
 
-def _check_run(store: RunStore, resume: bool) -> None:
+def _stop(client: JobsClient, job_id: str) -> None:
+    """Stop a job, and wait until it has ended."""
+    # Ray can lose the process of a job that is stopped before it runs.
+    deadline = time.monotonic() + START_SECONDS
+    while client.state(job_id).status == "PENDING" and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS / 4)
+    client.stop(job_id)
+    while not client.state(job_id).is_final:
+        time.sleep(POLL_SECONDS / 4)
+
+
+def _submit(client: JobsClient, request: JobRequest) -> None:
+    """Start a job; the name of one that ended without a run's folder is free again, though Ray keeps it."""
+    try:
+        client.submit(request)
+    except JobError as error:
+        if "already has a job" not in str(error) or not client.state(request.name).is_final:
+            raise
+        client.submit(replace(request, job_id=f"{request.name}-{new_run_id()}"))
+
+
+def _check_run(store: RunStore, resume: bool, budget: Sequence[str]) -> None:
     """Refuse here what the job would refuse; the keys of an object store may be the nodes' alone."""
     if not store.storage.is_local:
         return
-    if resume:
-        store.open()
-    else:
+    if not resume:
         store.check_vacant()
+        return
+    recorded = store.open()["config"].get("budget")
+    if recorded is not None and list(recorded) != list(budget):
+        raise StorageError(
+            f"the run '{store.run_id}' was started for the budget {recorded}, and is to go on with "
+            f"{list(budget)}. Give the same budget, or start another run (--run-id; `raysearch resolve` "
+            "answers other budgets from what a run measured)."
+        )
 
 
 def _check_length(command: Sequence[str]) -> None:

@@ -33,13 +33,13 @@ def find_token(token_file: str | Path | None = None) -> str | None:
         The token, or None where none of these exists.
 
     Raises:
-        ConfigError: a file that was named explicitly cannot be read or is empty.
+        ConfigError: a file that was named explicitly cannot be read or is empty, or what is set is no token.
     """
     if token_file is not None:
         return _read_token(Path(token_file), "token_file")
     for variable in ("RAYSEARCH_TOKEN", "RAY_AUTH_TOKEN"):
         if token := os.environ.get(variable, "").strip():
-            return token
+            return _one_line(token, variable)
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return _read_token(Path(path), "RAY_AUTH_TOKEN_PATH")
     default = Path(DEFAULT_TOKEN_PATH).expanduser()
@@ -126,13 +126,24 @@ def _accepts(address: str, token: str | None) -> bool | None:
 def _read_token(path: Path, source: str) -> str:
     try:
         token = path.expanduser().read_text().strip()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise ConfigError(
-            f"{source} names {path}, which cannot be read: {error.strerror}. Name a file that holds the "
+            f"{source} names {path}, which cannot be read: {reason}. Name a file that holds the "
             "cluster's token"
         ) from error
     if not token:
         raise ConfigError(
             f"{source} names {path}, which is empty. Name a file that holds the cluster's token"
         )
-    return token
+    return _one_line(token, f"{source} names {path}, which")
+
+
+def _one_line(token: str, source: str) -> str:
+    """What a header can carry; the token itself is not told."""
+    if token.isascii() and token.isprintable():
+        return token
+    raise ConfigError(
+        f"{source} holds no token: that is one line of ASCII characters. Name a file that holds nothing but "
+        "the cluster's token"
+    )

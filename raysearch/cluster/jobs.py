@@ -9,6 +9,7 @@ import logging
 import os
 import shlex
 import socket
+import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -117,9 +118,17 @@ class JobsClient:
 
     def __post_init__(self) -> None:
         # `requests` would tell of it in a traceback, after the connection.
-        if isinstance(self.verify, str) and not Path(self.verify).is_file():
+        if not isinstance(self.verify, str):
+            return
+        reason = "" if Path(self.verify).is_file() else "is no file"
+        try:
+            if not reason:
+                ssl.create_default_context(cafile=self.verify)
+        except OSError as error:
+            reason = f"holds no certificate that can be read ({error})"
+        if reason:
             raise ConfigError(
-                f"--ca-file names {self.verify}, which is no file; give the certificate (PEM) of the "
+                f"--ca-file names {self.verify}, which {reason}; give the certificate (PEM) of the "
                 "authority that signed the cluster's."
             )
 
@@ -144,17 +153,21 @@ class JobsClient:
                 ) from error
 
     def find(self, run_id: str) -> str:
-        """The id of the newest job of a run; a resumed run has several.
+        """The id of the newest job of a run, of those that go on if any does; a resumed run has several.
 
         Raises:
             JobError: the cluster has no job of this run.
         """
         with self._connection() as connection:
             jobs = [job for job in connection.list_jobs() if (job.metadata or {}).get(_RUN_KEY) == run_id]
-        starts = [(job.start_time or 0, job.submission_id) for job in jobs if job.submission_id]
-        if not starts:
+        order = [
+            (not job.status.is_terminal(), job.start_time or 0, job.submission_id)
+            for job in jobs
+            if job.submission_id
+        ]
+        if not order:
             raise JobError(f"the cluster at {self.address} has no job of the run {run_id}; check the run id")
-        return max(starts)[1]
+        return max(order)[2]
 
     def state(self, job_id: str) -> JobState:
         """Where a job stands."""
@@ -234,17 +247,27 @@ class JobsClient:
         except OSError as error:
             # Ray says only that it failed.
             if "CERTIFICATE_VERIFY_FAILED" in f"{error} {error.__context__}":
+                other = f"; {self.verify} does not vouch for it" if isinstance(self.verify, str) else ""
                 raise JobError(
-                    f"the certificate of {url} is not trusted. Name the authority that signed it by "
+                    f"the certificate of {url} is not trusted{other}. Name the authority that signed it by "
                     "--ca-file FILE (PEM); to go on without a check is not offered"
                 ) from error
-            raise JobError(
-                f"no Ray dashboard answers at {url}: {error}. Check the address (the dashboard's port is "
-                "8265 by default) and that the cluster is up; a cluster in Kubernetes needs a port-forward "
-                "first"
-            ) from error
+            raise JobError(_no_dashboard(url, "no Ray dashboard answers", error)) from error
         except (RuntimeError, ValueError) as error:
+            if "Version check returned" in str(error):
+                raise JobError(_no_dashboard(url, "what answers is no Ray dashboard", error)) from error
             raise JobError(f"the cluster at {url} could not do it: {error}") from error
+
+
+def _no_dashboard(url: str, what: str, error: Exception) -> str:
+    reason = str(error).rstrip(".")
+    # The page of another web server, where JSON was asked for.
+    if isinstance(error, ValueError):
+        what, reason = "what answers is no Ray dashboard", "it gives no JSON"
+    return (
+        f"{what} at {url}: {reason}. Check the address (http or https; the dashboard's port is 8265 by "
+        "default) and that the cluster is up; a cluster in Kubernetes needs a port-forward first"
+    )
 
 
 def _submit_when_ready(connection: JobSubmissionClient, arguments: Mapping[str, Any]) -> str:
@@ -275,14 +298,19 @@ def _state(connection: JobSubmissionClient, job_id: str) -> JobState:
 def _url(address: str) -> str:
     scheme, separator, rest = address.rpartition("://")
     parts = urlsplit(f"//{rest}" if rest and not rest.startswith("/") else "")
-    if (separator and scheme not in ("http", "https")) or not parts.hostname or address in ("auto", "local"):
+    try:
+        port, is_port = parts.port, True
+    except ValueError:
+        port, is_port = None, False
+    is_other = (separator and scheme not in ("http", "https")) or address in ("auto", "local")
+    if is_other or not is_port or not parts.hostname:
         raise ConfigError(
             f"the address {address!r} is none of a cluster's dashboard; allowed are http://HOST:PORT, "
             "https://HOST and HOST[:PORT] (by default port 8265)"
         )
     if separator:
         return address.rstrip("/")
-    return f"http://{rest if parts.port else f'{rest}:{DEFAULT_PORT}'}".rstrip("/")
+    return f"http://{rest if port else f'{rest}:{DEFAULT_PORT}'}".rstrip("/")
 
 
 def _preflight(url: str) -> None:

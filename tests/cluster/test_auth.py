@@ -34,6 +34,12 @@ def test_a_named_file_must_hold_a_token(home, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "empty"))
     with pytest.raises(ConfigError, match=r"RAY_AUTH_TOKEN_PATH names .*empty, which is empty"):
         find_token()
+    (home / "two").write_text("a\nb")
+    with pytest.raises(ConfigError, match=r"token_file names .*two, which holds no token: that is one line"):
+        find_token(home / "two")
+    (home / "two").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"token_file names .*two, which cannot be read: it is no text"):
+        find_token(home / "two")
 
 
 def test_the_header():

@@ -81,6 +81,28 @@ class Locked(BaseHTTPRequestHandler):
         pass
 
 
+class Page(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path.startswith("/missing"):
+            self.send_error(404)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>Hello")
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.mark.parametrize("path", ["", "/missing"])
+def test_another_web_server_is_told_from_a_dashboard(path):
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        message = f"^what answers is no Ray dashboard at http://127.0.0.1:{server.server_port}{path}: "
+        with pytest.raises(JobError, match=message):
+            JobsClient(f"http://127.0.0.1:{server.server_port}{path}").state("run-1")
+        server.shutdown()
+
+
 def test_a_token_that_ray_remembers_of_another_cluster_is_not_sent(tmp_path, monkeypatch):
     from ray._raylet import AuthenticationTokenLoader
 
@@ -136,6 +158,8 @@ def test_a_certificate_is_checked_by_the_authority_that_is_named(tmp_path, monke
     assert server.tokens == ["Bearer secret"]
     with pytest.raises(ConfigError, match=r"--ca-file names .*none.pem, which is no file"):
         JobsClient(address, verify=str(tmp_path / "none.pem"))
+    with pytest.raises(ConfigError, match=r"--ca-file names .*, which holds no certificate .*\(PEM\)"):
+        JobsClient(address, verify=__file__)
 
 
 @pytest.mark.ray
@@ -169,7 +193,9 @@ def test_a_cluster_is_joined_by_its_address_and_two_workers_share_a_gpu(ray_head
     assert joined == "3.0 2 {'0'}", done.stderr
 
 
-@pytest.mark.parametrize("address", ["ray://head:10001", "auto", "local", "", "http://", "file:///tmp"])
+@pytest.mark.parametrize(
+    "address", ["ray://head:10001", "auto", "local", "", "http://", "h:x", "http://h:99999"]
+)
 def test_other_forms_of_address_are_refused(address):
     with pytest.raises(ConfigError, match="is none of a cluster's dashboard"):
         JobsClient(address).state("run-1")
