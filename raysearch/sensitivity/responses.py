@@ -10,6 +10,7 @@ values (see `Sketch`), alike for all options: K stays a Gram matrix, right in th
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,6 +143,26 @@ def measure_responses(
     return fold.responses()
 
 
+def check_room(
+    num_options: int, shard_sizes: Sequence[int], values_per_sample: int, settings: SensitivityConfig
+) -> None:
+    """Refuse responses that will take more memory than they may, before any is measured.
+
+    Args:
+        num_options: all of the setup.
+        shard_sizes: samples of each shard that there is.
+        values_per_sample: of the judged output.
+        settings: `sketch_size` and `response_shards`.
+
+    Raises:
+        ConfigError: the rows of a shard, or all that is kept of them, would be too large.
+    """
+    sizes = shard_sizes[: settings.response_shards or len(shard_sizes)]
+    size = min(values_per_sample, settings.sketch_size)
+    _check_rows(num_options, max(sizes), size)
+    _is_dense(num_options, len(sizes) * sizes[0] * size)
+
+
 def units_of(
     options: tuple[Option, ...], num_shards: int, option_chunk: int
 ) -> dict[Key, tuple[object, ...]]:
@@ -173,10 +194,10 @@ class _Fold:
         self._missing = dict.fromkeys(range(num_shards), num_options)
         self._alone = np.zeros((num_shards, num_options))
         self._variance = np.zeros((num_shards, num_options))
-        self._is_dense = True
+        # None until a unit of the first shard says how long rows are; the last shard may be smaller.
+        self._is_dense: bool | None = None
         self._blocks: dict[int, npt.NDArray[np.float64]] = {}
-        # None until the first unit says how long rows are.
-        self._gram: npt.NDArray[np.float64] | None = None
+        self._gram = np.zeros((0, 0))
         self._num_summed = 0
         self._sizes = np.zeros(num_shards)
         self.has_differed = False
@@ -191,10 +212,10 @@ class _Fold:
         """
         part = value["weighted"]
         self.has_differed |= bool(value["differs"])
-        if self._gram is None:
+        if self._is_dense is None and shard == 0:
             self._is_dense = _is_dense(self._num_options, self._num_shards * part.shape[1] * part.shape[2])
-            size = self._num_options if self._is_dense else 0
-            self._gram = np.zeros((size, size))
+            if self._is_dense:
+                self._gram = np.zeros((self._num_options, self._num_options))
         rows = self._rows.setdefault(shard, np.empty((self._num_options, *part.shape[1:])))
         hi = lo + len(part)
         rows[lo:hi] = part
@@ -202,15 +223,16 @@ class _Fold:
         self._variance[shard, lo:hi] = value["variance"]
         self._missing[shard] -= len(part)
         if not self._missing[shard]:
+            self._sizes[shard] = rows.shape[1]
+        if self._is_dense is not None:
+            self._fold_complete()
+
+    def _fold_complete(self) -> None:
+        """Fold the shards that are complete, and add the blocks whose turn it is; others wait for it."""
+        for shard in [shard for shard in self._rows if not self._missing[shard]]:
             # By torch, whose threads the run pins, and not by numpy's BLAS, whose threads it does not.
             flat = torch.from_numpy(self._rows.pop(shard).reshape(self._num_options, -1))
             self._blocks[shard] = (flat @ flat.T).numpy() if self._is_dense else flat.numpy()
-            self._sizes[shard] = rows.shape[1]
-            self._sum_up()
-
-    def _sum_up(self) -> None:
-        """Add the blocks whose turn it is, so that only those are kept that came before their turn."""
-        assert self._gram is not None
         while self._is_dense and self._num_summed in self._blocks:
             self._gram += self._blocks.pop(self._num_summed)
             self._num_summed += 1
@@ -226,7 +248,6 @@ class _Fold:
         return Responses(self._sum(float(total)), divergence / total, np.sqrt(variance) / total)
 
     def _sum(self, total: float) -> Gram:
-        assert self._gram is not None
         if self._is_dense:
             # A matrix product of A with Aᵀ is symmetric only up to rounding.
             return (self._gram + self._gram.T) / (2 * total)
@@ -324,6 +345,6 @@ def _check_rows(num_options: int, num_samples: int, size: int) -> None:
         raise ConfigError(
             f"the responses of one shard would take {needed / 2**30:.1f} GiB on the driver: {num_options} "
             f"options x {num_samples} samples x {size} values of 8 bytes; at most "
-            f"{ROWS_LIMIT_BYTES / 2**30:g} GiB are allowed. Lower sensitivity.sketch_size or "
-            f"calibration.shard_size."
+            f"{ROWS_LIMIT_BYTES / 2**30:g} GiB are allowed. Lower sensitivity.sketch_size, or "
+            f"calibration.shard_size (validation.shard_size, where the samples are of the validation data)."
         )

@@ -18,7 +18,7 @@ from raysearch.evaluation.model.copies import reading_copy
 from raysearch.pipeline.inputs import Inputs
 from raysearch.pipeline.preflight.files import check_files
 from raysearch.pipeline.preflight.float_model import check_float_model
-from raysearch.pipeline.preflight.measuring import check_derivatives, unit_errors
+from raysearch.pipeline.preflight.measuring import check_derivatives, check_responses, unit_errors
 from raysearch.pipeline.preflight.training import check_training, trains
 from raysearch.pipeline.stages import recipe_from
 from raysearch.records import BitAssignment, RangeTable
@@ -42,12 +42,13 @@ def preflight(inputs: Inputs, tell: Callable[[int, int], None]) -> dict[str, Any
 
     Raises:
         TaskError: the task's forward, loss, metrics or data fail, or cannot be shipped to workers.
-        ConfigError: an export target cannot hold the model.
+        ConfigError: an export target cannot hold the model, or responses would take too much memory.
         DataError: the calibration data gives a quantizer no range, or a derivative that is not finite.
     """
     with seeded(derive_seed(inputs.config.seed, "preflight")):
         tell(0, STEPS)
         check_float_model(inputs)
+        check_responses(inputs)
         check_derivatives(inputs)
         tell(1, STEPS)
         assignment = BitAssignment({group.id: group.schemes[0] for group in inputs.setup.groups.values()})
