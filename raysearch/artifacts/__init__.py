@@ -10,6 +10,7 @@ from raysearch.artifacts.owner import current_status, owned
 from raysearch.artifacts.retrieve import copy_run, hash_file, retrieve
 from raysearch.artifacts.run_id import new_run_id, valid_run_id
 from raysearch.artifacts.run_store import RunStore, resolve_run
+from raysearch.artifacts.seals import hashed, without_hash
 from raysearch.artifacts.storage import Storage
 from raysearch.artifacts.unit_log import UnitLog
 
@@ -28,6 +29,7 @@ __all__ = [
     "driver_log",
     "has_keys",
     "hash_file",
+    "hashed",
     "list_runs",
     "new_run_id",
     "owned",
@@ -35,4 +37,5 @@ __all__ = [
     "resolve_run",
     "retrieve",
     "valid_run_id",
+    "without_hash",
 ]

@@ -1,4 +1,4 @@
-"""`seals.json`: a hash of every record of a run, so that a changed byte is refused and never used."""
+"""Hashes: of every record in `seals.json`, of other files at their end; what does not match is refused."""
 
 from __future__ import annotations
 
@@ -17,10 +17,34 @@ _DIGEST_BYTES = 16
 
 MOST_SEALS_BYTES = 64 << 20
 
+_HASHED = b"rs-hash:"
+"""Before the digest at the end of a file."""
+
 
 def seal_of(data: bytes | memoryview) -> str:
     """BLAKE2b of a file's content, 128 bits in hexadecimal digits."""
     return blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def hashed(data: bytes) -> bytes:
+    """The content with its hash behind it: for files of workers, which `seals.json` does not list."""
+    return data + _HASHED + blake2b(data, digest_size=_DIGEST_BYTES).digest()
+
+
+def without_hash(data: bytes, shown: str) -> bytes:
+    """What `hashed` was given.
+
+    Args:
+        data: of the file.
+        shown: what messages call it.
+
+    Raises:
+        DamagedFileError: the content is not what the hash is of, or there is none.
+    """
+    content, end = data[: -len(_HASHED) - _DIGEST_BYTES], data[-len(_HASHED) - _DIGEST_BYTES :]
+    if end != _HASHED + blake2b(content, digest_size=_DIGEST_BYTES).digest():
+        raise DamagedFileError(f"{shown} is damaged: it does not end with the hash of what is in it.")
+    return content
 
 
 class Seals:

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from raysearch.artifacts import Storage
+from raysearch.artifacts import Storage, hashed, without_hash
 from raysearch.blockwise.chain import OUTSIDE, Arguments, Chain, dump_arguments, load_arguments
-from raysearch.errors import StorageError
+from raysearch.errors import DamagedFileError, StorageError
 from raysearch.evaluation import DataSet
 
 
 class BlockFiles:
     """A folder that every worker reads, with a file a weight, a hidden state, and the ranges of a part.
 
-    Files are written whole or not at all, and a unit that is run again writes the same bytes.
+    Files are written whole or not at all, with a hash behind them; a unit that is run again writes the same.
 
     Args:
         storage: the folder.
@@ -30,7 +30,7 @@ class BlockFiles:
         present = set(self._storage.list(_WEIGHTS))
         for name, parameter in model.named_parameters():
             if _weight_name(name) not in present:
-                self._storage.write_bytes(_weight_name(name), save({"weight": _plain(parameter)}))
+                self._write(_weight_name(name), save({"weight": _plain(parameter)}))
 
     def read_weight(self, name: str) -> Tensor:
         """A weight by the first name of its parameter."""
@@ -48,7 +48,7 @@ class BlockFiles:
             part: whose they are.
             content: what is kept.
         """
-        self._storage.write_bytes(_ranges_name(digest, part), content)
+        self._write(_ranges_name(digest, part), content)
 
     def read_ranges(self, digest: str, part: int) -> bytes:
         """What `write_ranges` wrote."""
@@ -78,7 +78,7 @@ class BlockFiles:
             hidden: the hidden state.
         """
         content = save({"hidden": _plain(hidden)})
-        self._storage.write_bytes(_state_name(data, index, passed), content)
+        self._write(_state_name(data, index, passed), content)
 
     def read_state(self, data: DataSet, index: int, passed: int) -> Tensor:
         """A hidden state of the float model; arguments as `write_state` has them."""
@@ -92,7 +92,7 @@ class BlockFiles:
             index: the shard.
             arguments: of each block.
         """
-        self._storage.write_bytes(_arguments_name(data, index), dump_arguments(arguments))
+        self._write(_arguments_name(data, index), dump_arguments(arguments))
 
     def read_arguments(self, data: DataSet, index: int) -> list[Arguments]:
         """What `write_arguments` wrote."""
@@ -100,12 +100,22 @@ class BlockFiles:
 
     def _read(self, name: str) -> bytes:
         try:
-            return self._storage.read_bytes(name)
+            data = self._storage.read_bytes(name)
         except StorageError as error:
             raise StorageError(
                 f"{error} With cluster.replica='block' workers read weights and hidden states from the run's "
                 f"storage: a folder that all of them share, or an object store."
             ) from error
+        try:
+            return without_hash(data, self._storage.shown(name))
+        except DamagedFileError as error:
+            raise DamagedFileError(
+                f"{error} Delete the folder {self._storage.shown()} and go on with --resume, which writes it "
+                "anew."
+            ) from error
+
+    def _write(self, name: str, content: bytes) -> None:
+        self._storage.write_bytes(name, hashed(content))
 
 
 def _plain(tensor: Tensor) -> Tensor:

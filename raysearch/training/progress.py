@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from raysearch.artifacts import Storage
+from raysearch.artifacts import Storage, hashed, without_hash
 from raysearch.errors import StorageError
 from raysearch.records import EpochMetrics
 
@@ -72,7 +72,8 @@ class Progress:
 class CheckpointFolder:
     """Checkpoints of a training: one safetensors file each, its record as JSON in the file's header.
 
-    A file is written whole or not at all; the last two stay, with the best states that they speak of.
+    A file is written whole or not at all, with a hash behind it; the last two stay, with the best states that
+    they speak of. What is damaged counts as not there.
 
     Args:
         storage: the folder; None keeps nothing.
@@ -97,9 +98,9 @@ class CheckpointFolder:
             return
         best = _best_name(progress.best_step)
         if progress.best_step not in {best_step for _, best_step in self._present}:
-            self._storage.write_bytes(best, progress.best_state)
+            self._storage.write_bytes(best, hashed(progress.best_state))
         data = save(dict(tensors), {_RECORD: progress.to_json()})
-        self._storage.write_bytes(_name(progress.step), data)
+        self._storage.write_bytes(_name(progress.step), hashed(data))
         earlier = [pair for pair in self._present if pair[0] != progress.step]
         self._present = [*earlier, (progress.step, progress.best_step)][-KEPT:]
         names = {_name(step) for step, _ in self._present}
@@ -115,16 +116,20 @@ class CheckpointFolder:
         names = [name for name in self._storage.list() if name.startswith("step-")]
         for name in sorted(names, reverse=True):
             try:
-                data = self._storage.read_bytes(name)
+                data = self._read(name)
                 tensors = load(data)
                 progress = Progress.from_json(_header(data)[_RECORD])
-                progress.best_state = self._storage.read_bytes(_best_name(progress.best_step))
+                progress.best_state = self._read(_best_name(progress.best_step))
             except (SafetensorError, StorageError, ValueError, KeyError, TypeError):
                 # The one before it is still there.
                 continue
             self._present = [(progress.step, progress.best_step)]
             return progress, tensors
         return None
+
+    def _read(self, name: str) -> bytes:
+        assert self._storage is not None
+        return without_hash(self._storage.read_bytes(name), self._storage.shown(name))
 
 
 def _name(step: int) -> str:

@@ -1,10 +1,12 @@
 """A replica of one part at a time."""
 
+import pytest
 import torch
 
 from raysearch.artifacts import Storage
 from raysearch.blockwise import BlockFiles, BlockReplica, pass_blocks, without_weights
 from raysearch.cluster.pool import LocalPool
+from raysearch.errors import DamagedFileError
 from raysearch.evaluation import DataSet, Divergence, Replica, default_forward
 from raysearch.evaluation.half_precision import in_float32
 from raysearch.evaluation.model.copies import private_copy
@@ -27,4 +29,10 @@ def test_half_precision_is_stored_as_it_is_and_computed_in_float32(tmp_path):
     for index in range(2):
         outputs = replica.float_outputs(DataSet.CALIBRATION, index)
         assert torch.equal(outputs, expected.float_outputs(DataSet.CALIBRATION, index))
+    state = tmp_path / "states" / "calibration" / "1" / "0.safetensors"
+    data = bytearray(state.read_bytes())
+    data[-30] ^= 1
+    state.write_bytes(data)
+    with pytest.raises(DamagedFileError, match=r"0.safetensors is damaged.* go on with --resume"):
+        files.read_state(DataSet.CALIBRATION, 1, 0)
     assert torch.equal(replica.weight("blocks.2.mix.weight"), wide.get_parameter("blocks.2.mix.weight"))

@@ -196,6 +196,13 @@ def test_other_steps_begin_the_epoch_anew(tmp_path):
     assert resumed.progress.step == 4 + 3
 
 
+def flip(path, place):
+    """One bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
 def test_a_checkpoint_folder_keeps_the_last_two_and_their_best_states(tmp_path):
     folder = CheckpointFolder(Storage(tmp_path))
     history = [EpochMetrics(-1, {"loss": 0.1 + 0.2, "x": math.inf}), EpochMetrics(0, {"loss": 1e-300})]
@@ -210,6 +217,13 @@ def test_a_checkpoint_folder_keeps_the_last_two_and_their_best_states(tmp_path):
     last.write_bytes(last.read_bytes()[:-3])
     latest, _ = CheckpointFolder(Storage(tmp_path)).latest()
     assert latest.step == 6
+    # A number of the tensors, which no reader could tell from another.
+    before = tmp_path / "step-00000006.safetensors"
+    flip(before, -30)
+    assert CheckpointFolder(Storage(tmp_path)).latest() is None
+    flip(before, -30)
+    flip(tmp_path / "best-00000006.safetensors", 0)
+    assert CheckpointFolder(Storage(tmp_path)).latest() is None
 
 
 def test_a_folder_without_a_checkpoint_has_none(tmp_path):
