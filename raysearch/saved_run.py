@@ -13,7 +13,7 @@ from torch import nn
 
 from raysearch.artifacts import RunStore, codecs, copy_run, current_status, resolve_run
 from raysearch.artifacts.run_record import STARTED
-from raysearch.config import SearchConfig, load_config
+from raysearch.config import load_config
 from raysearch.determinism import pinned_threads, plain_modes, process_as_found, seeded
 from raysearch.errors import RunError, StorageError, TaskError
 from raysearch.export import TARGETS, load_model, verify_folder
@@ -47,13 +47,11 @@ from raysearch.records import (
 from raysearch.reporting import ReportRecords, render_comparison, render_report
 from raysearch.run_views import RunViews
 from raysearch.search import (
-    OptionSpace,
     PlainEvaluator,
     Race,
+    best_predicted,
     check_budgets,
-    make_surrogate,
     measured_candidates,
-    search_assignment,
 )
 from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task
@@ -135,14 +133,7 @@ class SavedRun(RunViews):
         setup, table = self.setup(), self._store.load(codecs.SENSITIVITY)
         budgets = _budgets(budget)
         check_budgets(budgets, setup)
-        space = OptionSpace(setup)
-        scores = make_surrogate(surrogate, table, space)
-
-        def predict(assignments: Mapping[int, BitAssignment]) -> dict[int, float]:
-            return {n: float(scores.predict(space.choices(a))) for n, a in assignments.items()}
-
-        settings = SearchConfig().model_copy(update={"num_trials": 1, "surrogate": surrogate})
-        return search_assignment(table, setup, budgets, PlainEvaluator(predict), settings).best
+        return best_predicted(table, setup, budgets, surrogate)
 
     def resolve_measured(
         self,

@@ -7,6 +7,7 @@ from raysearch.search.feasibility import best_cost, check_budgets
 from raysearch.search.least_cost import check_minimized, minimize_cost
 from raysearch.search.nncf_ratio import check_ratio, solve_ratio
 from raysearch.search.optuna_bridge import STUDY_NAME, write_journal
+from raysearch.search.prediction import best_predicted
 from raysearch.search.problem import Limit, OptionSpace, Solution, Surrogate, make_limits, make_surrogate
 from raysearch.search.problem.surrogates import SURROGATES
 from raysearch.search.racing import MeasureShards, Race, ShardValues
@@ -34,6 +35,7 @@ __all__ = [
     "Surrogate",
     "TrialLog",
     "best_cost",
+    "best_predicted",
     "check_budgets",
     "check_minimized",
     "check_ratio",

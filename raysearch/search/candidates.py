@@ -17,9 +17,7 @@ from raysearch.search.solvers.budget_solver import BudgetSolver
 from raysearch.search.solvers.local_search import descend
 from raysearch.search.summary import completed, ranked
 from raysearch.search.trials import TrialMaker
-
-NamedChoices = tuple[str, IntArray]
-"""Who proposes choices [L], and the choices."""
+from raysearch.search.warm_starts import NamedChoices
 
 
 def measured_candidates(

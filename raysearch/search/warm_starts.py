@@ -26,6 +26,10 @@ separable budget, under any others, and with interactions. With more of them the
 descended from: that takes a fraction of a second where twenty exact solutions would take many."""
 
 
+NamedChoices = tuple[str, IntArray]
+"""Who proposes choices [L], and the choices."""
+
+
 @dataclass(frozen=True)
 class WarmStart:
     """A named assignment that is measured however good its prediction is.
@@ -73,19 +77,44 @@ def warm_starts(
         BudgetError: an enqueued assignment exceeds a budget.
         PlacementError: an enqueued assignment does not fit the setup, or breaks its width pairs.
     """
+    required, optimum = required_starts(table, surrogate, solver, enqueue, seed)
+    response = _response(table, surrogate)
+    tightened = _tightened(solver, response, _additive_surrogates(table, surrogate), seed)
+    starts = [WarmStart(source, choices, True) for source, choices in required]
+    starts += [WarmStart(source, choices, False) for source, choices in tightened]
+    return starts, optimum
+
+
+def required_starts(
+    table: SensitivityTable,
+    surrogate: Surrogate,
+    solver: BudgetSolver,
+    enqueue: Sequence[BitAssignment] = (),
+    seed: int = 0,
+) -> tuple[list[NamedChoices], Solution]:
+    """The required ones of `warm_starts`, and the optimum of the chosen surrogate; arguments as there.
+
+    Args:
+        table: what every option does alone and in pairs.
+        surrogate: the chosen one.
+        solver: the limits.
+        enqueue: the user's own assignments.
+        seed: of the quadratic solver's noise.
+    """
     fine = solver.scaled(1.0, FINE_STEPS)
     additive = _additive_surrogates(table, surrogate)
     optima = {name: fine.exact(score.option_costs) for name, score in additive.items()}
     baselines = [*_uniforms(solver), *_enqueued(solver, enqueue)]
     baselines += [(name, optimum.choices) for name, optimum in optima.items()]
     baselines.append(("greedy", solver.greedy(surrogate.option_costs)))
-    response = surrogate if surrogate.gram is not None else make_surrogate("response", table, solver.space)
+    response = _response(table, surrogate)
     best = solve_quadratic(response, fine, [choices for _, choices in baselines], seed=seed)
-    required = [("quadratic", best.choices), *baselines]
-    tightened = _tightened(solver, response, additive, seed)
-    starts = [WarmStart(source, choices, True) for source, choices in required]
-    starts += [WarmStart(source, choices, False) for source, choices in tightened]
-    return starts, best if surrogate.gram is not None else optima[surrogate.name]
+    optimum = best if surrogate.gram is not None else optima[surrogate.name]
+    return [("quadratic", best.choices), *baselines], optimum
+
+
+def _response(table: SensitivityTable, chosen: Surrogate) -> Surrogate:
+    return chosen if chosen.gram is not None else make_surrogate("response", table, chosen.space)
 
 
 def distinct(starts: Sequence[WarmStart]) -> list[WarmStart]:

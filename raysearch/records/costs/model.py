@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from raysearch.records.assignment import BitAssignment
 from raysearch.records.costs.file_size import packed_bytes
 from raysearch.records.costs.formula import CostFormula, CostSum
 from raysearch.records.costs.kinds import COST_KINDS
-from raysearch.records.point import FLOAT_BITS
+from raysearch.records.point import FLOAT_BITS, QuantizationPoint
 from raysearch.records.scheme import Scheme
 from raysearch.records.setup import QuantizerGroup, QuantizerSetup
 
@@ -103,9 +103,11 @@ class CostModel:
         (part, *more) = self._formulas[kind].sums
         if COST_KINDS[kind].is_monotone or part.is_coupled or more:
             return BitAssignment.extreme(self.setup, which)
+        counted = {point.id: point for point in part.points}
         schemes: dict[str, Scheme] = {}
         for group in self.setup.groups.values():
-            parts = self._parts(part, group)
+            members = [counted[name] for name in group.points if name in counted]
+            parts = _parts(part, group, members)
             schemes[group.id] = sorted(group.schemes, key=parts.__getitem__)[which]
         return BitAssignment(schemes)
 
@@ -149,16 +151,6 @@ class CostModel:
         end = HIGHEST - which if COST_KINDS[kind].at_least else which
         return formula.of(self.extreme(kind, end).per_point(self.setup))
 
-    def _parts(self, part: CostSum, group: QuantizerGroup) -> dict[Scheme, int]:
-        """What each scheme of a group adds to a sum in which every point counts by itself."""
-        counted = {point.id: point for point in part.points}
-        members = [counted[name] for name in group.points if name in counted]
-        parts: dict[Scheme, int] = {}
-        for scheme in group.schemes:
-            terms = (part.term(point.at(scheme), scheme.num_bits, FLOAT_BITS) for point in members)
-            parts[scheme] = sum(terms)
-        return parts
-
     def _extreme_use(self, part: CostSum, which: int) -> int:
         """The sum of each point's extreme term over the widths that it and its input may take together."""
         groups = {point: group for group in self.setup.groups.values() for point in group.points}
@@ -174,3 +166,18 @@ class CostModel:
                 terms += [part.term(effective, *pair) for pair in pairs if pair in allowed]
             use += sorted(terms)[which]
         return use
+
+
+def _parts(part: CostSum, group: QuantizerGroup, members: Sequence[QuantizationPoint]) -> dict[Scheme, int]:
+    """What each scheme of a group adds to a sum in which every point counts by itself.
+
+    Args:
+        part: the sum.
+        group: its schemes.
+        members: the group's points that count.
+    """
+    parts: dict[Scheme, int] = {}
+    for scheme in group.schemes:
+        terms = (part.term(point.at(scheme), scheme.num_bits, FLOAT_BITS) for point in members)
+        parts[scheme] = sum(terms)
+    return parts
