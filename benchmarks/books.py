@@ -149,6 +149,22 @@ def resolve_by_errors(folder: Path, count: int) -> Callable[[], Any]:
     return lambda: load_run("run", folder).resolve(BUDGET, surrogate="hawq")
 
 
+def report_of_options(folder: Path, count: int) -> Callable[[], Any]:
+    """Of a run whose search is done."""
+    store = open_store(folder)
+    setup = store.load(codecs.SETUP)
+    assignment = BitAssignment(dict.fromkeys(setup.groups, WIDTHS[2]))
+    best = SearchTrial(
+        0, assignment, CostModel(setup).costs(assignment), {BUDGET: 0.0}, 1.5, 1.5, "uniform 4"
+    )
+    store.save(codecs.SEARCH, SearchResult(best, (best,), (best,), 0.0, {"uniform 4": 1.5}))
+    return lambda: load_run("run", folder).report()
+
+
+def report(folder: Path, count: int) -> Callable[[], Any]:
+    return lambda: load_run("run", folder).report()
+
+
 def save_trials(folder: Path, count: int) -> Callable[[], Any]:
     setup = make_setup(TRIAL_LAYERS)
     trials = make_trials(setup, count)
@@ -203,6 +219,7 @@ OPTION_STEPS: dict[str, Step] = {
     "status": status,
     "resolve, hawq": resolve_by_errors,
     "resolve, response": resolve,
+    "report": report_of_options,
 }
 TRIAL_STEPS: dict[str, Step] = {
     "save a batch of 8": save_trials,
@@ -211,6 +228,7 @@ TRIAL_STEPS: dict[str, Step] = {
     "save the result": save_search,
     "load the result": load_search,
     "status": status,
+    "report": report,
     "journal": journal,
 }
 

@@ -74,7 +74,8 @@ def among(gram: Gram, rows: list[int]) -> FloatArray:
         part = gram.factor[rows]
         product: FloatArray = part @ part.T
         return product
-    copied: FloatArray = gram[rows][:, rows]
+    # Not row by row and then column by column: whole rows are many times as large.
+    copied: FloatArray = gram[np.ix_(rows, rows)]
     return copied
 
 

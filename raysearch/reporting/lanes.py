@@ -102,6 +102,7 @@ class LaneMaker:
         self._per_point = {} if assignment is None else assignment.per_point(setup)
         self._loss_shares: Mapping[str, float] = {}
         self._shares: dict[str, Mapping[str, float]] = {}
+        self._totals: dict[str, float] = {}
         if assignment is None:
             return
         self._formula = self._model.formula(cost)
@@ -111,6 +112,7 @@ class LaneMaker:
         self._is_sum = is_whole and len(self._formula.sums) == 1 and self._formula.dividend is None
         self._readers = self._points_by_group() if self._is_sum else {}
         self._shares = {kind: self._model.shares(kind, assignment) for kind in SHARES}
+        self._totals = {kind: sum(shares.values()) for kind, shares in self._shares.items()}
         if table is not None:
             self._loss_shares = predicted_shares(table, assignment)
             self._rows = {option: row for row, option in enumerate(table.effects)}
@@ -153,7 +155,7 @@ class LaneMaker:
         return readers
 
     def _share(self, kind: str, group: str) -> float:
-        total = sum(self._shares[kind].values())
+        total = self._totals[kind]
         return self._shares[kind].get(group, 0.0) / total if total else 0.0
 
     def _difference(self, group: QuantizerGroup, schemes: Mapping[str, Scheme]) -> float:

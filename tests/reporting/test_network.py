@@ -58,7 +58,7 @@ def test_shares_of_pairs_add_up_to_the_whole_prediction():
     setup = make_setup(3)
     table = make_sensitivity(setup)
     assignment = BitAssignment({group.id: group.bit_widths[0] for group in setup.groups.values()})
-    shares = pair_shares(table, assignment)
+    shares = pair_shares(table, assignment).shares
     assert np.triu(shares).sum() == pytest.approx(1)
     index = {option: row for row, option in enumerate(table.effects)}
     names = list(assignment.schemes)
@@ -69,6 +69,22 @@ def test_shares_of_pairs_add_up_to_the_whole_prediction():
     strongest = np.abs(np.triu(shares, 1)).argmax()
     row, column = divmod(int(strongest), len(names))
     assert (first.name, first.cells[0]) == (names[row], names[column])
+
+
+def test_of_very_many_groups_those_that_cost_most_are_paired_and_the_page_says_so(monkeypatch):
+    setup = make_setup(3)
+    records = make_report_records()
+    assignment = BitAssignment({group.id: group.bit_widths[0] for group in setup.groups.values()})
+    table = make_sensitivity(setup)
+    every = pair_shares(table, assignment)
+    monkeypatch.setattr("raysearch.reporting.interactions.MOST_PAIRED", 3)
+    pairs = pair_shares(table, assignment)
+    places = [every.groups.index(name) for name in pairs.groups]
+    own = np.diag(every.shares)
+    assert sorted(own[places]) == sorted(own)[-3:]
+    assert pairs.shares == pytest.approx(every.shares[np.ix_(places, places)], rel=1e-12)
+    assert re.search(r"Of the 3 of \d+ groups whose own error costs most", render_report(records))
+    assert len(pairs_grid(table, assignment).rows) == 3
 
 
 def test_a_large_map_shows_the_groups_that_count():
