@@ -2,7 +2,7 @@
 
 One run measures what every option does; then every method chooses within the same bytes from the same
 options, rounded by the same codes, and is judged on text that no method saw. Called again, it goes on. Writes
-benchmarks/results/language_models.md. `--model gemma` needs the directory of examples/gemma_270m.
+benchmarks/results/language_models.md. The models of `CASES` need the directory of examples/gemma_270m.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import nn
 
 import raysearch
 from benchmarks.problems.driven_run import drive_run, uniform_bytes
-from benchmarks.problems.language_cases import Case, gemma, tiny_lm
+from benchmarks.problems.language_cases import CASES, Case, tiny_lm
 from benchmarks.problems.language_judge import Cell, Judge, with_error
 from benchmarks.problems.peer_scores import copy_to_quantize, first_order, higgs, least
 from benchmarks.responses import processor
@@ -50,7 +50,8 @@ PAGE = """\
 # Language models: which layers take which scheme
 
 {date}, {machine}, torch {torch}, one thread. Made by `python -m benchmarks.language_models`;
-with `--model gemma --folder …` it measures Gemma 3 270M (`examples/gemma_270m`).
+with `--model gemma --folder …` it measures Gemma 3 270M (`examples/gemma_270m`), with `--model gemma_gguf` in
+types of GGUF.
 
 Only weights are quantized; embedding and head stay float. At each size all methods take from the same options
 within the bytes of a uniform scheme (`size<=…B`, scales counted) and are deployed with the same codes (GPTQ
@@ -241,6 +242,8 @@ def measure_chosen(study: Study, judge: Judge, pieces: Pieces) -> None:
 
 def measure_tuned(study: Study, judge: Judge, pieces: Pieces) -> None:
     """Every cell of a size that is not there yet, of what is refined and trained after that."""
+    if not study.case.refines:
+        return
     size = study.size
     measure_refined(study, judge, pieces, OURS, REFINED)
     if study.inputs.task.train is not None and not pieces.has(size, TRAINED):
@@ -274,7 +277,7 @@ def table_of(case: Case, pieces: Pieces) -> str:
 
 def missing_of(case: Case, pieces: Pieces) -> str:
     """A sentence on the cells that are not measured; "" where none is missing."""
-    rows = (FLOAT, NEAREST, *RIVALS, OURS, REFINED)
+    rows = (FLOAT, NEAREST, *RIVALS, OURS, *([REFINED] if case.refines else []))
     lacking = {size: [row for row in rows if not pieces.has(size, row)] for size in case.sizes}
     texts = [f"{size} ({'; '.join(rows)})" for size, rows in lacking.items() if rows]
     return f"\nNot measured: {', '.join(texts)}.\n" if texts else ""
@@ -338,7 +341,7 @@ def write_page(case: Case, pieces: Pieces, date: str) -> None:
 def main() -> None:
     """Measure what is not there yet; the page is written after each size."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=("tiny_lm", "gemma"), default="tiny_lm")
+    parser.add_argument("--model", choices=("tiny_lm", *CASES), default="tiny_lm")
     parser.add_argument("--folder", type=Path, default=Path("examples/gemma_270m/model"), help="Gemma's")
     parser.add_argument("--pieces", type=Path, default=Path("build/language_models"), help="folder of cells")
     parser.add_argument("--minutes", type=float, default=60, help="then no further size is begun")
@@ -346,7 +349,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.monotonic()
-    case = tiny_lm() if options.model == "tiny_lm" else gemma(options.folder)
+    case = tiny_lm() if options.model == "tiny_lm" else CASES[options.model](options.folder)
     pieces = Pieces(options.pieces / case.name)
     pieces.folder.mkdir(parents=True, exist_ok=True)
     run = measured_run(case, options.pieces / "runs")

@@ -41,6 +41,11 @@ class Case:
     refines_uniform: bool
 
     @property
+    def refines(self) -> bool:
+        """Whether a run with these settings refines its winner."""
+        return bool(self.config.get("rounding", {}).get("refine", True))
+
+    @property
     def measuring(self) -> dict[str, Any]:
         """Settings of the run that measures what every option does, and little else."""
         rounding = {**self.config.get("rounding", {}), "refine": []}
@@ -75,6 +80,17 @@ def gemma(folder: Path) -> Case:
     sizes = ("4g128", "4g32", "3g32")
     config = settings(EXAMPLES / "gemma_270m" / "settings.toml")
     return Case("gemma", title, task, windows, sizes, config, scored=2, refines_uniform=False)
+
+
+def gemma_gguf(folder: Path) -> Case:
+    """The same model in types of GGUF, at the bytes of one that every layer can be."""
+    title = "Gemma 3 270M in types of GGUF, the 126 layers of its decoder"
+    config = settings(EXAMPLES / "gemma_270m" / "llama_cpp.toml")
+    return replace(gemma(folder), name="gemma_gguf", title=title, sizes=("q4_0",), config=config)
+
+
+CASES = {"gemma": gemma, "gemma_gguf": gemma_gguf}
+"""Name → makes the case from Gemma's directory."""
 
 
 def settings(path: Path) -> dict[str, Any]:
