@@ -80,7 +80,15 @@ Ours minus the others with the same rounding, KL × 1000 over the same test wind
 How many layers take each scheme:
 
 {mixtures}
-"""
+{exports}"""
+EXPORTED = """
+Ours as files (`python -m benchmarks.language_export`). Perplexity and KL × 1000: on the same test text, in
+a fresh process, as transformers loads it, in bfloat16. Difference: of logits (GGUF: of log-probabilities) to
+the stripped module, in the mean, on validation windows; agreement: how often both give the same next token.
+
+| bytes of | target | bytes of weights | perplexity | KL × 1000 | runtime | difference | agreement |
+|---|---|---|---|---|---|---|---|"""
+EXPORT_TARGETS = ("compressed-tensors", "gguf")
 FLOAT, NEAREST, UNIFORM = "float", "uniform, nearest", "uniform"
 UNIFORM_REFINED, OURS, REFINED, TRAINED = "uniform, refined", "ours", "ours, refined", "ours, trained"
 RIVALS = (UNIFORM, "weight error", "first order")
@@ -213,6 +221,9 @@ class Pieces:
     def record_path(self, size: str, row: str) -> Path:
         return self.path(size, row).with_suffix(".safetensors")
 
+    def export_path(self, size: str, target: str) -> Path:
+        return self.folder / f"{size}-{target}.json"
+
     def has(self, size: str, row: str) -> bool:
         return self.path(size, row).exists()
 
@@ -313,6 +324,22 @@ def mixtures_of(case: Case, pieces: Pieces) -> str:
     return "\n".join(lines)
 
 
+def exports_of(case: Case, pieces: Pieces) -> str:
+    """What ours is as a file that others run; "" where nothing was exported."""
+    lines: list[str] = []
+    for size, target in product(case.sizes, EXPORT_TARGETS):
+        path = pieces.export_path(size, target)
+        if path.exists():
+            piece = json.loads(path.read_text())
+            check = piece["check"]
+            cell = piece.get("cell", "– | –")
+            lines.append(
+                f"| {size} | {target} | {piece['bytes']:,} | {cell} | {check['runtime']} | "
+                f"{check['mean_abs_difference']:.2g} | {check['agreement']:.3f} |"
+            )
+    return "\n".join([EXPORTED, *lines, ""]) if lines else ""
+
+
 def section_of(case: Case, pieces: Pieces) -> str:
     """The page's part of one model."""
     counts = ", ".join(f"{len(ids)} {part}" for part, ids in case.windows.items())
@@ -326,6 +353,7 @@ def section_of(case: Case, pieces: Pieces) -> str:
         missing=missing_of(case, pieces),
         margins=margins_of(case, pieces),
         mixtures=mixtures_of(case, pieces),
+        exports=exports_of(case, pieces),
     )
 
 

@@ -53,12 +53,19 @@ class Case:
         return {**self.config, "rounding": rounding, "search": search, "training": {"epochs": 0}}
 
 
-def language_task(folder: Path) -> tuple[raysearch.Task, dict[str, Tensor]]:
-    """A model directory with Python's help topics, and the windows of every part of them."""
+def language_task(folder: Path, *, is_widened: bool = True) -> tuple[raysearch.Task, dict[str, Tensor]]:
+    """A model directory with Python's help topics, and the windows of every part of them.
+
+    Args:
+        folder: as `save_pretrained` writes it.
+        is_widened: whether the model is in float32, whatever its file holds.
+    """
     task = load_task(f"{EXAMPLES}/tiny_lm/task.py:make_task?{urlencode({'model': folder})}")
     parts = {part: getattr(task, part) for part in ("test", "validation", "calibration", "train")}
     windows = {part: rows.columns["input_ids"] for part, rows in parts.items()}
-    return replace(task, model=task.model.float()), windows
+    if is_widened:
+        task = replace(task, model=task.model.float())
+    return task, windows
 
 
 def tiny_lm() -> Case:
