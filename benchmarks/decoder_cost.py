@@ -66,7 +66,9 @@ class Shape:
 
 
 TIMED = (Shape(8_000, 128, 4), Shape(32_000, 128, 4))
-WEIGHED = (Shape(32_000, 512, 8),)
+WEIGHED = (Shape(32_000, 512, 8), Shape(8_000, 1536, 18))
+FEW = 8
+"""Options of the larger model whose responses are weighed, evenly from all: each costs half a forward."""
 TINY = Shape(64, 128, 1)
 
 
@@ -179,13 +181,18 @@ def weigh(shape: Shape, stage: str, folder: Path) -> None:
         path.write_bytes(pickle.dumps(ranges_of(replica, setup)))
     else:
         ranges = pickle.loads(path.read_bytes())
-    if stage == "responses":
+    if stage == "responses" and shape == WEIGHED[0]:
         settings = SensitivityConfig(option_chunk=CHUNK)
         measure_responses(setup, ranges, pool, 1, settings, cache_bytes=cache)
+    elif stage == "responses":
+        options = setup.options()
+        few = options[:: len(options) // FEW][:FEW]
+        # Shard 1, since the first one's check runs an option twice.
+        respond(replica, setup, ranges, Method(4096, 0, cache), 1, few, "later")
     if stage == "trials":
         measure = MeasuredObjective(setup, ranges, pool, Judgement(), cache_bytes=cache)
         trials = {index: BitAssignment.extreme(setup, index - 1) for index in range(2)}
-        measure(trials, range(2))
+        measure(trials, range(2 if shape == WEIGHED[0] else 1))
     print(json.dumps({"base": base, "model": model, "placed": placed, "peak": peak_bytes()}))
 
 
@@ -200,7 +207,7 @@ def weighed(index: int, stages: tuple[str, ...]) -> list[str]:
             sizes = json.loads(answer.stdout.splitlines()[-1])
             placed, peak = ((sizes[name] - sizes["base"]) / sizes["model"] for name in ("placed", "peak"))
             megabytes = f"{sizes['model'] / 1e6:.0f}"
-            rows.append(f"| {stage} | {megabytes} | {placed:.2f} | {peak:.2f} |")
+            rows.append(f"| {WEIGHED[index]} | {stage} | {megabytes} | {placed:.2f} | {peak:.2f} |")
             print(rows[-1], flush=True)
     return rows
 
@@ -208,7 +215,6 @@ def weighed(index: int, stages: tuple[str, ...]) -> list[str]:
 def page(times: list[str], peaks: list[str], date: str) -> str:
     """The page of results."""
     head = "\n".join(times)
-    shapes = " and ".join(str(shape) for shape in WEIGHED)
     return f"""\
 # What a decoder costs
 
@@ -230,13 +236,14 @@ language model keeps 64 MiB, and makes weights anew that do not fit.
 
 ## Memory
 
-A Llama of {shapes}. Peak resident size of
-a process that does one stage, less Python and its libraries, over the bytes of the float model; placed: after
-capturing and placing, before the stage. The driver's part of a stage runs in the same process. Of rounding
-`benchmarks/results/rounding.md` has the peaks.
+Peak resident size of a process that does one stage, less Python and its libraries, over the bytes of the
+float model; placed: after capturing and placing, before the stage. The driver's part of a stage runs in the
+same process. Of the larger model {FEW} options' responses are measured, evenly from all, and trials on one
+shard. What does not grow with the model is the logits of a shard, 64 MiB a copy, and what glibc keeps of
+freed memory. Of rounding `benchmarks/results/rounding.md` has the peaks.
 
-| stage | model, MB | placed | peak |
-|---|---|---|---|
+| Llama of | stage | model, MB | placed | peak |
+|---|---|---|---|---|
 {chr(10).join(peaks)}
 """
 

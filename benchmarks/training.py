@@ -126,6 +126,8 @@ WORKERS = {
     "two workers": Way({**SHARED, "num_workers": 2}, workers=2),
 }
 """Both with two batches a step; BatchNorm sees 32 samples at once in either."""
+PEERS = {"fashion": ("NNCF 2.18, uniform 2", "NNCF 2.18, uniform 3")}
+"""Problem → rows whose pieces `benchmarks.nncf_qat` makes, at the first budget."""
 
 
 def example(folder: str) -> raysearch.Task:
@@ -340,7 +342,7 @@ def table(trained: Trained) -> str:
         f"{rule}|",
     ]
     lines: list[str] = []
-    for way in trained.ways():
+    for way in (*trained.ways(), *PEERS.get(trained.name, ())):
         cells = [_cell(trained, way, *column) for column in columns]
         if any(cells):
             lines.append(f"| {way} | {' | '.join(cells)} |")
