@@ -46,7 +46,7 @@ from raysearch.simulation import Judgement, MeasuredObjective, repeated_blocks
 RESULT = Path(__file__).parent / "results" / "block_mode.md"
 CHUNK, SHARDS, WINDOWS = 8, 2, 4
 WEIGHED = Shape(8_000, 1536, 18)
-TIMED = Shape(8_000, 128, 18)
+TIMED = Shape(8_000, 128, 6)
 STAGES = ("float pass", "moments and rounding", "responses", "a trial")
 
 
@@ -240,6 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", choices=STAGES)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--times", action="store_true", help="print the table of times alone")
     parser.add_argument("--folder", type=Path, help="where the parts are, and stay; default: a temporary one")
     parser.add_argument("--date", default=datetime.datetime.now(tz=datetime.UTC).date().isoformat())
     options = parser.parse_args()
@@ -251,6 +252,9 @@ def main() -> None:
         weigh(options.stage, options.folder)
         return
     times = timed()
+    if options.times:
+        print("\n".join(times))
+        return
     with tempfile.TemporaryDirectory() as folder:
         peaks = weighed(options.folder or Path(folder))
     text = page(times, peaks, options.date)
