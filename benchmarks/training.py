@@ -346,7 +346,26 @@ def table(trained: Trained) -> str:
         cells = [_cell(trained, way, *column) for column in columns]
         if any(cells):
             lines.append(f"| {way} | {' | '.join(cells)} |")
-    return "\n".join([*head, *lines]) if lines else ""
+    return "\n".join([*head, *lines, *workers_line(trained)]) if lines else ""
+
+
+def workers_line(trained: Trained) -> list[str]:
+    """What two workers differ by from one at the same global batch, seed by seed; nothing where none ran."""
+    texts: list[str] = []
+    for budget in trained.problem.budgets:
+        one, two = (trained.pieces(budget, way) for way in WORKERS)
+        seeds = sorted(one.keys() & two.keys())
+        for measure, factor in trained.problem.measures:
+            pairs = [factor * (two[seed]["judged"][measure] - one[seed]["judged"][measure]) for seed in seeds]
+            if len(pairs) > 1:
+                error = statistics.stdev(pairs) / len(pairs) ** 0.5
+                texts.append(f"{budget}, {measure}: {statistics.fmean(pairs):+.4f} ± {error:.4f}")
+    if not texts:
+        return []
+    return [
+        "",
+        f"Two workers less one, at the same 64 samples a step, over {len(seeds)} seeds: {'; '.join(texts)}.",
+    ]
 
 
 def _cell(trained: Trained, way: str, budget: str, measure: str, factor: float) -> str:

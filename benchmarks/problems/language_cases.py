@@ -91,7 +91,7 @@ def gemma(folder: Path) -> Case:
 
 def gemma_gguf(folder: Path) -> Case:
     """The same model in types of GGUF, at the bytes of one that every layer can be."""
-    title = "Gemma 3 270M in types of GGUF, the 126 layers of its decoder"
+    title = "Gemma 3 270M in types of GGUF by nearest codes, the 126 layers of its decoder"
     config = settings(EXAMPLES / "gemma_270m" / "llama_cpp.toml")
     return replace(gemma(folder), name="gemma_gguf", title=title, sizes=("q4_0",), config=config)
 
