@@ -29,7 +29,6 @@ from raysearch.pipeline.inputs import Inputs, check_inputs, place_task
 from raysearch.pipeline.pipeline import Pipeline
 from raysearch.pipeline.pools import get_ready, joined_cluster, pool_session
 from raysearch.pipeline.preflight import preflight
-from raysearch.pipeline.preflight.cluster import asked_cluster
 from raysearch.pipeline.preflight.training import trains
 from raysearch.pipeline.progress import Listener, Preparation, Progress, reporting, stoppable
 from raysearch.pipeline.reuse import EarlierRun
@@ -141,6 +140,9 @@ def run(
             joined = machines.enter_context(joined_cluster(settings.cluster, address))
             nodes = None
             if joined is not None:
+                # It imports Ray, which a run in this process does without.
+                from raysearch.pipeline.preflight.cluster import asked_cluster
+
                 with before.step("cluster"):
                     nodes = asking.enter_context(asked_cluster(loaded, settings, Storage(storage)))
             # The task's file may have set modes of its own.

@@ -59,7 +59,7 @@ def seeded(seed: int) -> Iterator[None]:
     random.seed(seed)
     # numpy takes 32 bits only.
     np.random.seed(seed % 2**32)
-    _seed_torch(seed)
+    seed_torch(seed)
     try:
         yield
     finally:
@@ -68,7 +68,7 @@ def seeded(seed: int) -> Iterator[None]:
         torch_states.restore()
 
 
-def _seed_torch(seed: int) -> None:
+def seed_torch(seed: int) -> None:
     """Seed torch's generators; where it knows no accelerator, the CPU's alone.
 
     `torch.manual_seed` formats a stack for every kind of accelerator that is not in use, which takes longer

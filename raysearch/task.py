@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 
 from torch import nn
 
-from raysearch.cluster.shipping import register_by_value
+from raysearch.cluster.by_value import register_by_value
 from raysearch.config import load_config
 from raysearch.errors import ConfigError, RaysearchError, TaskError
 from raysearch.evaluation import Forward, Loss, default_forward

@@ -105,6 +105,8 @@ def test_every_test_asserts():
         ("raysearch.records", {"torch", "ray", "optuna"}),
         ("raysearch.export", {"ray", "optuna"}),
         ("raysearch.sensitivity", {"ray", "optuna"}),
+        ("raysearch", {"torch", "numpy"}),
+        ("raysearch.api", {"ray", "scipy", "pandas", "onnx", "onnxscript", "onnxruntime", "transformers"}),
         ("raysearch.cli", {"torch", "ray", "optuna", "scipy", "matplotlib"}),
     ],
 )

@@ -21,11 +21,15 @@ import torch
 from ray import cloudpickle
 from torch import nn
 
+from raysearch.cluster.by_value import tell_ray
 from raysearch.errors import TaskError
 
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DEEPEST_CULPRIT = 8
 _LARGE_BYTES = 2**16
+
+# Ray's own pickler is in use from here on, with whatever was registered before.
+tell_ray()
 
 
 @dataclass(frozen=True)
@@ -92,15 +96,8 @@ def loads(shipment: Shipment, *, codes_in_place: bool = False) -> Any:
     return _Unpickler(shipment, codes_in_place).load()
 
 
-def register_by_value(module: ModuleType) -> None:
-    """Ship what `module` defines as code, not as a name to import.
-
-    Needed for modules that workers cannot import, such as a task file loaded from its path.
-    """
-    cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
-
-
 def _pack(obj: Any) -> Shipment:
+    tell_ray()
     stream = io.BytesIO()
     pickler = _Pickler(stream, protocol=pickle.HIGHEST_PROTOCOL)
     pickler.dump(obj)  # type: ignore[no-untyped-call]

@@ -11,7 +11,6 @@ from raysearch.search.problem.integer_costs import integer_costs
 from raysearch.search.problem.limits import make_limits
 from raysearch.search.problem.space import OptionSpace
 from raysearch.search.solvers.budget_solver import BudgetSolver
-from raysearch.search.solvers.milp import least_use
 
 
 def check_budgets(budgets: Sequence[Budget], setup: QuantizerSetup) -> None:
@@ -51,6 +50,8 @@ def best_cost(space: OptionSpace, model: CostModel, kind: str, others: Sequence[
         BudgetError: the others cannot be met.
     """
     limits = make_limits(space, others, model) if others or space.setup.pairs else ()
+    from raysearch.search.solvers.milp import least_use
+
     choices = least_use(space, limits, integer_costs(space, model.formula(kind)))
     return model.costs(space.assignment(choices))[kind]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 
-import torch
-
+from raysearch.determinism import seed_torch
 from raysearch.evaluation import Batch, batch_size
 from raysearch.evaluation.batches import join, joinable_form
 from raysearch.seeding import derive_seed
@@ -34,13 +33,13 @@ class Draws:
         same one, or their shares would overlap.
         """
         if index == 0:
-            torch.manual_seed(derive_seed(*self._path))
+            seed_torch(derive_seed(*self._path))
         else:
-            torch.manual_seed(derive_seed(*self._path, self._rank, index, "read"))
+            seed_torch(derive_seed(*self._path, self._rank, index, "read"))
 
     def for_computing(self, index: int) -> None:
         """Seed what dropout and the like draw, which must differ between ranks."""
-        torch.manual_seed(derive_seed(*self._path, self._rank, index))
+        seed_torch(derive_seed(*self._path, self._rank, index))
 
 
 def drawn(turns: Iterable[list[Batch]], draws: Draws) -> Iterator[list[Batch]]:

@@ -15,7 +15,6 @@ import torch
 from torch import distributed, nn
 
 from raysearch.artifacts import OUTAGE_SECONDS, Storage
-from raysearch.cluster.shipping import dumps, loads
 from raysearch.config import TrainingConfig
 from raysearch.determinism import set_reproducible
 from raysearch.errors import RaysearchError, StorageError, TrainingError
@@ -59,6 +58,8 @@ def train_on_ray(recipe: Recipe, storage: Storage, tell: Tell) -> Progress:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from raysearch.cluster.shipping import dumps
 
     settings = recipe.settings
     shipped = ray.put(dumps(recipe, "the training recipe"))
@@ -215,6 +216,8 @@ def _waiting(settings: TrainingConfig) -> str:
 def _worker(config: dict[str, Any]) -> Any:
     """The loop of one rank; answers a text: why it stopped, "" when it finished."""
     import ray
+
+    from raysearch.cluster.shipping import loads
 
     recipe: Recipe = loads(ray.get(config["recipe"][0]))
     torch.set_num_threads(recipe.settings.threads)

@@ -6,9 +6,9 @@ import pytest
 import ray
 
 from raysearch.cluster import messages
+from raysearch.cluster.by_value import register_by_value
 from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.ray_pool import RayPool, Tolerance
-from raysearch.cluster.shipping import register_by_value
 from raysearch.config import ClusterConfig
 from raysearch.errors import ConfigError, PoolError, TaskError, UnitError
 from tests.contracts.pool_contract import MakePool, PoolContract

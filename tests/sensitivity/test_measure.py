@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from raysearch.calibration import calibrate
+from raysearch.cluster.by_value import register_by_value
 from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.ray_pool import RayPool
-from raysearch.cluster.shipping import register_by_value
 from raysearch.config import ClusterConfig, SensitivityConfig
 from raysearch.errors import DataError
 from raysearch.evaluation import DataSet, WorkerCache

@@ -9,7 +9,7 @@ import sys
 import ray
 
 from raysearch.artifacts import Storage
-from raysearch.cluster.shipping import register_by_value
+from raysearch.cluster.by_value import register_by_value
 from raysearch.training import fine_tune
 from tests.support import training_recipes
 from tests.support.training_recipes import Deadly, make_recipe

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from raysearch.artifacts import Storage
-from raysearch.cluster.shipping import register_by_value
+from raysearch.cluster.by_value import register_by_value
 from raysearch.training import fine_tune, load_checkpoint
 from tests.support import training_recipes
 from tests.support.patience import HANG_SECONDS, wait_until

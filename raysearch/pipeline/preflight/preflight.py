@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from raysearch.calibration import calibrate_model
-from raysearch.cluster.shipping import dumps
 from raysearch.config import CalibrationConfig
 from raysearch.determinism import seeded
 from raysearch.errors import DataError
@@ -92,6 +91,9 @@ def check_travel(inputs: Inputs) -> None:
     Raises:
         TaskError: names what cannot be packed.
     """
+    # It imports Ray, which a run in this process does without.
+    from raysearch.cluster.shipping import dumps
+
     task = inputs.task
     model = task.factory or task.model
     parts = {"forward": task.forward, "loss": task.loss, "metrics": dict(task.metrics), "model": model}

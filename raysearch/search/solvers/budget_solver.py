@@ -14,7 +14,6 @@ from raysearch.search.problem.space import FloatArray, IntArray, OptionSpace
 from raysearch.search.solvers.dominance import solve_exactly
 from raysearch.search.solvers.knapsack import DEFAULT_STEPS, FINE_STEPS, Knapsack
 from raysearch.search.solvers.lagrangian import priced_choices
-from raysearch.search.solvers.milp import solve_milp
 from raysearch.search.solvers.repair import Moves
 
 __all__ = ["FINE_STEPS", "SMALL_SPACE", "BudgetSolver"]
@@ -116,6 +115,9 @@ class BudgetSolver:
             (limit,) = self.limits
             solution = solve_exactly(limit.cost.linear, self.space.valid, limit.capacity, costs, start)
         else:
+            # It imports scipy's optimizers, which one limit does without.
+            from raysearch.search.solvers.milp import solve_milp
+
             solution = solve_milp(
                 self.space,
                 self.limits,
@@ -170,6 +172,8 @@ class BudgetSolver:
             least_use: IntArray = np.argmin(linear, axis=1).astype(np.int64)
             if self.is_feasible(least_use):
                 return least_use
+        from raysearch.search.solvers.milp import solve_milp
+
         return solve_milp(self.space, self.limits, self._relative_use(), rel_gap=BASE_GAP).choices
 
     def _relative_use(self) -> FloatArray:
