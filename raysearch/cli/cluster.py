@@ -45,6 +45,7 @@ from raysearch.job import Job, check_reach
 from raysearch.job import submit as submit_run
 from raysearch.records import RunStatus
 from raysearch.reporting.live import ProgressLines, progress_text
+from raysearch.reporting.printable import printable
 
 
 @app.command(cls=listing(front=cost_kinds, minimize=cost_kinds, kind=task_kinds))
@@ -177,11 +178,15 @@ def logs(
         job = Job(run, storage, address, token_file, ca_file)
         if follow and not as_json:
             for piece in job.follow():
-                sys.stdout.write(piece)
+                sys.stdout.write(printable(piece, is_log=True))
                 sys.stdout.flush()
             return
         text = job.logs()
-        show({"run_id": run, "logs": text}, lambda out: out.out(text, end=""))
+        show({"run_id": run, "logs": text}, lambda out: _write_log(out, text))
+
+
+def _write_log(out: Console, text: str) -> None:
+    out.file.write(printable(text, is_log=True))
 
 
 @app.command()

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from raysearch.cli import console
 from raysearch.errors import RaysearchError
+from raysearch.reporting.printable import printable
 
 Show = Callable[[Any, Callable[[Console], None]], None]
 """`show(data, draw)`: the data as JSON, or what `draw` puts on a console."""
@@ -38,7 +39,7 @@ def command(as_json: bool) -> Iterator[Show]:
             if as_json:
                 stdout.write(json.dumps({"error": {"type": kind, "message": str(error)}}, indent=1) + "\n")
                 stdout.flush()
-            print(f"{kind}: {error}", file=sys.stderr)
+            print(printable(f"{kind}: {error}"), file=sys.stderr)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             print("stopped; --resume goes on with the run", file=sys.stderr)

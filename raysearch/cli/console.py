@@ -24,6 +24,7 @@ from raysearch.records import (
 from raysearch.records.costs.text import cost, duration, number
 from raysearch.reporting.grids import Grid, Row
 from raysearch.reporting.live import progress_text
+from raysearch.reporting.printable import printable
 
 
 def show_grid(out: Console, grid: Grid, form: Format = Format.TABLE, *, wide: bool = False) -> None:
@@ -38,15 +39,25 @@ def show_grid(out: Console, grid: Grid, form: Format = Format.TABLE, *, wide: bo
     out.out(table_text(grid, form, out.width, wide=wide), end="", highlight=False)
 
 
-def out() -> Console:
-    """Standard output; wide enough for whole names where it is no terminal.
+class PlainConsole(Console):
+    """Prints text as it is: no bracket is markup, no line is broken, a control character is its code."""
 
-    Text is printed as it is: brackets in a path are no markup, and no line is broken.
-    """
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    if console.is_terminal:
-        return console
-    return Console(highlight=False, markup=False, soft_wrap=True, width=160)
+    def __init__(self, width: int | None = None) -> None:
+        super().__init__(highlight=False, markup=False, soft_wrap=True, width=width)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """See `Console.print`."""
+        super().print(*(printable(str(each)) for each in objects), **options)
+
+    def out(self, *objects: Any, **options: Any) -> None:
+        """See `Console.out`."""
+        super().out(*(printable(str(each)) for each in objects), **options)
+
+
+def out() -> Console:
+    """Standard output; wide enough for whole names where it is no terminal."""
+    console = PlainConsole()
+    return console if console.is_terminal else PlainConsole(width=160)
 
 
 def age_text(updated: float, now: float) -> str:

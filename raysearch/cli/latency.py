@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from raysearch.cli.choices import PLACE, listing, profile_targets
 from raysearch.cli.command import command
+from raysearch.cli.console import show_grid
 from raysearch.cli.options import ConfigOption, JsonOption, SetOption, TaskArgument, app
 from raysearch.errors import ConfigError
 from raysearch.records import LatencyProfile
+from raysearch.reporting.grids import Grid, Row
 
 BELOW_EIGHT = (
     "Below 8 bits runtimes on CPUs save bytes, not time: they compute in 8 bits what is stored in fewer."
@@ -50,8 +51,8 @@ def profile(
 
 
 def _draw(console: Console, profile: LatencyProfile, path: Path) -> None:
-    console.print(layers_table(profile))
-    console.print(checks_table(profile))
+    show_grid(console, times_grid(profile))
+    show_grid(console, checks_grid(profile))
     for name, kernels in profile.kernels.items():
         if "not found" in kernels.values():
             console.print(f"note: no node of '{name}' was found; its time is counted with other layers.")
@@ -64,36 +65,32 @@ def _draw(console: Console, profile: LatencyProfile, path: Path) -> None:
     console.print(f"profile: {path}")
 
 
-def layers_table(profile: LatencyProfile) -> Table:
+def times_grid(profile: LatencyProfile) -> Grid:
     """Times and kernels of every layer."""
-    table = Table(title="least milliseconds of a forward")
-    table.add_column("layer", justify="left")
-    for column in ("float", "8 bit", "ratio"):
-        table.add_column(column, justify="right")
-    table.add_column("kernels", justify="left")
+    rows: list[Row] = []
     for name, levels in profile.layers.items():
         float_seconds, eight_seconds = levels["float"], levels["8"]
         kernels = profile.kernels.get(name, {})
         change = f"{kernels.get('float', '')} -> {kernels.get('8', '')}"
         ratio = _ratio(eight_seconds, float_seconds)
-        table.add_row(name, _milliseconds(float_seconds), _milliseconds(eight_seconds), ratio, change)
+        cells = (_milliseconds(float_seconds), _milliseconds(eight_seconds), ratio, change)
+        rows.append(Row(name, cells))
     # What no layer owns runs the same at any width.
     other = _milliseconds(profile.other_seconds)
-    table.add_row("other", other, other, "", "")
-    return table
+    rows.append(Row("other", (other, other, "", "")))
+    columns = ("layer", "float", "8 bit", "ratio", "kernels")
+    return Grid(columns, tuple(rows), "least milliseconds of a forward")
 
 
-def checks_table(profile: LatencyProfile) -> Table:
+def checks_grid(profile: LatencyProfile) -> Grid:
     """The profile's sums beside whole models that were timed on their own."""
-    table = Table(title="whole model, milliseconds")
-    table.add_column("", justify="left")
-    for column in ("predicted", "measured", "ratio"):
-        table.add_column(column, justify="right")
+    rows: list[Row] = []
     for name, values in profile.checks.items():
         predicted, measured = values["predicted"], values["measured"]
         ratio = _ratio(predicted, measured)
-        table.add_row(name, _milliseconds(predicted), _milliseconds(measured), ratio)
-    return table
+        rows.append(Row(name, (_milliseconds(predicted), _milliseconds(measured), ratio)))
+    columns = ("model", "predicted", "measured", "ratio")
+    return Grid(columns, tuple(rows), "whole model, milliseconds")
 
 
 def _milliseconds(seconds: float) -> str:

@@ -15,6 +15,7 @@ from rich.cells import cell_len, set_cell_size
 
 from raysearch.records.costs.text import MISSING
 from raysearch.reporting.grids import Grid, Row
+from raysearch.reporting.printable import printable_line
 
 GAP = "  "
 MANY_ROWS = 40
@@ -71,6 +72,8 @@ def _markdown(grid: Grid) -> str:
 
 
 def _lines(grid: Grid, width: int, wide: bool) -> list[str]:
+    rows = [Row(printable_line(row.name), tuple(map(printable_line, row.cells))) for row in grid.rows]
+    grid = replace(grid, rows=tuple(rows))
     remarks: list[str] = []
     if not wide:
         grid, remarks = _without_constants(grid)

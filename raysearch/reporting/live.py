@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from raysearch.records import RunStatus
 from raysearch.records.costs.text import duration, number
+from raysearch.reporting.printable import printable, printable_line
 
 LINE_EVERY_SECONDS = 30.0
 LEAST_SECONDS = 0.05
@@ -52,8 +53,8 @@ class ProgressLines:
             self.close()
             return
         if status.message:
-            self._console.print(f"{status.run_id}  {status.message}", soft_wrap=True, markup=False)
-        text = f"{status.run_id}  {progress_text(status)}"
+            self._console.print(printable(f"{status.run_id}  {status.message}"), soft_wrap=True, markup=False)
+        text = printable_line(f"{status.run_id}  {progress_text(status)}")
         is_new = status.stage != self._stage
         self._stage = status.stage
         if self._console.is_terminal:
