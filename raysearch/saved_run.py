@@ -18,6 +18,7 @@ from raysearch.determinism import pinned_threads, plain_modes, process_as_found,
 from raysearch.errors import RunError, StorageError, TaskError
 from raysearch.export import TARGETS, load_model, verify_folder
 from raysearch.export.check_folder import FolderCheck
+from raysearch.export.earlier import take_over
 from raysearch.pipeline.finalists import load_chosen
 from raysearch.pipeline.inputs import Inputs, check_inputs
 from raysearch.pipeline.pools import pool_session
@@ -235,6 +236,8 @@ class SavedRun(RunViews):
     def export(self, targets: Sequence[str], *, task: Task | str | None = None) -> ExportManifest:
         """Export a trained run to further targets; those that it has are written again with them.
 
+        Where the packages of one that it has are not installed here, its files stay as they are.
+
         Args:
             targets: the targets to add.
             task: the task of the run; default: the one it names.
@@ -245,13 +248,18 @@ class SavedRun(RunViews):
             ExportError: a target could not be written or verified.
         """
         store = self._store
-        names = list(dict.fromkeys([*self._exported(), *targets]))
+        earlier = self._exported()
+        old = [name for name in earlier if name not in targets and TARGETS[name].extra.missing()]
+        names = [name for name in dict.fromkeys([*earlier, *targets]) if name not in old]
         with self._inputs(task, {"export": {"targets": names}}) as inputs:
             assignment = load_chosen(store).assignment
             checkpoint = store.load_checkpoint(store.load(codecs.FINE_TUNE).checkpoint)
             stripped = strip_checkpoint(inputs, load_deployed(store), assignment, checkpoint)
             with scratch_folder() as folder:
                 manifest = export(inputs, stripped, assignment, folder, self.run_id)
+                if old:
+                    model = store.storage.child("model")
+                    manifest = take_over(old, store.load(codecs.MANIFEST), model, folder)
                 store.save_model(folder)
         return manifest
 

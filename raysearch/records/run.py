@@ -77,7 +77,7 @@ class RunResult:
 
     Attributes:
         run_id: the run.
-        storage: where its folder is.
+        storage: its folder.
         budget: the expressions as given.
         assignment: group id → bit-width.
         costs: kind → cost of the assignment.
@@ -118,6 +118,17 @@ class RunResult:
     test_metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     standard_errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     finalists: tuple[Mapping[str, Any], ...] = ()
+
+    def load_model(self) -> Any:
+        """The exported model, an `nn.Module`; see `SavedRun.load_model`.
+
+        Raises:
+            StorageError: its files are damaged, or are no longer there.
+        """
+        # By its public name: a record knows no room above it, and needs no tensor to be read.
+        import raysearch
+
+        return raysearch.load_run(self.storage).load_model()
 
     def _repr_html_(self) -> str:
         # What a notebook shows; names are the user's, and stay text.

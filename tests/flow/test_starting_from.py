@@ -168,3 +168,4 @@ def test_an_export_adds_a_target_and_removes_none(storage):
     assert {check.target for check in manifest.checks} == {"packed", "pt2"}
     example = toy_task.make_task().example_inputs
     assert torch.equal(saved.load_model()(*example), before(*example))
+    assert torch.equal(saved.result().load_model()(*example), before(*example))
