@@ -28,7 +28,7 @@
     const isLog = more.type === "logarithmic";
     return {
       title: { display: Boolean(label), text: label, color: colours.soft },
-      ticks: { color: colours.soft, maxTicksLimit: 9, maxRotation: 0, autoSkipPadding: 14, callback: (value) => tickText(Number(value), isLog) },
+      ticks: { color: colours.soft, maxTicksLimit: 9, maxRotation: 0, includeBounds: false, autoSkipPadding: 14, callback: (value) => tickText(Number(value), isLog) },
       grid: { color: colours.rule, lineWidth: 0.6 },
       border: { color: colours.rule },
       ...more,
@@ -399,7 +399,7 @@
         cellOf(row).dataset.value = widths[index];
       });
       paintStrip();
-    paintNetwork();
+      paintNetwork();
       byId("lane-reset").hidden = true;
       filterLanes();
     };
