@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Collection, Mapping
@@ -45,6 +44,7 @@ from raysearch.records import (
     RangeTable,
     parse_budgets,
 )
+from raysearch.records.typed_json import parsed, shown
 from raysearch.search import Race, check_budgets, check_ratio, search_assignment, solve_ratio
 from raysearch.seeding import derive_seed
 from raysearch.sensitivity import measure_sensitivity
@@ -166,7 +166,7 @@ class ModelInitializer:
         if request.traces is None:
             traces = self._measure_traces(setup, pool, num_shards, request)
         else:
-            traces = _read_traces(request.traces, setup)
+            traces = read_traces(request.traces, setup)
         negative = [name for name, value in traces.items() if value < 0]
         if negative:
             warnings.warn(f"negative traces count as 0: {', '.join(negative)}", stacklevel=4)
@@ -288,11 +288,30 @@ def _part_of(setup: QuantizerSetup, names: Collection[str]) -> QuantizerSetup:
     return QuantizerSetup(points, groups)
 
 
-def _read_traces(source: Mapping[str, float] | Path, setup: QuantizerSetup) -> dict[str, float]:
-    values = json.loads(source.read_text()) if isinstance(source, Path) else source
+def read_traces(source: Mapping[str, float] | Path, setup: QuantizerSetup) -> dict[str, float]:
+    """Weight → trace, as it is given or from a JSON file.
+
+    Args:
+        source: of the traces.
+        setup: every weight of which needs one.
+
+    Raises:
+        ConfigError: the file cannot be read, or a trace is missing, unknown or no number.
+    """
+    values: Any = source
+    if isinstance(source, Path):
+        try:
+            values = parsed(source.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"the file of traces '{source}' cannot be read: {error!s:.200}.") from error
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"traces is {shown(values)}; give a mapping of weights to numbers.")
     names = setup.of_kind("weight")
     refuse_unknown(values, names, "traces")
     missing = [name for name in names if name not in values]
     if missing:
         raise ConfigError(f"traces has no value for {', '.join(missing)}.")
+    for name in names:
+        if not isinstance(values[name], int | float) or not math.isfinite(values[name]):
+            raise ConfigError(f"traces has {shown(values[name])} for '{name}'; give a finite number.")
     return {name: float(values[name]) for name in names}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing_extensions import TypedDict
 from raysearch.config.placement import PlacementConfig
 from raysearch.config.section import complaint, read_section
 from raysearch.errors import ConfigError
-from raysearch.records.typed_json import shown
+from raysearch.records.typed_json import parsed, shown
 from raysearch.unknown_keys import refuse_unknown
 
 ROOT_KEYS = ("input_info", "target_device", "compression", "log_dir")
@@ -248,7 +247,7 @@ def _load(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     if isinstance(source, Mapping):
         return dict(source)
     try:
-        data = json.loads(Path(source).read_bytes())
+        data = parsed(Path(source).read_bytes())
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"the NNCF configuration '{source}' cannot be read: {error!r:.300}.") from error
     if not isinstance(data, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from raysearch.config.section import SchemeValue, Section
 from raysearch.errors import ConfigError
 from raysearch.records import COST_KINDS, LatencyProfile, MaxDrop, parse_max_drop
+from raysearch.records.typed_json import parsed
 
 SurrogateName = Literal["response", "hawq", "fisher", "second-moment", "weight-error", "single-loss"]
 """What predicts the loss of an assignment; `raysearch.search` says how each does."""
@@ -142,12 +142,13 @@ class SearchConfig(Section):
 def _profile(value: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """A latency profile as plain values, from them or from the path of its JSON file."""
     if isinstance(value, Mapping):
-        return LatencyProfile.from_json(json.dumps(dict(value))).as_dict()
+        return LatencyProfile.from_dict(value).as_dict()
     try:
-        return LatencyProfile.from_json(Path(value).expanduser().read_text()).as_dict()
-    except OSError as error:
+        return LatencyProfile.from_json(Path(value).expanduser().read_text("utf-8")).as_dict()
+    except (OSError, ValueError, RuntimeError) as error:
+        # The last two of a name that no file can have, and of a home that nobody has.
         raise ConfigError(
-            f"search.latency_profile: the file '{value}' cannot be read: {error.strerror}."
+            f"search.latency_profile: the file '{value}' cannot be read: {error!s:.200}."
         ) from error
 
 
@@ -156,7 +157,7 @@ def _assignment(item: Any) -> Any:
     if not isinstance(item, str):
         return item
     try:
-        data = json.loads(Path(item).expanduser().read_text())
-    except (OSError, ValueError) as error:
+        data = parsed(Path(item).expanduser().read_bytes())
+    except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"the assignment file '{item}' cannot be read: {error}") from error
     return data["assignment"] if isinstance(data, dict) and "assignment" in data else data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from raysearch.errors import ConfigError, PlacementError
 from raysearch.placement.scopes import match
 from raysearch.records import BitAssignment, QuantizationPoint, QuantizerSetup, Scheme
+from raysearch.records.typed_json import parsed
 from raysearch.unknown_keys import nearest
 
 _NNCF_LEVEL = re.compile(r"\[([^\]]+)\]")
@@ -27,7 +27,7 @@ def read_entries(value: object) -> list[tuple[Scheme, str]]:
     """
     if isinstance(value, str | Path):
         try:
-            value = json.loads(Path(value).read_text())
+            value = parsed(Path(value).read_bytes())
         except (OSError, ValueError) as error:
             raise ConfigError(f"the file of bitwidth_per_scope '{value}' cannot be read: {error}.") from error
     if isinstance(value, Mapping):

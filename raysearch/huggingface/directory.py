@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from raysearch.errors import TaskError
+from raysearch.records.typed_json import parsed
 
 EXTRA = 'pip install "raysearch[huggingface]"'
 _TOKENIZERS = (
@@ -63,7 +63,7 @@ class ModelDirectory:
     @property
     def config(self) -> dict[str, Any]:
         """What stands in config.json."""
-        return dict(json.loads((self.path / "config.json").read_text()))
+        return dict(parsed((self.path / "config.json").read_bytes()))
 
     def load_model(self, auto_class: str) -> nn.Module:
         """The model in eval mode, without its cache of keys and values.
@@ -147,7 +147,7 @@ class ModelDirectory:
                 f"`model.save_pretrained` writes it."
             )
         try:
-            config = json.loads(file.read_text())
+            config = parsed(file.read_bytes())
         except (ValueError, OSError) as error:
             raise TaskError(f"'{file}' cannot be read: {error}.") from error
         if not isinstance(config, dict):

@@ -206,10 +206,10 @@ def load_profile(name: str) -> Profile:
         text = (files("raysearch.placement") / "profiles" / f"{name}.toml").read_text()
     elif name.endswith(".toml"):
         try:
-            text = Path(name).read_text()
-        except OSError as error:
+            text = Path(name).read_text("utf-8")
+        except (OSError, ValueError) as error:
             raise PlacementError(
-                f"placement.profile: the file '{name}' cannot be read: {error.strerror}."
+                f"placement.profile: the file '{name}' cannot be read: {error!s:.200}."
             ) from error
     else:
         matches = nearest_names(name, names)
@@ -220,8 +220,8 @@ def load_profile(name: str) -> Profile:
         )
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PlacementError(f"the profile '{name}' is not TOML: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise PlacementError(f"the profile '{name}' is not TOML: {error!s:.200}.") from error
     return _profile(name, data)
 
 
@@ -233,15 +233,15 @@ def _profile(name: str, data: dict[str, Any]) -> Profile:
             f"the profile '{name}' has scale_dtype = {scale_dtype!r}; allowed: {', '.join(SCALE_DTYPES)} or "
             f"model, the type of each weight."
         )
-    fusion = tuple(data.pop("fusion", ()))
+    fusion = data.pop("fusion", ())
     _known(name, "", data, ("default", *OPERATIONS, "description", "scale_dtype", "fusion"))
-    if not set(fusion) <= set(STRUCTURES):
+    if not isinstance(fusion, list | tuple) or not all(structure in STRUCTURES for structure in fusion):
         raise PlacementError(
-            f"the profile '{name}' has fusion = {list(fusion)!r}; allowed: a list of {', '.join(STRUCTURES)}."
+            f"the profile '{name}' has fusion = {fusion!r:.200}; allowed: a list of {', '.join(STRUCTURES)}."
         )
     default = _rule(name, "default", data.get("default", {}), OperationRule())
     rules = {kind: _rule(name, kind, data.get(kind, {}), default) for kind in OPERATIONS}
-    return Profile(name, description, rules, scale_dtype, fusion)
+    return Profile(name, description, rules, scale_dtype, tuple(fusion))
 
 
 def _rule(profile: str, section: str, data: Any, base: OperationRule) -> OperationRule:

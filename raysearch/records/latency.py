@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raysearch.errors import ConfigError
+from raysearch.records.typed_json import parsed
 
 PICOSECONDS = 10**12
 """Units in a second: times are added as whole picoseconds, so that sums do not depend on their order."""
@@ -102,8 +103,18 @@ class LatencyProfile:
         """Read what `as_dict` gave; only `layers` must be there.
 
         Raises:
-            ConfigError: a time is missing, or is no finite number of at least 0.
+            ConfigError: it is no profile, or a time is missing, or is no finite number of at least 0.
         """
+        try:
+            return cls._of(data)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            raise ConfigError(
+                f"the latency profile cannot be read: {error!r:.200}. It is JSON: "
+                '{"layers": {WEIGHT: {"float": SECONDS, "8": SECONDS}}}.'
+            ) from error
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any]) -> LatencyProfile:
         return cls(
             {str(n): {str(k): float(s) for k, s in levels.items()} for n, levels in data["layers"].items()},
             float(data.get("other_seconds", 0.0)),
@@ -133,9 +144,7 @@ class LatencyProfile:
             1000000000
         """
         try:
-            return cls.from_dict(json.loads(text))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"the latency profile cannot be read: {error!r}. It is JSON: "
-                '{"layers": {WEIGHT: {"float": SECONDS, "8": SECONDS}}}.'
-            ) from error
+            data = parsed(text)
+        except ValueError as error:
+            raise ConfigError(f"the latency profile cannot be read, for it is no JSON: {error!s}.") from error
+        return cls.from_dict(data)

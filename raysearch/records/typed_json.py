@@ -57,6 +57,18 @@ def read_json(form: Any, text: str | bytes, file: str) -> Any:
         raise StorageError(f"{file} is damaged: {error!r:.200}.") from error
 
 
+def parsed(text: str | bytes) -> Any:
+    """JSON as plain values, for a reader that looks at each of them itself.
+
+    Raises:
+        ValueError: it is no JSON, no text, has a number beyond all bounds, or nests too deep.
+    """
+    try:
+        return json.loads(text, parse_int=_integer)
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(f"it nests too deep or is too large ({type(error).__name__})") from error
+
+
 def _integer(text: str) -> int:
     value = int(text)
     if value.bit_length() > MOST_BITS:

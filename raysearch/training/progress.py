@@ -14,6 +14,7 @@ from torch import Tensor
 from raysearch.artifacts import Storage, hashed, without_hash
 from raysearch.errors import StorageError
 from raysearch.records import EpochMetrics
+from raysearch.records.typed_json import parsed
 
 CALIBRATED = -1
 """The epoch by which the calibrated model goes that no step has changed yet."""
@@ -64,7 +65,7 @@ class Progress:
     @classmethod
     def from_json(cls, text: str) -> Progress:
         """Read what `to_json` wrote."""
-        data = json.loads(text)
+        data = parsed(text)
         history = [EpochMetrics(entry["epoch"], entry["metrics"]) for entry in data.pop("history")]
         return cls(history=history, **data)
 
@@ -120,7 +121,7 @@ class CheckpointFolder:
                 tensors = load(data)
                 progress = Progress.from_json(_header(data)[_RECORD])
                 progress.best_state = self._read(_best_name(progress.best_step))
-            except (SafetensorError, StorageError, ValueError, KeyError, TypeError):
+            except (SafetensorError, StorageError, ValueError, LookupError, TypeError, AttributeError):
                 # The one before it is still there.
                 continue
             self._present = [(progress.step, progress.best_step)]
@@ -143,5 +144,5 @@ def _best_name(step: int) -> str:
 def _header(data: bytes) -> dict[str, str]:
     """The metadata of a safetensors file."""
     length = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    metadata: dict[str, str] = parsed(data[8 : 8 + length])["__metadata__"]
     return metadata

@@ -1,4 +1,4 @@
-"""Whatever a person types: settings, NNCF's configuration, budgets, scopes, names of runs."""
+"""Whatever a person types or gives: settings, NNCF's configuration, budgets, scopes, names of runs, files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from raysearch.placement.scopes import match
 from raysearch.records import parse_budgets, parse_max_drop
 from raysearch.search import check_budgets
 from raysearch.task import load_task
+from tests.chaos.given_files import GIVEN, GivenFiles
 from tests.chaos.mutations import damaged_json, damaged_text, damaged_value
 from tests.chaos.tally import Tally
-from tests.support.run_records import make_setup
 
 SETTINGS = [
     f"{section}.{key}"
@@ -86,7 +86,7 @@ TASKS = (
 DROPS = ("accuracy=0.01", "accuracy=1%", "loss=0.05", "divergence=1%", "=1", "a=b=2%", "x=1e999", "x=-1")
 
 
-class Texts:
+class Texts(GivenFiles):
     """Draws texts and has them read; each method takes one draw and gives what was read how.
 
     Args:
@@ -94,8 +94,7 @@ class Texts:
     """
 
     def __init__(self, scratch: Path) -> None:
-        self._scratch = scratch
-        self._setup = make_setup(3)
+        super().__init__(scratch)
         points = [*self._setup.points.values()]
         self._points = [
             *points,
@@ -173,7 +172,7 @@ class Texts:
 
 INPUTS = (
     "set_option", "toml_file", "nncf_mapping", "nncf_file", "budget", "max_drop", "scope", "run_name",
-    "task_name",
+    "task_name", *GIVEN,
 )  # fmt: skip
 """The methods of `Texts` that draw an input."""
 

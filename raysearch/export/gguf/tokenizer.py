@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raysearch.errors import ExportError
+from raysearch.records.typed_json import parsed
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """llama.cpp's types of tokens."""
@@ -71,7 +71,17 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary:
     path = directory / FILE
     if not path.is_file():
         raise ExportError(f"{directory} has no {FILE}; save the tokenizer there with `save_pretrained`.")
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return _vocabulary(path, size)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ExportError(
+            f"{path} is no tokenizer as `save_pretrained` writes it: {error!r:.200}. Save it anew, or leave "
+            "'gguf' out of export.targets."
+        ) from error
+
+
+def _vocabulary(path: Path, size: int) -> Vocabulary:
+    tokenizer = parsed(path.read_bytes())
     model = tokenizer["model"]
     if model["type"] != "BPE":
         raise ExportError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from raysearch.evaluation.half_precision import HALF
 from raysearch.export.outputs import NamedOutputs, tensor_leaves
+from raysearch.records.typed_json import read_json
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 """Arrays by the name of the value in the file that they are for."""
@@ -49,7 +49,9 @@ class OnnxFileModule(nn.Module):
         self.runtime = runtime
         self.input_names = list(input_names)
         output_names = metadata.get(OUTPUT_KEY)
-        self.output_names: list[str] | None = json.loads(output_names) if output_names else None
+        self.output_names: list[str] | None = None
+        if output_names:
+            self.output_names = read_json(list[str], output_names, f"'{OUTPUT_KEY}' in the file's metadata")
         self.record: Callable[[Arrays], None] | None = None
         self.training = False
 

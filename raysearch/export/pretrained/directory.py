@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from raysearch.artifacts import Storage
 from raysearch.export.file_names import CONFIG, WEIGHTS
 from raysearch.quantizer import Quantizer
+from raysearch.records.typed_json import parsed
 
 _COPIED = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
@@ -111,7 +111,7 @@ def _copy_beside(source: Path, folder: Path) -> list[str]:
 
 def _put_cache_back(config: Any, source: Path) -> None:
     """A model is captured without its cache of keys and values; who generates with it wants the cache."""
-    earlier = json.loads((source / CONFIG).read_text())
+    earlier = parsed((source / CONFIG).read_bytes())
     for values, part in ((earlier, config), (earlier.get("text_config"), config.get_text_config())):
         if isinstance(values, dict) and hasattr(part, "use_cache"):
             part.use_cache = bool(values.get("use_cache", getattr(type(part)(), "use_cache", True)))

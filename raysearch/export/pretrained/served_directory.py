@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from raysearch.errors import StorageError
 from raysearch.export.file_names import CONFIG, WEIGHTS
 from raysearch.export.own_process.served_model import ServedModel
+from raysearch.records.typed_json import parsed
 
 
 class ServedDirectory(ServedModel):
@@ -32,7 +32,7 @@ def _check_files(directory: Path) -> None:
         if not (directory / name).is_file():
             raise StorageError(f"{directory / name} is missing. Export it again.")
     try:
-        json.loads((directory / CONFIG).read_text("utf-8"))
+        parsed((directory / CONFIG).read_bytes())
     except ValueError as error:
         raise StorageError(f"{directory / CONFIG} is damaged: {error}. Export it again.") from error
     try:
