@@ -105,18 +105,11 @@ def damage_half(tally: Tally, finished: Path, count: int, seed: int, scratch: Pa
         seed: of the damages.
         scratch: a folder.
     """
-    expected = outcome_of(finished)
-    for number in range(count):
-        draw = random.Random(f"half/{seed}/{number}")
-        storage = scratch / "half"
-        shutil.rmtree(storage, ignore_errors=True)
-        run = half_run(finished, storage / finished.name, draw.choice(STAGES))
-        path = draw.choice(sorted(path for path in run.rglob("*") if path.is_file()))
-        path.write_bytes(damaged_bytes(path.read_bytes(), draw))
-        shown = f"{seed}/{number} {path.relative_to(run)}"
-        result = tally.take("half: resume", shown, lambda storage=storage: run_toy(storage, resume=True))
-        if result is not None and outcome_of(run) != expected:
-            tally.escaped.append(f"resume after {shown}: another result")
+
+    def cut_off(storage: Path, draw: random.Random) -> None:
+        half_run(finished, storage / finished.name, draw.choice(STAGES))
+
+    _go_on_damaged(tally, "half", cut_off, finished, range(count), seed, scratch)
 
 
 def damage_killed(tally: Tally, finished: Path, seconds: float, count: int, seed: int, scratch: Path) -> None:
@@ -130,17 +123,44 @@ def damage_killed(tally: Tally, finished: Path, seconds: float, count: int, seed
         seed: of the draws.
         scratch: a folder.
     """
-    expected = outcome_of(finished)
-    for number in range(count):
-        draw = random.Random(f"killed/{seed}/{number}")
-        storage = scratch / "killed"
-        shutil.rmtree(storage, ignore_errors=True)
-        run = storage / finished.name
-        while not (run / "run.json").exists():
+
+    def killed(storage: Path, draw: random.Random) -> None:
+        while not (storage / finished.name / "run.json").exists():
             run_and_kill(storage, draw.uniform(0.2, 1) * seconds, draw)
+
+    _go_on_damaged(tally, "killed", killed, finished, range(count), seed, scratch)
+
+
+def _go_on_damaged(
+    tally: Tally,
+    kind: str,
+    begin: Callable[[Path, random.Random], None],
+    finished: Path,
+    numbers: range,
+    seed: int,
+    scratch: Path,
+) -> None:
+    """Damage a file of an unfinished run, and go on with it.
+
+    Args:
+        tally: counts what came of it.
+        kind: of unfinished run.
+        begin: makes one in a storage.
+        finished: the folder of the same run without damage.
+        numbers: of the damages.
+        seed: of their draws.
+        scratch: a folder.
+    """
+    expected = outcome_of(finished)
+    for number in numbers:
+        draw = random.Random(f"{kind}/{seed}/{number}")
+        storage = scratch / kind
+        shutil.rmtree(storage, ignore_errors=True)
+        begin(storage, draw)
+        run = storage / finished.name
         path = draw.choice(sorted(path for path in run.rglob("*") if path.is_file()))
         path.write_bytes(damaged_bytes(path.read_bytes(), draw))
         shown = f"{seed}/{number} {path.relative_to(run)}"
-        result = tally.take("killed: resume", shown, lambda storage=storage: run_toy(storage, resume=True))
+        result = tally.take(f"{kind}: resume", shown, lambda storage=storage: run_toy(storage, resume=True))
         if result is not None and outcome_of(run) != expected:
-            tally.escaped.append(f"resume after a kill and {shown}: another result")
+            tally.escaped.append(f"{kind}: resume after {shown}: another result")
