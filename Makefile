@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PROCESSES ?= 3
+CLUSTER_KILLS ?= driver actor "training worker" raylet head storage
 
 .PHONY: install demo test quick zoo chaos tiny_lm gemma lint types fences bench docs clean
 
@@ -38,8 +39,9 @@ quick: install  ## the tests that are quick and start neither Ray nor a process
 zoo: install  ## every model of docs/models.md, from inspection to verified files: five minutes
 	RAYSEARCH_ZOO=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 tests/zoo
 
-chaos: install  ## kills, damage, fuzz and a soak of small runs, without a limit of time; the table goes to benchmarks/results/
+chaos: install  ## kills, damage, fuzz and a soak of small runs, and kills on a cluster, without a limit of time; the table goes to benchmarks/results/
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.cluster_kills $(CLUSTER_KILLS)
 
 lint: install
 	$(BIN)/ruff check .
