@@ -63,6 +63,7 @@ def test_folders_of_killed_processes_go_with_the_next(temporary):
     (temporary / "raysearch-notes").mkdir()
     with scratch_folder() as folder, scratch_folder() as other:
         assert {path.name for path in temporary.iterdir()} == {folder.name, other.name, "raysearch-notes"}
+        assert folder.stat().st_mode & 0o077 == 0, "others of the machine have no business in it"
     assert [path.name for path in temporary.iterdir()] == ["raysearch-notes"]
 
 
