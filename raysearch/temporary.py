@@ -21,6 +21,9 @@ PREFIXES = ("raysearch", "rs")
 
 _MAKER = r"([0-9a-f]{6})-([0-9a-f]+)-([0-9a-f]+)-[0-9a-f]+"
 _FILE = re.compile(rf"\..+\.{_MAKER}\.tmp", re.DOTALL)
+_EARLIER = re.compile(r"\.(?:.+\.[0-9a-f]{8}|preflight-[0-9a-f]{16})\.tmp", re.DOTALL)
+"""As raysearch named them before names said the process."""
+
 _FOLDER = re.compile(rf"(?:{'|'.join(PREFIXES)})-{_MAKER}")
 
 
@@ -71,7 +74,9 @@ def is_abandoned(name: str, changed: float) -> bool:
     match = _FILE.fullmatch(name)
     if match is not None and match[1] == _machine_digest():
         return _is_dead(match)
-    return is_temporary(name) and time.time() - changed > ABANDONED_SECONDS
+    # Whatever another program calls temporary is not ours to delete.
+    is_ours = match is not None or _EARLIER.fullmatch(name) is not None
+    return is_ours and time.time() - changed > ABANDONED_SECONDS
 
 
 @contextmanager

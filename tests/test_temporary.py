@@ -43,7 +43,7 @@ def test_of_a_process_that_cannot_be_looked_up_the_age_decides():
         assert is_abandoned(name, long_ago)
         assert not is_abandoned(name, time.time())
         assert not is_abandoned(name, math.inf)
-    for name in ("seals.json", ".hidden", "model.tmp", ".raysearch-ab12cd-1-1-12345678"):
+    for name in ("seals.json", ".hidden", "model.tmp", ".notes.tmp", ".raysearch-ab12cd-1-1-12345678"):
         assert not is_abandoned(name, long_ago)
 
 
