@@ -50,6 +50,9 @@ that is judged is the one with the best validation, as a run keeps it, the untra
 A recipe is to become the default where its mean difference is better by more than two standard errors at each
 budget. Where n is 1 there is no standard error, and nothing follows.
 
+NNCF 2.18 is its own training at its nearest configuration (`python -m benchmarks.nncf_qat`): its legacy API,
+symmetric weights with a scale a channel, activations of 8 bits, the same data, batches, epochs and optimizer.
+
 {tables}
 """
 
