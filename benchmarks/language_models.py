@@ -59,7 +59,8 @@ on the same calibration text). Calibration, validation and test text are Python'
 Perplexity, and KL of the next token's probabilities to the float model's: a mean over test windows ± its
 standard error.
 
-- uniform, nearest: nearest codes at the scale of least squared weight error; uniform: by GPTQ;
+- uniform, nearest: nearest codes at the scale of least squared weight error; uniform: by GPTQ
+  (of the types of GGUF nearest codes throughout);
 - weight error: mean squared weight error times llm-compressor's factor of size, depth and kind (its HIGGS),
   solved exactly; no data;
 - first order: Σ |gradient ⊙ ΔW| of the next-token loss, as AutoRound's AutoScheme scores, solved exactly;
@@ -85,6 +86,7 @@ EXPORTED = """
 Ours as files (`python -m benchmarks.language_export`). Perplexity and KL × 1000: on the same test text, in
 a fresh process, as transformers loads it, in bfloat16. Difference: of logits (GGUF: of log-probabilities) to
 the stripped module, in the mean, on validation windows; agreement: how often both give the same next token.
+llama.cpp's kernels round what they multiply with to 8 bits, and the export refuses more than that explains.
 
 | bytes of | target | bytes of weights | perplexity | KL × 1000 | runtime | difference | agreement |
 |---|---|---|---|---|---|---|---|"""
@@ -288,7 +290,11 @@ def table_of(case: Case, pieces: Pieces) -> str:
 
 def missing_of(case: Case, pieces: Pieces) -> str:
     """A sentence on the cells that are not measured; "" where none is missing."""
-    rows = (FLOAT, NEAREST, *RIVALS, OURS, *([REFINED] if case.refines else []))
+    rows = [FLOAT, *RIVALS, OURS]
+    if case.refines:
+        rows.append(REFINED)
+    if not case.is_nearest:
+        rows.append(NEAREST)
     lacking = {size: [row for row in rows if not pieces.has(size, row)] for size in case.sizes}
     texts = [f"{size} ({'; '.join(rows)})" for size, rows in lacking.items() if rows]
     return f"\nNot measured: {', '.join(texts)}.\n" if texts else ""
@@ -302,13 +308,15 @@ def margins_of(case: Case, pieces: Pieces) -> str:
         pairs.append((REFINED, UNIFORM_REFINED))
         lines = [f"| bytes of | {' | '.join(RIVALS)} | both refined: uniform |", lines[1] + "---|"]
     for size in case.sizes:
-        if all(pieces.has(size, row) for pair in pairs for row in pair):
-            lines.append(f"| {size} | {' | '.join(margin(pieces, size, *pair) for pair in pairs)} |")
+        cells = [margin(pieces, size, *pair) for pair in pairs]
+        lines.append(f"| {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def margin(pieces: Pieces, size: str, row: str, rival: str) -> str:
-    """The difference of two rows' divergences, over the same windows."""
+    """The difference of two rows' divergences, over the same windows; a dash where one is not measured."""
+    if not (pieces.has(size, row) and pieces.has(size, rival)):
+        return "–"
     differences = pieces.cell(size, row).divergences - pieces.cell(size, rival).divergences
     return with_error(differences, "+.2f")
 

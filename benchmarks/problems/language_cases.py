@@ -46,6 +46,11 @@ class Case:
         return bool(self.config.get("rounding", {}).get("refine", True))
 
     @property
+    def is_nearest(self) -> bool:
+        """Whether all codes are the nearest ones."""
+        return self.config.get("rounding", {}).get("method") == "nearest"
+
+    @property
     def measuring(self) -> dict[str, Any]:
         """Settings of the run that measures what every option does, and little else."""
         rounding = {**self.config.get("rounding", {}), "refine": []}
