@@ -17,7 +17,7 @@ from raysearch.cluster.pool import Key, UnitFunction, owned_value
 from raysearch.cluster.room import Room
 from raysearch.cluster.shipping import Shipment, dumps, loads
 from raysearch.determinism import pin_threads, set_reproducible
-from raysearch.errors import PoolError
+from raysearch.errors import PoolError, RaysearchError
 
 _POLL_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
@@ -217,10 +217,13 @@ class Fleet:
 
         Raises:
             PoolError: the replica cannot be put together there.
+            RaysearchError: for a reason that it tells itself, such as a function Task(model=...) that fails.
         """
         try:
             ray.get(member.ready_ref)
         except RayTaskError as error:
+            if isinstance(error.cause, RaysearchError):
+                raise error.cause from error
             raise PoolError(f"a worker could not be built from the replica: {error}") from error
         if member.has_place:
             member.is_ready = True

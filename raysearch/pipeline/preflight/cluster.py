@@ -15,6 +15,7 @@ from raysearch.cluster.shipping import dumps
 from raysearch.cluster.versions import CLIENT_VARIABLE, as_text, differences, from_text, versions_here
 from raysearch.config import Config
 from raysearch.errors import RaysearchError, StorageError, TaskError
+from raysearch.evaluation.model.model_source import ModelFactory, called
 from raysearch.task import Task
 from raysearch.temporary import temporary_name
 
@@ -44,6 +45,9 @@ def asked_cluster(task: Task, config: Config, storage: Storage) -> Iterator[Node
     _compare_client()
     trains = task.train is not None and not config.training.is_off
     questions = [_code_question(task)]
+    if task.factory is not None and config.cluster.replica != "block":
+        # Where workers hold one block at a time, they read what the driver wrote.
+        questions.append(_model_question(task.factory))
     if trains and (sample := _sample_question(task.train)) is not None:
         questions.append(sample)
     with _trace_in(storage) as name:
@@ -74,6 +78,16 @@ def _code_question(task: Task) -> Question:
         "use the task's code",
         "Modules and packages in the task file's folder travel with it; put everything else into the nodes' "
         "image or environment, or submit with --pip.",
+        TaskError,
+    )
+
+
+def _model_question(factory: ModelFactory) -> Question:
+    return Question(
+        partial(_call, factory),
+        "make the model",
+        "Put what the function reads where every node has it under the same path, or give Task(model=...) "
+        "the model itself, which is then sent to them.",
         TaskError,
     )
 
@@ -124,6 +138,10 @@ def _trace_in(storage: Storage) -> Iterator[str]:
 
 def _nothing(parts: Sequence[Any]) -> None:
     """To have been put together is all."""
+
+
+def _call(factory: ModelFactory) -> None:
+    called(factory)
 
 
 def _first(data: Any) -> None:

@@ -1,6 +1,7 @@
 """What a node cannot do for a run is told before anything is computed."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -62,6 +63,11 @@ def test_code_data_and_storage_that_a_node_has_not_are_refused_by_name(
     with pytest.raises(TaskError, match=message):
         check_cluster(task, config, storage)
     check_cluster(task, load_config(overrides={"training": {"epochs": 0}}), storage)
+
+    task.factory = partial(torch.load, tmp_path / "none.pt")
+    message = r"node \S+ cannot make the model: the function Task.* FileNotFoundError.*none\.pt.*every node"
+    with pytest.raises(TaskError, match=message):
+        check_cluster(task, load_config(overrides={"training": {"epochs": 0}}), storage)
 
     elsewhere = cluster._storage_question(storage, "none.tmp")
     message = (
