@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.main import get_command
+
+from raysearch.cli import app
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = ROOT / "clusters"
@@ -148,11 +151,23 @@ def test_the_scripts_ask_for_the_run_and_resume_a_known_one(tmp_path, path, is_k
     assert ("--resume" in words) == is_known
 
 
+def test_a_job_on_aws_is_started_by_the_python_that_has_raysearch():
+    (setup,) = yaml.safe_load((CLUSTERS / "ray-up" / "aws.yaml").read_text())["setup_commands"]
+    (submit,) = re.findall("raysearch submit .*s3://.*", (CLUSTERS / "ray-up" / "README.md").read_text())
+    assert submit.rpartition("--python ")[2].split()[0] == setup.split()[0]
+
+
 def test_every_readme_has_its_commands():
+    commands = get_command(app).commands
     for folder in ("kuberay", "ray-up", "slurm"):
         text = (CLUSTERS / folder / "README.md").read_text()
         blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
         assert blocks
         assert all(len(block.strip().splitlines()) == 3 for block in blocks)
+        called = re.findall(r"raysearch (submit|wait|retrieve|status|run)\b([^|&\n]*)", "".join(blocks))
+        assert called
+        for name, options in called:
+            known = {option for parameter in commands[name].params for option in parameter.opts}
+            assert set(re.findall(r"(?<=\s)--[\w-]+", options)) <= known, name
         for path in re.findall(r"clusters/[\w./-]+\.\w+", text):
             assert (ROOT / path).is_file(), path
