@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
@@ -261,7 +262,10 @@ class Storage:
             raise StorageError(f"{self.shown(name)} does not exist.") from error
         except (OSError, ArrowException) as error:
             waited = f" (asked again for {seconds:.0f} seconds)" if seconds else ""
-            raise StorageError(f"cannot {action} {self.shown(name)}{waited}: {error}") from error
+            reason = str(error).rstrip(".")
+            # Client, driver and nodes are machines of their own, of which one may not reach it.
+            advice = "" if self.is_local else f". Look whether {platform.node()} reaches it and has its keys."
+            raise StorageError(f"cannot {action} {self.shown(name)}{waited}: {reason}{advice}") from error
 
     def _write(
         self, name: str, contents: Callable[[], Iterable[bytes | memoryview]], *, durable: bool
