@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from raysearch.artifacts import RunStore, Storage, codecs
@@ -23,6 +24,7 @@ from tests.support.object_store import ObjectStore, started_store
 from tests.support.patience import HANG_SECONDS
 from tests.support.ray_head import Head, processes_of, second_node, started_head
 
+RESULTS = ROOT / "benchmarks" / "results" / "cluster_kills.md"
 KILLS_A_RUN = 8
 MOST_STARTS = 16
 MOST_WAIT = 1.0
@@ -31,6 +33,31 @@ OUTAGE_SECONDS = 5.0
 STAGES = ("calibration", "sensitivity", "search")
 """Of which one is drawn for the moment of each kill."""
 TRAINER = "training worker"
+PARTS = {
+    "driver": "driver",
+    "actor": "worker of the fleet",
+    TRAINER: "training worker",
+    "raylet": "raylet of the second node, with its workers",
+    "head": "every process of the head",
+    "storage": "storage server",
+}
+PAGE = """\
+# Parts of a cluster, killed in the middle of a run
+
+{date}, `python -m tests.chaos.cluster_kills`: a head with a token, a second node and an S3 server on one
+machine with two cores that others used as well. In each run several parts are ended by SIGKILL, one after
+another (the S3 server refuses connections for five seconds), each at a moment that is drawn; the part is put
+back, and a driver that ended is started again with `--resume`. A result is the same when records, metrics,
+assignment, checkpoints and model have the bits of a run in one process that nothing disturbed. A kill counts
+where a driver was at work.
+
+| killed | times | same result | anything else |
+|---|---|---|---|
+{rows}
+
+{runs} runs lost {kills} parts, the one that lost most {most}. Runs that a time limit of the machine cut
+off are not counted.
+{others}"""
 ORDER = (*STAGES, "refinement", "training", "evaluation", "export")
 
 
@@ -98,8 +125,7 @@ def kill_on_cluster(kinds: list[str], seed: int, scratch: Path) -> tuple[Counter
     What a run must give is what the same run gives in this process, where nothing dies.
 
     Args:
-        kinds: of "driver", "actor", "training worker", "raylet", "head" and "storage"; each run loses
-            `KILLS_A_RUN` of them.
+        kinds: names of `PARTS`; each run loses `KILLS_A_RUN` of them.
         seed: of the draws.
         scratch: a folder.
 
@@ -217,12 +243,43 @@ def _settings(trains: bool) -> list[str]:
     return settings if trains else [*settings, "training.epochs=0"]
 
 
+def page(logs: Iterable[Path]) -> str:
+    """The results page of what `main` printed, in several pieces."""
+    same: Counter[str] = Counter()
+    other: Counter[str] = Counter()
+    losses: list[int] = []
+    others: list[str] = []
+    for line in (line for log in logs for line in log.read_text().splitlines()):
+        named, _, told = line.partition(": ")
+        kinds = named.split(", ")
+        if not told or not set(kinds) <= set(PARTS):
+            continue
+        losses.append(len(kinds))
+        (same if told == "same" else other).update(kinds)
+        if told != "same":
+            others.append(f"- {line}\n")
+    rows = [f"| {what} | {same[k] + other[k]} | {same[k]} | {other[k]} |" for k, what in PARTS.items()]
+    rows.append(f"| together | {sum(losses)} | {same.total()} | {other.total()} |")
+    return PAGE.format(
+        date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        rows="\n".join(rows),
+        runs=len(losses),
+        kills=sum(losses),
+        most=max(losses),
+        others="".join(others),
+    )
+
+
 def main() -> int:
-    """Kills of the kinds that are named, and a line for each."""
+    """Kills of the kinds that are named, and a line for each run; or the page of such lines."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.cluster_kills")
-    parser.add_argument("kinds", nargs="+")
+    parser.add_argument("kinds", nargs="*", choices=[*PARTS, []])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--page", nargs="+", type=Path, metavar="LOG", help="write the results page of these")
     options = parser.parse_args()
+    if options.page:
+        RESULTS.write_text(page(options.page))
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         hits, wrong = kill_on_cluster(options.kinds, options.seed, Path(folder))
     print(f"hits: {dict(hits)}", *wrong, sep="\n")
