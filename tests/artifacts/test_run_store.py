@@ -90,7 +90,9 @@ def test_every_record_comes_back_equal(store):
     assert again.load(codecs.FINALISTS) == FINALISTS
     assert again.load(codecs.REFINEMENT).digest() == refinement.digest()
     read = again.load(codecs.SENSITIVITY)
-    assert (read.traces, read.effects, read.fingerprint) == (table.traces, table.effects, table.fingerprint)
+    assert (read.traces, read.fingerprint) == (table.traces, table.fingerprint)
+    # As text: from Python 3.13 on a record with a NaN equals no other.
+    assert repr(read.effects) == repr(table.effects)
     assert read.gram.tobytes() == table.gram.tobytes()
     assert same_search(again.load(codecs.SEARCH), search)
     assert again.load(codecs.LEAST_COST) == LEAST_COST

@@ -116,7 +116,8 @@ def test_sensitivity_table():
     again = SensitivityTable.from_tables(table.traces_table(), table.effects_table(), table.gram_table())
     assert again.traces == table.traces
     assert [t.converged for t in again.traces.values()] == [False, True]
-    assert list(again.effects.items()) == list(table.effects.items())
+    # As text: from Python 3.13 on a record with a NaN equals no other.
+    assert repr(list(again.effects.items())) == repr(list(table.effects.items()))
     assert np.array_equal(again.gram, table.gram)
     assert again.fingerprint == "mark"
     rows = np.arange(3.0 * len(table.effects)).reshape(-1, 3)
@@ -136,7 +137,7 @@ def test_a_sensitivity_table_of_schemes():
     effects = [replace(effect, scheme=scheme) for effect, scheme in pairs]
     table = replace(table, effects={(effect.group, effect.scheme): effect for effect in effects})
     again = SensitivityTable.from_tables(table.traces_table(), table.effects_table(), table.gram_table())
-    assert again.effects == table.effects
+    assert repr(again.effects) == repr(table.effects)
     assert again.gram.tobytes() == table.gram.tobytes()
     assert table.gram_table().column("scheme").to_pylist() == list(map(str, schemes))
 
