@@ -125,8 +125,11 @@ def damage_killed(tally: Tally, finished: Path, seconds: float, count: int, seed
     """
 
     def killed(storage: Path, draw: random.Random) -> None:
-        while not (storage / finished.name / "run.json").exists():
-            run_and_kill(storage, draw.uniform(0.2, 1) * seconds, draw)
+        run = storage / finished.name
+        # One that was done before the signal gives its result without a look at anything else.
+        while not (run / "run.json").exists() or (run / "result.json").exists():
+            shutil.rmtree(storage, ignore_errors=True)
+            run_and_kill(storage, draw.uniform(0.1, 0.8) * seconds, draw)
 
     _go_on_damaged(tally, "killed", killed, finished, range(count), seed, scratch)
 
