@@ -25,6 +25,9 @@ BEAT_SECONDS = 10.0
 SILENCE_SECONDS = 60.0
 """After how long without a word a driver of another machine counts as dead."""
 
+_ENDED: set[str] = set()
+"""Tokens of drivers that ended in this process, which may live on: a notebook's does."""
+
 
 @dataclass(frozen=True)
 class Owner:
@@ -69,6 +72,8 @@ class Owner:
         Args:
             now: Unix time.
         """
+        if self.token in _ENDED:
+            return False
         if self.is_here:
             return start_ticks(self.pid) == self.started and self.started != 0
         return now - self.beat <= SILENCE_SECONDS
@@ -117,7 +122,8 @@ def owned(store: RunStore) -> Iterator[None]:
         ended.set()
         beating.join()
         store.storage.patience_seconds = 0.0
-        # A folder that cannot be written keeps a name whose process is gone, which says the same.
+        # A folder that cannot be written keeps the name of a driver that is gone, which says the same.
+        _ENDED.add(me.token)
         with suppress(StorageError):
             store.storage.delete_file(OWNER.files[0])
 

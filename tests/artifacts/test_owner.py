@@ -53,6 +53,15 @@ def test_another_process_of_the_same_number_is_not_the_driver():
     assert not replace(here, started=here.started + 1).is_alive(here.beat)
 
 
+def test_a_driver_that_could_not_take_its_name_away_is_followed_in_the_same_process(store):
+    with owned(store):
+        name = store.load(OWNER)
+    # What is left where the folder could not be written when the driver ended.
+    store.save(OWNER, name)
+    with owned(store):
+        assert store.load(OWNER).token != name.token
+
+
 def test_a_driver_of_another_machine_is_dead_when_it_is_silent(store):
     now = time.time()
     store.save(codecs.STATUS, RunStatus("run-1", "running", "search"))
