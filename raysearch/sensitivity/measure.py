@@ -76,7 +76,7 @@ def measure_sensitivity(
             group=group,
             scheme=scheme,
             kind=setup.group_kind(group),
-            perturbation=sum(perturbations[point, scheme] for point in weights),
+            perturbation=sum((perturbations[point, scheme] for point in weights), 0.0),
             omega=_omega(traces, perturbations, weights, scheme),
             second_moment=_second_moment(traces, ranges, weights, scheme),
             response=0.5 * float(own[index]),
@@ -95,7 +95,7 @@ def _omega(
     if weights and not traces:
         return math.nan
     # A negative trace is noise or negative curvature; rounding a weight never lowers the loss for sure.
-    return sum(max(traces[point].value, 0.0) * perturbations[point, scheme] for point in weights)
+    return sum((max(traces[point].value, 0.0) * perturbations[point, scheme] for point in weights), 0.0)
 
 
 def _second_moment(

@@ -3,6 +3,7 @@
 import copy
 import functools
 import sqlite3
+from contextlib import closing
 
 import pytest
 import torch
@@ -364,10 +365,12 @@ class Rows(Dataset):
 
 
 def test_data_that_cannot_travel_is_told_where_it_must():
-    task = make_task(train=Rows())
-    assert "Task(train=...).connection, a Connection, cannot be shipped" in refuse(task, workers=1)
-    assert try_task(task)
-    assert try_task(task, workers=1, training={"epochs": 0})
+    rows = Rows()
+    task = make_task(train=rows)
+    with closing(rows.connection):
+        assert "Task(train=...).connection, a Connection, cannot be shipped" in refuse(task, workers=1)
+        assert try_task(task)
+        assert try_task(task, workers=1, training={"epochs": 0})
 
 
 def test_a_model_function_that_gives_other_weights_each_time_is_refused_where_workers_call_it():
