@@ -49,13 +49,23 @@ def free_ports(count):
     raise OSError(f"fewer than {count} free ports between 20,000 and 32,000")
 
 
-def processes_of(folder):
+def processes_of(folder, told_by="cmdline"):
+    """Numbers of processes whose command, or with `told_by="environ"` whose environment, names a folder."""
     pids = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob(f"[0-9]*/{told_by}"):
         with contextlib.suppress(OSError):
-            if str(folder) in path.read_text():
+            if str(folder).encode() in path.read_bytes():
                 pids.append(int(path.parent.name))
     return pids
+
+
+def _parents():
+    """The parent of every process, by their numbers."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    return parents
 
 
 def ray_start(head, arguments, options, log):
@@ -89,12 +99,13 @@ def second_node(head):
         return "Ray runtime started" in log.read_text()
 
     def lose():
-        # The raylet takes the workers along that it has; the head's own may be younger than this node.
-        for pid in processes_of(head.folder):
-            with contextlib.suppress(OSError):
-                name, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
-                if "raylet" in name and int(rest.split()[1]) == process.pid:
-                    os.kill(pid, signal.SIGKILL)
+        # What `ray start` started is a raylet, and what that started are its workers and agents. An agent
+        # that outlives its raylet computes for a minute.
+        parents = _parents()
+        raylets = [pid for pid, parent in parents.items() if parent == process.pid]
+        for pid in (*raylets, *(pid for pid, parent in parents.items() if parent in raylets)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     try:
         wait_until(is_up)
@@ -142,7 +153,8 @@ def started_head():
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        for pid in processes_of(folder):
+        # A process of Ray's may have a title in place of its command.
+        for pid in {*processes_of(folder), *processes_of(folder, "environ")}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait(10)
