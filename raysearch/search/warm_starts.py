@@ -92,7 +92,7 @@ def required_starts(
     enqueue: Sequence[BitAssignment] = (),
     seed: int = 0,
 ) -> tuple[list[NamedChoices], Solution]:
-    """The required ones of `warm_starts`, and the optimum of the chosen surrogate; arguments as there.
+    """The required ones of `warm_starts` and the optimum of the chosen surrogate; raises what that raises.
 
     Args:
         table: what every option does alone and in pairs.
