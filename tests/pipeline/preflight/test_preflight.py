@@ -11,81 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from raysearch import Task
 from raysearch.config import load_config
-from raysearch.errors import BadInputError
 from raysearch.export.targets.packed import PackedTarget
 from raysearch.pipeline.inputs import check_inputs
-from raysearch.pipeline.preflight import measuring, preflight
-from raysearch.sensitivity import responses
-
-X = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
-Y = (X[:, 0] > 0).long()
-
-
-class Net(nn.Module):
-    def __init__(self, norm=False):
-        super().__init__()
-        self.a = nn.Linear(4, 6)
-        self.norm = nn.BatchNorm1d(6) if norm else nn.Identity()
-        self.b = nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.b(F.relu(self.norm(self.a(x))))
-
-
-def cross_entropy(outputs, batch):
-    return F.cross_entropy(outputs, batch[1])
-
-
-def make_task(**fields):
-    data = TensorDataset(X, Y)
-    base = {"calibration": data, "validation": data, "train": data, "loss": cross_entropy}
-    torch.manual_seed(0)
-    return Task(fields.pop("model", None) or Net(), (X[:2],), **{**base, **fields})
-
-
-def try_task(task, workers=0, **settings):
-    """Check a task as a run does before it computes; returns the steps that were told."""
-    settings.setdefault("export", {"targets": ["packed"]})
-    config = load_config(
-        overrides={"cluster": {"workers": workers}, "validation": {"shard_size": 4}, **settings}
-    )
-    steps = []
-    graphs = preflight(
-        check_inputs(task, config, ["avg_bits<=4"]), lambda done, total: steps.append((done, total))
-    )
-    assert all(graphs.values())
-    return steps
-
-
-def refuse(task, **settings):
-    with pytest.raises(BadInputError) as caught:
-        try_task(task, **settings)
-    return str(caught.value)
-
-
-def test_responses_that_would_not_fit_into_memory_are_refused_before_any_compute(monkeypatch):
-    def refuse_to_compute(*args, **options):
-        raise AssertionError("computed")
-
-    # 10 options of 3 values: their rows on 10 calibration samples take 2,400 bytes.
-    monkeypatch.setattr(measuring, "measure_traces", refuse_to_compute)
-    monkeypatch.setattr(responses, "ROWS_LIMIT_BYTES", 2399)
-    assert "10 options x 10 samples x 3 values of 8 bytes" in refuse(make_task())
-    monkeypatch.setattr(responses, "ROWS_LIMIT_BYTES", 2**31)
-    monkeypatch.setattr(responses, "MOST_DENSE", 2)
-    monkeypatch.setattr(responses, "FACTOR_BYTES", 2399)
-    monkeypatch.setattr(responses, "MOST_OPTIONS", 2)
-    text = refuse(make_task(), calibration={"shard_size": 5})
-    assert "the responses of 10 options would take" in text
-    assert "with 30 values each" in text
-
-
-def test_responses_that_may_not_fit_are_told(monkeypatch):
-    monkeypatch.setattr(responses, "ROWS_LIMIT_BYTES", 10 * 4 * 3 * 8 - 1)
-    with pytest.warns(UserWarning, match=r"fewer calibration vectors .*validation.shard_size"):
-        try_task(make_task(), calibration={"shard_size": 2})
+from tests.support.preflight_cases import Net, X, Y, make_task, refuse, try_task
 
 
 def test_a_task_that_is_fit_goes_through_and_is_left_as_it_was():
@@ -245,7 +174,7 @@ def test_a_forward_whose_derivatives_fail_also_where_nothing_is_trained():
     model = Net()
     model.norm = nn.BatchNorm1d(6, track_running_stats=False)
     text = refuse(make_task(model=model, train=None, loss=None))
-    assert "taking derivatives of the float model ('ggn') failed at test_preflight.py:" in text
+    assert "taking derivatives of the float model ('ggn') failed at preflight_cases.py:" in text
     assert "running statistics" in text
     assert "torch.inference_mode, whose tensors know no gradient" in refuse(make_task(model=Inference()))
 
