@@ -134,13 +134,13 @@ class Divergence:
         result: Tensor = flat / math.sqrt(flat.shape[1] // ref.shape[self.class_dim])
         return result
 
-    def agreement(self, outputs: Tensor | Masked, reference: Tensor | Masked) -> float:
-        """Share of positions with the same argmax along `class_dim`; 1 for kinds that know no classes.
+    def agreement(self, outputs: Tensor | Masked, reference: Tensor | Masked) -> float | None:
+        """Share of positions with the same argmax along `class_dim`; None for kinds that know no classes.
 
         Of several samples with different numbers of positions that count, the mean over samples.
         """
         if self.kind != "kl":
-            return 1.0
+            return None
         same = values_of(outputs).argmax(self.class_dim) == values_of(reference).argmax(self.class_dim)
         share = shares(reference, self.class_dim)
         if share is not None:

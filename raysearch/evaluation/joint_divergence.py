@@ -93,12 +93,12 @@ class JointDivergence:
         ]
         return torch.cat(rows, 1)
 
-    def agreement(self, outputs: Judged, reference: Judged) -> float:
-        """That of the first output that has classes; 1 where none has."""
+    def agreement(self, outputs: Judged, reference: Judged) -> float | None:
+        """That of the first output that has classes; None where none has."""
         for part, z, expected in zip(self.parts, outputs, reference, strict=True):
             if part.divergence.kind == "kl":
                 return part.divergence.agreement(z, expected)
-        return 1.0
+        return None
 
 
 Objective = Divergence | JointDivergence

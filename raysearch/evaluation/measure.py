@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,9 @@ ShardMetrics = tuple[int, dict[str, float | Tensor]]
 RESERVED = ("divergence", "agreement", "loss")
 """Names of what is measured of every model; no metric may have one of them."""
 
+MIN_BATCHES = 5
+"""Batches from which the error of a mean over batches is told: of fewer it says little."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -29,8 +33,9 @@ class Evaluation:
 
     Attributes:
         values: name → mean over samples.
-        errors: name → standard error of that over samples, of what is known of each sample: the divergence,
-            and metrics that say so. Samples count as independent; a sample may be a window of many tokens.
+        errors: name → standard error of that. Of what is known of each sample (the divergence, and metrics
+            that say so) over samples, which count as independent; a sample may be a window of many tokens.
+            Of a number a batch over batches, where there are at least `MIN_BATCHES`.
     """
 
     values: dict[str, float]
@@ -68,7 +73,7 @@ def evaluate_model(model: nn.Module, batches: Iterable[Batch], measures: Measure
         measures: what is measured.
 
     Returns:
-        "divergence" and "agreement" (with a reference), "loss" (with a loss), and the metrics by name.
+        "divergence" and, of classes, "agreement" (with a reference), "loss" (with a loss), and metrics.
 
     Raises:
         UnitError: one sample alone does not fit in memory.
@@ -106,6 +111,7 @@ def over_samples(judged: Iterable[ShardMetrics], metrics: Mapping[str, MetricFun
     """
     means: dict[str, float] = {}
     samples: dict[str, list[Tensor]] = {}
+    batches: dict[str, list[tuple[int, float]]] = {}
     count = 0
     for size, shard in judged:
         count += size
@@ -113,9 +119,11 @@ def over_samples(judged: Iterable[ShardMetrics], metrics: Mapping[str, MetricFun
             if isinstance(value, Tensor):
                 samples.setdefault(name, []).append(value)
                 value = float(value.mean())
+            else:
+                batches.setdefault(name, []).append((size, value))
             means[name] = means.get(name, 0.0) + size * value
     values = {name: total / count for name, total in means.items()}
-    errors: dict[str, float] = {}
+    errors = {name: _error_over_batches(parts) for name, parts in batches.items()}
     for name, parts in samples.items():
         every = torch.cat(parts)
         stderr = float(every.std() / math.sqrt(len(every))) if len(every) > 1 else math.nan
@@ -123,9 +131,18 @@ def over_samples(judged: Iterable[ShardMetrics], metrics: Mapping[str, MetricFun
             metric = as_metric(metrics[name])
             stderr = metric.error_of(values[name], stderr)
             values[name] = metric.value_of(values[name])
-        if math.isfinite(stderr):
-            errors[name] = stderr
-    return Evaluation(values, errors)
+        errors[name] = stderr
+    return Evaluation(values, {name: stderr for name, stderr in errors.items() if math.isfinite(stderr)})
+
+
+def _error_over_batches(parts: Sequence[tuple[int, float]]) -> float:
+    """Standard error of a mean of which only each batch's size and mean are known; NaN where they are few."""
+    if len(parts) < MIN_BATCHES:
+        return math.nan
+    sizes, means = map(np.asarray, zip(*parts, strict=True))
+    shares = sizes / sizes.sum()
+    spread = (shares * (means - (shares * means).sum())) ** 2
+    return math.sqrt(float(spread.sum()) * len(parts) / (len(parts) - 1))
 
 
 def _one(model: nn.Module, batch: Batch, run: Forward, measures: Measures) -> dict[str, float | Tensor]:
@@ -138,7 +155,9 @@ def _one(model: nn.Module, batch: Batch, run: Forward, measures: Measures) -> di
                 target = divergence.judged(run(reference, batch), batch)
             judged = divergence.judged(outputs, batch)
             values["divergence"] = divergence.per_sample(judged, target).cpu()
-            values["agreement"] = divergence.agreement(judged, target)
+            agreement = divergence.agreement(judged, target)
+            if agreement is not None:
+                values["agreement"] = agreement
         if measures.loss is not None:
             values["loss"] = float(measures.loss(outputs, batch))
         for name, function in measures.metrics.items():

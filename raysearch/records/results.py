@@ -66,12 +66,14 @@ class FineTuneResult:
         after = next(entry.metrics for entry in self.history if entry.epoch == self.best_epoch)
         if not after.get("divergence", 0.0) > before.get("divergence", math.inf):
             return ""
+        agreement = ""
+        if "agreement" in before:
+            agreement = f", agreement {before['agreement']:.4g} and {after['agreement']:.4g}"
         return (
             f"training lowered the validation {self.monitor} from {before[self.monitor]:.4g} to "
             f"{after[self.monitor]:.4g}, and moved away from the float model: divergence "
-            f"{before['divergence']:.4g} before, {after['divergence']:.4g} after, agreement "
-            f"{before['agreement']:.4g} and {after['agreement']:.4g}; training.objective = 'distill' trains "
-            f"towards it"
+            f"{before['divergence']:.4g} before, {after['divergence']:.4g} after{agreement}; "
+            f"training.objective = 'distill' trains towards it"
         )
 
     def to_json(self) -> str:

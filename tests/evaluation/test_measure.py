@@ -1,6 +1,7 @@
 import copy
 import math
 import pickle
+import statistics
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from raysearch.evaluation import (
     default_forward,
     evaluate_model,
 )
+from raysearch.evaluation.measure import over_samples
 from tests.support import model_zoo
 
 X, Y = torch.randn(7, 1, 8, 8), torch.arange(7)
@@ -104,6 +106,15 @@ def test_without_a_reference_there_is_no_divergence_and_without_batches_nothing(
     measures = Measures(default_forward, Divergence(), loss=loss)
     assert list(evaluate_model(model, BATCHES, measures).values) == ["loss"]
     assert evaluate_model(model, [], measures).values == {}
+
+
+def test_a_number_a_batch_has_an_error_over_batches_where_they_are_many():
+    means = (0.5, 0.75, 0.25, 0.5, 1.0)
+    shards = [(4, {"accuracy": mean}) for mean in means]
+    got = over_samples(shards, {"accuracy": accuracy})
+    assert got.values["accuracy"] == pytest.approx(statistics.mean(means))
+    assert got.errors["accuracy"] == pytest.approx(statistics.stdev(means) / 5**0.5)
+    assert over_samples(shards[:4], {"accuracy": accuracy}).errors == {}
 
 
 def replica() -> Replica:
