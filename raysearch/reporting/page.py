@@ -16,6 +16,7 @@ from raysearch.reporting.charts import chart_data
 from raysearch.reporting.interactions import pairs_grid
 from raysearch.reporting.lanes import Lane, LaneMaker, largest_shares
 from raysearch.reporting.network import draw_network
+from raysearch.reporting.printable import printable
 from raysearch.reporting.provenance import command_of, origins_grid, settings_grid
 from raysearch.reporting.records import ReportRecords
 
@@ -64,17 +65,34 @@ def render(template: str, data: list[dict[str, Any]], **values: Any) -> str:
         loader=jinja2.FunctionLoader(_asset),
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_finalize,
     )
     filters = {"number": number, "signed": signed, "size": size, "cost": cost, "percent": percent}
     environment.filters.update(filters)
     # Inside a script element only `</` and `<!--` could end the text early.
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(_printable(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return environment.get_template(template).render(
         style=Markup(_asset("report.css")),
         scripts=[Markup(_asset(name)) for name in SCRIPTS],
         data=Markup(text.replace("<", "\\u003c")),
         **values,
     )
+
+
+def _finalize(value: Any) -> Any:
+    """A value of the template as it is put into the page; what is HTML already has no letters of others."""
+    return printable(value) if type(value) is str else value
+
+
+def _printable(data: Any) -> Any:
+    """JSON data whose names and texts are those that the page's own text has."""
+    if isinstance(data, str):
+        return printable(data)
+    if isinstance(data, Mapping):
+        return {_printable(key): _printable(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_printable(value) for value in data]
+    return data
 
 
 def _asset(name: str) -> str:

@@ -25,6 +25,7 @@ from raysearch.records import (
 from raysearch.reporting import ReportRecords, render_comparison, render_report
 from raysearch.reporting.charts import chart_data
 from raysearch.reporting.lanes import LaneMaker
+from raysearch.reporting.printable import printable
 from tests.support.run_records import make_report_records, make_result, make_sensitivity, make_setup
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -153,12 +154,13 @@ def test_two_runs_stand_side_by_side():
 
 
 def test_what_the_records_hold_is_text_and_never_markup():
-    bad = "</script><script>alert('1')</script>&$x_{1}$\u202e模型" + "long_" * 40
+    bad = "</script><script>alert('1')</script>&$x_{1}$\u202e\x1b[31m模型" + "long_" * 40
     tuned = FineTuneResult("c", 0, bad, (EpochMetrics(-1, {bad: 1.0}), EpochMetrics(0, {bad: 0.5})))
     records = make_report_records(3, bad + "{}", fine_tune=tuned, run_id=bad)
     html = render_report(records)
-    assert bad in "".join(Page(html).text)
+    assert printable(bad) in "".join(Page(html).text)
     assert html.count("<script") == 3
+    assert "\u202e" not in html, "nothing turns the direction of what follows it"
 
 
 def test_skipped_training_says_why():

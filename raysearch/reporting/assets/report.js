@@ -35,6 +35,13 @@
     };
   }
 
+  // An axis of whole numbers, whose lines stand at whole numbers too.
+  function countAxis(label) {
+    const scale = axis(label, { type: "linear" });
+    scale.ticks.precision = 0;
+    return scale;
+  }
+
   function draw(canvas, datasets, scales, options = {}) {
     charts.push(new Chart(canvas, {
       data: { datasets },
@@ -177,7 +184,7 @@
     draw(canvas, [
       { label: "trials", type: "scatter", data: complete.map((trial) => ({ x: trial.number, y: trial.value, trial })), radius: 3.5, hoverRadius: 6, backgroundColor: `${colours.accent}b0`, pointStyle: "circle" },
       { label: "best so far", type: "line", data: best, stepped: true, borderColor: colours.good, borderWidth: 1.6, pointRadius: 0, pointStyle: "line" },
-    ], { x: axis("trial", { type: "linear" }), y: axis(search.objective, { type: isLog ? "logarithmic" : "linear" }) },
+    ], { x: countAxis("trial"), y: axis(search.objective, { type: isLog ? "logarithmic" : "linear" }) },
     { plugins: { tooltip: tooltip(search) } });
   }
 
@@ -220,7 +227,7 @@
         const ends = [data[0].x, data[data.length - 1].x];
         datasets.push({ label: "float", type: "line", data: ends.map((x) => ({ x, y: level, title: "float" })), borderDash: [6, 4], borderColor: colours.soft, borderWidth: 1.2, pointRadius: 0, pointStyle: "line" });
       }
-      draw(canvas, datasets, { x: axis("epoch", { type: "linear" }), y: axis("", { type: "linear" }) }, {
+      draw(canvas, datasets, { x: countAxis("epoch"), y: axis("", { type: "linear" }) }, {
         plugins: { tooltip: { displayColors: false, callbacks: { title: () => "", label: (item) => [item.raw.title, number(item.raw.y)] } } },
       });
     }
