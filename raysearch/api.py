@@ -34,6 +34,7 @@ from raysearch.pipeline.progress import Listener, Preparation, Progress, reporti
 from raysearch.pipeline.reuse import EarlierRun
 from raysearch.pipeline.workers import with_workers
 from raysearch.records import CostModel, QuantizerSetup, RunResult, RunStatus
+from raysearch.reporting.provenance import way_on
 from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task
 from raysearch.training.loggers import check_loggers
@@ -174,11 +175,13 @@ def run(
         # sees what goes wrong in both.
         coverage = inputs.setup.coverage
         remark = "" if coverage is None else coverage.describe()
+        # A job on a cluster goes on by `submit`, of which it knows nothing.
+        next_time = way_on(store.run_id, store.open(), str(storage)) if address == "local" else ""
         with (
             plain_modes(),
             owned(store),
             driver_log(store),
-            reporting(Progress(store, listener, before.seconds, followers), remark) as progress,
+            reporting(Progress(store, listener, before.seconds, followers), remark, next_time) as progress,
             followers.told_of_end(),
             ExitStack() as stack,
         ):

@@ -2,7 +2,7 @@
 
 from raysearch.artifacts import codecs
 from raysearch.artifacts.bulletin import Bulletin
-from raysearch.artifacts.driver_log import DRIVER_LOG, driver_log
+from raysearch.artifacts.driver_log import DRIVER_LOG, driver_log, readable
 from raysearch.artifacts.listing import ListedRun, list_runs
 from raysearch.artifacts.location import DEFAULT_STORAGE, has_keys, redact
 from raysearch.artifacts.outage import OUTAGE_SECONDS
@@ -33,6 +33,7 @@ __all__ = [
     "list_runs",
     "new_run_id",
     "owned",
+    "readable",
     "redact",
     "resolve_run",
     "retrieve",

@@ -93,3 +93,27 @@ def _warnings_too(logger: logging.Logger) -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = shown
+
+
+def readable(text: str) -> str:
+    r"""The log as lines for a person: local time, level where it is more than information, message.
+
+    What is no entry, such as the end of a line that is still written, stays as it is.
+
+    Example:
+        >>> readable('{"time": "no time", "level": "warning", "message": "low on memory"}\n')
+        'no time  warning: low on memory\n'
+    """
+    return "".join(_readable_line(line) for line in text.splitlines(keepends=True))
+
+
+def _readable_line(line: str) -> str:
+    try:
+        entry = json.loads(line)
+        when, level, message = entry["time"], entry["level"], entry["message"]
+    except (ValueError, TypeError, KeyError):
+        return line
+    with suppress(ValueError, TypeError):
+        when = datetime.fromisoformat(when).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    prefix = "" if level == "info" else f"{level}: "
+    return f"{when}  {prefix}{message}\n"

@@ -9,9 +9,8 @@ from functools import partial
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from raysearch.artifacts import DEFAULT_STORAGE
+from raysearch.artifacts import DEFAULT_STORAGE, readable
 from raysearch.cli import console
 from raysearch.cli.choices import cost_kinds, listing, task_kinds
 from raysearch.cli.command import Show, command
@@ -182,10 +181,10 @@ def logs(
                 sys.stdout.flush()
             return
         text = job.logs()
-        show({"run_id": run, "logs": text}, lambda out: _write_log(out, text))
+        show({"run_id": run, "logs": text}, lambda out: _write_log(out, text if address else readable(text)))
 
 
-def _write_log(out: Console, text: str) -> None:
+def _write_log(out: console.PlainConsole, text: str) -> None:
     out.file.write(printable(text, is_log=True))
 
 
@@ -204,12 +203,12 @@ def cancel(
 
 
 def _show_status(status: RunStatus, show: Show) -> None:
-    def draw(out: Console) -> None:
+    def draw(out: console.PlainConsole) -> None:
         age = console.age_text(status.updated, time.time())
         sign = f", last sign of life {age}" if age and status.state == "running" else ""
         text = f"{status.run_id}: {status.state}, {progress_text(status)}{sign}"
         out.print(text)
         if status.message:
-            out.print(status.message)
+            out.prose(status.message)
 
     show(json.loads(status.to_json()), draw)

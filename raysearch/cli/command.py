@@ -10,13 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from raysearch.cli import console
 from raysearch.errors import RaysearchError
-from raysearch.reporting.printable import printable
 
-Show = Callable[[Any, Callable[[Console], None]], None]
+Show = Callable[[Any, Callable[[console.PlainConsole], None]], None]
 """`show(data, draw)`: the data as JSON, or what `draw` puts on a console."""
 
 
@@ -25,7 +23,7 @@ def command(as_json: bool) -> Iterator[Show]:
     """Turn errors into one paragraph and an exit code; keep stdout clean for JSON."""
     with _clean_stdout(as_json) as stdout:
 
-        def show(data: Any, draw: Callable[[Console], None]) -> None:
+        def show(data: Any, draw: Callable[[console.PlainConsole], None]) -> None:
             if as_json:
                 stdout.write(json.dumps(data, indent=1) + "\n")
                 stdout.flush()
@@ -39,10 +37,10 @@ def command(as_json: bool) -> Iterator[Show]:
             if as_json:
                 stdout.write(json.dumps({"error": {"type": kind, "message": str(error)}}, indent=1) + "\n")
                 stdout.flush()
-            print(printable(f"{kind}: {error}"), file=sys.stderr)
+            console.tell(f"{kind}: {error}")
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            print("stopped; --resume goes on with the run", file=sys.stderr)
+            console.tell(str(error) or "stopped before the run had a folder; nothing is left of it")
             raise typer.Exit(1) from error
 
 

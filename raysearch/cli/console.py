@@ -24,7 +24,7 @@ from raysearch.records import (
 from raysearch.records.costs.text import cost, duration, number
 from raysearch.reporting.grids import Grid, Row
 from raysearch.reporting.live import progress_text
-from raysearch.reporting.printable import printable
+from raysearch.reporting.printable import printable, wrapped
 
 
 def show_grid(out: Console, grid: Grid, form: Format = Format.TABLE, *, wide: bool = False) -> None:
@@ -42,8 +42,8 @@ def show_grid(out: Console, grid: Grid, form: Format = Format.TABLE, *, wide: bo
 class PlainConsole(Console):
     """Prints text as it is: no bracket is markup, no line is broken, a control character is its code."""
 
-    def __init__(self, width: int | None = None) -> None:
-        super().__init__(highlight=False, markup=False, soft_wrap=True, width=width)
+    def __init__(self, width: int | None = None, *, stderr: bool = False) -> None:
+        super().__init__(highlight=False, markup=False, soft_wrap=True, width=width, stderr=stderr)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """See `Console.print`."""
@@ -53,11 +53,21 @@ class PlainConsole(Console):
         """See `Console.out`."""
         super().out(*(printable(str(each)) for each in objects), **options)
 
+    def prose(self, text: str) -> None:
+        """Print sentences, on a terminal broken between words."""
+        text = printable(text)
+        self.print(wrapped(text, self.width) if self.is_terminal else text)
 
-def out() -> Console:
+
+def out() -> PlainConsole:
     """Standard output; wide enough for whole names where it is no terminal."""
     console = PlainConsole()
     return console if console.is_terminal else PlainConsole(width=160)
+
+
+def tell(text: str) -> None:
+    """Sentences on stderr."""
+    PlainConsole(stderr=True).prose(text)
 
 
 def age_text(updated: float, now: float) -> str:

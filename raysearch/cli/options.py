@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from raysearch.cli.choices import PLACE
 from raysearch.cli.tables import Format
@@ -14,7 +15,27 @@ from raysearch.version import __version__
 if TYPE_CHECKING:
     from raysearch.config import Config
 
+COMMANDS = {
+    "A model": ("inspect", "run", "profile", "verify", "config"),
+    "Saved runs": ("list", "resolve", "report", "export", "retrieve", "journal"),
+    "A run under way": ("submit", "status", "wait", "logs", "cancel"),
+}
+"""Heading of the help → its commands, in their order there."""
+
+
+class CommandGroup(TyperGroup):
+    """Lists the commands by what they are for."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """The names in the order of the help."""
+        for heading, names in COMMANDS.items():
+            for name in names:
+                self.commands[name].rich_help_panel = heading  # type: ignore[attr-defined]
+        return [name for names in COMMANDS.values() for name in names]
+
+
 app = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from raysearch.artifacts import DEFAULT_STORAGE, ListedRun, list_runs, resolve_run
 from raysearch.cli import console
@@ -39,7 +38,7 @@ def list_command(
     with command(as_json or form is Format.JSON) as show:
         runs = list_runs(storage)
 
-        def draw(out: Console) -> None:
+        def draw(out: console.PlainConsole) -> None:
             if not runs:
                 out.print(f"no runs in {storage}")
                 return
@@ -110,7 +109,7 @@ def resolve(
             "measured": [_trial_facts(trial) for trial in measured],
         }
 
-        def draw(out: Console) -> None:
+        def draw(out: console.PlainConsole) -> None:
             grid = console.assignment_grid(setup, best.assignment.as_json)
             console.show_grid(out, grid, form, wide=wide)
             if form is not Format.TABLE:
@@ -185,7 +184,7 @@ def export(
     with command(as_json) as show:
         manifest = load_run(run, storage).export(target, task=task)
 
-        def draw(out: Console) -> None:
+        def draw(out: console.PlainConsole) -> None:
             for file in manifest.files:
                 out.print(f"{file.size_bytes:>12,}  {file.path}")
             for check in manifest.checks:

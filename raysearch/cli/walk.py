@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from raysearch.artifacts import DEFAULT_STORAGE, resolve_run
 from raysearch.cli import console
@@ -76,7 +75,7 @@ def inspect(
         setup, costs = api.inspect(spec, configured)
         stored = stored_as(setup, configured.placement)
 
-        def draw(out: Console) -> None:
+        def draw(out: console.PlainConsole) -> None:
             console.show_grid(out, console.layers_grid(setup), form, wide=wide)
             if form is Format.CSV:
                 # Several tables are no CSV.
@@ -162,7 +161,7 @@ def run(
         setup = records.setup
         assert setup is not None
 
-        def draw(out: Console) -> None:
+        def draw(out: console.PlainConsole) -> None:
             console.show_grid(out, console.assignment_grid(setup, result.assignment), wide=wide)
             console.show_grid(out, summary_grid(setup, result), wide=wide)
             if result.front:
@@ -171,8 +170,8 @@ def run(
                 console.show_grid(out, finalists_grid(result.finalists), wide=wide)
             console.show_grid(out, times_grid({"imports": imports, **result.seconds}))
             for note in result.notes:
-                out.print(f"note: {note}")
-            out.print(verdict(result, setup, records.chosen, records.manifest))
+                out.prose(f"note: {note}")
+            out.prose(verdict(result, setup, records.chosen, records.manifest))
             out.print(f"model:  {result.model_dir}")
             out.print(f"report: {result.report or 'none'}")
 

@@ -241,18 +241,23 @@ class Progress:
 
 
 @contextmanager
-def reporting(progress: Progress, remark: str = "") -> Iterator[Progress]:
+def reporting(progress: Progress, remark: str = "", way_on: str = "") -> Iterator[Progress]:
     """Say in the run's folder how it ends.
 
     Args:
         progress: keeps the run's status.
         remark: what is told when it starts.
+        way_on: a command that goes on with the run, for when it is stopped; an interrupt carries it too.
     """
     progress.tell("running", "starting", message=remark)
     try:
         yield progress
-    except KeyboardInterrupt:
-        progress.tell("cancelled", message="stopped from outside; --resume goes on with it")
+    except KeyboardInterrupt as stopped:
+        message = "stopped from outside; --resume goes on with it"
+        if way_on:
+            message = f"stopped from outside; it goes on with\n  {way_on}"
+        progress.tell("cancelled", message=message)
+        stopped.args = (message,)
         raise
     except Exception as error:
         progress.tell("failed", message=str(error))

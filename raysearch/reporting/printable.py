@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 
 _COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
 _LINE_ENDS = re.compile(r"\r\n?")
@@ -32,6 +33,21 @@ def printable(text: str, *, is_log: bool = False) -> str:
 def printable_line(text: str) -> str:
     """The same in one line, for a cell of a table."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def wrapped(text: str, width: int) -> str:
+    """Sentences broken between words; a word that is longer than a line, as a path may be, stays whole.
+
+    Args:
+        text: one or several lines, each of which is broken by itself; one that is indented, as a command to
+            paste is, stays whole.
+        width: of the terminal.
+    """
+    wrapper = textwrap.TextWrapper(
+        width, expand_tabs=False, replace_whitespace=False, break_long_words=False, break_on_hyphens=False
+    )
+    lines = text.splitlines()
+    return "\n".join(line if line.startswith(" ") else wrapper.fill(line) for line in lines)
 
 
 def _code(character: re.Match[str]) -> str:

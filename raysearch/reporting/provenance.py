@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from raysearch.artifacts import DEFAULT_STORAGE
 from raysearch.artifacts.run_record import STARTED
 from raysearch.config import Config
 from raysearch.reporting.grids import Grid, Row
@@ -34,24 +35,43 @@ def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
             yield name, value
 
 
-def command_of(run_id: str, started: Mapping[str, Any]) -> str:
-    """The command line of a run; "" where its record does not say how it was started.
+def command_of(run_id: str, started: Mapping[str, Any], storage: str = DEFAULT_STORAGE) -> str:
+    """The command line of a run; "" where it was started from Python, or its record does not say how.
 
     Args:
         run_id: the run.
         started: `run.json`.
+        storage: where the run is.
     """
     config = started.get("config", {})
-    if "task" not in config:
+    task = str(config.get("task", ""))
+    # A task that was no text is named by the model's class.
+    if ":" not in task:
         return ""
-    words = ["raysearch", "run", str(config["task"])]
+    words = ["raysearch", "run", task]
     for text in config.get("budget", ()):
         words += ["--budget", str(text)]
     for name, value in changed_settings(config).items():
         # What follows from the machine, and what TOML cannot say: it is a default.
         if value is not None and name not in ("cluster.device", "training.use_gpu"):
             words += ["--set", f"{name}={json.dumps(value)}"]
+    if storage != DEFAULT_STORAGE:
+        words += ["--storage", storage]
     return shlex.join([*words, "--run-id", run_id])
+
+
+def way_on(run_id: str, started: Mapping[str, Any], storage: str) -> str:
+    """How a run that was stopped goes on, as a line to paste.
+
+    Args:
+        run_id: the run.
+        started: `run.json`.
+        storage: where the run is.
+    """
+    command = command_of(run_id, started, storage)
+    if command:
+        return f"{command} --resume"
+    return f"raysearch.run(task, …, storage={storage!r}, run_id={run_id!r}, resume=True)"
 
 
 def settings_grid(config: Mapping[str, Any]) -> Grid:

@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from raysearch.cli import app
 from raysearch.cli.choices import cost_kinds, export_targets, profile_targets, surrogates
+from raysearch.cli.options import COMMANDS
 
 HEAVY = ("torch", "ray", "optuna", "matplotlib", "onnxruntime")
 
@@ -34,6 +36,13 @@ def test_what_an_option_takes_is_listed_from_where_it_is_registered(command, cho
     text = help_of(command)
     assert ", ".join(words) in text
     assert "{choices}" not in text
+
+
+def test_every_command_has_its_heading():
+    text = CliRunner().invoke(app, ["--help"]).stdout
+    names = [name for names in COMMANDS.values() for name in names]
+    assert sorted(names) == sorted(typer.main.get_command(app).commands)
+    assert [text.index(heading) for heading in COMMANDS] == sorted(text.index(each) for each in COMMANDS)
 
 
 @pytest.mark.process

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -9,6 +10,7 @@ from raysearch.pipeline import progress
 from raysearch.pipeline.progress import Progress, RateMeter
 from raysearch.records import RunStatus, TrainingStatus
 from raysearch.reporting import live
+from raysearch.reporting.provenance import way_on
 
 
 def test_the_rate_is_of_the_last_minute_and_leaves_out_what_was_read() -> None:
@@ -122,3 +124,21 @@ def test_a_stage_that_is_done_stays_on_a_terminal_with_its_time() -> None:
     assert "best divergence 0.25" in text
     assert "calibration:" not in text, "an earlier attempt told it"
     assert "workers" not in text
+
+
+def test_a_run_that_is_stopped_says_the_command_that_goes_on_with_it(tmp_path) -> None:
+    started = {"config": {"task": "my task.py:make", "budget": ["size<=9%"], "seed": 3}}
+    command = way_on("run-1", started, "/my runs")
+    assert command == (
+        "raysearch run 'my task.py:make' --budget 'size<=9%' --set seed=3 --storage '/my runs' "
+        "--run-id run-1 --resume"
+    )
+    assert "resume=True" in way_on("run-1", {"config": {"task": "ResNet"}}, "runs")
+    store = RunStore(tmp_path, "run-1")
+    store.create({}, {}, {})
+    message = f"goes on with\n  {re.escape(command)}"
+    tracker = Progress(store, lambda status: None)
+    with pytest.raises(KeyboardInterrupt, match=message), progress.reporting(tracker, "", command):
+        raise KeyboardInterrupt
+    status = store.load(codecs.STATUS)
+    assert (status.state, status.message.splitlines()[1].strip()) == ("cancelled", command)

@@ -5,7 +5,7 @@ import pytest
 from raysearch.cli.console import PlainConsole, out, show_grid
 from raysearch.cli.tables import Format
 from raysearch.reporting.grids import Grid, Row
-from raysearch.reporting.printable import printable, printable_line
+from raysearch.reporting.printable import printable, printable_line, wrapped
 
 CLEARS = "conv\x1b[2J[/x]<b>\u202eevil\nsecond\x9b1m"
 
@@ -33,3 +33,10 @@ def test_a_log_keeps_its_colours_and_ends_lines_that_were_written_over():
     text = "\x1b[36m(pid=1)\x1b[0m 10 %\r20 %\r\nend\x1b]0;title\x07"
     assert printable(text, is_log=True) == "\x1b[36m(pid=1)\x1b[0m 10 %\n20 %\nend\\u001b]0;title\\u0007"
     assert printable_line("a\nb\tc") == "a\\nb\\tc"
+
+
+def test_sentences_break_between_words_and_commands_not_at_all():
+    command = "  raysearch run task.py:make --budget 'avg_bits<=4' --resume"
+    path = "/runs/" + "long-" * 6
+    text = wrapped(f"it was stopped and goes on with\n{command}\n{path} is there", 20)
+    assert text.split("\n") == ["it was stopped and", "goes on with", command, path, "is there"]
