@@ -407,6 +407,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("problems", nargs="*", default=list(PROBLEMS))
     parser.add_argument("--recipes", nargs="*", help="some of them by name; default: all in one process")
+    parser.add_argument("--budgets", nargs="*", help="some of a problem's; default: all of them")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--pieces", type=Path, default=Path("training-pieces"))
     parser.add_argument("--minutes", type=float, default=1e9, help="after which no further piece begins")
@@ -420,6 +421,8 @@ def main() -> None:
         for seed in range(options.seeds):
             for way in options.recipes or [way for way in ways if way not in WORKERS]:
                 for budget in trained.budgets(ways.get(way)):
+                    if options.budgets and budget not in options.budgets:
+                        continue
                     if way in ways and time.monotonic() - start < 60 * options.minutes:
                         trained.train(budget, way, ways[way], seed)
     tables = [table(Trained(name, options.pieces)) for name in PROBLEMS]
