@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import islice
 
-from raysearch.artifacts import RunStore, codecs
+from raysearch.artifacts import RunStore, Storage, codecs
 from raysearch.cluster.pool import Pool
 from raysearch.determinism import seeded
 from raysearch.errors import TrainingError
@@ -42,7 +42,9 @@ def best_trials(search: SearchResult, count: int) -> list[SearchTrial]:
     return list(distinct.values())[:count]
 
 
-def compare_finalists(inputs: Inputs, ranges: RangeTable, search: SearchResult, pool: Pool) -> Finalists:
+def compare_finalists(
+    inputs: Inputs, ranges: RangeTable, search: SearchResult, pool: Pool, storage: Storage
+) -> Finalists:
     """The stage: short trainings of the best assignments from their rounded codes.
 
     Args:
@@ -50,6 +52,7 @@ def compare_finalists(inputs: Inputs, ranges: RangeTable, search: SearchResult, 
         ranges: calibrated ranges with the codes of the rounding table.
         search: done.
         pool: its workers hold the replica of `make_replica`.
+        storage: of the checkpoints of those that are being trained.
 
     Raises:
         TrainingError: every one of the trainings failed.
@@ -62,7 +65,7 @@ def compare_finalists(inputs: Inputs, ranges: RangeTable, search: SearchResult, 
         for trial in trials
     }
     recipe = replace(recipe_from(inputs, ranges, trials[0].assignment, {}), settings=length)
-    trained = train_finalists(recipe, starts, pool)
+    trained = train_finalists(recipe, starts, pool, storage)
     entries = tuple(
         Finalist(trial.number, trial.value, trained[trial.number].history, trained[trial.number].failure)
         for trial in trials

@@ -356,7 +356,8 @@ class Pipeline:
         return self._complete(FINALISTS, self._train_finalists, ranges, search)
 
     def _train_finalists(self, ranges: RangeTable, search: SearchResult) -> Finalists:
-        return compare_finalists(self.inputs, ranges, search, self._fleet.pool("finalists"))
+        checkpoints = self.store.storage.child("checkpoints")
+        return compare_finalists(self.inputs, ranges, search, self._fleet.pool("finalists"), checkpoints)
 
     def _refine(self, ranges: RangeTable, assignment: BitAssignment) -> Refinement | None:
         """The winner refined; None where nothing is tried, or weights take the nearest codes."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from raysearch.artifacts import OUTAGE_SECONDS, Storage
 from raysearch.cluster.pool import Key, Pool, UnitValue
 from raysearch.determinism import seeded
 from raysearch.errors import TrainingError
@@ -19,9 +20,15 @@ from raysearch.records import BitAssignment, EpochMetrics
 from raysearch.seeding import derive_seed
 from raysearch.training.context import ProcessContext
 from raysearch.training.fine_tune import train_here
+from raysearch.training.progress import CheckpointFolder
 from raysearch.training.recipe import Recipe
 
+FINALISTS = "finalists"
+"""The folder of the checkpoints of finalists that are being trained."""
+
 _RESULT = "result"
+_NO_RESULT_FROM = ("checkpoint_steps", "checkpoint_minutes")
+"""Settings that change nothing but how much is computed again."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,9 @@ class ShortTraining:
     failure: str = ""
 
 
-def train_finalists(recipe: Recipe, starts: Mapping[int, Start], pool: Pool) -> dict[int, ShortTraining]:
+def train_finalists(
+    recipe: Recipe, starts: Mapping[int, Start], pool: Pool, storage: Storage | None = None
+) -> dict[int, ShortTraining]:
     """Train each finalist as the recipe says, from the same seed.
 
     A training that diverges is given up; the others go on. Cost: a training of the recipe's length each, on
@@ -60,32 +69,45 @@ def train_finalists(recipe: Recipe, starts: Mapping[int, Start], pool: Pool) -> 
         recipe: of a finalist, whichever; its settings are those of the short training.
         starts: trial's number → what differs between them.
         pool: runs the units; its workers' device is the one that is trained on.
+        storage: where the checkpoints go from which one that was cut goes on, shared by all nodes; None keeps
+            none.
 
     Returns:
         Trial's number → what its training gave.
     """
-    settings = json.dumps(recipe.settings.fixed(), sort_keys=True)
+    settings = {name: value for name, value in recipe.settings.fixed().items() if name not in _NO_RESULT_FROM}
     # A run that goes on may have other settings of training: those trainings would not compare.
-    digest = blake2b(settings.encode(), digest_size=8).hexdigest()
-    units: dict[Key, tuple[Start]] = {
-        (number, start.assignment.digest(), digest): (start,) for number, start in sorted(starts.items())
-    }
+    digest = blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
+    units: dict[Key, tuple[Start, str]] = {}
+    folders: dict[Key, str] = {}
+    for number, start in sorted(starts.items()):
+        key: Key = (number, start.assignment.digest(), digest)
+        folders[key] = f"{FINALISTS}/{'-'.join(map(str, key))}"
+        units[key] = (start, "" if storage is None else storage.child(folders[key]).uri)
     trained: dict[int, ShortTraining] = {}
     for key, value in pool.run(train_finalist, units, (recipe,)):
         trained[int(key[0])] = _decoded(value)
+        if storage is not None:
+            # Only now: what is handed out is kept.
+            storage.delete_dir(folders[key])
+    if storage is not None:
+        # Those of other settings too.
+        storage.delete_dir(FINALISTS)
     return trained
 
 
-def train_finalist(replica: Replica, recipe: Recipe, start: Start) -> UnitValue:
+def train_finalist(replica: Replica, recipe: Recipe, start: Start, location: str) -> UnitValue:
     """The unit: one finalist's training.
 
     Args:
         replica: of the worker; says on which device it computes.
         recipe: common to all finalists.
         start: this one's.
+        location: of its checkpoints; "" keeps none.
     """
     own = replace(recipe, assignment=start.assignment, floats=start.floats)
-    context = ProcessContext(use_gpu=replica.device.startswith("cuda"))
+    folder = CheckpointFolder(Storage(location, OUTAGE_SECONDS) if location else None)
+    context = ProcessContext(use_gpu=replica.device.startswith("cuda"), folder=folder)
     # Whatever the data draw from any generator is the same for all finalists and on every worker.
     with seeded(derive_seed(recipe.seed, "finalists")):
         try:

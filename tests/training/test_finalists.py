@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from raysearch.artifacts import Storage
 from raysearch.cluster.pool import LocalPool
 from raysearch.cluster.resuming import ResumingPool
 from raysearch.evaluation import Replica
@@ -71,6 +72,32 @@ def test_one_that_diverges_is_given_up_and_the_others_go_on():
     assert failed.history == ()
     assert failed.failure.startswith("the training objective is nan at epoch 0, step 0")
     assert (len(other.history), other.failure) == (2, "")
+
+
+def test_one_that_is_cut_goes_on_from_its_checkpoint_and_leaves_none(tmp_path):
+    steps = []
+
+    def loss(outputs, batch):
+        if outputs.requires_grad:
+            steps.append(len(steps))
+            if len(steps) == 5:
+                raise KeyboardInterrupt
+        return cross_entropy(outputs, batch)
+
+    storage = Storage(tmp_path)
+    recipe = make_recipe(epochs=1, loss=loss, checkpoint_steps=2)
+    starts = starts_at(recipe, t0=2)
+    with pytest.raises(KeyboardInterrupt):
+        train_finalists(recipe, starts, pool_of(recipe), storage)
+    (folder,) = Storage(tmp_path / "finalists").folders()
+    assert folder.startswith("0-")
+    # How often a checkpoint is written says nothing of whether it fits.
+    often = make_recipe(epochs=1, loss=loss, checkpoint_steps=1)
+    resumed = train_finalists(often, starts, pool_of(often), storage)
+    # Of six steps four were done, and the fifth was cut.
+    assert len(steps) == 5 + 2
+    assert storage.list() == ()
+    assert resumed == train_finalists(recipe, starts, pool_of(recipe))
 
 
 def finalist(number, *losses, failure=""):
