@@ -101,7 +101,15 @@ def gemma_gguf(folder: Path) -> Case:
     return replace(gemma(folder), name="gemma_gguf", title=title, sizes=("q4_0",), config=config)
 
 
-CASES = {"gemma": gemma, "gemma_gguf": gemma_gguf}
+def gemma_gptq(folder: Path) -> Case:
+    """The same types, rounded by GPTQ at few scales."""
+    case = gemma_gguf(folder)
+    title = "Gemma 3 270M in types of GGUF by GPTQ, the 126 layers of its decoder"
+    rounding = {"scale_factors": [0.9, 1.0, 1.15], "refits": 0, "refine": []}
+    return replace(case, name="gemma_gptq", title=title, config={**case.config, "rounding": rounding})
+
+
+CASES = {"gemma": gemma, "gemma_gguf": gemma_gguf, "gemma_gptq": gemma_gptq}
 """Name → makes the case from Gemma's directory."""
 
 
