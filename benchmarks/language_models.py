@@ -41,7 +41,7 @@ from raysearch.pipeline.stages import (
     search_shards,
     strip_checkpoint,
 )
-from raysearch.records import BitAssignment, Option, RangeTable, Refinement, parse_budgets
+from raysearch.records import BitAssignment, Option, RangeTable, Refinement, Scheme, parse_budgets
 from raysearch.search import Race, search_assignment
 from raysearch.training import fine_tune
 
@@ -145,13 +145,23 @@ class Study:
 
     def first_order_scores(self) -> dict[Option, float]:
         """Option → score; measured once for all sizes."""
-        options = self.setup.options()
-        path = self.folder / "first_order.npy"
+        groups = self.setup.groups
+        of_scheme: dict[Scheme, dict[str, float]] = {}
+        for scheme in sorted({scheme for group in groups.values() for scheme in group.schemes}):
+            of_scheme[scheme] = self.first_order_of(scheme)
+        return {
+            (group, scheme): sum(of_scheme[scheme][point] for point in groups[group].points)
+            for group, scheme in self.setup.options()
+        }
+
+    def first_order_of(self, scheme: Scheme) -> dict[str, float]:
+        """Quantizer id → score at one scheme."""
+        path = self.folder / f"first-order-{scheme}.json"
         if not path.exists():
             batches = self.case.windows["calibration"][: self.case.scored].split(1)
-            scores = first_order(self.case.task.model, self.setup, self.ranges, batches)
-            np.save(path, [scores[option] for option in options])
-        return dict(zip(options, np.load(path).tolist(), strict=True))
+            scores = first_order(self.case.task.model, self.setup, self.ranges, batches, scheme)
+            path.write_text(json.dumps(scores))
+        return dict(json.loads(path.read_text()))
 
     def search(self) -> BitAssignment:
         """The search of a run; kept, since it takes longest."""

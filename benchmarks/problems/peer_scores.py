@@ -63,35 +63,36 @@ def importance(name: str, size: int) -> float:
 
 
 def first_order(
-    model: nn.Module, setup: QuantizerSetup, ranges: RangeTable, batches: Sequence[Tensor]
-) -> dict[Option, float]:
-    """Option → score; a forward and a backward of every batch for each scheme."""
+    model: nn.Module, setup: QuantizerSetup, ranges: RangeTable, batches: Sequence[Tensor], scheme: Scheme
+) -> dict[str, float]:
+    """Quantizer id → score at a scheme; a forward and a backward of every batch.
+
+    Args:
+        model: the float model.
+        setup: its quantizers.
+        ranges: with the codes that a run deploys.
+        batches: token ids.
+        scheme: of all weights; one that lacks it takes its nearest.
+    """
     points = setup.of_kind("weight")
-    of_point: dict[tuple[str, Scheme], float] = {}
-    schemes = sorted({scheme for group in setup.groups.values() for scheme in group.schemes})
-    for scheme in schemes:
-        weights = deployed_weights(model, setup, ranges, BitAssignment.uniform(setup, scheme))
-        scored = copy_to_quantize(model, setup).requires_grad_(False)
-        parameters = {}
+    weights = deployed_weights(model, setup, ranges, BitAssignment.uniform(setup, scheme))
+    scored = copy_to_quantize(model, setup).requires_grad_(False)
+    parameters = {}
+    for name, point in points.items():
+        parameters[name] = weight_of(scored, point)
+        parameters[name].copy_(weights[name])
+        parameters[name].requires_grad_(True)
+    totals = dict.fromkeys(points, 0.0)
+    for ids in batches:
+        next_token_loss(scored(ids).logits, ids).mean().backward()
         for name, point in points.items():
-            parameters[name] = weight_of(scored, point)
-            parameters[name].copy_(weights[name])
-            parameters[name].requires_grad_(True)
-        totals = dict.fromkeys(points, 0.0)
-        for ids in batches:
-            next_token_loss(scored(ids).logits, ids).mean().backward()
-            for name, point in points.items():
-                moved = weight_of(model, point).detach() - weights[name]
-                gradient = parameters[name].grad
-                assert gradient is not None
-                totals[name] += float((gradient * moved).abs().sum())
-                parameters[name].grad = None
-        of_point |= {(name, scheme): total for name, total in totals.items()}
-        print(f"first-order scores of {scheme}", flush=True)
-    return {
-        (group, scheme): sum(of_point[point, scheme] for point in setup.groups[group].points)
-        for group, scheme in setup.options()
-    }
+            moved = weight_of(model, point).detach() - weights[name]
+            gradient = parameters[name].grad
+            assert gradient is not None
+            totals[name] += float((gradient * moved).abs().sum())
+            parameters[name].grad = None
+    print(f"first-order scores of {scheme}", flush=True)
+    return totals
 
 
 def copy_to_quantize(model: nn.Module, setup: QuantizerSetup) -> nn.Module:

@@ -64,8 +64,8 @@ def test_weight_errors_are_means_times_importance(case):
 
 def test_first_order_scores_are_of_gradients_where_all_is_quantized(case):
     model, setup, ranges = case
-    scores = first_order(model, setup, ranges, [IDS])
     two = Scheme.of(2)
+    scores = first_order(model, setup, ranges, [IDS], two)
     first, second = (
         rounded(layer.weight, setup.points[name], ranges[name, two], two).detach().requires_grad_(True)
         for name, layer in (("mlp.weight", model.mlp), ("head.weight", model.head))
@@ -73,7 +73,7 @@ def test_first_order_scores_are_of_gradients_where_all_is_quantized(case):
     logits = F.one_hot(IDS, 3).float() @ first.T @ second.T
     F.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()).backward()
     expected = (first.grad * (model.mlp.weight - first)).abs().sum().detach()
-    assert scores["mlp.weight", two] == pytest.approx(float(expected), rel=1e-4)
+    assert scores["mlp.weight"] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_the_least_sum_within_the_bytes_is_taken(case):
