@@ -77,6 +77,7 @@ class ModelDirectory:
         """
         import transformers
 
+        self._check_direction(auto_class)
         loader = getattr(transformers, auto_class)
         with _quiet():
             try:
@@ -163,6 +164,16 @@ class ModelDirectory:
             raise TaskError(
                 f"the model in '{self.path}' is quantized already ('quant_method': '{method}' in "
                 f"config.json); give the float model that it was made of."
+            )
+
+    def _check_direction(self, auto_class: str) -> None:
+        """Refuse a masked model as a causal one, which `transformers` would load."""
+        names = self.config.get("architectures") or []
+        masked = [name for name in names if str(name).endswith("ForMaskedLM")]
+        if masked and auto_class == "AutoModelForCausalLM":
+            raise TaskError(
+                f"the model in '{self.path}' is a {masked[0]}, which reads the tokens that a causal language "
+                f"model predicts; choose masked_lm_task (--task masked-lm)."
             )
 
     def _check_weights(self) -> None:

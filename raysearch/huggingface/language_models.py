@@ -18,6 +18,7 @@ from raysearch.errors import TaskError
 from raysearch.evaluation import Metric
 from raysearch.evaluation.forward import output_tensor
 from raysearch.huggingface.directory import ModelDirectory
+from raysearch.huggingface.experts import gather_experts
 from raysearch.huggingface.text import Text, TokenWindows, WindowMaker
 from raysearch.seeding import derive_seed
 from raysearch.task import Task
@@ -66,6 +67,7 @@ def causal_lm_task(
     directory = ModelDirectory(Path(model_dir), trust_remote_code, allow_pickle)
     model = directory.load_model("AutoModelForCausalLM")
     maker = WindowMaker.of(directory, model, window)
+    gather_experts(model, maker.length)
     parts = maker.parts(text, validation_text, test_text)
     calibration = TokenWindows(input_ids=parts.calibration)
     return Task(

@@ -71,6 +71,12 @@ def test_a_model_of_another_task(llama):
         ModelDirectory(llama).load_model("AutoModelForMaskedLM")
 
 
+def test_a_masked_model_is_no_causal_one(directory):
+    set_config(directory, architectures=["BertForMaskedLM"])
+    with pytest.raises(TaskError, match=r"is a BertForMaskedLM, .* choose masked_lm_task"):
+        ModelDirectory(directory).load_model("AutoModelForCausalLM")
+
+
 def test_a_head_that_was_not_saved_would_be_random(llama):
     with pytest.raises(TaskError, match=r"AutoModelForSequenceClassification: score.weight would be random"):
         ModelDirectory(llama).load_model("AutoModelForSequenceClassification")
