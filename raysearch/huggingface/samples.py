@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -75,6 +77,8 @@ def parts_of(
 def read_lines(samples: Any) -> list[Labelled[str]]:
     """Texts: the lines of UTF-8 files, each with its label behind a tab; or texts, or pairs, as given.
 
+    The lines of a `.jsonl` file are objects with a "text" and perhaps a "label".
+
     Raises:
         DataError: a file cannot be read, or there is no sample.
     """
@@ -84,7 +88,8 @@ def read_lines(samples: Any) -> list[Labelled[str]]:
     for entry in samples:
         if isinstance(entry, Path):
             lines = [line for line in read_text(entry).splitlines() if line.strip()]
-            pairs.extend(_line(line) for line in lines)
+            read = partial(_json_line, entry) if entry.suffix == ".jsonl" else _line
+            pairs.extend(map(read, lines))
         else:
             pairs.append((entry, None) if isinstance(entry, str) else tuple(entry))
     if not pairs:
@@ -95,6 +100,17 @@ def read_lines(samples: Any) -> list[Labelled[str]]:
 def _line(line: str) -> Labelled[str]:
     text, tab, label = line.rpartition("\t")
     return (text, label.strip()) if tab else (line, None)
+
+
+def _json_line(path: Path, line: str) -> Labelled[str]:
+    try:
+        entry = json.loads(line)
+        text, label = entry["text"], entry.get("label")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f'a line of {path} is no JSON object with a "text" and perhaps a "label": {line:.80}'
+        ) from error
+    return (str(text), None if label is None else str(label))
 
 
 def read_images(samples: Any) -> list[Labelled[Any]]:

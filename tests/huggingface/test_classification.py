@@ -52,6 +52,15 @@ def test_every_tenth_sample_is_the_tests_and_every_tenth_validations():
     assert [len(part) for part in (own.calibration, own.validation, own.test)] == [1, 1, 2]
 
 
+def test_lines_of_json_are_texts_with_their_labels(tmp_path):
+    file = tmp_path / "reviews.jsonl"
+    file.write_text('{"text": "a\\tb", "label": 1}\n\n{"text": "c"}\n')
+    assert read_lines(file) == [("a\tb", "1"), ("c", None)]
+    file.write_text('{"review": "a"}\n')
+    with pytest.raises(DataError, match=r"reviews.jsonl is no JSON object.*review"):
+        read_lines(file)
+
+
 def test_texts_are_padded_and_their_padding_does_not_count(bert, tmp_path):
     task = sequence_classification_task(bert, write_lines(tmp_path, lines(20)))
     columns = task.calibration.columns
