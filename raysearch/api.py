@@ -35,6 +35,7 @@ from raysearch.pipeline.reuse import EarlierRun
 from raysearch.pipeline.workers import with_workers
 from raysearch.records import CostModel, QuantizerSetup, RunResult, RunStatus
 from raysearch.reporting.provenance import way_on
+from raysearch.search import LiveStudy
 from raysearch.seeding import derive_seed
 from raysearch.task import Task, load_task
 from raysearch.training.loggers import check_loggers
@@ -154,6 +155,9 @@ def run(
                 # The run has a model of its own now; that of a task that was named is nobody else's.
                 del loaded
                 check_loggers(settings.training.loggers, store.storage)
+                if settings.search.storage is not None:
+                    study = LiveStudy(store.run_id, inputs.setup, inputs.budgets, inputs.search)
+                    followers.add(study)
                 started: dict[str, Any] = {"task": _task_name(task), "budget": list(texts)}
                 if source is not None:
                     started["start_from"] = source.as_started

@@ -31,6 +31,10 @@ class Followers:
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
         self._callbacks = list(callbacks)
 
+    def add(self, callback: Callback) -> None:
+        """Tell one more."""
+        self._callbacks.append(callback)
+
     def tell(self, event: str, *values: Any) -> None:
         """Call a method of `Callback` by its name."""
         for callback in list(self._callbacks):

@@ -70,6 +70,7 @@ class SearchConfig(Section):
     minimize: MinimizedKind = NO_KIND
     max_drop: str | None = None
     latency_profile: dict[str, Any] | None = None
+    storage: str | None = None
 
     @field_validator("enqueue", mode="before")
     @classmethod

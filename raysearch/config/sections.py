@@ -64,6 +64,8 @@ class Config(Section):
         for section, name in LATER:
             if data[section][name] == defaults[section][name]:
                 del data[section][name]
+        # The trials go there too, and no record may hold its password.
+        del data["search"]["storage"]
         data["training"] = self.training.fixed()
         data["cluster"] = {key: data["cluster"][key] for key in ("threads", "device", "deterministic")}
         return data

@@ -5,6 +5,7 @@ from raysearch.search.candidates import measured_candidates
 from raysearch.search.evaluator import Evaluator, Measured, PlainEvaluator
 from raysearch.search.feasibility import best_cost, check_budgets
 from raysearch.search.least_cost import check_minimized, minimize_cost
+from raysearch.search.live_study import LiveStudy
 from raysearch.search.nncf_ratio import check_ratio, solve_ratio
 from raysearch.search.optuna_bridge import STUDY_NAME, write_journal
 from raysearch.search.prediction import best_predicted
@@ -24,6 +25,7 @@ __all__ = [
     "Evaluator",
     "KnapsackThompsonSampler",
     "Limit",
+    "LiveStudy",
     "MeasureShards",
     "Measured",
     "OnBatch",

@@ -39,21 +39,22 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def make_study(maximize: bool, front: str | None, storage: BaseStorage | None = None) -> Study:
+def make_study(
+    maximize: bool, front: str | None, storage: BaseStorage | None = None, name: str = STUDY_NAME
+) -> Study:
     """The study: one objective, or the measured one and the cost `front`, which is minimised.
 
     Args:
         maximize: whether more of the measured objective is better.
         front: a kind of cost, or None.
         storage: default: memory.
+        name: of the study; one that the storage has goes on.
     """
-    first = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
-    if front is None:
-        study = optuna.create_study(direction=first, storage=storage, study_name=STUDY_NAME)
-    else:
-        study = optuna.create_study(
-            directions=[first, StudyDirection.MINIMIZE], storage=storage, study_name=STUDY_NAME
-        )
+    directions = [StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE]
+    if front is not None:
+        directions.append(StudyDirection.MINIMIZE)
+    study = optuna.create_study(directions=directions, storage=storage, study_name=name, load_if_exists=True)
+    if front is not None:
         study.set_metric_names(["measured", front])
     return study
 
