@@ -22,6 +22,7 @@ from raysearch.training.context import ProcessContext
 from raysearch.training.fine_tune import train_here
 from raysearch.training.progress import CheckpointFolder
 from raysearch.training.recipe import Recipe
+from raysearch.training.step import DivergedError
 
 FINALISTS = "finalists"
 """The folder of the checkpoints of finalists that are being trained."""
@@ -113,7 +114,10 @@ def train_finalist(replica: Replica, recipe: Recipe, start: Start, location: str
         try:
             progress = train_here(own, context)
         except TrainingError as error:
-            return _encoded({"history": [], "failure": str(error)})
+            # How to go on is no matter here, and depends on when the last checkpoint was written.
+            cause = error.__cause__
+            reason = cause if isinstance(cause, DivergedError) else error
+            return _encoded({"history": [], "failure": str(reason)})
     history = [{"epoch": entry.epoch, "metrics": dict(entry.metrics)} for entry in progress.history]
     return _encoded({"history": history, "failure": ""})
 

@@ -29,7 +29,7 @@ from raysearch.training.progress import CALIBRATED, Progress
 from raysearch.training.recipe import Recipe
 from raysearch.training.schedule import Schedule
 from raysearch.training.state import Buffers, put_state, state_bytes, state_tensors
-from raysearch.training.step import ADVICE, Step, Stepper
+from raysearch.training.step import DivergedError, Step, Stepper
 from raysearch.training.trial_step import be_as_strict_as_possible, leaves_parameters_unused
 from raysearch.training.validation import validate
 
@@ -112,6 +112,26 @@ class Training:
 
     def run(self) -> Progress:
         """Train until the schedule is over."""
+        try:
+            return self._run()
+        except DivergedError as error:
+            raise TrainingError(f"{error} {self._after_divergence()}") from error
+
+    def _after_divergence(self) -> str:
+        """What to do when training diverged; a checkpoint whose own next step does so is taken away."""
+        rates = "a lower training.learning_rate or training.scale_learning_rate"
+        folder, step = self._context.folder, self.progress.step
+        if not folder.is_kept:
+            return f"Train with {rates}."
+        is_spoilt = folder.discard(step)
+        last = folder.last_step()
+        goes_on = "begins the training anew" if last is None else f"goes on from the checkpoint of step {last}"
+        text = f"`--resume` with {rates} (--set) {goes_on}"
+        if is_spoilt:
+            text += f"; the checkpoint of step {step}, whose next step this was, is deleted"
+        return f"{text}."
+
+    def _run(self) -> Progress:
         progress = self.progress
         if not progress.history:
             self._validate(CALIBRATED)
@@ -192,7 +212,7 @@ class Training:
                 )
         except DataError as error:
             # The data were finite in every step: it is the weights that are not.
-            raise TrainingError(f"after step {self.progress.step}: {error} {ADVICE}") from error
+            raise DivergedError(f"after step {self.progress.step}: {error}") from error
         apply_batch_norm(self.model, statistics)
 
     def _judge(self, epoch: int) -> None:
@@ -240,9 +260,9 @@ class Training:
             state = state_tensors(self.model)
         for name, parameter in self.model.named_parameters():
             if not bool(parameter.isfinite().all()):
-                raise TrainingError(
+                raise DivergedError(
                     f"'{name}' is not finite after step {self.progress.step}, learning rate "
-                    f"{self._optimizer.learning_rate:.3g}. {ADVICE}"
+                    f"{self._optimizer.learning_rate:.3g}."
                 )
         tensors = _prefixed(_MODEL, state) | _prefixed(_OPTIMIZER, self._optimizer.tensors())
         tensors |= _prefixed(_AVERAGE, self._average.tensors())

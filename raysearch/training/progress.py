@@ -26,6 +26,7 @@ KEPT = 2
 """Checkpoints that stay: the last may be damaged."""
 
 _RECORD = "progress"
+_STEP = "step-"
 
 
 @dataclass
@@ -110,12 +111,35 @@ class CheckpointFolder:
             if name not in names and name.endswith(".safetensors"):
                 self._storage.delete_file(name)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a folder."""
+        return self._storage is not None
+
+    def last_step(self) -> int | None:
+        """The step of the last checkpoint, whole or not; None where there is none."""
+        return max(map(_step_of, self._names()), default=None)
+
+    def discard(self, step: int) -> bool:
+        """Delete the checkpoint of a step; the one before it is then the last. False where there is none.
+
+        Args:
+            step: optimizer steps that were done.
+        """
+        if self._storage is None or _name(step) not in self._names():
+            return False
+        self._storage.delete_file(_name(step))
+        return True
+
+    def _names(self) -> list[str]:
+        files = () if self._storage is None else self._storage.list()
+        return sorted(name for name in files if name.startswith(_STEP))
+
     def latest(self) -> tuple[Progress, dict[str, Tensor]] | None:
         """The last whole checkpoint; None where there is none."""
         if self._storage is None:
             return None
-        names = [name for name in self._storage.list() if name.startswith("step-")]
-        for name in sorted(names, reverse=True):
+        for name in reversed(self._names()):
             try:
                 data = self._read(name)
                 tensors = load(data)
@@ -134,7 +158,11 @@ class CheckpointFolder:
 
 
 def _name(step: int) -> str:
-    return f"step-{step:08d}.safetensors"
+    return f"{_STEP}{step:08d}.safetensors"
+
+
+def _step_of(name: str) -> int:
+    return int(name.removeprefix(_STEP).partition(".")[0])
 
 
 def _best_name(step: int) -> str:

@@ -20,11 +20,9 @@ from raysearch.training.phases import Phases
 from raysearch.training.recipe import Recipe
 from raysearch.training.schedule import Schedule
 
-ADVICE = (
-    "The last checkpoint is from before: `--resume` with a lower training.learning_rate or "
-    "training.scale_learning_rate (--set) goes on from it."
-)
-"""What to do when training diverged."""
+
+class DivergedError(TrainingError):
+    """Training diverged; the text says where, and not what to do then."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Stepper:
             first: optimizer steps of this epoch that are done.
 
         Raises:
-            TrainingError: the objective is not finite.
+            DivergedError: the objective is not finite.
         """
         draws = Draws(self._recipe.seed, epoch, self._context.rank)
         self._objective.train()
@@ -137,9 +135,9 @@ class Stepper:
         if math.isfinite(value):
             return
         check_finite(batch, f"the training data, epoch {epoch}, step {index}")
-        raise TrainingError(
+        raise DivergedError(
             f"the training objective is {value} at epoch {epoch}, step {index}, learning rate "
-            f"{self._optimizer.learning_rate:.3g}; the batch itself is finite. {ADVICE}"
+            f"{self._optimizer.learning_rate:.3g}; the batch itself is finite."
         )
 
 

@@ -66,7 +66,7 @@ def test_weights_that_diverge_behind_the_last_step_are_a_failure_of_training():
             torch.nn.init.constant_(training.model.first.bias, math.inf)
 
     recipe = make_recipe(kind=Toy, epochs=1, batch_norm_samples=64)
-    with pytest.raises(TrainingError, match=r"after step 6: .*NaN or infinite.*--resume"):
+    with pytest.raises(TrainingError, match=r"after step 6: .*NaN or infinite.*Train with a lower"):
         watched(recipe, poison)
 
 

@@ -16,7 +16,7 @@ from raysearch.training import fine_tune, load_checkpoint
 from raysearch.training.context import ProcessContext
 from raysearch.training.progress import CheckpointFolder, Progress
 from raysearch.training.state import state_bytes
-from tests.support.training_recipes import Plain, Toy, blobs, make_recipe, nan_loss, trained
+from tests.support.training_recipes import Plain, Toy, blobs, cross_entropy, make_recipe, nan_loss, trained
 
 
 def run(recipe, **options):
@@ -242,13 +242,27 @@ def test_weights_that_are_not_finite_are_never_a_checkpoint(tmp_path):
         # Finite, with a gradient that is not, in the last step of the second epoch.
         return value + (outputs[0, 0] * 0).sqrt() if len(seen) == 12 and outputs.requires_grad else value
 
-    with pytest.raises(TrainingError, match=r"is not finite after step 12, learning rate .* goes on from it"):
+    text = r"is not finite after step 12, .* goes on from the checkpoint of step 6\.$"
+    with pytest.raises(TrainingError, match=text):
         trained(dataclasses.replace(recipe, loss=loss), Stopping(tmp_path))
     latest, tensors = CheckpointFolder(Storage(tmp_path)).latest()
     assert latest.step == 6
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     resumed = trained(make_recipe(epochs=2, learning_rate=1e-4), Stopping(tmp_path))
     assert resumed.progress.next_epoch == 2
+
+
+def test_a_checkpoint_whose_own_next_step_diverges_is_not_gone_on_from(tmp_path):
+    def loss(outputs, batch):
+        spoilt = outputs.requires_grad and outputs.abs().max() > 100
+        return cross_entropy(outputs, batch) * (math.nan if spoilt else 1.0)
+
+    recipe = make_recipe(epochs=1, loss=loss, checkpoint_steps=1)
+    fast = dataclasses.replace(recipe, settings=recipe.settings.model_copy(update={"learning_rate": 100.0}))
+    text = "begins the training anew; the checkpoint of step 1, whose next step this was, is deleted."
+    with pytest.raises(TrainingError, match=text):
+        trained(fast, Stopping(tmp_path))
+    assert trained(recipe, Stopping(tmp_path)).progress.step == 6
 
 
 def test_without_labels_the_divergence_is_trained():
@@ -290,7 +304,7 @@ def test_a_loss_objective_without_a_loss_is_refused():
 
 
 def test_a_nan_objective_is_named_by_epoch_and_step():
-    with pytest.raises(TrainingError, match="objective is nan at epoch 0, step 0"):
+    with pytest.raises(TrainingError, match=r"objective is nan at epoch 0, step 0, .* Train with a lower"):
         run(make_recipe(loss=nan_loss))
     calls = []
 
