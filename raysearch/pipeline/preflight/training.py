@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sized
 
 import torch
@@ -61,7 +62,7 @@ def check_training(inputs: Inputs, recipe: Recipe) -> None:
 
 
 def _check_sizes(inputs: Inputs) -> None:
-    """Refuse more workers than there are batches, and a step of more samples than there are.
+    """Refuse more workers than there are batches, and a step of more samples than there are; tell of a batch.
 
     Raises:
         TaskError: some worker would have no batch.
@@ -78,10 +79,20 @@ def _check_sizes(inputs: Inputs) -> None:
             f"the training data has fewer {units} than training.num_workers, which is {num_workers}: some "
             f"worker would have none. Give {advice}, or lower training.num_workers."
         )
-    global_size = settings.global_batch_size
-    if global_size is None or not is_map_style(data):
+    if not is_map_style(data):
         return
-    if global_size > len(data):
+    global_size = settings.global_batch_size
+    step_size = settings.batch_size * num_workers
+    is_asked_for = global_size is None and "batch_size" in settings.model_fields_set
+    if is_asked_for and step_size > len(data):
+        # Taken, as torch's DataLoader takes it; but it is seldom meant.
+        shared = f" on each of {num_workers} workers" if num_workers > 1 else ""
+        warnings.warn(
+            f"training.batch_size is {settings.batch_size}{shared}, and the training data has {len(data)} "
+            f"samples: every optimizer step sees all of them, and an epoch is one step.",
+            stacklevel=3,
+        )
+    if global_size is not None and global_size > len(data):
         raise ConfigError(
             f"training.global_batch_size is {global_size}, and the training data has {len(data)} samples; "
             f"lower it to {len(data)} or less."

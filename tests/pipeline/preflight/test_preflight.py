@@ -265,6 +265,9 @@ def test_workers_without_a_batch_and_a_step_larger_than_the_data():
     assert try_task(task, training={"num_workers": 3})
     text = refuse(make_task(), training={"global_batch_size": 11})
     assert "training.global_batch_size is 11, and the training data has 10 samples" in text
+    # A batch is as small as the data, which is told.
+    with pytest.warns(UserWarning, match=r"batch_size is 6 on each of 2 workers, .* 10 samples: every"):
+        try_task(make_task(), workers=1, training={"batch_size": 6, "num_workers": 2})
 
 
 def test_a_forward_and_a_data_set_that_fail_are_told_with_their_place():
