@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import ray
 
 Resources = Mapping[str, float]
+
+_REPORT = "__autoscaling_status"
+"""Under which Ray keeps what its autoscaler, or the monitor in its place, said last."""
 
 
 def most_resources() -> Resources | None:
@@ -16,6 +20,20 @@ def most_resources() -> Resources | None:
     read = getattr(getattr(state, "state", None), "get_max_resources_from_cluster_config", None)
     most: Resources | None = None if read is None else read()
     return most
+
+
+def has_no_autoscaler() -> bool:
+    """Whether nodes join by hand alone; False where Ray does not tell."""
+    try:
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        report = json.loads(_internal_kv_get(_REPORT) or "{}")["autoscaler_report"]
+        kinds = {*(report["active_nodes"] or ()), *(report["idle_nodes"] or ())}
+    except (ImportError, LookupError, TypeError, ValueError, ray.exceptions.RayError):
+        return False
+    # Without an autoscaler each node has a kind of its own, by its id.
+    nodes = {f"node_{node['NodeID']}" for node in ray.nodes()}  # type: ignore[no-untyped-call]
+    return bool(kinds) and kinds <= nodes
 
 
 class Room:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import ray
 
 from raysearch.cluster.auth import auth_environment, settings_to_join, settings_to_start
-from raysearch.cluster.room import most_resources
+from raysearch.cluster.room import has_no_autoscaler, most_resources
 from raysearch.errors import ConfigError, PoolError
 from raysearch.temporary import short_folder
 
@@ -22,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 6379
 _PREFLIGHT_SECONDS = 5.0
+JOIN_SECONDS = 20.0
+"""For how long a cluster without an autoscaler is waited for: its nodes may be joining just then."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,13 @@ class RaySession:
         is_embedded: whether this process started it.
         resources: what the cluster has.
         most: what it may grow to; None where that is not known.
+        is_manual: whether nodes join by hand alone.
     """
 
     is_embedded: bool
     resources: Mapping[str, float]
     most: Mapping[str, float] | None = None
+    is_manual: bool = False
 
     def may_have(self, resource: str) -> bool:
         """Whether the cluster has, or may grow to have, any of a resource: "CPU" or "GPU"."""
@@ -53,18 +58,38 @@ class RaySession:
         Raises:
             PoolError: it can never have as much; states the numbers.
         """
-        limits = [self.resources.get(resource, 0.0)]
-        if self.most is not None:
-            limits.append(self.most.get(resource, 0.0))
-        elif not self.is_embedded:
-            # A cluster whose autoscaler does not tell its limits may grow.
+        present = self.resources.get(resource, 0.0)
+        most = present if self.most is None else max(present, self.most.get(resource, 0.0))
+        # A cluster whose autoscaler does not tell its limits may grow.
+        is_known = self.is_embedded or self.is_manual or self.most is not None
+        if num_workers * each <= most or not is_known:
             return
-        if num_workers * each > max(limits):
+        advice = "lower training.num_workers"
+        if self.is_manual:
+            present = most = _joined(resource, num_workers * each)
+            advice = f"let nodes join first, since it has no autoscaler, or {advice}"
+        if num_workers * each > most:
             raise PoolError(
                 f"training.num_workers asks for {num_workers} workers of {each:g} {resource}, together "
-                f"{num_workers * each:g}, and the cluster has {limits[0]:g} and can grow to {max(limits):g} "
-                f"at most; lower training.num_workers to {int(max(limits) / each)}"
+                f"{num_workers * each:g}, and the cluster has {present:g} and can grow to {most:g} at most; "
+                f"{advice} to {int(most / each)}"
             )
+
+
+def _joined(resource: str, amount: float) -> float:
+    """How much of a resource the cluster has, once as much is there as is wanted, or nobody came.
+
+    Args:
+        resource: "CPU" or "GPU".
+        amount: that is wanted.
+    """
+    deadline = time.monotonic() + JOIN_SECONDS
+    while True:
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        present = resources.get(resource, 0.0)
+        if present >= amount or time.monotonic() >= deadline:
+            return present
+        time.sleep(1)
 
 
 @contextmanager
@@ -134,7 +159,8 @@ def _session(is_embedded: bool, num_cpus: int) -> RaySession:
             resources.get("CPU", 0),
             num_cpus,
         )
-    return RaySession(is_embedded, resources, most_resources())
+    is_manual = not is_embedded and has_no_autoscaler()
+    return RaySession(is_embedded, resources, most_resources(), is_manual)
 
 
 @contextmanager

@@ -125,7 +125,9 @@ class Training:
             return f"Train with {rates}."
         is_spoilt = folder.discard(step)
         last = folder.last_step()
-        goes_on = "begins the training anew" if last is None else f"goes on from the checkpoint of step {last}"
+        goes_on = f"goes on from the checkpoint of step {last}"
+        if last is None:
+            goes_on = "begins the training anew"
         text = f"`--resume` with {rates} (--set) {goes_on}"
         if is_spoilt:
             text += f"; the checkpoint of step {step}, whose next step this was, is deleted"

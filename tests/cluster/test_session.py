@@ -1,3 +1,4 @@
+import json
 import os
 import socket
 import subprocess
@@ -6,6 +7,8 @@ import sys
 import pytest
 import ray
 
+from raysearch.cluster import session
+from raysearch.cluster.room import has_no_autoscaler
 from raysearch.cluster.session import RaySession, ray_session
 from raysearch.errors import ConfigError, PoolError
 from tests.support.patience import HANG_SECONDS
@@ -62,6 +65,7 @@ def test_a_running_ray_is_used_and_left(ray_cluster, caplog):
 @pytest.mark.slow
 def test_an_embedded_ray_leaves_nothing_behind(tmp_path):
     code = """
+import json
 import os
 from tests.support.patience import started_ray
 before = dict(os.environ)
@@ -99,6 +103,27 @@ def test_workers_that_the_cluster_can_never_hold_are_refused_with_the_numbers():
     with pytest.raises(PoolError, match="has 4 and can grow to 8"):
         growing.check_workers(9, "CPU", 1.0)
     RaySession(False, {"CPU": 4.0}).check_workers(9, "CPU", 1.0)
+
+
+def test_a_cluster_without_an_autoscaler_is_waited_for_and_grows_by_hand_alone(monkeypatch):
+    reports = {"ours": ["node_a"], "scaled": ["ray.head"], "none": []}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "a"}, {"NodeID": "b"}])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    monkeypatch.setattr(session, "JOIN_SECONDS", 0.0)
+    for name, kinds in reports.items():
+        text = json.dumps(
+            {"autoscaler_report": {"active_nodes": dict.fromkeys(kinds, 1), "idle_nodes": None}}
+        )
+        monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_get", lambda key, text=text: text)
+        assert has_no_autoscaler() == (name == "ours")
+    monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_get", lambda key: None)
+    assert not has_no_autoscaler()
+    manual = RaySession(False, {"CPU": 2.0}, is_manual=True)
+    manual.check_workers(3, "CPU", 1.0)
+    with pytest.raises(
+        PoolError, match=r"has 3 .* let nodes join first, since it has no autoscaler, .* to 3"
+    ):
+        manual.check_workers(8, "CPU", 1.0)
 
 
 def test_gpus_that_an_autoscaler_may_bring_count():
