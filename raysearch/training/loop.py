@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raysearch.artifacts.run_record import first_difference
 from raysearch.calibration import adapt_batch_norm, apply_batch_norm
-from raysearch.errors import DataError, TrainingError
+from raysearch.errors import DataError, StorageError, TrainingError
 from raysearch.evaluation import Batch, training_batches
 from raysearch.evaluation.model.copies import private_copy
 from raysearch.records import EpochMetrics, TrainingStatus
@@ -83,7 +83,7 @@ class Training:
         self._teacher = private_copy(recipe.model).to(context.device).eval().requires_grad_(False)
         # Before an earlier state is loaded: a scale's rate is relative to its size at the start.
         self._optimizer = Optimizer(controller, settings)
-        self.progress = Progress(settings=settings.fixed())
+        self.progress = Progress(settings=settings.fixed(), assignment=recipe.assignment.digest())
         self._average = Average(self.model, settings.ema_decay)
         self._phases = Phases(controller, settings)
         self._oscillations = Oscillations(trained_weights(controller), settings.oscillation_threshold)
@@ -277,7 +277,15 @@ class Training:
         if latest is None:
             return
         settings = self._recipe.settings.fixed()
+        assignment = self.progress.assignment
         self.progress, tensors = latest
+        # Scales of other widths have the same shapes, and would be taken.
+        if self.progress.assignment not in ("", assignment):
+            raise StorageError(
+                f"the checkpoint of step {self.progress.step} in {self._context.folder.shown()} trains other "
+                f"bit-widths than this run's: it belongs to another run. Delete that folder to train anew."
+            )
+        self.progress.assignment = assignment
         put_state(self.model, _below(_MODEL, tensors))
         self._optimizer.load(_below(_OPTIMIZER, tensors))
         self._average.load(_below(_AVERAGE, tensors))

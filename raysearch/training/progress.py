@@ -44,6 +44,7 @@ class Progress:
         settings: those of the last step.
         remarks: what a reader of the result should know of how it went.
         last_epoch_steps: optimizer steps of the last epoch that is done; 0 before there was one.
+        assignment: digest of the widths that are trained; "" in a checkpoint of before it was kept.
     """
 
     next_epoch: int = 0
@@ -56,6 +57,7 @@ class Progress:
     settings: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     last_epoch_steps: int = 0
+    assignment: str = ""
 
     def to_json(self) -> str:
         """All but the state, as JSON text."""
@@ -115,6 +117,10 @@ class CheckpointFolder:
     def is_kept(self) -> bool:
         """Whether there is a folder."""
         return self._storage is not None
+
+    def shown(self) -> str:
+        """Where it is, as messages give it."""
+        return "" if self._storage is None else self._storage.shown()
 
     def last_step(self) -> int | None:
         """The step of the last checkpoint, whole or not; None where there is none."""

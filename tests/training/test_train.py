@@ -265,6 +265,13 @@ def test_a_checkpoint_whose_own_next_step_diverges_is_not_gone_on_from(tmp_path)
     assert trained(recipe, Stopping(tmp_path)).progress.step == 6
 
 
+def test_a_checkpoint_of_other_widths_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(make_recipe(bits=2, checkpoint_steps=2), Stopping(tmp_path, 3))
+    with pytest.raises(StorageError, match=r"the checkpoint of step 2 in .* other bit-widths.* Delete that"):
+        trained(make_recipe(bits=3), Stopping(tmp_path))
+
+
 def test_without_labels_the_divergence_is_trained():
     unlabelled = [batch[0] for batch in [blobs(32, seed) for seed in range(6)]]
     recipe = make_recipe(
