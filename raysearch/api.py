@@ -34,6 +34,7 @@ from raysearch.pipeline.progress import Listener, Preparation, Progress, reporti
 from raysearch.pipeline.reuse import EarlierRun
 from raysearch.pipeline.workers import with_workers
 from raysearch.records import CostModel, QuantizerSetup, RunResult, RunStatus
+from raysearch.reporting.live import ProgressLines
 from raysearch.reporting.provenance import way_on
 from raysearch.search import LiveStudy
 from raysearch.seeding import derive_seed
@@ -70,6 +71,7 @@ def run(
     workers: int | None = None,
     listener: Listener = silent,
     callbacks: Sequence[Callback | str] = (),
+    progress: bool = False,
 ) -> RunResult:
     """Quantize a model under a budget: the whole walk.
 
@@ -96,6 +98,8 @@ def run(
         listener: called with the status whenever it changes.
         callbacks: are told of stages, trials, epochs and the result, see `Callback`; "mlflow", "wandb",
             "tensorboard" or the "module:factory" of your own stand for one of its default form.
+        progress: show how far it is, as the command line does: a bar on a terminal and in a notebook, else a
+            line a stage; on stderr.
 
     Raises:
         BadInputError: anything that cannot be done, before compute is spent.
@@ -127,9 +131,13 @@ def run(
         settings = _as_resumed(settings, store.open()["config"])
     else:
         store.check_vacant()
-    before = Preparation(store.run_id, listener)
     told = ""
     with ExitStack() as machines:
+        if progress:
+            lines = ProgressLines()
+            machines.callback(lines.close)
+            listener = partial(_tell_both, listener, lines)
+        before = Preparation(store.run_id, listener)
         # A factory or a loader that draws from a global generator draws the same when the run is resumed.
         with (
             pinned_threads(settings.cluster.threads),
@@ -185,12 +193,12 @@ def run(
             plain_modes(),
             owned(store),
             driver_log(store),
-            reporting(Progress(store, listener, before.seconds, followers), remark, next_time) as progress,
+            reporting(Progress(store, listener, before.seconds, followers), remark, next_time) as tracker,
             followers.told_of_end(),
             ExitStack() as stack,
         ):
             followers.tell("on_start", store.run_id, store.uri, started | settings.fixed())
-            with progress.stage("workers"):
+            with tracker.stage("workers"):
                 session = stack.enter_context(pool_session(settings, address, trains(inputs)))
             stack.enter_context(stoppable())
             if told:
@@ -201,11 +209,16 @@ def run(
                 source.take_over(store, started | settings.fixed(), inputs)
             inputs = _on_device(inputs, settings)
             on_ray = session.trains_on_ray
-            pipeline = Pipeline(inputs, store, progress, session.open_pool, on_ray=on_ray, graphs=graphs)
+            pipeline = Pipeline(inputs, store, tracker, session.open_pool, on_ray=on_ray, graphs=graphs)
             with seeded(derive_seed(settings.seed, "walk")):
                 result = pipeline.run()
             followers.tell("on_result", result)
         return result
+
+
+def _tell_both(first: Listener, second: Listener, status: RunStatus) -> None:
+    first(status)
+    second(status)
 
 
 def _tell_step(before: Preparation, nodes: NodeCheck | None, done: int, total: int) -> None:

@@ -119,16 +119,24 @@ class RunResult:
     standard_errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     finalists: tuple[Mapping[str, Any], ...] = ()
 
+    def saved(self) -> Any:
+        """The `SavedRun` of it: its tables, figures and records; see `raysearch.load_run`.
+
+        Raises:
+            StorageError: its files are damaged, or are no longer there.
+        """
+        # By its public name: a record knows no room above it.
+        import raysearch
+
+        return raysearch.load_run(self.storage)
+
     def load_model(self) -> Any:
         """The exported model, an `nn.Module`; see `SavedRun.load_model`.
 
         Raises:
             StorageError: its files are damaged, or are no longer there.
         """
-        # By its public name: a record knows no room above it, and needs no tensor to be read.
-        import raysearch
-
-        return raysearch.load_run(self.storage).load_model()
+        return self.saved().load_model()
 
     def _repr_html_(self) -> str:
         # What a notebook shows; names are the user's, and stay text.

@@ -82,10 +82,12 @@ def test_other_training_searches_nothing(storage):
     assert trained.assignment == first.assignment.as_json
 
 
-def test_a_trial_is_refined_and_exported(storage):
+def test_a_trial_is_refined_and_exported(storage, capfd):
     search = resolve_run("first", storage).load(codecs.SEARCH)
     other = next(trial for trial in search.trials if trial.is_complete and trial.number != search.best.number)
-    result = run(storage, "trial", start_from="first", trial=other.number)
+    result = run(storage, "trial", start_from="first", trial=other.number, progress=True)
+    assert "trial  refinement" in capfd.readouterr().err
+    assert result.saved().status().state == "done"
     assert result.assignment == other.assignment.as_json
     assert any(note.endswith(f"the assignment is its trial {other.number}") for note in result.notes)
     with pytest.raises(BudgetError, match=rf"trial {other.number} exceeds the budget 'avg_bits<=2.01' by "):
