@@ -69,7 +69,14 @@ def _check_sizes(inputs: Inputs) -> None:
         ConfigError: no step could be as large as asked for.
     """
     data, settings = inputs.task.train, inputs.config.training
-    num_workers = settings.num_workers if inputs.config.cluster.num_workers else 1
+    num_workers = settings.num_workers
+    if num_workers > 1 and not inputs.config.cluster.num_workers:
+        num_workers = 1
+        warnings.warn(
+            f"training.num_workers is {settings.num_workers}, and cluster.workers is 0, by which all is "
+            f"computed in this process: training has one worker there.",
+            stacklevel=3,
+        )
     batches = training_batches(data, settings.batch_size, 0, 0, num_workers)
     if batches.num_turns == 0:
         units, advice = "batches", "more and smaller batches"

@@ -262,7 +262,8 @@ def test_workers_without_a_batch_and_a_step_larger_than_the_data():
     assert "fewer batches than training.num_workers, which is 3" in text
     text = refuse(make_task(), workers=1, training={"num_workers": 11})
     assert "fewer samples than training.num_workers, which is 11" in text
-    assert try_task(task, training={"num_workers": 3})
+    with pytest.warns(UserWarning, match=r"num_workers is 3, and cluster\.workers is 0"):
+        try_task(task, training={"num_workers": 3})
     text = refuse(make_task(), training={"global_batch_size": 11})
     assert "training.global_batch_size is 11, and the training data has 10 samples" in text
     # A batch is as small as the data, which is told.
