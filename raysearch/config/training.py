@@ -73,10 +73,10 @@ class TrainingConfig(Section):
     steps: int | None = Field(None, ge=1)
     batch_size: int = Field(64, ge=1)
     global_batch_size: int | None = Field(None, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    scale_learning_rate: float = Field(1e-2, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: float = Field(0.0, ge=0)
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    scale_learning_rate: float = Field(1e-2, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    warmup_steps: float = Field(0.0, ge=0, allow_inf_nan=False)
     max_grad_norm: float | None = Field(None, gt=0)
     ema_decay: float = Field(0.0, ge=0, lt=1)
     precision: Precision = "float32"
@@ -86,10 +86,10 @@ class TrainingConfig(Section):
     patience: int | None = Field(None, ge=1)
     objective: TrainingObjective = "auto"
     distill_weight: float = Field(0.5, gt=0, lt=1)
-    feature_weight: float = Field(0.0, ge=0)
+    feature_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
     scale_freeze_after: float = Field(1.0, ge=0, le=1)
     activations_after: float = Field(0.0, ge=0, lt=1)
-    dampening: float = Field(0.0, ge=0)
+    dampening: float = Field(0.0, ge=0, allow_inf_nan=False)
     oscillation_threshold: float = Field(0.0, ge=0, lt=1)
     gradient_checkpointing: bool = False
     checkpoint_steps: int | None = Field(None, ge=1)
@@ -97,7 +97,7 @@ class TrainingConfig(Section):
     loggers: tuple[str, ...] = ()
     num_workers: int = Field(1, ge=1)
     min_workers: int | None = Field(None, ge=1)
-    cpus_per_worker: float = Field(1.0, gt=0)
+    cpus_per_worker: float = Field(1.0, gt=0, allow_inf_nan=False)
     use_gpu: bool | None = None
     threads: int = Field(1, ge=1)
     max_failures: int = Field(2, ge=0)

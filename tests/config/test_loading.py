@@ -42,6 +42,7 @@ def test_a_pin_may_have_dots_in_its_name():
         ("sensitivity.relative_error=inf", "sensitivity.relative_error"),
         ("sensitivity.max_draws=1", "sensitivity.max_draws"),
         ("sensitivity.draw_chunk=0", "sensitivity.draw_chunk"),
+        ("training.learning_rate=inf", "training.learning_rate"),
     ],
 )
 def test_wrong_settings_are_named(text, part):
