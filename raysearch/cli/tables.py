@@ -64,7 +64,8 @@ def _csv(grid: Grid) -> str:
 
 def _markdown(grid: Grid) -> str:
     def line(cells: Sequence[str]) -> str:
-        escaped = [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
+        # What would end a cell, or begin a tag, an image, code or emphasis.
+        escaped = [re.sub(r"([|<`*\[\\])", r"\\\1", cell).replace("\n", " ") for cell in cells]
         return f"| {' | '.join(escaped)} |"
 
     rule = "|" + "---|" * len(grid.columns)

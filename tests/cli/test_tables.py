@@ -59,6 +59,8 @@ def test_rows_of_repeated_blocks_that_say_the_same_are_one():
 
 def test_other_forms_hold_every_cell():
     grid = Grid(("a", "b|c"), (Row("x,y", ("1|2",)), Row("z", ('"',))))
+    (_, _, row) = shown(Grid(("a",), (Row("<b>*[x](y)`", ()),)), form=Format.MARKDOWN).splitlines()
+    assert row == r"| \<b>\*\[x](y)\` |", "no name is markup"
     read = list(csv.reader(io.StringIO(shown(grid, form=Format.CSV))))
     assert read == [["a", "b|c"], ["x,y", "1|2"], ["z", '"']]
     lines = shown(grid, form=Format.MARKDOWN).splitlines()
