@@ -4,7 +4,7 @@ from raysearch.export.check_folder import FolderCheck, verify_folder
 from raysearch.export.export import export_model
 from raysearch.export.load import load_model
 from raysearch.export.stripped_model import StrippedModel
-from raysearch.export.targets import TARGETS, Target, check_targets
+from raysearch.export.targets import TARGETS, Target, check_model, check_targets
 from raysearch.export.timing.profiling import profile_onnxruntime
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "FolderCheck",
     "StrippedModel",
     "Target",
+    "check_model",
     "check_targets",
     "export_model",
     "load_model",

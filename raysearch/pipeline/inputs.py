@@ -28,7 +28,7 @@ from raysearch.evaluation.model.copies import reading_copy
 from raysearch.evaluation.model.model_hash import hash_model
 from raysearch.evaluation.model.model_source import ModelSource
 from raysearch.evaluation.positions import counted
-from raysearch.export import check_targets
+from raysearch.export import check_model, check_targets
 from raysearch.pipeline.blockwise import chain_of, check_block_settings
 from raysearch.pipeline.direction import measured_direction
 from raysearch.pipeline.fingerprints import hash_batches
@@ -153,6 +153,7 @@ def check_inputs(task: Task, config: Config, budgets: Sequence[str]) -> Inputs:
     parsed = _read_budgets(budgets, config.search)
     check_against_task(task, config)
     task = private_task(task)
+    check_model(task.model, config.export.targets)
     setup = _place(task, config)
     _check_setup(setup, parsed, config, task.model)
     check_block_settings(task, setup, config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -62,12 +62,20 @@ def left_out(
             with_it = LeftOut(reason, is_chosen)
             reasons |= {name: with_it for name in fusion.weights if name not in reasons}
     if len(reasons) == len(weights):
-        name, entry = next(iter(reasons.items()))
+        names_of: dict[str, list[str]] = {}
+        for name, entry in reasons.items():
+            names_of.setdefault(entry.reason, []).append(name)
+        texts = [f"{_few(names)} ({reason})" for reason, names in names_of.items()]
         raise PlacementError(
-            f"no weight is left to quantize: '{name}', like all others, stays float, since {entry.reason}. "
+            f"no weight is left to quantize. Float stay {'; '.join(texts[:3])}. "
             f"Change placement.target_scopes or ignored_scopes, or placement.profile."
         )
     return reasons
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first of some weights, and how many more there are."""
+    return f"'{names[0]}'" if len(names) == 1 else f"'{names[0]}' and {len(names) - 1} more"
 
 
 def _classes(model: nn.Module, point: QuantizationPoint) -> set[str]:

@@ -194,5 +194,7 @@ def test_where_one_stays_float_all_do() -> None:
         "shared.w3.weight, which the profile 'vllm' fuses with it, is left out by "
         "placement.target_scopes or ignored_scopes"
     )
-    with pytest.raises(PlacementError, match=r"no weight is left.*target_scopes"):
+    with pytest.raises(
+        PlacementError, match=r"no weight is left.*' and \d+ more \(left out by .*\(shared.w1.weight, which"
+    ):
         mixture(target_scopes=("shared.w3",))

@@ -1,7 +1,7 @@
 """The formats that a stripped model is written in: one a file, of one protocol, listed once."""
 
 from raysearch.export.targets.capability import Capability
-from raysearch.export.targets.registry import TARGETS, check_targets
+from raysearch.export.targets.registry import TARGETS, check_model, check_targets
 from raysearch.export.targets.target import ExportJob, Target, Verdict, Verification, Written
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "Verdict",
     "Verification",
     "Written",
+    "check_model",
     "check_targets",
 ]

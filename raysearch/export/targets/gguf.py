@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from raysearch.errors import ConfigError, ExportError
+from raysearch.errors import ExportError
 from raysearch.evaluation import Forward, batch_size, output_tensor
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.export.gguf.file import read_model, write_gguf
@@ -19,7 +19,7 @@ from raysearch.export.gguf.served_gguf import ServedGguf
 from raysearch.export.targets.capability import Capability
 from raysearch.export.targets.target import ExportJob, Target, Verdict, Verification, Written
 from raysearch.export.verification.verify import Reference, reference_outputs
-from raysearch.records import QuantizerSetup, TargetCheck
+from raysearch.records import TargetCheck
 from raysearch.records.block_types import BLOCK_TYPES
 
 VERIFIED = Part(prompts=4, prefixes=32, tokens=4096)
@@ -50,18 +50,13 @@ class GgufTarget(Target):
     )
     extra = GGUF
 
-    def refusals(self, setup: QuantizerSetup, model: nn.Module | None = None) -> dict[str, list[str]]:
-        """What of a setup it does not hold.
-
-        Raises:
-            ConfigError: the model is none that llama.cpp runs, or its tokenizer none that it reads.
-        """
-        if model is not None:
-            try:
-                read_model(model)
-            except ExportError as error:
-                raise ConfigError(str(error)) from error
-        return super().refusals(setup, model)
+    def why_not(self, model: nn.Module) -> str:
+        """Why it does not hold a model: llama.cpp runs some, and reads some tokenizers."""
+        try:
+            read_model(model)
+        except ExportError as error:
+            return str(error)
+        return ""
 
     def write(self, job: ExportJob) -> Written:
         """Write the file.

@@ -24,6 +24,29 @@ _TARGETS: tuple[Target, ...] = (
 TARGETS: Mapping[str, Target] = {target.name: target for target in _TARGETS}
 
 
+def check_model(
+    model: nn.Module, names: Sequence[str] | None, targets: Mapping[str, Target] = TARGETS
+) -> None:
+    """Refuse targets that hold no such model, before anything is said of where its quantizers would be.
+
+    Args:
+        model: the float model.
+        names: names of targets; None is those that would be written by default, which hold all.
+        targets: those there are.
+
+    Raises:
+        ConfigError: a target does not know the model.
+    """
+    for name in names or ():
+        if name in targets and not targets[name].extra.missing():
+            _check_known(targets[name], model)
+
+
+def _check_known(target: Target, model: nn.Module) -> None:
+    if reason := target.why_not(model):
+        raise ConfigError(reason)
+
+
 def check_targets(
     setup: QuantizerSetup,
     names: Sequence[str] | None,
@@ -53,6 +76,8 @@ def check_targets(
                 f"export.targets names '{name}', which needs {', '.join(missing)}; install them with "
                 f"`{target.extra.command}`, or leave the target out."
             )
+        if model is not None:
+            _check_known(target, model)
         for words, quantizers in target.refusals(setup, model).items():
             listed = ", ".join(f"'{quantizer}'" for quantizer in quantizers[:3])
             more = f" and {len(quantizers) - 3} more" if len(quantizers) > 3 else ""

@@ -146,6 +146,10 @@ class Target(ABC):
     exact: ClassVar[bool] = False
     fixed_part: ClassVar[str] = "file"
 
+    def why_not(self, model: nn.Module) -> str:
+        """Why it does not hold a model, whatever of it is quantized; "" where it may."""
+        return ""
+
     def refusals(self, setup: QuantizerSetup, model: nn.Module | None = None) -> dict[str, list[str]]:
         """What of a setup or a model it does not hold: words → the quantizers or tensors they are said of.
 

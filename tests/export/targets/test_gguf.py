@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+import raysearch
 from raysearch.config import load_config
-from raysearch.errors import ConfigError, ExportError
+from raysearch.errors import ConfigError, ExportError, PlacementError
 from raysearch.export import TARGETS, check_targets
 from raysearch.export.outputs import tensor_leaves
 from raysearch.export.targets import ExportJob
+from raysearch.pipeline.inputs import check_inputs
 from raysearch.placement import place_quantizers
 from raysearch.records import CostModel, Granularity, QuantizationPoint, QuantizerGroup, QuantizerSetup
 from raysearch.records.block_types import BLOCK_TYPES
@@ -89,6 +91,18 @@ def test_a_type_for_each_tensor_arrives_bit_for_bit_and_llama_cpp_computes_with_
     assert sum(sizes[name] for name in BLOCK_TYPES) == counted == manifest.weights_bytes
     size = (folder / "model.safetensors").stat().st_size
     assert size <= manifest.costs["size"] <= 1.02 * size
+
+
+def test_a_model_it_does_not_know_is_told_before_its_weights_are_looked_at() -> None:
+    model = nn.Linear(3, 2)
+    task = raysearch.Task(model, (torch.zeros(1, 3),), calibration=[torch.zeros(1, 3)])
+    config = load_config(overrides={"export": {"targets": ["gguf"]}, "placement": {"profile": "llama.cpp"}})
+    with pytest.raises(ConfigError, match="writes causal language models of transformers, and Linear"):
+        check_inputs(task, config, ["avg_bits<=4"])
+    # Here its rows are too short for any type.
+    config = load_config(overrides={"placement": {"profile": "llama.cpp"}})
+    with pytest.raises(PlacementError, match=r"'weight' \(the profile 'llama\.cpp' takes rows of"):
+        check_inputs(task, config, ["avg_bits<=4"])
 
 
 def placed(**settings: object) -> QuantizerSetup:
