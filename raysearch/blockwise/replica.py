@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +16,7 @@ from raysearch.evaluation.batches import map_tensors
 from raysearch.evaluation.forward import frozen_eval
 from raysearch.evaluation.half_precision import HALF
 from raysearch.evaluation.model.copies import private_copy
+from raysearch.freed_memory import return_freed
 
 
 def without_weights(model: nn.Module) -> nn.Module:
@@ -28,12 +27,6 @@ def without_weights(model: nn.Module) -> nn.Module:
 
 def _empty(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
-
-
-def _give_back_memory() -> None:
-    """Give freed memory back to the system: glibc keeps what lies between pieces that are in use."""
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass
@@ -100,7 +93,7 @@ class BlockReplica(Replica):
         self._put({name: _empty(weight) for name, weight in resident.weights.items()})
         # Before the next are read: two parts at once are what a worker has no room for.
         resident.part, resident.weights = None, {}
-        _give_back_memory()
+        return_freed()
         weights = {name: self._read(name) for name in self._places if self.chain.part_of(name) == part}
         self._put(weights)
         resident.part, resident.weights = part, weights

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from raysearch.freed_memory import return_freed
 from raysearch.quantizer import Quantizer, make_quantizer
 from raysearch.records import QuantizationPoint, QuantizerSetup, RangeTable, Scheme
 
@@ -103,8 +104,10 @@ class WeightCache:
 
     def end_forward(self) -> None:
         """Let go of the last weight before outputs are judged; on a GPU the assignment's stay."""
-        if not any(weight.is_cuda for weight in self._last.values()):
+        if self._last and not any(weight.is_cuda for weight in self._last.values()):
             self._last.clear()
+            # Weights that do not fit come and go, and leave gaps that grow with every forward.
+            return_freed()
 
     @staticmethod
     def _has_spare(weight: Tensor) -> bool:
