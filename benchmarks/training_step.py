@@ -55,8 +55,8 @@ missed. What was tried, with the same bits but for the last, as ratios before an
   zeros have the other sign, and every worker would need a compiler.
 
 - Values kept from the forward and bounds in units of x, so that the backward of an activation reads and
-  writes half as much (four passes): of 26 ms in a step of 197, 21 to 24 (ResNet-20); 4.3 and 4.0 (encoder). Ratios
-  in turn, on a core of its own: 1.48, 1.49 and 1.42, 1.51; 1.30, 1.32 and 1.30, 1.31.
+  writes half as much (four passes): of 26 ms in a step of 197, 21 to 24 (ResNet-20); 4.3 and 4.0 (encoder).
+  Ratios in turn, on a core of its own: 1.48, 1.49 and 1.42, 1.51; 1.30, 1.32 and 1.30, 1.31.
 - An addition in place whose backward makes no zeros, and no sign taken of a scale that is positive: 1.43,
   1.45, 1.43 and 1.45, 1.43, 1.44 (ResNet-20); 1.31, 1.30, 1.30 and 1.29, 1.31, 1.32 (encoder).
 
