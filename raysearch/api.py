@@ -188,7 +188,9 @@ def run(
         coverage = inputs.setup.coverage
         remark = "" if coverage is None else coverage.describe()
         # A job on a cluster goes on by `submit`, of which it knows nothing.
-        next_time = way_on(store.run_id, store.open(), str(storage)) if address == "local" else ""
+        next_time = ""
+        if address == "local":
+            next_time = way_on(store.run_id, store.open(), str(storage), settings.cluster.workers)
         with (
             plain_modes(),
             owned(store),

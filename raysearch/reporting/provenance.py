@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raysearch.artifacts import DEFAULT_STORAGE
+from raysearch.artifacts import DEFAULT_STORAGE, redact
 from raysearch.artifacts.run_record import STARTED
 from raysearch.config import Config
 from raysearch.reporting.grids import Grid, Row
@@ -60,18 +60,26 @@ def command_of(run_id: str, started: Mapping[str, Any], storage: str = DEFAULT_S
     return shlex.join([*words, "--run-id", run_id])
 
 
-def way_on(run_id: str, started: Mapping[str, Any], storage: str) -> str:
-    """How a run that was stopped goes on, as a line to paste.
+def way_on(run_id: str, started: Mapping[str, Any], storage: str, workers: int | str = "auto") -> str:
+    """How a run that was stopped goes on, as a line to paste; keys of its storage are not shown.
 
     Args:
         run_id: the run.
         started: `run.json`.
         storage: where the run is.
+        workers: those in force; no record has them, since no result depends on them. "auto" is not said.
     """
-    command = command_of(run_id, started, storage)
+    shown = redact(storage)
+    command = command_of(run_id, started, shown)
     if command:
-        return f"{command} --resume"
-    return f"raysearch.run(task, …, storage={storage!r}, run_id={run_id!r}, resume=True)"
+        told = "" if workers == "auto" else f" --workers {workers}"
+        text = f"{command}{told} --resume"
+    else:
+        told = "" if workers == "auto" else f", workers={workers}"
+        text = f"raysearch.run(task, …, storage={shown!r}, run_id={run_id!r}{told}, resume=True)"
+    if shown != storage:
+        text += "\n  with the keys and options of its storage, which are not shown"
+    return text
 
 
 def settings_grid(config: Mapping[str, Any]) -> Grid:

@@ -134,6 +134,10 @@ def test_a_run_that_is_stopped_says_the_command_that_goes_on_with_it(tmp_path) -
         "--run-id run-1 --resume"
     )
     assert "resume=True" in way_on("run-1", {"config": {"task": "ResNet"}}, "runs")
+    assert way_on("run-1", started, "/my runs", workers=0).endswith("--run-id run-1 --workers 0 --resume")
+    remote = way_on("run-1", started, "s3://key:secret@bucket/runs?region=x")
+    assert "--storage s3://bucket/runs --run-id run-1 --resume\n  with the keys" in remote
+    assert "secret" not in remote
     store = RunStore(tmp_path, "run-1")
     store.create({}, {}, {})
     message = f"goes on with\n  {re.escape(command)}"
