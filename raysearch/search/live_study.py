@@ -41,27 +41,30 @@ class LiveStudy(Callback):
         self._distributions = make_distributions(OptionSpace(setup))
         self._front = search.front_kind
         self._told = datetime.datetime.now()
-        try:
-            self._study = self._open(run_id, search)
-        except Exception as error:
-            # Of SQLAlchemy and the driver of a database come errors of any kind; none may show a password.
-            raise ConfigError(
-                f"search.storage cannot be used by Optuna ({type(error).__name__}); it takes a URL of "
-                "SQLAlchemy such as sqlite:///trials.db, whose driver is installed."
-            ) from error
-        before = self._study.user_attrs.get(_FINGERPRINT, setup.fingerprint())
-        if before != setup.fingerprint():
-            raise ConfigError(
-                f"the study '{run_id}' of search.storage is of another model or other options; take another "
-                "run id."
-            )
         attributes = {
             "objective": search.measured,
             "budgets": [budget.text for budget in budgets],
             _FINGERPRINT: setup.fingerprint(),
         }
-        for name, value in attributes.items():
-            self._study.set_user_attr(name, value)
+        try:
+            self._study = self._open(run_id, search)
+            before = self._study.user_attrs.get(_FINGERPRINT, setup.fingerprint())
+            if before == setup.fingerprint():
+                for name, value in attributes.items():
+                    self._study.set_user_attr(name, value)
+            self._next = len(self._study.get_trials(deepcopy=False))
+        except Exception as error:
+            # Of SQLAlchemy and the driver of a database come errors of any kind, whose texts, which a chained
+            # error would show, may have the password.
+            raise ConfigError(
+                f"search.storage cannot be used by Optuna ({type(error).__name__}); it takes a URL of "
+                "SQLAlchemy such as sqlite:///trials.db, whose driver is installed, and must be writable."
+            ) from None
+        if before != setup.fingerprint():
+            raise ConfigError(
+                f"the study '{run_id}' of search.storage is of another model or other options; take another "
+                "run id."
+            )
 
     def _open(self, run_id: str, search: SearchConfig) -> Study:
         with quiet_optuna():
@@ -78,7 +81,7 @@ class LiveStudy(Callback):
 
     def on_trial(self, trial: SearchTrial, objective: str) -> None:
         """Add it, unless the study of a run that goes on has it."""
-        if trial.number < len(self._study.get_trials(deepcopy=False)):
+        if trial.number < self._next:
             return
         frozen = freeze_trial(trial, self._distributions, self._front)
         now = datetime.datetime.now()
@@ -86,3 +89,4 @@ class LiveStudy(Callback):
         self._told = now
         with quiet_optuna():
             self._study.add_trial(frozen)
+        self._next += 1

@@ -1,5 +1,7 @@
 """The trials of a search in a storage of the user's."""
 
+import traceback
+
 import optuna
 import pytest
 
@@ -33,6 +35,15 @@ def test_trials_are_in_the_storage_as_they_come_and_once(tmp_path):
 
 
 def test_a_storage_that_is_none_is_refused_without_its_password():
+    settings = SearchConfig(storage="nobase://me:secret@host/db")
     with pytest.raises(ConfigError, match=r"search.storage cannot be used.*sqlite") as refused:
-        LiveStudy("run-1", make_setup(2), (), SearchConfig(storage="nobase://me:secret@host/db"))
-    assert "secret" not in str(refused.value)
+        LiveStudy("run-1", make_setup(2), (), settings)
+    assert "secret" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_a_storage_that_is_not_writable_is_refused(tmp_path):
+    setup, path = make_setup(2), tmp_path / "trials.db"
+    LiveStudy("run-1", setup, (), SearchConfig(storage=f"sqlite:///{path}"))
+    read_only = f"sqlite:///file:{path}?mode=ro&uri=true"
+    with pytest.raises(ConfigError, match="must be writable"):
+        LiveStudy("run-1", setup, (), SearchConfig(storage=read_only))
