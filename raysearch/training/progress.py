@@ -134,7 +134,12 @@ class CheckpointFolder:
         """
         if self._storage is None or _name(step) not in self._names():
             return False
-        self._storage.delete_file(_name(step))
+        try:
+            self._storage.delete_file(_name(step))
+        except StorageError:
+            # Another worker of the group may have been faster.
+            if _name(step) in self._names():
+                raise
         return True
 
     def _names(self) -> list[str]:

@@ -200,6 +200,19 @@ def test_a_checkpoint_of_other_widths_is_refused(tmp_path):
         trained(make_recipe(bits=3), Stopping(tmp_path))
 
 
+def test_a_checkpoint_that_two_workers_take_away_at_once_is_gone(tmp_path):
+    CheckpointFolder(Storage(tmp_path)).save(Progress(step=3), {"x": torch.zeros(1)})
+
+    class Slower(Storage):
+        def delete_file(self, name):
+            # The other worker of the group is done between this one's look and its hand.
+            (tmp_path / name).unlink()
+            super().delete_file(name)
+
+    assert CheckpointFolder(Slower(tmp_path)).discard(3)
+    assert CheckpointFolder(Storage(tmp_path)).last_step() is None
+
+
 def test_workers_that_read_checkpoints_of_different_steps_are_refused():
     class Behind(ProcessContext):
         def gather(self, values):
