@@ -183,3 +183,15 @@ LATER = (
     "oscillation_threshold",
 )
 """Settings that runs from before they existed lack."""
+
+GROUP_AND_LIFE = (
+    "loggers",
+    "checkpoint_steps",
+    "checkpoint_minutes",
+    "num_workers",
+    "min_workers",
+    "cpus_per_worker",
+    "use_gpu",
+    "max_failures",
+)
+"""Settings on which no result of a training within one worker depends, as a finalist's is."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from raysearch.artifacts import RunStore, codecs
 from raysearch.artifacts.run_record import STARTED, first_difference
+from raysearch.config.training import GROUP_AND_LIFE
 from raysearch.errors import BudgetError, ConfigError, StorageError
 from raysearch.pipeline.finalists import digest_of_training_data
 from raysearch.pipeline.inputs import Inputs
@@ -39,19 +40,7 @@ Training is: of its data only a few batches have a fingerprint, so nothing would
 FINALISTS_ONLY = ("search.finalists_trained", "search.finalists_epochs", "search.finalists_steps")
 """Settings of the section `search` on which the search does not depend."""
 
-LONG_TRAINING_ONLY = (
-    "training.epochs",
-    "training.steps",
-    "training.patience",
-    "training.loggers",
-    "training.checkpoint_steps",
-    "training.checkpoint_minutes",
-    "training.num_workers",
-    "training.min_workers",
-    "training.cpus_per_worker",
-    "training.use_gpu",
-    "training.max_failures",
-)
+LONG_TRAINING_ONLY = tuple(f"training.{name}" for name in ("epochs", "steps", "patience", *GROUP_AND_LIFE))
 """Settings of the section `training` on which the short trainings of finalists do not depend."""
 
 REFINING = ("rounding.refine", "rounding.refine_steps", "rounding.refine_learning_rate")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raysearch.artifacts import OUTAGE_SECONDS, Storage
 from raysearch.cluster.pool import Key, Pool, UnitValue
+from raysearch.config.training import GROUP_AND_LIFE
 from raysearch.determinism import seeded
 from raysearch.errors import TrainingError
 from raysearch.evaluation import Replica
@@ -28,8 +29,6 @@ FINALISTS = "finalists"
 """The folder of the checkpoints of finalists that are being trained."""
 
 _RESULT = "result"
-_NO_RESULT_FROM = ("checkpoint_steps", "checkpoint_minutes")
-"""Settings that change nothing but how much is computed again."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def train_finalists(
     Returns:
         Trial's number → what its training gave.
     """
-    settings = {name: value for name, value in recipe.settings.fixed().items() if name not in _NO_RESULT_FROM}
+    settings = {name: value for name, value in recipe.settings.fixed().items() if name not in GROUP_AND_LIFE}
     # A run that goes on may have other settings of training: those trainings would not compare.
     digest = blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
     units: dict[Key, tuple[Start, str]] = {}
