@@ -1,9 +1,9 @@
 """Do a few steps of training tell which assignment is best after all of them?
 
-A problem of `benchmarks.training` is searched, and its best assignments are trained from their rounded codes,
-shortly and in full, as `search.finalists_trained` does. Each training is a piece, a JSON file that is written
-when it is done, and one that is cut goes on from its checkpoint. Writes benchmarks/results/finalists.md from
-the pieces that are there.
+A problem of `benchmarks.problems.training_cases` is searched, and its best assignments are trained from their
+rounded codes, shortly and in full, as `search.finalists_trained` does. Each training is a piece, a JSON file
+that is written when it is done, and one that is cut goes on from its checkpoint. Writes
+benchmarks/results/finalists.md from the pieces that are there.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from types import SimpleNamespace
 
 import torch
 
+from benchmarks.problems.training_cases import PROBLEMS
 from benchmarks.responses import processor
-from benchmarks.training import PROBLEMS, Trained, code_state
+from benchmarks.training import Trained, code_state
 from raysearch.artifacts import Storage, resolve_run
 from raysearch.cluster.pool import LocalPool
 from raysearch.config import load_config
